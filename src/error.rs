@@ -1,0 +1,103 @@
+//! What can go wrong, in one line a user can act on, and the exit code that a pipeline can act on.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// The library's result.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// Everything that ends a command other than success.
+///
+/// The message is one line, lower case, and says where and what to do. [`Error::exit_code`] is the contract with pipelines.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A file or directory could not be read or written.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// The file, or `-` for standard input.
+        path: PathBuf,
+        /// What the operating system said.
+        source: io::Error,
+    },
+    /// The command's own output could not be written; a closed pipe of a pure filter is no error (see [`crate::cli`]).
+    #[error("cannot write the output: {0}")]
+    Output(#[source] io::Error),
+    /// A model directory or checkpoint cannot be used.
+    #[error("{}: {what}", path.display())]
+    Model {
+        /// The directory or the file in it.
+        path: PathBuf,
+        /// What is wrong with it, and the remedy where there is one.
+        what: String,
+    },
+    /// The Hub, or a cache of it, did not give what was asked for.
+    #[error("hub: {repo}: {what}")]
+    Hub {
+        /// `owner/name`.
+        repo: String,
+        /// What happened, and the remedy where there is one.
+        what: String,
+    },
+    /// The machine cannot do what was asked: device, memory, threads.
+    #[error("{0}")]
+    Device(String),
+    /// Options that contradict each other or the input as a whole.
+    #[error("{0}")]
+    Usage(String),
+    /// A line of input that is not what the command takes.
+    #[error("{path}:{line}: {what}")]
+    Record {
+        /// The file as named on the command line; `-` is standard input.
+        path: String,
+        /// Its line, counted from 1.
+        line: usize,
+        /// What is wrong with it.
+        what: String,
+    },
+    /// Input that is wrong as a whole, not in one line.
+    #[error("{0}")]
+    Data(String),
+    /// Loss, gradient or probabilities are not finite, or sampler and trainer disagree; nothing was published.
+    #[error("{0}")]
+    Numerics(String),
+}
+
+impl Error {
+    /// Wraps an I/O error with the path it happened at; made for `map_err(Error::io(path))`.
+    pub fn io(path: impl AsRef<Path>) -> impl FnOnce(io::Error) -> Self {
+        let path = path.as_ref().to_path_buf();
+        move |source| Self::Io { path, source }
+    }
+
+    /// An unusable model directory or checkpoint.
+    pub fn model(path: impl AsRef<Path>, what: impl Into<String>) -> Self {
+        Self::Model { path: path.as_ref().to_path_buf(), what: what.into() }
+    }
+
+    /// The process exit code: 1 could not run, 2 usage, 3 bad input data, 4 numerics.
+    #[must_use]
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Io { .. } | Self::Output(_) | Self::Model { .. } | Self::Hub { .. } | Self::Device(_) => 1,
+            Self::Usage(_) => 2,
+            Self::Record { .. } | Self::Data(_) => 3,
+            Self::Numerics(_) => 4,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exit_codes_are_the_contract() {
+        let bad_line = Error::Record { path: "-".into(), line: 17, what: "not JSON".into() };
+        assert_eq!(bad_line.to_string(), "-:17: not JSON");
+        assert_eq!(bad_line.exit_code(), 3);
+        assert_eq!(Error::io("x")(io::ErrorKind::NotFound.into()).exit_code(), 1);
+        assert_eq!(Error::Usage(String::new()).exit_code(), 2);
+        assert_eq!(Error::Numerics(String::new()).exit_code(), 4);
+    }
+}

@@ -1,0 +1,211 @@
+//! Lines of JSON in and out: `-`, files, `.zst` on the fly, publishing by rename.
+//!
+//! Knows bytes and lines; what a line means is [`crate::record`]'s.
+
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, BufWriter, Read, Write};
+use std::path::{Path, PathBuf};
+
+use crate::error::{Error, Result};
+use crate::record::Line;
+
+/// The longest line that is read [bytes]; a longer one is an error instead of exhausted memory.
+pub const MAX_LINE_BYTES: usize = 64 << 20;
+
+/// zstd's level for written files: its default, a good trade of speed and size for text.
+const ZSTD_LEVEL: i32 = 3;
+
+/// The lines of one input, with their numbers.
+pub struct Input {
+    name: String,
+    reader: Box<dyn BufRead + Send>,
+    line: usize,
+}
+
+impl Input {
+    /// Opens a file, or standard input for `-`; a name that ends in `.zst` is decompressed.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when it cannot be opened.
+    pub fn open(path: &Path) -> Result<Self> {
+        let name = path.display().to_string();
+        let reader: Box<dyn BufRead + Send> = if path.as_os_str() == "-" {
+            Box::new(BufReader::with_capacity(1 << 16, io::stdin()))
+        } else {
+            let file = File::open(path).map_err(Error::io(path))?;
+            if path.extension().is_some_and(|ext| ext == "zst") {
+                let decoder = zstd::Decoder::new(file).map_err(Error::io(path))?;
+                Box::new(BufReader::with_capacity(1 << 16, decoder))
+            } else {
+                Box::new(BufReader::with_capacity(1 << 16, file))
+            }
+        };
+        Ok(Self { name, reader, line: 0 })
+    }
+
+    /// The input's name as given, `-` for standard input.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The next line that is not blank, without its end; `None` at the end of the input.
+    fn read_line(&mut self) -> Result<Option<Line>> {
+        loop {
+            let mut bytes = Vec::new();
+            let limit = MAX_LINE_BYTES as u64 + 1;
+            let read = self.reader.by_ref().take(limit).read_until(b'\n', &mut bytes);
+            let read = read.map_err(Error::io(&self.name))?;
+            if read == 0 {
+                return Ok(None);
+            }
+            self.line += 1;
+            if read > MAX_LINE_BYTES {
+                return Err(self.error(&format!("line longer than {} MiB", MAX_LINE_BYTES >> 20)));
+            }
+            while bytes.last().is_some_and(|end| matches!(end, b'\n' | b'\r')) {
+                bytes.pop();
+            }
+            let text = String::from_utf8(bytes).map_err(|_| self.error("not UTF-8"))?;
+            if !text.trim().is_empty() {
+                return Ok(Some(Line { path: self.name.clone(), number: self.line, text }));
+            }
+        }
+    }
+
+    fn error(&self, what: &str) -> Error {
+        Error::Record { path: self.name.clone(), line: self.line, what: what.into() }
+    }
+}
+
+impl Iterator for Input {
+    type Item = Result<Line>;
+
+    fn next(&mut self) -> Option<Result<Line>> {
+        self.read_line().transpose()
+    }
+}
+
+/// Where a command writes: standard output, or a file that appears under its name only when it is whole.
+pub struct Output {
+    sink: Sink,
+}
+
+enum Sink {
+    Stdout(BufWriter<io::StdoutLock<'static>>),
+    File { target: PathBuf, writer: FileWriter },
+}
+
+enum FileWriter {
+    Plain(BufWriter<tempfile::NamedTempFile>),
+    Zstd(zstd::Encoder<'static, BufWriter<tempfile::NamedTempFile>>),
+}
+
+impl Output {
+    /// Standard output for `None` and `-`, else a file beside `path` that [`Output::finish`] renames to it.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when the file cannot be made.
+    pub fn create(path: Option<&Path>) -> Result<Self> {
+        let sink = match path {
+            None => Sink::Stdout(BufWriter::with_capacity(1 << 16, io::stdout().lock())),
+            Some(path) if path.as_os_str() == "-" => return Self::create(None),
+            Some(path) => Sink::File { target: path.to_path_buf(), writer: FileWriter::create(path)? },
+        };
+        Ok(Self { sink })
+    }
+
+    /// Writes one line; `line` holds no line end.
+    ///
+    /// # Errors
+    /// [`Error::Output`] when standard output refuses it, [`Error::Io`] when the file does.
+    pub fn write_line(&mut self, line: &[u8]) -> Result<()> {
+        self.attempt(|out| out.write_all(line).and_then(|()| out.write_all(b"\n")))
+    }
+
+    /// Hands what was written so far to the reader, so that a pipe sees each batch as it is made.
+    ///
+    /// # Errors
+    /// As [`Output::write_line`].
+    pub fn flush(&mut self) -> Result<()> {
+        self.attempt(|out| out.flush())
+    }
+
+    /// Flushes and publishes. The last write error of a full disk shows here.
+    ///
+    /// # Errors
+    /// As [`Output::write_line`].
+    pub fn finish(mut self) -> Result<()> {
+        self.flush()?;
+        match self.sink {
+            Sink::Stdout(writer) => {
+                let _ = writer.into_parts(); // already flushed; dropping must not try, and report, again
+                Ok(())
+            }
+            Sink::File { target, writer } => writer.publish(&target).map_err(Error::io(&target)),
+        }
+    }
+
+    /// After an error: whole records reach a pipe; a file under a name is not published.
+    pub(crate) fn flush_after_error(self) -> Result<()> {
+        match self.sink {
+            Sink::Stdout(mut writer) => {
+                let flushed = writer.flush();
+                let _ = writer.into_parts();
+                match flushed {
+                    Err(err) if err.kind() != io::ErrorKind::BrokenPipe => Err(Error::Output(err)),
+                    _ => Ok(()),
+                }
+            }
+            Sink::File { .. } => Ok(()),
+        }
+    }
+
+    fn attempt(&mut self, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<()> {
+        match &mut self.sink {
+            Sink::Stdout(writer) => write(writer).map_err(Error::Output),
+            Sink::File { target, writer: FileWriter::Plain(writer) } => write(writer).map_err(Error::io(&*target)),
+            Sink::File { target, writer: FileWriter::Zstd(writer) } => write(writer).map_err(Error::io(&*target)),
+        }
+    }
+}
+
+impl FileWriter {
+    fn create(target: &Path) -> Result<Self> {
+        let folder = match target.parent() {
+            Some(folder) if !folder.as_os_str().is_empty() => folder,
+            _ => Path::new("."),
+        };
+        let temporary = tempfile::Builder::new().prefix(".").suffix(".tmp").tempfile_in(folder);
+        let writer = BufWriter::with_capacity(1 << 16, temporary.map_err(Error::io(target))?);
+        if target.extension().is_some_and(|ext| ext == "zst") {
+            Ok(Self::Zstd(zstd::Encoder::new(writer, ZSTD_LEVEL).map_err(Error::io(target))?))
+        } else {
+            Ok(Self::Plain(writer))
+        }
+    }
+
+    fn publish(self, target: &Path) -> io::Result<()> {
+        let writer = match self {
+            Self::Plain(writer) => writer,
+            Self::Zstd(encoder) => encoder.finish()?,
+        };
+        let file = writer.into_inner().map_err(io::IntoInnerError::into_error)?;
+        make_readable(&file)?;
+        file.as_file().sync_all()?;
+        file.persist(target)?;
+        Ok(())
+    }
+}
+
+/// Temporary files are made for their owner alone; a published one gets the usual mode.
+#[cfg(unix)]
+fn make_readable(file: &tempfile::NamedTempFile) -> io::Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+    file.as_file().set_permissions(std::fs::Permissions::from_mode(0o644))
+}
+
+#[cfg(not(unix))]
+fn make_readable(_: &tempfile::NamedTempFile) -> io::Result<()> {
+    Ok(())
+}

@@ -1,0 +1,12 @@
+//! Group relative policy optimisation (GRPO) of small language models as Unix commands.
+//!
+//! The modules stand in the order of the flow; what each must not know is in its own header.
+
+pub mod cli;
+pub mod error;
+pub mod jsonl;
+pub mod record;
+
+pub mod model;
+
+pub use error::{Error, Result};

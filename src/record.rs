@@ -1,0 +1,198 @@
+//! A record: one JSON object a line, whose unknown fields travel on unchanged, in their order.
+//!
+//! Values stay the text they came as until somebody asks for one, so a stage that adds a field neither parses nor rounds the
+//! others. Knows nothing of storage or tensors.
+
+use std::borrow::Cow;
+use std::fmt;
+
+use serde::de::{DeserializeOwned, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::value::RawValue;
+
+use crate::error::{Error, Result};
+
+/// One message of a chat prompt, as in TRL's conversational data sets.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Message {
+    /// `system`, `user` or `assistant`.
+    pub role: String,
+    /// The text.
+    pub content: String,
+}
+
+/// A line of input: its text and where it stands, for error messages.
+#[derive(Debug, Clone)]
+pub struct Line {
+    /// The input's name, `-` for standard input.
+    pub path: String,
+    /// Counted from 1.
+    pub number: usize,
+    /// The JSON text.
+    pub text: String,
+}
+
+impl Line {
+    /// An error that names this line.
+    pub fn error(&self, what: impl Into<String>) -> Error {
+        Error::Record { path: self.path.clone(), line: self.number, what: what.into() }
+    }
+
+    /// The line as a record.
+    ///
+    /// # Errors
+    /// [`Error::Record`] when it is not a JSON object.
+    pub fn record(&self) -> Result<Record<'_>> {
+        match serde_json::from_str::<Fields>(&self.text) {
+            Ok(Fields(fields)) => Ok(Record { line: self, fields }),
+            Err(err) => Err(self.error(format!("not a JSON object: {err}"))),
+        }
+    }
+}
+
+/// One object of a JSONL stream.
+#[derive(Debug, Clone)]
+pub struct Record<'a> {
+    line: &'a Line,
+    fields: Vec<(Cow<'a, str>, Value<'a>)>,
+}
+
+type Value<'a> = Cow<'a, RawValue>;
+
+impl<'a> Record<'a> {
+    /// The value of a field that must be there.
+    ///
+    /// # Errors
+    /// [`Error::Record`] when it is missing or of another type.
+    pub fn get<T: DeserializeOwned>(&self, name: &str) -> Result<T> {
+        self.get_optional(name)?.ok_or_else(|| self.line.error(format!("no field \"{name}\"")))
+    }
+
+    /// The value of a field that may be missing or null.
+    ///
+    /// # Errors
+    /// [`Error::Record`] when it is of another type.
+    pub fn get_optional<T: DeserializeOwned>(&self, name: &str) -> Result<Option<T>> {
+        let Some(raw) = self.raw(name) else {
+            return Ok(None);
+        };
+        serde_json::from_str(raw).map_err(|err| self.line.error(format!("field \"{name}\": {err}")))
+    }
+
+    /// Whether the field is there, null included.
+    #[must_use]
+    pub fn has(&self, name: &str) -> bool {
+        self.raw(name).is_some()
+    }
+
+    /// Adds a field at the end, or replaces its value where it stands.
+    ///
+    /// The value must serialise: JSON has no NaN and no infinity, and serde_json writes them as null without a word, so numbers
+    /// that can be either are checked where they are made.
+    pub fn set(&mut self, name: &'static str, value: &(impl Serialize + ?Sized)) {
+        let raw = serde_json::value::to_raw_value(value).expect("plain data serialises");
+        match self.fields.iter_mut().find(|(key, _)| key == name) {
+            Some((_, old)) => *old = Cow::Owned(raw),
+            None => self.fields.push((Cow::Borrowed(name), Cow::Owned(raw))),
+        }
+    }
+
+    /// The object as one line of JSON, without a line end.
+    #[must_use]
+    pub fn to_json(&self) -> Vec<u8> {
+        let mut json = Vec::with_capacity(self.line.text.len() + 128);
+        for (name, value) in &self.fields {
+            json.push(if json.is_empty() { b'{' } else { b',' });
+            serde_json::to_writer(&mut json, name).expect("a string serialises");
+            json.push(b':');
+            json.extend_from_slice(value.get().as_bytes());
+        }
+        if json.is_empty() {
+            json.push(b'{');
+        }
+        json.push(b'}');
+        json
+    }
+
+    /// An error that names this record's line.
+    pub fn error(&self, what: impl Into<String>) -> Error {
+        self.line.error(what)
+    }
+
+    fn raw(&self, name: &str) -> Option<&str> {
+        self.fields.iter().find(|(key, _)| key == name).map(|(_, value)| value.get())
+    }
+}
+
+struct Fields<'a>(Vec<(Cow<'a, str>, Value<'a>)>);
+
+#[derive(Deserialize)]
+struct Key<'a>(#[serde(borrow)] Cow<'a, str>);
+
+impl<'de> Deserialize<'de> for Fields<'de> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
+        struct Object;
+        impl<'de> Visitor<'de> for Object {
+            type Value = Fields<'de>;
+
+            fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+                formatter.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<Fields<'de>, A::Error> {
+                let mut fields: Vec<(Cow<'de, str>, Value<'de>)> = Vec::with_capacity(24);
+                while let Some((Key(name), value)) = map.next_entry::<Key<'de>, &'de RawValue>()? {
+                    if fields.iter().any(|(other, _)| *other == name) {
+                        return Err(serde::de::Error::custom(format!("field \"{name}\" stands twice")));
+                    }
+                    fields.push((name, Cow::Borrowed(value)));
+                }
+                Ok(Fields(fields))
+            }
+        }
+        deserializer.deserialize_map(Object)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn line(text: &str) -> Line {
+        Line { path: "in.jsonl".into(), number: 3, text: text.into() }
+    }
+
+    #[test]
+    fn unknown_fields_keep_their_bytes_and_order() {
+        let line = line(r#"{ "b": 1.10, "a":{"x" : [1e3]},"ü\n":null}"#);
+        let mut record = line.record().unwrap();
+        record.set("reward", &0.5);
+        let json = String::from_utf8(record.to_json()).unwrap();
+        assert_eq!(json, r#"{"b":1.10,"a":{"x" : [1e3]},"ü\n":null,"reward":0.5}"#);
+    }
+
+    #[test]
+    fn a_field_set_again_stays_where_it_stood() {
+        let line = line(r#"{"reward":1,"z":2}"#);
+        let mut record = line.record().unwrap();
+        record.set("reward", &2.5);
+        assert_eq!(record.to_json(), br#"{"reward":2.5,"z":2}"#);
+    }
+
+    #[test]
+    fn errors_name_file_line_and_field() {
+        let line = line(r#"{"answer": 7}"#);
+        let record = line.record().unwrap();
+        let wrong_type = record.get::<String>("answer").unwrap_err().to_string();
+        assert!(wrong_type.starts_with("in.jsonl:3: field \"answer\": invalid type"), "{wrong_type}");
+        let missing = record.get::<String>("prompt").unwrap_err().to_string();
+        assert_eq!(missing, "in.jsonl:3: no field \"prompt\"");
+    }
+
+    #[test]
+    fn what_is_no_object_is_refused() {
+        for text in ["[1]", "{\"a\":1", "{\"a\":1}{", "{\"a\":1,\"a\":2}", "nul"] {
+            assert!(line(text).record().is_err(), "{text}");
+        }
+    }
+}
