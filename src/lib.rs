@@ -7,6 +7,8 @@ pub mod error;
 pub mod jsonl;
 pub mod record;
 
+pub mod gsm8k;
+
 pub mod model;
 
 pub use error::{Error, Result};
