@@ -18,7 +18,7 @@ const ZSTD_LEVEL: i32 = 3;
 /// The lines of one input, with their numbers.
 pub struct Input {
     name: String,
-    reader: Box<dyn BufRead + Send>,
+    reader: BufReader<Box<dyn Read + Send>>,
     line: usize,
 }
 
@@ -29,17 +29,17 @@ impl Input {
     /// [`Error::Io`] when it cannot be opened.
     pub fn open(path: &Path) -> Result<Self> {
         let name = path.display().to_string();
-        let reader: Box<dyn BufRead + Send> = if path.as_os_str() == "-" {
-            Box::new(BufReader::with_capacity(1 << 16, io::stdin()))
+        let bytes: Box<dyn Read + Send> = if path.as_os_str() == "-" {
+            Box::new(io::stdin())
         } else {
             let file = File::open(path).map_err(Error::io(path))?;
             if path.extension().is_some_and(|ext| ext == "zst") {
-                let decoder = zstd::Decoder::new(file).map_err(Error::io(path))?;
-                Box::new(BufReader::with_capacity(1 << 16, decoder))
+                Box::new(zstd::Decoder::new(file).map_err(Error::io(path))?)
             } else {
-                Box::new(BufReader::with_capacity(1 << 16, file))
+                Box::new(file)
             }
         };
+        let reader = BufReader::with_capacity(1 << 16, bytes);
         Ok(Self { name, reader, line: 0 })
     }
 
@@ -47,6 +47,12 @@ impl Input {
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// Whether a line that is not blank can be had without reading, and so perhaps waiting for, more of the input.
+    #[must_use]
+    pub fn has_line_ready(&self) -> bool {
+        self.reader.buffer().trim_ascii_start().contains(&b'\n')
     }
 
     /// The next line that is not blank, without its end; `None` at the end of the input.
@@ -121,6 +127,14 @@ impl Output {
     /// [`Error::Output`] when standard output refuses it, [`Error::Io`] when the file does.
     pub fn write_line(&mut self, line: &[u8]) -> Result<()> {
         self.attempt(|out| out.write_all(line).and_then(|()| out.write_all(b"\n")))
+    }
+
+    /// Writes whole lines, each with its line end.
+    ///
+    /// # Errors
+    /// As [`Output::write_line`].
+    pub fn write_lines(&mut self, lines: &[u8]) -> Result<()> {
+        self.attempt(|out| out.write_all(lines))
     }
 
     /// Hands what was written so far to the reader, so that a pipe sees each batch as it is made.
