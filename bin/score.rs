@@ -34,6 +34,6 @@ fn main() -> ExitCode {
     let scorer = Scorer { semantics: args.semantics, weights: args.reward.unwrap_or_default() };
     run_filter("score", &args.output, |out| {
         let input = Input::open(&args.input.file)?;
-        map_lines(input, out, |line| scorer.score_line(line))
+        map_lines(input, out, |line, json| scorer.score_line(line, json))
     })
 }

@@ -5,6 +5,7 @@
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use crate::error::{Error, Result};
 use crate::record::Line;
@@ -17,7 +18,7 @@ const ZSTD_LEVEL: i32 = 3;
 
 /// The lines of one input, with their numbers.
 pub struct Input {
-    name: String,
+    name: Arc<str>,
     reader: BufReader<Box<dyn Read + Send>>,
     line: usize,
 }
@@ -28,7 +29,7 @@ impl Input {
     /// # Errors
     /// [`Error::Io`] when it cannot be opened.
     pub fn open(path: &Path) -> Result<Self> {
-        let name = path.display().to_string();
+        let name = path.display().to_string().into();
         let bytes: Box<dyn Read + Send> = if path.as_os_str() == "-" {
             Box::new(io::stdin())
         } else {
@@ -61,7 +62,7 @@ impl Input {
             let mut bytes = Vec::new();
             let limit = MAX_LINE_BYTES as u64 + 1;
             let read = self.reader.by_ref().take(limit).read_until(b'\n', &mut bytes);
-            let read = read.map_err(Error::io(&self.name))?;
+            let read = read.map_err(Error::io(&*self.name))?;
             if read == 0 {
                 return Ok(None);
             }
@@ -80,7 +81,7 @@ impl Input {
     }
 
     fn error(&self, what: &str) -> Error {
-        Error::Record { path: self.name.clone(), line: self.line, what: what.into() }
+        Error::Record { path: self.name.to_string(), line: self.line, what: what.into() }
     }
 }
 

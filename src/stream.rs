@@ -3,6 +3,7 @@
 //! A thread reads; what it could read without waiting goes out as one batch, so a filter in a resident pipe answers each batch as it
 //! comes and one on a file works on large ones.
 
+use std::iter;
 use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, sync_channel};
 use std::thread;
 
@@ -12,14 +13,14 @@ use crate::error::{Error, Result};
 use crate::jsonl::{Input, Output};
 use crate::record::Line;
 
-/// A batch goes to work at this size even when more can be read [bytes of input].
-const BATCH_BYTES: usize = 1 << 20;
+/// What is read without waiting goes to work at this size even when more can be read [bytes].
+const BATCH_BYTES: usize = 1 << 18;
 
-/// Batches read ahead; bounds memory when the output is slower than the input.
-const BATCHES_AHEAD: usize = 2;
+/// Batches read ahead, and worked on together; bounds memory when the output is slower than the input.
+const BATCHES_AHEAD: usize = 8;
 
 /// Lines that one task of the thread pool takes.
-const LINES_PER_TASK: usize = 64;
+const LINES_PER_TASK: usize = 32;
 
 /// What a stage typically adds to a line [bytes].
 const ROOM_FOR_MORE: usize = 192;
@@ -32,22 +33,23 @@ struct Batch {
     error: Option<Error>,
 }
 
-/// Writes `f` of each line of `input`, in their order.
+/// Writes what `f` appends to a buffer for each line of `input`, as lines in their order.
 ///
 /// # Errors
 /// The first error of `f` or of reading, once what came before it is written; those of writing.
-pub fn map_lines(input: Input, out: &mut Output, f: impl Fn(&Line) -> Result<Vec<u8>> + Sync) -> Result<()> {
+pub fn map_lines(input: Input, out: &mut Output, f: impl Fn(&Line, &mut Vec<u8>) -> Result<()> + Sync) -> Result<()> {
     let (sender, batches) = sync_channel(BATCHES_AHEAD);
     // Not joined: it may sit in a read that never returns. It ends with its channel or with the process.
     thread::spawn(move || read_batches(input, &sender));
-    while let Some(batch) = next_batch(&batches, out)? {
-        let tasks = batch.lines.par_chunks(LINES_PER_TASK);
-        let done: Vec<_> = tasks.map(|lines| map_task(lines, &f)).collect();
+    while let Some(first) = next_batch(&batches, out)? {
+        let ready: Vec<Batch> = iter::once(first).chain(batches.try_iter().take(BATCHES_AHEAD)).collect();
+        let tasks: Vec<&[Line]> = ready.iter().flat_map(|batch| batch.lines.chunks(LINES_PER_TASK)).collect();
+        let done: Vec<_> = tasks.into_par_iter().map(|lines| map_task(lines, &f)).collect();
         for (text, error) in done {
             out.write_lines(&text)?;
             error.map_or(Ok(()), Err)?;
         }
-        batch.error.map_or(Ok(()), Err)?;
+        ready.into_iter().find_map(|batch| batch.error).map_or(Ok(()), Err)?;
     }
     Ok(())
 }
@@ -91,16 +93,15 @@ fn read_batches(mut input: Input, sender: &SyncSender<Batch>) {
 }
 
 /// The lines' results with their line ends, up to the first error.
-fn map_task(lines: &[Line], f: &impl Fn(&Line) -> Result<Vec<u8>>) -> (Vec<u8>, Option<Error>) {
+fn map_task(lines: &[Line], f: &impl Fn(&Line, &mut Vec<u8>) -> Result<()>) -> (Vec<u8>, Option<Error>) {
     let mut text = Vec::with_capacity(lines.iter().map(|line| line.text.len() + ROOM_FOR_MORE).sum());
     for line in lines {
-        match f(line) {
-            Ok(json) => {
-                text.extend_from_slice(&json);
-                text.push(b'\n');
-            }
-            Err(error) => return (text, Some(error)),
+        let whole = text.len();
+        if let Err(error) = f(line, &mut text) {
+            text.truncate(whole);
+            return (text, Some(error));
         }
+        text.push(b'\n');
     }
     (text, None)
 }

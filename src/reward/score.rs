@@ -42,19 +42,20 @@ impl Scorer {
         Score { rewards, reward, extracted }
     }
 
-    /// Scores a rollout: its line of JSON with the fields added, or replaced where they stood.
+    /// Scores a rollout: appends its line of JSON with the fields added, or replaced where they stood.
     ///
     /// # Errors
     /// [`crate::Error::Record`] when it is no object, or `completion` or `answer` is not a string.
-    pub fn score_line(&self, line: &Line) -> Result<Vec<u8>> {
+    pub fn score_line(&self, line: &Line, json: &mut Vec<u8>) -> Result<()> {
         let mut record = line.record()?;
-        let completion: String = record.get("completion")?;
-        let answer: Option<String> = record.get_optional("answer")?;
+        let completion = record.get_text("completion")?.ok_or_else(|| record.error("no field \"completion\""))?;
+        let answer = record.get_text("answer")?;
         let score = self.score(&completion, answer.as_deref());
         record.set("rewards", &Values(&score.rewards));
         record.set("reward", &score.reward);
         record.set("extracted", &score.extracted);
-        Ok(record.to_json())
+        record.write_json(json);
+        Ok(())
     }
 }
 
