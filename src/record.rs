@@ -220,6 +220,18 @@ mod tests {
     }
 
     #[test]
+    fn a_text_is_copied_only_when_it_has_escapes_or_was_set() {
+        let line = line(r#"{"plain":"x","escaped":"x\n","none":null,"number":7}"#);
+        let mut record = line.record().unwrap();
+        assert!(matches!(record.get_text("plain"), Ok(Some(Cow::Borrowed("x")))));
+        assert_eq!(record.get_text("escaped").unwrap().as_deref(), Some("x\n"));
+        assert!(record.get_text("none").unwrap().is_none() && record.get_text("absent").unwrap().is_none());
+        assert!(record.get_text("number").unwrap_err().to_string().starts_with("in.jsonl:3: field \"number\": "));
+        record.set("plain", "y");
+        assert_eq!(record.get_text("plain").unwrap().as_deref(), Some("y"));
+    }
+
+    #[test]
     fn what_is_no_object_is_refused() {
         for text in ["[1]", "{\"a\":1", "{\"a\":1}{", "{\"a\":1,\"a\":2}", "nul"] {
             assert!(line(text).record().is_err(), "{text}");

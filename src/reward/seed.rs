@@ -107,6 +107,7 @@ mod tests {
     fn a_later_reasoning_end_can_make_the_soft_format() {
         assert!(is_soft_format("<reasoning></reasoning><answer></reasoning>\n<answer>72</answer>"));
         assert!(!is_soft_format("<reasoning></reasoning><answer>\n</reasoning><answer>72</answer>"));
+        assert!(!is_soft_format("<reasoning></answer></reasoning><answer>72\n</answer>"));
     }
 
     #[test]
