@@ -8,6 +8,7 @@ pub mod jsonl;
 pub mod record;
 
 pub mod gsm8k;
+pub mod hub;
 
 pub mod model;
 
