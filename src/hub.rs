@@ -25,7 +25,8 @@ pub fn model_dir(spec: &str) -> Result<PathBuf> {
     let (owner, name) =
         split_id(spec).ok_or_else(|| Error::model(spec, "no such directory, and no Hub id owner/name"))?;
     let hub = Hub::from_environment(spec)?;
-    hub.snapshot(&hub.client.model(owner, name), &model_files).map(|(dir, _)| dir)
+    let repo = hub.client.model(owner, name);
+    hub.snapshot(&repo, || Ok(repo.info().send()?.sha), &model_files).map(|(dir, _)| dir)
 }
 
 /// Files of a data set on the Hub, downloaded if they are not in the cache. `choose` picks among the names in the repository, or
@@ -37,7 +38,8 @@ pub fn data_files(id: &str, choose: impl Fn(&[String]) -> Choice) -> Result<Vec<
     let (owner, name) = split_id(id).ok_or_else(|| Error::Usage(format!("{id}: no Hub id owner/name")))?;
     let hub = Hub::from_environment(id)?;
     let choose_once = |names: &[String], _: &Path| choose(names);
-    let (dir, files) = hub.snapshot(&hub.client.dataset(owner, name), &choose_once)?;
+    let repo = hub.client.dataset(owner, name);
+    let (dir, files) = hub.snapshot(&repo, || Ok(repo.info().send()?.sha), &choose_once)?;
     Ok(files.iter().map(|file| dir.join(file)).collect())
 }
 
@@ -70,8 +72,13 @@ impl Hub {
         })
     }
 
-    /// A directory with the chosen files, all whole, and their names.
-    fn snapshot<T: RepoType>(&self, repo: &HFRepositorySync<T>, choose: Choose<'_>) -> Result<(PathBuf, Vec<String>)> {
+    /// A directory with the chosen files, all whole, and their names. `head` asks the Hub for the commit that `main` is.
+    fn snapshot<T: RepoType>(
+        &self,
+        repo: &HFRepositorySync<T>,
+        head: impl FnOnce() -> std::result::Result<Option<String>, HFError>,
+        choose: Choose<'_>,
+    ) -> Result<(PathBuf, Vec<String>)> {
         let folder = self.cache.join(format!("{}--{}", repo.repo_type().plural(), self.id.replace('/', "--")));
         if self.offline {
             return cached(&folder, choose).map_err(|what| {
@@ -79,10 +86,11 @@ impl Hub {
                 self.error(format!("HF_HUB_OFFLINE is set and {place} does not have it whole ({what})"))
             });
         }
-        match repo.list_tree().revision("main").recursive(true).send() {
-            Ok(tree) => self.download(repo, &folder, &sizes(tree), choose),
-            Err(err) if unreachable(&err) => cached(&folder, choose).map_err(|_| self.error(self.explain(&err))),
-            Err(err) => Err(self.error(self.explain(&err))),
+        match head() {
+            Ok(Some(commit)) => self.download(repo, &folder, &commit, choose),
+            Ok(None) => Err(self.error("has no commit")),
+            Err(err) if unreachable(&err) => cached(&folder, choose).map_err(|_| self.explained(&err)),
+            Err(err) => Err(self.explained(&err)),
         }
     }
 
@@ -90,25 +98,23 @@ impl Hub {
         &self,
         repo: &HFRepositorySync<T>,
         folder: &Path,
-        sizes: &BTreeMap<String, u64>,
+        commit: &str,
         choose: Choose<'_>,
     ) -> Result<(PathBuf, Vec<String>)> {
-        let explained = |err: HFError| self.error(self.explain(&err));
+        let dir = folder.join("snapshots").join(plain(commit).map_err(|what| self.error(what))?);
+        let tree = repo.list_tree().revision(commit).recursive(true).send();
+        let sizes = sizes(tree.map_err(|err| self.explained(&err))?);
         let names: Vec<String> = sizes.keys().cloned().collect();
-        let first = choose(&names, Path::new("")).map_err(|what| self.error(what))?;
-        let probe = first.first().ok_or_else(|| self.error("has no such files"))?;
-        let commit = repo.get_file_metadata().filepath(probe.as_str()).send().map_err(explained)?.commit_hash;
-        let dir = folder.join("snapshots").join(plain(&commit).map_err(|what| self.error(what))?);
         let mut whole = BTreeSet::new();
         loop {
             let chosen = choose(&names, &dir).map_err(|what| self.error(what))?;
             let Some(name) = chosen.iter().find(|name| !whole.contains(*name)) else {
-                write_ref(folder, &commit)?;
+                write_ref(folder, commit)?;
                 return Ok((dir, chosen));
             };
             plain(name).map_err(|what| self.error(what))?;
             let size = sizes.get(name).ok_or_else(|| self.error(format!("has no file {name}")))?;
-            self.fetch(repo, name, &commit, *size)?;
+            self.fetch(repo, name, commit, *size)?;
             whole.insert(name.clone());
         }
     }
@@ -135,6 +141,10 @@ impl Hub {
 
     fn error(&self, what: impl Into<String>) -> Error {
         Error::Hub { repo: self.id.clone(), what: what.into() }
+    }
+
+    fn explained(&self, err: &HFError) -> Error {
+        self.error(self.explain(err))
     }
 
     fn explain(&self, err: &HFError) -> String {
