@@ -12,6 +12,7 @@ pub mod eval;
 pub mod reward;
 
 pub mod gsm8k;
+pub mod hub;
 
 pub mod model;
 

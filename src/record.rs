@@ -98,6 +98,13 @@ impl<'a> Record<'a> {
         self.raw(name).is_some()
     }
 
+    /// The fields that are not named, as they stand: what a stage that makes a new record carries over.
+    #[must_use]
+    pub fn other_fields(&self, known: &[&str]) -> Vec<(String, Box<RawValue>)> {
+        let others = self.fields.iter().filter(|(name, _)| !known.contains(&name.as_ref()));
+        others.map(|(name, value)| (name.to_string(), RawValue::to_owned(value))).collect()
+    }
+
     /// Adds a field at the end, or replaces its value where it stands.
     ///
     /// The value must serialise: JSON has no NaN and no infinity, and serde_json writes them as null without a word, so numbers

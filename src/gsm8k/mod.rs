@@ -3,7 +3,10 @@
 pub mod demonstration;
 pub mod draw;
 pub mod generate;
+pub mod order;
 pub mod prompt;
+pub mod run;
+pub mod source;
 mod wording;
 
 use serde_json::value::RawValue;
@@ -21,6 +24,17 @@ pub struct Row {
     pub wording: u64,
     /// Further fields of the row, as they stood.
     pub extra: Vec<(String, Box<RawValue>)>,
+}
+
+impl Row {
+    /// A row of a file; its wording is told by its first word.
+    #[must_use]
+    pub fn new(index: usize, question: String, answer: String) -> Self {
+        let first = question.split_whitespace().next().unwrap_or_default();
+        let hash = blake3::hash(first.as_bytes());
+        let wording = u64::from_le_bytes(hash.as_bytes()[..8].try_into().expect("a hash has 32 bytes"));
+        Self { index, question, answer, wording, extra: Vec::new() }
+    }
 }
 
 /// A part of the data.

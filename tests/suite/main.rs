@@ -4,6 +4,8 @@
 
 mod evaluate;
 mod fixtures;
+mod gsm8k_prep;
+mod hub;
 mod model;
 mod plain_qwen2;
 mod process;
