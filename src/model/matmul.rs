@@ -117,11 +117,13 @@ struct LinearColumns<'a> {
     to: usize,
 }
 
-/// Rows and columns of the register block: 16 accumulators, and 8 loads for 16 multiply-adds.
-const ROWS: usize = 4;
+/// Rows and columns of the register block: 24 accumulators of the 32 vector registers, and 10 loads for 24 multiply-adds.
+const ROWS: usize = 6;
 const COLS: usize = 4;
-/// Rows of x that stay in the second-level cache while the weight streams past.
-const ROW_PANEL: usize = 96;
+/// Depth of a block: four rows of the weight, 16 KiB, stay in the first-level cache.
+const LINEAR_DEPTH: usize = 1024;
+/// Rows of x, at most 1 MiB of a block's depth, that stay in the second-level cache while the weight streams past.
+const ROW_PANEL: usize = 252;
 
 impl Kernel for LinearColumns<'_> {
     type Out = ();
@@ -131,16 +133,22 @@ impl Kernel for LinearColumns<'_> {
         let t = &self.task;
         for panel in (0..t.m).step_by(ROW_PANEL) {
             let rows = panel..(panel + ROW_PANEL).min(t.m);
-            for col in (self.from..self.to).step_by(COLS) {
-                for row in rows.clone().step_by(ROWS) {
-                    let block = Block { row, col, rows: ROWS.min(rows.end - row), cols: COLS.min(self.to - col) };
-                    // SAFETY: the block stays inside the asserted shapes.
-                    unsafe {
-                        match block.rows {
-                            ROWS => dot_block::<S, ROWS>(t, &block),
-                            3 => dot_block::<S, 3>(t, &block),
-                            2 => dot_block::<S, 2>(t, &block),
-                            _ => dot_block::<S, 1>(t, &block),
+            for from in (0..t.k).step_by(LINEAR_DEPTH) {
+                let depth = LINEAR_DEPTH.min(t.k - from);
+                for col in (self.from..self.to).step_by(COLS) {
+                    let mut block = Block { row: 0, col, cols: COLS.min(self.to - col), from, depth };
+                    for row in rows.clone().step_by(ROWS) {
+                        block.row = row;
+                        // SAFETY: the block stays inside the asserted shapes.
+                        unsafe {
+                            match rows.end - row {
+                                ROWS.. => dot_block::<S, ROWS>(t, &block),
+                                5 => dot_block::<S, 5>(t, &block),
+                                4 => dot_block::<S, 4>(t, &block),
+                                3 => dot_block::<S, 3>(t, &block),
+                                2 => dot_block::<S, 2>(t, &block),
+                                _ => dot_block::<S, 1>(t, &block),
+                            }
                         }
                     }
                 }
@@ -149,25 +157,27 @@ impl Kernel for LinearColumns<'_> {
     }
 }
 
-/// A part of the output that is made at once.
+/// A part of the output that is made at once, from a part of the depth.
 struct Block {
     row: usize,
     col: usize,
-    rows: usize,
     cols: usize,
+    from: usize,
+    depth: usize,
 }
 
-/// R x 4 dot products along K, sixteen lanes at a time; the tail is padded with zeros, which changes no sum. Columns beyond the
-/// last are computed from the last again and dropped.
+/// R x 4 dot products along the depth, sixteen lanes at a time; the tail is padded with zeros, which changes no sum. Columns beyond
+/// the last are computed from the last again and dropped.
 #[inline(always)]
 unsafe fn dot_block<S: Simd, const R: usize>(t: &LinearTask<'_>, block: &Block) {
     unsafe {
-        let k = t.k;
-        let x: [*const f32; R] = std::array::from_fn(|r| t.x.add((block.row + r) * k));
-        let w: [*const f32; COLS] = std::array::from_fn(|c| t.w.add((block.col + c.min(block.cols - 1)) * k));
-        let mut acc = [[S::splat(0.0); COLS]; ROWS];
+        let (k, depth) = (t.k, block.depth);
+        let x: [*const f32; R] = std::array::from_fn(|r| t.x.add((block.row + r) * k + block.from));
+        let w: [*const f32; COLS] =
+            std::array::from_fn(|c| t.w.add((block.col + c.min(block.cols - 1)) * k + block.from));
+        let mut acc = [[S::splat(0.0); COLS]; R];
         let mut i = 0;
-        while i + LANES <= k {
+        while i + LANES <= depth {
             let w = w.map(|w| S::load(w.add(i)));
             for (acc, x) in acc.iter_mut().zip(x) {
                 let x = S::load(x.add(i));
@@ -177,26 +187,38 @@ unsafe fn dot_block<S: Simd, const R: usize>(t: &LinearTask<'_>, block: &Block) 
             }
             i += LANES;
         }
-        if i < k {
+        if i < depth {
             for (acc, x) in acc.iter_mut().zip(x) {
                 for (acc, w) in acc.iter_mut().zip(w) {
-                    *acc = S::mul_add(load_part::<S>(x.add(i), k - i), load_part::<S>(w.add(i), k - i), *acc);
+                    *acc = S::mul_add(load_part::<S>(x.add(i), depth - i), load_part::<S>(w.add(i), depth - i), *acc);
                 }
             }
         }
-        for (r, sums) in S::sum_block(&acc).iter().enumerate().take(R) {
-            let y = t.y.add((block.row + r) * t.y_stride + block.col);
-            let start = match t.start {
-                Start::Zero => [0.0; COLS],
-                Start::Bias(bias) => first(bias.as_ptr().add(block.col), block.cols),
-                Start::Add => first(y, block.cols),
-            };
-            let sums: [f32; COLS] = std::array::from_fn(|c| sums[c] + start[c]);
-            if block.cols == COLS {
-                y.cast::<[f32; COLS]>().write_unaligned(sums);
-            } else {
-                std::ptr::copy_nonoverlapping(sums.as_ptr(), y, block.cols);
+        for (four, acc) in acc.chunks(COLS).enumerate() {
+            let padded = std::array::from_fn(|r| if r < acc.len() { acc[r] } else { [S::splat(0.0); COLS] });
+            for (r, sums) in S::sum_block(&padded).iter().enumerate().take(acc.len()) {
+                finish(t, block, block.row + four * COLS + r, *sums);
             }
+        }
+    }
+}
+
+/// Adds four sums of one row to what they start from, or to those of the depth before.
+#[inline(always)]
+unsafe fn finish(t: &LinearTask<'_>, block: &Block, row: usize, sums: [f32; COLS]) {
+    unsafe {
+        let y = t.y.add(row * t.y_stride + block.col);
+        let start = match t.start {
+            _ if block.from > 0 => first(y, block.cols),
+            Start::Zero => [0.0; COLS],
+            Start::Bias(bias) => first(bias.as_ptr().add(block.col), block.cols),
+            Start::Add => first(y, block.cols),
+        };
+        let sums: [f32; COLS] = std::array::from_fn(|c| sums[c] + start[c]);
+        if block.cols == COLS {
+            y.cast::<[f32; COLS]>().write_unaligned(sums);
+        } else {
+            std::ptr::copy_nonoverlapping(sums.as_ptr(), y, block.cols);
         }
     }
 }
