@@ -13,6 +13,8 @@ use parquet::file::writer::SerializedFileWriter;
 use parquet::schema::parser::parse_message_type;
 use serde_json::Value;
 
+use crate::process::check_help;
+
 const SYSTEM: &str = "\nRespond in the following format:\n<reasoning>\n...\n</reasoning>\n<answer>\n...\n</answer>\n";
 
 fn command(args: &[&str]) -> Command {
@@ -310,7 +312,5 @@ fn an_output_file_appears_when_it_is_whole() {
 
 #[test]
 fn the_help_is_as_reviewed() {
-    let output = run(&["--help"]);
-    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/help_gsm8k_prep.txt");
-    assert_eq!(String::from_utf8(output.stdout).unwrap(), fs::read_to_string(golden).unwrap_or_default());
+    check_help(env!("CARGO_BIN_EXE_gsm8k-prep"), "gsm8k-prep");
 }
