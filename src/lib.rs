@@ -8,5 +8,7 @@ pub mod jsonl;
 pub mod record;
 
 pub mod model;
+pub mod policy;
+pub mod tensorfile;
 
 pub use error::{Error, Result};
