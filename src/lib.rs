@@ -7,7 +7,9 @@ pub mod error;
 pub mod jsonl;
 pub mod record;
 
+pub mod grpo;
 pub mod model;
+pub mod optim;
 pub mod policy;
 pub mod tensorfile;
 
