@@ -2,137 +2,152 @@
 //!
 //! Knows nothing of text, records, sampling or losses. Shapes are given in the letters of [`Config`]: T tokens, D width, F MLP
 //! width, H query heads, K key and value heads, E head width, V vocabulary, L layers.
+//!
+//! On plain f32 slices with kernels of our own: sampler and trainer run the same products in the same order, so the
+//! log-probability of a sampled token and the trainer's are the same bits, in any batch. `attention`, `matmul` and `ops` hold the
+//! arithmetic, `block` the forward of one block, `infer` and `train` the two ways to use it.
 
+mod attention;
+mod backward;
+mod block;
+mod cache;
 mod config;
+mod head;
+mod infer;
+mod matmul;
+mod ops;
+mod simd;
+mod train;
+mod weights;
 
 use std::path::Path;
 
 use crate::error::Result;
 
+pub use cache::KvCache;
 pub use config::Config;
+pub use infer::DecodeRow;
+pub use train::{Gradients, Packed, Target, TokenStats};
+pub use weights::{Floats, has_weights};
 
 /// A transformer with its weights in f32: memory-mapped from a checkpoint, or owned once they are trained.
-pub struct Model {}
-
-/// Keys (after rope) and values of a run of positions in every layer; memory for `capacity` positions is taken at once.
-pub struct KvCache {}
-
-/// One sequence's part in a decode step.
-pub struct DecodeRow<'a> {
-    /// The token whose successor is wanted.
-    pub token: u32,
-    /// Keys and values of the prompt, shared by its group.
-    pub prompt: &'a KvCache,
-    /// Keys and values of the tokens since; the step appends `token`'s.
-    pub own: &'a mut KvCache,
+pub struct Model {
+    config: Config,
+    tensors: Vec<weights::Tensor>,
+    rope: ops::Rope,
 }
 
-/// Sequences laid end to end without padding.
-pub struct Packed {
-    /// All tokens, `[T]`.
-    pub tokens: Vec<u32>,
-    /// First token of each sequence, and T at the end.
-    pub starts: Vec<usize>,
+/// One block's weights: matrices `(out, in)`, vectors `(out)`.
+struct Layer<'a> {
+    input_norm: &'a [f32],
+    q: &'a [f32],
+    q_bias: &'a [f32],
+    k: &'a [f32],
+    k_bias: &'a [f32],
+    v: &'a [f32],
+    v_bias: &'a [f32],
+    o: &'a [f32],
+    post_norm: &'a [f32],
+    gate: &'a [f32],
+    up: &'a [f32],
+    down: &'a [f32],
 }
 
-/// A token whose log-probability is wanted: `tokens[row + 1]` given everything of its sequence up to `row`.
-#[derive(Debug, Clone, Copy)]
-pub struct Target {
-    /// Index into [`Packed::tokens`] of the token before it.
-    pub row: usize,
-    /// The token itself.
-    pub token: u32,
-}
-
-/// What the head says of one target.
-#[derive(Debug, Clone, Copy)]
-pub struct TokenStats {
-    /// Log-probability of the token [nats].
-    pub logprob: f32,
-    /// Entropy of its distribution [nats].
-    pub entropy: f32,
-}
-
-/// One buffer a parameter, in the order of [`Config::parameters`].
-pub struct Gradients(pub Vec<Vec<f32>>);
-
-impl KvCache {
-    /// An empty cache with room for `capacity` positions.
-    pub fn new(_config: &Config, _capacity: usize) -> Self {
-        todo!()
-    }
-
-    /// Positions held.
-    pub fn len(&self) -> usize {
-        todo!()
-    }
-
-    /// Whether no position is held.
-    pub fn is_empty(&self) -> bool {
-        todo!()
-    }
-}
+/// Parameters of a block, in the order of [`Config::parameters`].
+const LAYER_PARAMETERS: usize = 12;
 
 impl Model {
     /// Maps the weights of a Hugging Face model directory into memory.
-    pub fn load(_dir: &Path) -> Result<Self> {
-        todo!()
+    ///
+    /// # Errors
+    /// [`crate::Error::Io`] when a file cannot be read, [`crate::Error::Model`] when config and weights do not fit together.
+    pub fn load(dir: &Path) -> Result<Self> {
+        let config = Config::load(dir)?;
+        let tensors = weights::load(dir, &config)?;
+        Ok(Self::new(config, tensors))
     }
 
     /// Random weights as transformers initialises them: normal with `initializer_range`, biases 0, norms 1.
-    pub fn random(_config: Config, _seed: u64) -> Self {
-        todo!()
+    #[must_use]
+    pub fn random(config: Config, seed: u64) -> Self {
+        let tensors = weights::random(&config, seed);
+        Self::new(config, tensors)
     }
 
-    /// Writes `model.safetensors`.
-    pub fn save(&self, _path: &Path) -> Result<()> {
-        todo!()
+    fn new(config: Config, tensors: Vec<weights::Tensor>) -> Self {
+        let rope = ops::Rope::new(config.rope_theta, config.head_dim(), config.max_position_embeddings);
+        Self { config, tensors, rope }
+    }
+
+    /// Writes `model.safetensors`: f32, tied weights once, as transformers reads it.
+    ///
+    /// # Errors
+    /// [`crate::Error::Io`].
+    pub fn save(&self, path: &Path) -> Result<()> {
+        let named = self.config.parameters().into_iter().zip(&self.tensors);
+        let tensors: Vec<_> = named.map(|((name, shape), x)| (name, shape, &**x)).collect();
+        weights::save(path, &[("format", "pt")], &tensors)
     }
 
     /// The shape.
+    #[must_use]
     pub fn config(&self) -> &Config {
-        todo!()
+        &self.config
     }
 
-    /// Runs a prompt: its keys and values, and the logits `[V]` after its last token.
-    pub fn prefill(&self, _tokens: &[u32]) -> (KvCache, Vec<f32>) {
-        todo!()
+    /// The parameters, in the order of [`Config::parameters`].
+    #[must_use]
+    pub fn parameters(&self) -> Vec<&[f32]> {
+        self.tensors.iter().map(|tensor| &**tensor).collect()
     }
 
-    /// One step of many sequences: appends each row's token and writes the logits after it to `logits`, `[rows, V]`.
-    ///
-    /// A row's logits are the same bits whatever else is in the batch, and the same as [`Model::prefill`]'s and the trainer's.
-    pub fn decode(&self, _rows: &mut [DecodeRow<'_>], _logits: &mut [f32]) {
-        todo!()
-    }
-
-    /// Log-probabilities and entropies of `targets` (in ascending `row` order) at a temperature; nothing is kept for a backward.
-    pub fn logprobs(&self, _batch: &Packed, _targets: &[Target], _temperature: f32) -> Vec<TokenStats> {
-        todo!()
-    }
-
-    /// As [`Model::logprobs`], and adds to `gradients` those of a loss given by its derivative after each log-probability:
-    /// `slope(i, logprob)` = dLoss / dlogprob of `targets[i]`, called once for each target in order.
-    pub fn accumulate(
-        &self,
-        _batch: &Packed,
-        _targets: &[Target],
-        _temperature: f32,
-        _gradients: &mut Gradients,
-        _slope: &mut dyn FnMut(usize, f32) -> f32,
-    ) -> Vec<TokenStats> {
-        todo!()
-    }
-
-    /// The parameters, in the order of [`Config::parameters`]; copied out of the memory map the first time.
+    /// The parameters to change; copied out of the memory map the first time.
     pub fn parameters_mut(&mut self) -> Vec<&mut [f32]> {
-        todo!()
+        self.tensors.iter_mut().map(weights::Tensor::to_mut).collect()
     }
-}
 
-impl Gradients {
-    /// All zero, in the model's shapes.
-    pub fn zeros(_config: &Config) -> Self {
-        todo!()
+    fn rope(&self) -> &ops::Rope {
+        &self.rope
+    }
+
+    /// `(V, D)`.
+    fn embedding(&self) -> &[f32] {
+        &self.tensors[0]
+    }
+
+    fn final_norm(&self) -> &[f32] {
+        &self.tensors[self.final_norm_index()]
+    }
+
+    fn final_norm_index(&self) -> usize {
+        1 + LAYER_PARAMETERS * self.config.num_hidden_layers
+    }
+
+    /// `(V, D)`.
+    fn head(&self) -> &[f32] {
+        &self.tensors[self.head_index()]
+    }
+
+    fn head_index(&self) -> usize {
+        if self.config.tie_word_embeddings { 0 } else { self.final_norm_index() + 1 }
+    }
+
+    fn layer(&self, layer: usize) -> Layer<'_> {
+        let first = 1 + LAYER_PARAMETERS * layer;
+        let tensor = |i: usize| &*self.tensors[first + i];
+        Layer {
+            input_norm: tensor(0),
+            q: tensor(1),
+            q_bias: tensor(2),
+            k: tensor(3),
+            k_bias: tensor(4),
+            v: tensor(5),
+            v_bias: tensor(6),
+            o: tensor(7),
+            post_norm: tensor(8),
+            gate: tensor(9),
+            up: tensor(10),
+            down: tensor(11),
+        }
     }
 }

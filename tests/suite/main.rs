@@ -1,1 +1,7 @@
 //! Everything seen from outside: each command as a process, and the library against its references.
+
+#![allow(clippy::unwrap_used)] // a test that panics has failed, which is what it is for
+
+mod fixtures;
+mod model;
+mod plain_qwen2;

@@ -1,0 +1,98 @@
+//! One transformer block, forward: the same code for prefill, decode and training, which differ in how rows attend.
+
+use super::Model;
+use super::attention::Heads;
+use super::matmul::{RowsMut, Start, linear};
+use super::ops::{Turn, rms_norm, swiglu};
+use super::weights::Floats;
+
+/// What a block computes on `T` rows and its backward needs again.
+pub struct Activations {
+    /// Residual stream at the block's start, `(T, D)`.
+    pub x_in: Floats,
+    /// 1 / rms of `x_in`, `(T)`.
+    pub scale_in: Floats,
+    /// Queries, keys and values after rope, `(T, (H + 2 K) E)`.
+    pub qkv: Floats,
+    /// Heads' outputs, `(T, H E)`.
+    pub attended: Floats,
+    /// Log-sum-exp of the scores, `(T, H)`.
+    pub log_sum: Floats,
+    /// Residual stream after attention, `(T, D)`.
+    pub x_mid: Floats,
+    /// 1 / rms of `x_mid`, `(T)`.
+    pub scale_mid: Floats,
+    /// `(T, F)`.
+    pub gate: Floats,
+    /// `(T, F)`.
+    pub up: Floats,
+}
+
+/// What a block computes on `T` rows and needs no longer.
+pub struct Scratch {
+    /// `(T, D)`.
+    pub normed: Floats,
+    /// `(T, F)`.
+    pub act: Floats,
+}
+
+impl Activations {
+    /// Room for `rows` rows.
+    pub fn new(model: &Model, rows: usize) -> Self {
+        let (config, heads) = (model.config(), Heads::of(model.config()));
+        let matrix = |width: usize| Floats::zeros(rows * width);
+        Self {
+            x_in: matrix(config.hidden_size),
+            scale_in: matrix(1),
+            qkv: matrix(heads.row()),
+            attended: matrix(config.hidden_size),
+            log_sum: matrix(heads.queries),
+            x_mid: matrix(config.hidden_size),
+            scale_mid: matrix(1),
+            gate: matrix(config.intermediate_size),
+            up: matrix(config.intermediate_size),
+        }
+    }
+}
+
+impl Scratch {
+    /// Room for `rows` rows.
+    pub fn new(model: &Model, rows: usize) -> Self {
+        let config = model.config();
+        Self { normed: Floats::zeros(rows * config.hidden_size), act: Floats::zeros(rows * config.intermediate_size) }
+    }
+}
+
+/// How the rows of a block attend: `(layer, qkv, attended, log_sum)`.
+pub type Attend<'a> = &'a mut dyn FnMut(usize, &[f32], &mut [f32], &mut [f32]);
+
+/// Runs block `layer` on the residual stream `x`, `(T, D)`, in place.
+pub fn forward(
+    model: &Model,
+    layer: usize,
+    (x, positions): (&mut [f32], &[u32]),
+    kept: &mut Activations,
+    scratch: &mut Scratch,
+    attend: Attend<'_>,
+) {
+    let (config, heads, w) = (model.config(), Heads::of(model.config()), model.layer(layer));
+    let (rows, d, f, kv) = (positions.len(), config.hidden_size, config.intermediate_size, config.kv_dim());
+    let epsilon = config.rms_norm_eps;
+
+    kept.x_in.copy_from_slice(x);
+    rms_norm(x, w.input_norm, epsilon, &mut scratch.normed, &mut kept.scale_in);
+    for (weight, bias, column, width) in [(w.q, w.q_bias, 0, d), (w.k, w.k_bias, d, kv), (w.v, w.v_bias, d + kv, kv)] {
+        let out = RowsMut::new(&mut kept.qkv, heads.row(), column);
+        linear(&scratch.normed, weight, (rows, width, d), Start::Bias(bias), out);
+    }
+    model.rope().apply(&mut kept.qkv, heads.row(), heads.queries + heads.kv, positions, Turn::Forward);
+    attend(layer, &kept.qkv, &mut kept.attended, &mut kept.log_sum);
+    linear(&kept.attended, w.o, (rows, d, d), Start::Add, RowsMut::new(x, d, 0));
+
+    kept.x_mid.copy_from_slice(x);
+    rms_norm(x, w.post_norm, epsilon, &mut scratch.normed, &mut kept.scale_mid);
+    linear(&scratch.normed, w.gate, (rows, f, d), Start::Zero, RowsMut::new(&mut kept.gate, f, 0));
+    linear(&scratch.normed, w.up, (rows, f, d), Start::Zero, RowsMut::new(&mut kept.up, f, 0));
+    swiglu(&kept.gate, &kept.up, &mut scratch.act);
+    linear(&scratch.act, w.down, (rows, d, f), Start::Add, RowsMut::new(x, d, 0));
+}

@@ -1,0 +1,72 @@
+//! Keys and values of positions already run, in the layout attention reads (see [`super::attention`]).
+
+use super::attention::{Heads, Segment};
+use super::config::Config;
+use super::simd::LANES;
+use super::weights::Floats;
+
+/// Keys (after rope) and values of a run of positions in every layer; memory for `capacity` positions is taken at once.
+pub struct KvCache {
+    width: usize,
+    capacity: usize,
+    len: usize,
+    /// `(K * E, capacity)` a layer.
+    keys: Vec<Floats>,
+    /// `(capacity, K * E)` a layer.
+    values: Vec<Floats>,
+}
+
+impl KvCache {
+    /// An empty cache with room for `capacity` positions.
+    #[must_use]
+    pub fn new(config: &Config, capacity: usize) -> Self {
+        let (width, capacity) = (config.kv_dim(), capacity.next_multiple_of(LANES));
+        let layers = || (0..config.num_hidden_layers).map(|_| Floats::zeros(width * capacity)).collect();
+        Self { width, capacity, len: 0, keys: layers(), values: layers() }
+    }
+
+    /// Positions held.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether no position is held.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Forgets all positions and keeps the memory.
+    pub fn clear(&mut self) {
+        self.len = 0;
+    }
+
+    /// Bytes of keys and values a position takes in a model of this shape.
+    #[must_use]
+    pub fn bytes_a_position(config: &Config) -> usize {
+        2 * config.num_hidden_layers * config.kv_dim() * size_of::<f32>()
+    }
+
+    /// Writes one layer's part of the position `len + ahead` from a row of queries, keys and values.
+    pub(super) fn write(&mut self, layer: usize, ahead: usize, heads: Heads, row: &[f32]) {
+        let position = self.len + ahead;
+        assert!(position < self.capacity, "the engine reserves room for every token it may sample");
+        let (keys, values) = row[heads.queries * heads.dim..].split_at(self.width);
+        for (i, &key) in keys.iter().enumerate() {
+            self.keys[layer][i * self.capacity + position] = key;
+        }
+        self.values[layer][position * self.width..][..self.width].copy_from_slice(&values[..self.width]);
+    }
+
+    /// Counts `positions` written in all layers as held.
+    pub(super) fn advance(&mut self, positions: usize) {
+        self.len += positions;
+    }
+
+    /// One layer's positions, `ahead` not yet counted ones included.
+    pub(super) fn segment(&self, layer: usize, ahead: usize) -> Segment<'_> {
+        let (keys, values) = (&self.keys[layer], &self.values[layer]);
+        Segment { keys, values, capacity: self.capacity, len: self.len + ahead }
+    }
+}

@@ -1,0 +1,261 @@
+//! What lies between the products: RMS norm, rotary positions, SwiGLU, each with its backward, row by row.
+//!
+//! Rows are independent of each other, so blocks of rows run in parallel and the batch never changes a bit of a row. Sums over
+//! rows (gradients of norm weights and biases) go block by block in a fixed order, whatever the number of threads.
+
+#![allow(unsafe_code)] // each kernel works on slices; `unsafe` is the dispatch to an instruction set only
+
+use rayon::prelude::*;
+
+use super::simd::{self, Kernel, LANES, Simd, mul_add};
+
+/// Rows of a task.
+const ROW_BLOCK: usize = 32;
+
+/// Sum of `a[i] * b[i]` in [`LANES`] chains.
+#[inline(always)]
+pub fn dot<S: Simd>(a: &[f32], b: &[f32]) -> f32 {
+    let mut lanes = [0.0f32; LANES];
+    let (a_whole, b_whole) = (a.chunks_exact(LANES), b.chunks_exact(LANES));
+    let (a_rest, b_rest) = (a_whole.remainder(), b_whole.remainder());
+    // SAFETY: the chunks hold LANES numbers; the caller runs under S.
+    unsafe {
+        let mut acc = S::splat(0.0);
+        for (a, b) in a_whole.zip(b_whole) {
+            acc = S::mul_add(S::load(a.as_ptr()), S::load(b.as_ptr()), acc);
+        }
+        S::store(acc, lanes.as_mut_ptr());
+        for (lane, (&a, &b)) in lanes.iter_mut().zip(a_rest.iter().zip(b_rest)) {
+            *lane = mul_add::<S>(a, b, *lane);
+        }
+        simd::sum::<S>(S::load(lanes.as_ptr()))
+    }
+}
+
+/// y += a x.
+#[inline(always)]
+pub fn axpy<S: Simd>(a: f32, x: &[f32], y: &mut [f32]) {
+    for (y, &x) in y.iter_mut().zip(x) {
+        *y = mul_add::<S>(a, x, *y);
+    }
+}
+
+/// Root-mean-square norm of each row: y = x / rms(x) * w.
+///
+/// # Shapes
+/// - `x`, `y`: `(T, D)`; `w`: `(D)`; `scale`: `(T)`, gets 1 / rms for the backward
+///
+/// # Source
+/// Zhang and Sennrich 2019, <https://arxiv.org/abs/1910.07467>, eq. 4, with epsilon inside the root as Qwen2 has it.
+pub fn rms_norm(x: &[f32], w: &[f32], epsilon: f32, y: &mut [f32], scale: &mut [f32]) {
+    let block = ROW_BLOCK * w.len();
+    let blocks = x.par_chunks(block).zip(y.par_chunks_mut(block)).zip(scale.par_chunks_mut(ROW_BLOCK));
+    // SAFETY: no pointers.
+    blocks.for_each(|((x, y), scale)| unsafe { simd::run(RmsNorm { x, w, epsilon, y, scale }) });
+}
+
+struct RmsNorm<'a> {
+    x: &'a [f32],
+    w: &'a [f32],
+    epsilon: f32,
+    y: &'a mut [f32],
+    scale: &'a mut [f32],
+}
+
+impl Kernel for RmsNorm<'_> {
+    type Out = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        let d = self.w.len();
+        for ((x, y), scale) in self.x.chunks_exact(d).zip(self.y.chunks_exact_mut(d)).zip(self.scale) {
+            *scale = 1.0 / (dot::<S>(x, x) / d as f32 + self.epsilon).sqrt();
+            for ((y, &x), &w) in y.iter_mut().zip(x).zip(self.w) {
+                *y = x * *scale * w;
+            }
+        }
+    }
+}
+
+/// The forward of [`rms_norm`] again, from the saved scale: the same bits.
+pub fn rms_norm_again(x: &[f32], scale: &[f32], w: &[f32], y: &mut [f32]) {
+    let d = w.len();
+    y.par_chunks_mut(d).zip(x.par_chunks(d)).zip(scale).with_min_len(ROW_BLOCK).for_each(|((y, x), scale)| {
+        for ((y, x), w) in y.iter_mut().zip(x).zip(w) {
+            *y = x * scale * w;
+        }
+    });
+}
+
+/// Backward of [`rms_norm`]: adds to `dx` and `dw`.
+///
+/// # Shapes
+/// - `dy`, `x`, `dx`: `(T, D)`; `scale`: `(T)` of the forward; `w`, `dw`: `(D)`
+pub fn rms_norm_backward(dy: &[f32], x: &[f32], scale: &[f32], w: &[f32], dx: &mut [f32], dw: &mut [f32]) {
+    let block = ROW_BLOCK * w.len();
+    let partial: Vec<Vec<f32>> = (dy.par_chunks(block).zip(x.par_chunks(block)))
+        .zip(scale.par_chunks(ROW_BLOCK).zip(dx.par_chunks_mut(block)))
+        .map(|((dy, x), (scale, dx))| {
+            let mut dw = vec![0.0; w.len()];
+            // SAFETY: no pointers.
+            unsafe { simd::run(RmsNormBackward { dy, x, scale, w, dx, dw: &mut dw }) };
+            dw
+        })
+        .collect();
+    for part in &partial {
+        dw.iter_mut().zip(part).for_each(|(dw, part)| *dw += part);
+    }
+}
+
+struct RmsNormBackward<'a> {
+    dy: &'a [f32],
+    x: &'a [f32],
+    scale: &'a [f32],
+    w: &'a [f32],
+    dx: &'a mut [f32],
+    dw: &'a mut [f32],
+}
+
+impl Kernel for RmsNormBackward<'_> {
+    type Out = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        let d = self.w.len();
+        let mut dy_w = vec![0.0f32; d];
+        let rows = self.dy.chunks_exact(d).zip(self.x.chunks_exact(d)).zip(self.dx.chunks_exact_mut(d));
+        for (((dy, x), dx), &scale) in rows.zip(self.scale) {
+            for i in 0..d {
+                dy_w[i] = dy[i] * self.w[i];
+                self.dw[i] = mul_add::<S>(dy[i] * scale, x[i], self.dw[i]);
+            }
+            let along = dot::<S>(&dy_w, x) * scale * scale * scale / d as f32;
+            for i in 0..d {
+                dx[i] += mul_add::<S>(dy_w[i], scale, -along * x[i]);
+            }
+        }
+    }
+}
+
+/// Cosines and sines of the rotary positions.
+pub struct Rope {
+    half: usize,
+    /// `(positions, E / 2)` each.
+    cos: Vec<f32>,
+    sin: Vec<f32>,
+}
+
+/// Which way a rotation goes: forward, or back for the gradient.
+#[derive(Clone, Copy)]
+pub enum Turn {
+    /// By the position's angle.
+    Forward,
+    /// By its negative: the transpose of a rotation is its inverse.
+    Backward,
+}
+
+impl Rope {
+    /// Tables for positions `0..positions`, in f32 whatever the weights are: a bf16 angle is wrong beyond some hundred tokens.
+    ///
+    /// # Source
+    /// Su et al. 2021, <https://arxiv.org/abs/2104.09864>, eq. 15; frequencies rounded to f32 as transformers does.
+    pub fn new(theta: f64, head_dim: usize, positions: usize) -> Self {
+        let half = head_dim / 2;
+        let frequencies: Vec<f32> = (0..half).map(|i| theta.powf(-(2.0 * i as f64) / head_dim as f64) as f32).collect();
+        let (cos, sin) = (0..positions * half)
+            .into_par_iter()
+            .map(|i| ((i / half) as f32 * frequencies[i % half]).sin_cos())
+            .map(|(sin, cos)| (cos, sin))
+            .unzip();
+        Self { half, cos, sin }
+    }
+
+    /// Positions the tables hold.
+    pub fn positions(&self) -> usize {
+        self.cos.len() / self.half
+    }
+
+    /// Rotates the first `heads` heads of each row of `x`, `(T, stride)`, in place.
+    pub fn apply(&self, x: &mut [f32], stride: usize, heads: usize, positions: &[u32], turn: Turn) {
+        x.par_chunks_mut(ROW_BLOCK * stride).zip(positions.par_chunks(ROW_BLOCK)).for_each(|(x, positions)| {
+            for (row, &position) in x.chunks_exact_mut(stride).zip(positions) {
+                let at = position as usize * self.half;
+                let (cos, sin) = (&self.cos[at..at + self.half], &self.sin[at..at + self.half]);
+                for head in row.chunks_exact_mut(2 * self.half).take(heads) {
+                    let (first, second) = head.split_at_mut(self.half);
+                    for i in 0..self.half {
+                        let sin = match turn {
+                            Turn::Forward => sin[i],
+                            Turn::Backward => -sin[i],
+                        };
+                        let (a, b) = (first[i], second[i]);
+                        first[i] = a * cos[i] - b * sin;
+                        second[i] = b * cos[i] + a * sin;
+                    }
+                }
+            }
+        });
+    }
+}
+
+/// act = silu(gate) * up, element by element.
+pub fn swiglu(gate: &[f32], up: &[f32], act: &mut [f32]) {
+    let block = 1 << 14;
+    let blocks = gate.par_chunks(block).zip(up.par_chunks(block)).zip(act.par_chunks_mut(block));
+    // SAFETY: no pointers.
+    blocks.for_each(|((gate, up), act)| unsafe { simd::run(SwiGlu { gate, up, act }) });
+}
+
+struct SwiGlu<'a> {
+    gate: &'a [f32],
+    up: &'a [f32],
+    act: &'a mut [f32],
+}
+
+impl Kernel for SwiGlu<'_> {
+    type Out = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        for ((act, &gate), &up) in self.act.iter_mut().zip(self.gate).zip(self.up) {
+            *act = gate / (1.0 + simd::exp::<S>(-gate)) * up;
+        }
+    }
+}
+
+/// Backward of [`swiglu`]: `gate` and `up` become their gradients, `act` (in: its gradient) becomes the activation again.
+pub fn swiglu_backward(gate: &mut [f32], up: &mut [f32], act: &mut [f32]) {
+    let block = 1 << 14;
+    let blocks = gate.par_chunks_mut(block).zip(up.par_chunks_mut(block)).zip(act.par_chunks_mut(block));
+    // SAFETY: no pointers.
+    blocks.for_each(|((gate, up), act)| unsafe { simd::run(SwiGluBackward { gate, up, act }) });
+}
+
+struct SwiGluBackward<'a> {
+    gate: &'a mut [f32],
+    up: &'a mut [f32],
+    act: &'a mut [f32],
+}
+
+impl Kernel for SwiGluBackward<'_> {
+    type Out = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        for ((gate, up), act) in self.gate.iter_mut().zip(self.up).zip(self.act) {
+            let (g, u, d) = (*gate, *up, *act);
+            let sigmoid = 1.0 / (1.0 + simd::exp::<S>(-g));
+            let silu = g * sigmoid;
+            *act = silu * u;
+            *up = d * silu;
+            *gate = d * u * sigmoid * (1.0 + g * (1.0 - sigmoid));
+        }
+    }
+}
+
+/// Adds the column sums of `dy`, `(T, N)` rows of `stride` from `column` on, to a bias gradient `(N)`.
+pub fn bias_gradient(dy: &[f32], stride: usize, column: usize, db: &mut [f32]) {
+    for row in dy.chunks_exact(stride) {
+        db.iter_mut().zip(&row[column..]).for_each(|(db, dy)| *db += dy);
+    }
+}

@@ -1,0 +1,53 @@
+//! The numbers of transformers and TRL that `tests/fixtures/make_reference.py` wrote.
+
+use std::path::{Path, PathBuf};
+
+use safetensors::SafeTensors;
+use serde_json::Value;
+
+pub fn directory() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures")
+}
+
+pub struct Reference {
+    pub json: Value,
+    bytes: Vec<u8>,
+}
+
+impl Reference {
+    pub fn load() -> Self {
+        let text = std::fs::read_to_string(directory().join("reference.json")).unwrap();
+        let bytes = std::fs::read(directory().join("reference.safetensors")).unwrap();
+        Self { json: serde_json::from_str(&text).unwrap(), bytes }
+    }
+
+    pub fn tensor(&self, name: &str) -> Vec<f32> {
+        let tensors = SafeTensors::deserialize(&self.bytes).unwrap();
+        let data = tensors.tensor(name).unwrap().data().to_vec();
+        data.as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect()
+    }
+
+    /// Prompt and completion of each sequence.
+    pub fn sequences(&self) -> Vec<(Vec<u32>, Vec<u32>)> {
+        let list = self.json["sequences"].as_array().unwrap();
+        list.iter().map(|s| (ids(&s["prompt_token_ids"]), ids(&s["completion_token_ids"]))).collect()
+    }
+}
+
+pub fn ids(value: &Value) -> Vec<u32> {
+    serde_json::from_value(value.clone()).unwrap()
+}
+
+/// The largest difference, in units of the larger of 1 and the wanted number.
+pub fn worst(got: &[f32], want: &[f32]) -> f32 {
+    assert_eq!(got.len(), want.len());
+    got.iter().zip(want).map(|(a, b)| (a - b).abs() / b.abs().max(1.0)).fold(0.0, |a, b| if b <= a { a } else { b })
+}
+
+/// ||got - want|| / ||want||.
+pub fn distance(got: &[f32], want: &[f32]) -> f64 {
+    assert_eq!(got.len(), want.len());
+    let square = |x: f64| x * x;
+    let off: f64 = got.iter().zip(want).map(|(a, b)| square(f64::from(*a) - f64::from(*b))).sum();
+    (off / want.iter().map(|b| square(f64::from(*b))).sum::<f64>()).sqrt()
+}

@@ -1,0 +1,221 @@
+//! The transformer against transformers' numbers and against its slow, plain twin; sampler against trainer, bit for bit.
+
+use std::collections::BTreeMap;
+
+use grpo_pipes::model::{Config, DecodeRow, Gradients, KvCache, Model, Packed, Target};
+
+use crate::fixtures::{Reference, directory, distance, ids, worst};
+use crate::plain_qwen2::PlainQwen2;
+
+fn tiny() -> Model {
+    Model::load(&directory().join("tiny-qwen2")).unwrap()
+}
+
+/// A shape in which nothing is a multiple of a vector, and more than one block of everything.
+fn odd() -> Model {
+    let config: Config = serde_json::from_value(serde_json::json!({
+        "model_type": "qwen2", "vocab_size": 37, "hidden_size": 30, "intermediate_size": 71, "num_hidden_layers": 2,
+        "num_attention_heads": 3, "num_key_value_heads": 1, "max_position_embeddings": 300, "rms_norm_eps": 1e-5,
+        "rope_theta": 10000.0, "tie_word_embeddings": false, "initializer_range": 0.2
+    }))
+    .unwrap();
+    let mut model = Model::random(config, 3);
+    for (i, parameter) in model.parameters_mut().into_iter().enumerate() {
+        parameter.iter_mut().enumerate().for_each(|(j, x)| *x += 0.1 * ((i * 31 + j * 7) as f32).sin());
+    }
+    model
+}
+
+fn tokens(n: usize, vocab: usize, salt: usize) -> Vec<u32> {
+    (0..n).map(|i| ((i * i * 7 + i * 13 + salt * 29) % vocab) as u32).collect()
+}
+
+/// Sequences end to end, with every completion token a target.
+fn pack(sequences: &[(Vec<u32>, Vec<u32>)]) -> (Packed, Vec<Target>) {
+    let mut batch = Packed { tokens: Vec::new(), starts: vec![0] };
+    let mut targets = Vec::new();
+    for (prompt, completion) in sequences {
+        let first = batch.tokens.len() + prompt.len() - 1;
+        targets.extend(completion.iter().enumerate().map(|(i, &token)| Target { row: first + i, token }));
+        batch.tokens.extend(prompt.iter().chain(completion));
+        batch.starts.push(batch.tokens.len());
+    }
+    (batch, targets)
+}
+
+/// Logits after each token: prefill of the first, decode of the rest.
+fn decoded_logits(model: &Model, sequence: &[u32], prefilled: usize) -> Vec<Vec<f32>> {
+    let (prompt, logits) = model.prefill(&sequence[..prefilled]);
+    let mut own = KvCache::new(model.config(), sequence.len());
+    let mut all = vec![logits];
+    for &token in &sequence[prefilled..] {
+        let mut logits = vec![0.0; model.config().vocab_size];
+        model.decode(&mut [DecodeRow { token, prompt: &prompt, own: &mut own }], &mut logits);
+        all.push(logits);
+    }
+    all
+}
+
+#[test]
+fn logits_equal_transformers() {
+    let (reference, model) = (Reference::load(), tiny());
+    for (i, (prompt, completion)) in reference.sequences().into_iter().enumerate().step_by(2) {
+        let sequence: Vec<u32> = prompt.into_iter().chain(completion).collect();
+        let got: Vec<f32> = decoded_logits(&model, &sequence, 1).concat();
+        let off = worst(&got, &reference.tensor(&format!("logits.{i}")));
+        assert!(off < 2e-4, "sequence {i}: {off}");
+    }
+}
+
+#[test]
+fn logprobs_and_entropies_equal_transformers() {
+    let (reference, model) = (Reference::load(), tiny());
+    let (batch, targets) = pack(&reference.sequences());
+    for temperature in ["1.0", "0.9"] {
+        let stats = model.logprobs(&batch, &targets, temperature.parse().unwrap());
+        let logprobs: Vec<f32> = stats.iter().map(|s| s.logprob).collect();
+        let entropies: Vec<f32> = stats.iter().map(|s| s.entropy).collect();
+        assert!(worst(&logprobs, &reference.tensor(&format!("logprob.t{temperature}"))) < 1e-4);
+        assert!(worst(&entropies, &reference.tensor(&format!("entropy.t{temperature}"))) < 1e-4);
+    }
+}
+
+#[test]
+fn greedy_tokens_equal_transformers() {
+    let (reference, model) = (Reference::load(), tiny());
+    for case in reference.json["greedy"].as_array().unwrap() {
+        let (prompt, want) = (ids(&case["prompt_token_ids"]), ids(&case["completion_token_ids"]));
+        let sequence: Vec<u32> = prompt.iter().chain(&want).copied().collect();
+        let logits = decoded_logits(&model, &sequence, prompt.len());
+        let best = |row: &Vec<f32>| (0..row.len()).max_by(|&a, &b| row[a].total_cmp(&row[b])).unwrap() as u32;
+        let got: Vec<u32> = logits[..want.len()].iter().map(best).collect();
+        assert_eq!(got, want);
+    }
+}
+
+#[test]
+fn supervised_gradients_equal_torch() {
+    let (reference, model) = (Reference::load(), tiny());
+    let (batch, targets) = pack(&reference.sequences());
+    let mut gradients = Gradients::zeros(model.config());
+    let slope = -1.0 / targets.len() as f32;
+    let stats = model.accumulate(&batch, &targets, 1.0, &mut gradients, &mut |_, _| slope);
+    let loss: f32 = stats.iter().map(|s| slope * s.logprob).sum();
+    let want = &reference.json["supervised"]["completion"];
+    assert!((f64::from(loss) / want["loss"].as_f64().unwrap() - 1.0).abs() < 1e-5);
+    let names = model.config().parameters().into_iter().map(|(name, _)| name);
+    let by_name: BTreeMap<String, &[f32]> = names.zip(gradients.0.iter().map(|g| &**g)).collect();
+    for (name, gradient) in &by_name {
+        let norm = gradient.iter().map(|g| f64::from(g * g)).sum::<f64>().sqrt();
+        let want = want["grad_norms"][name].as_f64().unwrap();
+        assert!((norm / want - 1.0).abs() < 1e-5, "{name}: {norm} for {want}");
+    }
+    let stride = reference.json["gradient_stride"].as_u64().unwrap() as usize;
+    let sample: Vec<f32> = by_name.values().flat_map(|g| g.iter().step_by(stride).copied()).collect();
+    let off = distance(&sample, &reference.tensor("grad_sample.supervised.completion"));
+    assert!(off < 1e-5, "{off}");
+}
+
+#[test]
+fn an_odd_shape_equals_the_plain_model() {
+    let model = odd();
+    let plain = PlainQwen2::of(&model);
+    let sequence = tokens(150, 37, 1);
+    let got = decoded_logits(&model, &sequence, 40).concat();
+    let want: Vec<f32> = plain.logits(&sequence)[39..].concat().iter().map(|&x| x as f32).collect();
+    let off = worst(&got, &want);
+    assert!(off < 1e-4, "{off}");
+}
+
+#[test]
+fn every_gradient_equals_finite_differences_of_the_plain_model() {
+    let model = odd();
+    let mut plain = PlainQwen2::of(&model);
+    let sequence = tokens(21, 37, 2);
+    let (batch, targets) = pack(&[(sequence[..6].to_vec(), sequence[6..].to_vec())]);
+    let mut gradients = Gradients::zeros(model.config());
+    let weight = |i: usize| (i as f32 * 0.7).cos();
+    model.accumulate(&batch, &targets, 0.9, &mut gradients, &mut |i, _| weight(i));
+    let loss = |plain: &PlainQwen2| -> f64 {
+        let logprobs = plain.logprobs(&sequence, f64::from(0.9f32));
+        logprobs[5..].iter().enumerate().map(|(i, l)| f64::from(weight(i)) * l).sum()
+    };
+    for ((name, _), gradient) in model.config().parameters().iter().zip(&gradients.0) {
+        let used = if name.contains("embed") { sequence[3] as usize * 30 } else { 0 };
+        for at in [used, used + 7, used + 29].into_iter().filter(|&at| at < gradient.len()) {
+            let original = plain.parameters[name][at];
+            let mut at_offset = |offset: f64| {
+                plain.parameters.get_mut(name).unwrap()[at] = original + offset;
+                loss(&plain)
+            };
+            let numeric = (at_offset(1e-5) - at_offset(-1e-5)) / 2e-5;
+            at_offset(0.0);
+            let got = f64::from(gradient[at]);
+            assert!((got - numeric).abs() < 2e-4 * numeric.abs().max(0.1), "{name}[{at}]: {got} for {numeric}");
+        }
+        assert!(gradient.iter().any(|&g| g != 0.0), "{name} has no gradient");
+    }
+}
+
+#[test]
+fn a_row_has_the_same_bits_alone_in_any_batch_and_in_prefill() {
+    for model in [tiny(), odd()] {
+        let vocab = model.config().vocab_size;
+        let sequences: Vec<Vec<u32>> = (0..23).map(|i| tokens(3 + i * 2, vocab, i)).collect();
+        let mut caches: Vec<_> =
+            sequences.iter().map(|s| (model.prefill(&s[..s.len() - 1]).0, KvCache::new(model.config(), 1))).collect();
+        let mut rows: Vec<DecodeRow<'_>> = (sequences.iter().zip(&mut caches))
+            .map(|(s, (prompt, own))| DecodeRow { token: s[s.len() - 1], prompt, own })
+            .collect();
+        let mut together = vec![0.0; rows.len() * vocab];
+        model.decode(&mut rows, &mut together);
+        for (sequence, together) in sequences.iter().zip(together.chunks(vocab)) {
+            assert_eq!(decoded_logits(&model, sequence, 2).pop().unwrap(), together);
+            assert_eq!(model.prefill(sequence).1, together);
+        }
+    }
+}
+
+#[test]
+fn a_sequence_has_the_same_log_probabilities_alone_and_packed() {
+    let model = tiny();
+    let sequences: Vec<_> = (0..5).map(|i| (tokens(4 + i, 300, i), tokens(9 + 3 * i, 300, i + 9))).collect();
+    let (batch, targets) = pack(&sequences);
+    let mut stats = model.logprobs(&batch, &targets, 1.0).into_iter();
+    for (prompt, completion) in &sequences {
+        let (alone, own_targets) = pack(&[(prompt.clone(), completion.clone())]);
+        for alone in model.logprobs(&alone, &own_targets, 1.0) {
+            assert_eq!(alone.logprob, stats.next().unwrap().logprob);
+        }
+    }
+}
+
+#[test]
+fn order_and_cut_of_the_batch_leave_the_gradient_unchanged() {
+    let model = tiny();
+    let sequences: Vec<_> = (0..7).map(|i| (tokens(4 + i, 300, i), tokens(9 + 5 * i, 300, i + 9))).collect();
+    let gradient_of = |parts: Vec<Vec<(Vec<u32>, Vec<u32>)>>| -> Vec<f32> {
+        let mut gradients = Gradients::zeros(model.config());
+        for part in parts {
+            let (batch, targets) = pack(&part);
+            let slope = |i: usize| 0.1 * (targets[i].token as f32 * 0.37).sin();
+            model.accumulate(&batch, &targets, 1.0, &mut gradients, &mut |i, _| slope(i));
+        }
+        gradients.0.iter().flat_map(|g| g.iter().copied()).collect()
+    };
+    let whole = gradient_of(vec![sequences.clone()]);
+    let cut = gradient_of(sequences.iter().map(|s| vec![s.clone()]).collect());
+    let reversed = gradient_of(vec![sequences.iter().rev().cloned().collect()]);
+    assert!(distance(&cut, &whole) < 1e-5);
+    assert!(distance(&reversed, &whole) < 1e-5);
+    assert_eq!(whole, gradient_of(vec![sequences]), "the same batch gives the same bits");
+}
+
+#[test]
+fn saved_weights_are_loaded_bit_for_bit() {
+    let (model, dir) = (odd(), tempfile::tempdir().unwrap());
+    std::fs::write(dir.path().join("config.json"), serde_json::to_string(model.config()).unwrap()).unwrap();
+    model.save(&dir.path().join("model.safetensors")).unwrap();
+    let loaded = Model::load(dir.path()).unwrap();
+    assert_eq!(model.parameters(), loaded.parameters());
+}
