@@ -7,10 +7,13 @@ pub mod error;
 pub mod jsonl;
 pub mod record;
 
-pub mod grpo;
+pub mod gsm8k;
+
 pub mod model;
+pub mod tensorfile;
+
+pub mod grpo;
 pub mod optim;
 pub mod policy;
-pub mod tensorfile;
 
 pub use error::{Error, Result};

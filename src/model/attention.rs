@@ -11,7 +11,7 @@
 use rayon::prelude::*;
 
 use super::config::Config;
-use super::ops::{axpy, dot};
+use super::ops::{axpy, dot, weighted_rows};
 use super::simd::{self, Kernel, LANES, Simd, exp};
 
 /// The head layout.
@@ -119,10 +119,7 @@ impl Kernel for Attend<'_> {
             let mut p = &*p;
             for segment in self.segments {
                 let (here, later) = p.split_at(segment.len);
-                let rows = segment.values.chunks_exact(self.heads.kv_width());
-                for (&p, row) in here.iter().zip(rows) {
-                    axpy::<S>(p, &row[kv_head * dim..][..dim], out);
-                }
+                weighted_rows::<S>(here, &segment.values[kv_head * dim..], self.heads.kv_width(), out);
                 p = later;
             }
             out.iter_mut().for_each(|out| *out /= sum);
@@ -284,11 +281,10 @@ impl Kernel for AttendBackward<'_> {
                     *p = exp::<S>(*p - log_sum);
                     *ds = *p * (*ds - along) * heads.scale();
                 }
+                weighted_rows::<S>(&ds[..=t], &self.qkv[key..], row, &mut self.d_qkv[query..query + dim]);
                 for s in 0..=t {
-                    let rows = s * row;
-                    axpy::<S>(ds[s], &self.qkv[rows + key..][..dim], &mut self.d_qkv[query..query + dim]);
-                    axpy::<S>(ds[s], q, &mut self.d_qkv[rows + key..][..dim]);
-                    axpy::<S>(p[s], d_out, &mut self.d_qkv[rows + value..][..dim]);
+                    axpy::<S>(ds[s], q, &mut self.d_qkv[s * row + key..][..dim]);
+                    axpy::<S>(p[s], d_out, &mut self.d_qkv[s * row + value..][..dim]);
                 }
             }
         }

@@ -117,8 +117,8 @@ struct LinearColumns<'a> {
     to: usize,
 }
 
-/// Rows and columns of the register block: 6 x 4 accumulators of the 32 vector registers, and 10 loads for 24 multiply-adds.
-const ROWS: usize = 6;
+/// Rows and columns of the register block: 16 accumulators, and 8 loads for 16 multiply-adds.
+const ROWS: usize = 4;
 const COLS: usize = 4;
 /// Rows of x that stay in the second-level cache while the weight streams past.
 const ROW_PANEL: usize = 96;
@@ -130,71 +130,73 @@ impl Kernel for LinearColumns<'_> {
     unsafe fn run<S: Simd>(self) {
         let t = &self.task;
         for panel in (0..t.m).step_by(ROW_PANEL) {
-            let rows = (panel + ROW_PANEL).min(t.m);
-            let mut col = self.from;
-            while col < self.to {
-                let wide = col + COLS <= self.to;
-                let mut row = panel;
-                while row < rows {
-                    // SAFETY: row and col stay inside the asserted shapes.
+            let rows = panel..(panel + ROW_PANEL).min(t.m);
+            for col in (self.from..self.to).step_by(COLS) {
+                for row in rows.clone().step_by(ROWS) {
+                    let block = Block { row, col, rows: ROWS.min(rows.end - row), cols: COLS.min(self.to - col) };
+                    // SAFETY: the block stays inside the asserted shapes.
                     unsafe {
-                        row += match (wide, rows - row) {
-                            (true, ROWS..) => dot_block::<S, ROWS, COLS>(t, row, col),
-                            (true, 4..) => dot_block::<S, 4, COLS>(t, row, col),
-                            (true, 2..) => dot_block::<S, 2, COLS>(t, row, col),
-                            (true, _) => dot_block::<S, 1, COLS>(t, row, col),
-                            (false, 4..) => dot_block::<S, 4, 1>(t, row, col),
-                            (false, _) => dot_block::<S, 1, 1>(t, row, col),
-                        };
+                        match block.rows {
+                            ROWS => dot_block::<S, ROWS>(t, &block),
+                            3 => dot_block::<S, 3>(t, &block),
+                            2 => dot_block::<S, 2>(t, &block),
+                            _ => dot_block::<S, 1>(t, &block),
+                        }
                     }
                 }
-                col += if wide { COLS } else { 1 };
             }
         }
     }
 }
 
-/// R x C dot products along K, sixteen lanes at a time; the tail is padded with zeros, which changes no sum.
+/// A part of the output that is made at once.
+struct Block {
+    row: usize,
+    col: usize,
+    rows: usize,
+    cols: usize,
+}
+
+/// R x 4 dot products along K, sixteen lanes at a time; the tail is padded with zeros, which changes no sum. Columns beyond the
+/// last are computed from the last again and dropped.
 #[inline(always)]
-unsafe fn dot_block<S: Simd, const R: usize, const C: usize>(t: &LinearTask<'_>, row: usize, col: usize) -> usize {
+unsafe fn dot_block<S: Simd, const R: usize>(t: &LinearTask<'_>, block: &Block) {
     unsafe {
-        let (x, w, k) = (t.x.add(row * t.k), t.w.add(col * t.k), t.k);
-        let mut acc = [[S::splat(0.0); C]; R];
+        let k = t.k;
+        let x: [*const f32; R] = std::array::from_fn(|r| t.x.add((block.row + r) * k));
+        let w: [*const f32; COLS] = std::array::from_fn(|c| t.w.add((block.col + c.min(block.cols - 1)) * k));
+        let mut acc = [[S::splat(0.0); COLS]; ROWS];
         let mut i = 0;
         while i + LANES <= k {
-            let mut wv = [S::splat(0.0); C];
-            for (c, v) in wv.iter_mut().enumerate() {
-                *v = S::load(w.add(c * k + i));
-            }
-            for (r, acc) in acc.iter_mut().enumerate() {
-                let xv = S::load(x.add(r * k + i));
-                for c in 0..C {
-                    acc[c] = S::mul_add(xv, wv[c], acc[c]);
+            let w = w.map(|w| S::load(w.add(i)));
+            for (acc, x) in acc.iter_mut().zip(x) {
+                let x = S::load(x.add(i));
+                for c in 0..COLS {
+                    acc[c] = S::mul_add(x, w[c], acc[c]);
                 }
             }
             i += LANES;
         }
         if i < k {
-            for (r, acc) in acc.iter_mut().enumerate() {
-                let xv = load_part::<S>(x.add(r * k + i), k - i);
-                for (c, acc) in acc.iter_mut().enumerate() {
-                    *acc = S::mul_add(xv, load_part::<S>(w.add(c * k + i), k - i), *acc);
+            for (acc, x) in acc.iter_mut().zip(x) {
+                for (acc, w) in acc.iter_mut().zip(w) {
+                    *acc = S::mul_add(load_part::<S>(x.add(i), k - i), load_part::<S>(w.add(i), k - i), *acc);
                 }
             }
         }
-        for (r, acc) in acc.iter().enumerate() {
-            for (c, &acc) in acc.iter().enumerate() {
-                let y = t.y.add((row + r) * t.y_stride + col + c);
-                let start = match t.start {
-                    Start::Zero => 0.0,
-                    Start::Bias(bias) => *bias.get_unchecked(col + c),
-                    Start::Add => *y,
-                };
-                *y = simd::sum::<S>(acc) + start;
+        let sums = S::sum_block(&acc);
+        for (r, sums) in sums.iter().enumerate().take(R) {
+            for (c, sum) in sums.iter().enumerate().take(block.cols) {
+                let y = t.y.add((block.row + r) * t.y_stride + block.col + c);
+                *y = sum
+                    + match t.start {
+                        Start::Zero => 0.0,
+                        Start::Bias(bias) => *bias.get_unchecked(block.col + c),
+                        Start::Add => *y,
+                    };
             }
         }
     }
-    R
 }
 
 #[inline(always)]

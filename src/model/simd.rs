@@ -32,6 +32,14 @@ pub trait Simd: Copy {
     /// # Safety
     /// As [`Simd::splat`].
     unsafe fn mul_add(a: Self::V, b: Self::V, c: Self::V) -> Self::V;
+    /// The sums of 4 x 4 vectors, each by halves as [`sum`] does it.
+    ///
+    /// # Safety
+    /// As [`Simd::splat`].
+    #[inline(always)]
+    unsafe fn sum_block(v: &[[Self::V; 4]; 4]) -> [[f32; 4]; 4] {
+        v.map(|row| row.map(|v| unsafe { sum::<Self>(v) }))
+    }
 }
 
 /// A computation over any instruction set. `run` must be `#[inline(always)]`, or it is compiled without the set.
@@ -190,6 +198,24 @@ mod x86 {
         #[inline(always)]
         unsafe fn mul_add(a: __m512, b: __m512, c: __m512) -> __m512 {
             unsafe { _mm512_fmadd_ps(a, b, c) }
+        }
+
+        /// All sixteen at once: each step halves the vectors and adds the halves of two (then four) of them in one instruction,
+        /// 45 instructions instead of sixteen times eight.
+        #[inline(always)]
+        unsafe fn sum_block(v: &[[__m512; 4]; 4]) -> [[f32; 4]; 4] {
+            unsafe {
+                let eights =
+                    |a, b| _mm512_add_ps(_mm512_shuffle_f32x4::<0x44>(a, b), _mm512_shuffle_f32x4::<0xee>(a, b));
+                let fours =
+                    |a, b| _mm512_add_ps(_mm512_shuffle_f32x4::<0x88>(a, b), _mm512_shuffle_f32x4::<0xdd>(a, b));
+                let twos = |a, b| _mm512_add_ps(_mm512_shuffle_ps::<0x44>(a, b), _mm512_shuffle_ps::<0xee>(a, b));
+                let ones = |a, b| _mm512_add_ps(_mm512_shuffle_ps::<0x88>(a, b), _mm512_shuffle_ps::<0xdd>(a, b));
+                // Four parts of each row's column c side by side, in 128-bit lanes by row.
+                let column = |c: usize| fours(eights(v[0][c], v[1][c]), eights(v[2][c], v[3][c]));
+                let sums = ones(twos(column(0), column(1)), twos(column(2), column(3)));
+                std::mem::transmute::<__m512, [[f32; 4]; 4]>(sums)
+            }
         }
     }
 
