@@ -6,6 +6,10 @@ pub mod cli;
 pub mod error;
 pub mod jsonl;
 pub mod record;
+pub mod stream;
+
+pub mod eval;
+pub mod reward;
 
 pub mod gsm8k;
 

@@ -2,6 +2,9 @@
 
 #![allow(clippy::unwrap_used)] // a test that panics has failed, which is what it is for
 
+mod evaluate;
 mod fixtures;
 mod model;
 mod plain_qwen2;
+mod process;
+mod score;
