@@ -15,5 +15,10 @@ pub mod gsm8k;
 pub mod hub;
 
 pub mod model;
+pub mod tensorfile;
+
+pub mod grpo;
+pub mod optim;
+pub mod policy;
 
 pub use error::{Error, Result};
