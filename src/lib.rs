@@ -7,6 +7,10 @@ pub mod error;
 pub mod jsonl;
 pub mod record;
 
+pub mod grpo;
 pub mod model;
+pub mod optim;
+pub mod policy;
+pub mod tensorfile;
 
 pub use error::{Error, Result};
