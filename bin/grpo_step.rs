@@ -1,3 +1,120 @@
-//! Placeholder until its module lands.
+//! Scored rollouts and a policy to the next policy.
 
-fn main() {}
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Parser;
+use grpo_pipes::cli::{self, InputArgs, OutputArgs, Report};
+use grpo_pipes::error::{Error, Result};
+use grpo_pipes::grpo::batch::Groups;
+use grpo_pipes::grpo::metrics::Metrics;
+use grpo_pipes::grpo::step::{GrpoConfig, GrpoTrainer};
+use grpo_pipes::grpo::supervised::{self, SupervisedConfig};
+use grpo_pipes::grpo::trainer::Trainer;
+use grpo_pipes::grpo::{self, Taken};
+use grpo_pipes::jsonl::Input;
+use grpo_pipes::optim::OptimizerConfig;
+use grpo_pipes::policy;
+
+const NAME: &str = "grpo-step";
+
+/// Train a policy on scored rollouts: groups, advantages, loss, AdamW, and the next checkpoint directory.
+///
+/// One line of metrics an optimizer step goes to standard output.
+#[derive(Parser)]
+#[command(name = NAME, version)]
+struct Args {
+    #[command(flatten)]
+    input: InputArgs,
+    /// Model directory to train: a starting model, or a checkpoint with optimizer.safetensors and state.json
+    #[arg(long, value_name = "DIR")]
+    policy: PathBuf,
+    /// Checkpoint directory to make; it appears when it is whole
+    #[arg(long, value_name = "DIR", required_unless_present = "dry_run")]
+    out: Option<PathBuf>,
+    /// Groups (or demonstrations) a step; as many steps as the input holds [default: all, one step]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    groups_per_step: Option<u32>,
+    /// Most tokens in the model at once, bounds memory [tokens]
+    #[arg(long, value_name = "TOKENS", default_value_t = 4096)]
+    micro_batch_tokens: usize,
+    /// Print the metrics of each step, and change nothing
+    #[arg(long, conflicts_with_all = ["supervised", "out"])]
+    dry_run: bool,
+    /// Start from random weights: --policy has config.json and tokenizer only; no input makes just these weights
+    #[arg(long, requires = "seed")]
+    init: bool,
+    /// Seed of the run
+    #[arg(long)]
+    seed: Option<u64>,
+    /// Leave optimizer and state out of --out: a starting model, at step 0
+    #[arg(long)]
+    weights_only: bool,
+    /// Train with cross-entropy on demonstrations: records with `prompt` and `completion`
+    #[arg(long)]
+    supervised: bool,
+    /// Learn the tokens of the prompt too
+    #[arg(long, requires = "supervised")]
+    loss_on_prompt: bool,
+    #[command(flatten)]
+    grpo: GrpoConfig,
+    #[command(flatten)]
+    optimizer: OptimizerConfig,
+    #[command(flatten)]
+    output: OutputArgs,
+}
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    cli::report(NAME, run(args))
+}
+
+fn run(args: Args) -> Result<()> {
+    args.optimizer.check()?;
+    args.out.as_deref().map_or(Ok(()), policy::refuse_existing)?;
+    let input = Input::open(&args.input.file)?;
+    let mut report = Report::create(&args.output)?;
+    let mut trainer = match args.init {
+        true => Trainer::random(&args.policy, args.optimizer.clone(), args.seed.unwrap_or_default())?,
+        false => Trainer::open(&args.policy, args.optimizer.clone(), args.seed)?,
+    };
+    let taken = match args.supervised {
+        true => train_supervised(&args, input, &mut trainer, &mut report)?,
+        false => train_grpo(&args, input, &mut trainer, &mut report)?,
+    };
+    if taken.steps == 0 && !args.init {
+        return Err(Error::Data("no records in the input".into()));
+    }
+    if taken.left_over > 0 {
+        cli::note(NAME, &format!("the last {} were too few for a step, and not trained on", taken.left_over));
+    }
+    if let Some(out) = &args.out {
+        trainer.publish(out, args.weights_only, std::env::args().collect())?;
+    }
+    report.finish()
+}
+
+fn train_grpo(args: &Args, input: Input, trainer: &mut Trainer, report: &mut Report) -> Result<Taken> {
+    let shape = trainer.model.config().clone();
+    let mut grpo = GrpoTrainer::new(trainer, args.grpo.clone(), args.micro_batch_tokens, args.dry_run)?;
+    let groups = Groups::new(input, &shape);
+    let mut emit = |line: &Metrics| report.write(&line.to_json());
+    grpo::in_steps(groups, args.size(), &mut |groups| grpo.step(groups, &mut emit))
+}
+
+fn train_supervised(args: &Args, input: Input, trainer: &mut Trainer, report: &mut Report) -> Result<Taken> {
+    let shape = trainer.model.config().clone();
+    let config = SupervisedConfig { loss_on_prompt: args.loss_on_prompt, micro_batch_tokens: args.micro_batch_tokens };
+    let encode = |_: &[grpo_pipes::record::Message], _: &str| Err(Error::Usage("no tokenizer yet".into()));
+    let examples = supervised::examples(input, &shape, &encode);
+    grpo::in_steps(examples, args.size(), &mut |examples| {
+        report.write(&supervised::step(trainer, config, examples)?.to_json());
+        Ok(())
+    })
+}
+
+impl Args {
+    fn size(&self) -> Option<usize> {
+        self.groups_per_step.map(|groups| groups as usize)
+    }
+}

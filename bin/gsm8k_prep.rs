@@ -1,3 +1,116 @@
-//! Placeholder until its module lands.
+//! `gsm8k-prep`: GSM8K rows, or generated problems in their form, into prompts.
 
-fn main() {}
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Parser;
+use grpo_pipes::cli::{self, OutputArgs};
+use grpo_pipes::gsm8k::demonstration::Sloppiness;
+use grpo_pipes::gsm8k::generate::{Problems, generate};
+use grpo_pipes::gsm8k::order::Order;
+use grpo_pipes::gsm8k::prompt::{PromptStyle, SYSTEM_PROMPT};
+use grpo_pipes::gsm8k::source::{self, Rows, Source};
+use grpo_pipes::gsm8k::{Split, run};
+use grpo_pipes::jsonl::Output;
+use grpo_pipes::{Error, Result, hub};
+
+/// Turns GSM8K rows, or generated problems in their form, into prompts
+///
+/// Rows without `####` are skipped and counted on standard error.
+#[derive(Parser)]
+#[command(name = "gsm8k-prep", version)]
+struct Args {
+    /// Hub data set, directory, or .parquet, .jsonl or .jsonl.zst file with "question" and "answer"; `-` is JSONL on standard input
+    #[arg(value_name = "SOURCE", default_value = "openai/gsm8k")]
+    source: String,
+    /// Make up N different short problems instead; of a split's questions none is ever in the other
+    #[arg(long, value_name = "N", conflicts_with = "source")]
+    generate: Option<usize>,
+    /// Largest number in a generated problem, its reasoning and its answer
+    #[arg(long, value_name = "NUMBER", default_value_t = 10, requires = "generate",
+          value_parser = clap::value_parser!(u32).range(5..=999))]
+    max_number: u32,
+    /// The part of the data [default: what a file's name says, else train]
+    #[arg(long, value_enum)]
+    split: Option<Split>,
+    /// Hold the last N rows of the shuffled train split out of it, for --split validation with the same N and seed
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    holdout: usize,
+    /// Shuffle the rows, each epoch differently
+    #[arg(long)]
+    shuffle: bool,
+    /// Seed of everything random
+    #[arg(long, value_name = "NUMBER", default_value_t = 1)]
+    seed: u64,
+    /// Write all rows so many times; a row keeps its prompt_id
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]
+    epochs: u64,
+    /// At most N rows, the same in each epoch
+    #[arg(long, value_name = "N")]
+    limit: Option<usize>,
+    /// File with the system prompt; an empty one means no system message [default: the XML format]
+    #[arg(long, value_name = "FILE")]
+    system_prompt: Option<PathBuf>,
+    /// Put a worked example before the question
+    #[arg(long)]
+    one_shot: bool,
+    /// Add a "completion" made from the row's own reasoning, for a supervised start
+    #[arg(long)]
+    demonstrations: bool,
+    /// Fraction of the demonstrations in a broken format, 0 to 1; which one depends on the wording of the question
+    #[arg(long, value_name = "FRACTION", default_value_t = 0.0, requires = "demonstrations", value_parser = fraction)]
+    sloppy_format: f64,
+    /// Fraction of the demonstrations whose result is off by one or two, 0 to 1
+    #[arg(long, value_name = "FRACTION", default_value_t = 0.0, requires = "demonstrations", value_parser = fraction)]
+    sloppy_arithmetic: f64,
+    /// First part of each prompt_id [default: the Hub data set's name, gsm8k for files, or generated]
+    #[arg(long, value_name = "NAME")]
+    name: Option<String>,
+    #[command(flatten)]
+    output: OutputArgs,
+}
+
+fn fraction(text: &str) -> std::result::Result<f64, String> {
+    text.parse().ok().filter(|value| (0.0..=1.0).contains(value)).ok_or_else(|| "not a number from 0 to 1".into())
+}
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    cli::run_filter("gsm8k-prep", &args.output, |out| prepare(&args, out))
+}
+
+fn prepare(args: &Args, out: &mut Output) -> Result<()> {
+    let (name, split, rows) = rows(args)?;
+    let &Args { holdout, shuffle, seed, epochs, limit, one_shot, .. } = args;
+    let system = match &args.system_prompt {
+        Some(path) => std::fs::read_to_string(path).map_err(Error::io(path))?,
+        None => SYSTEM_PROMPT.into(),
+    };
+    let sloppy = Sloppiness { format: args.sloppy_format, arithmetic: args.sloppy_arithmetic };
+    let demonstrations = args.demonstrations.then_some(sloppy);
+    let style = PromptStyle { name: args.name.clone().unwrap_or(name), system, one_shot, demonstrations, seed };
+    let order = Order { split, holdout, shuffle, seed, epochs, limit };
+    let skipped = run::prepare(rows, &order, &style, out)?;
+    if skipped > 0 {
+        cli::note("gsm8k-prep", &format!("skipped {skipped} rows without ####"));
+    }
+    Ok(())
+}
+
+/// The data set's name, the split, and its rows.
+fn rows(args: &Args) -> Result<(String, Split, Rows)> {
+    let split = args.split.unwrap_or(Split::Train);
+    if let Some(count) = args.generate {
+        let rows = generate(Problems { count, max_number: args.max_number, seed: args.seed }, split)?;
+        return Ok(("generated".into(), split, Box::new(rows.into_iter().map(Ok))));
+    }
+    match Source::parse(&args.source) {
+        Source::File(path) => Ok(("gsm8k".into(), source::split_of_file(&path, args.split)?, source::rows(&path)?)),
+        Source::Directory(dir) => Ok(("gsm8k".into(), split, source::rows_of_all(source::files_in(&dir, split)?)?)),
+        Source::Hub(id) => {
+            let files = hub::data_files(&id, |names| source::files_of_split(names, split))?;
+            let name = id.rsplit('/').next().unwrap_or(&id);
+            Ok((name.into(), split, source::rows_of_all(files)?))
+        }
+    }
+}

@@ -1,3 +1,39 @@
-//! Placeholder until its module lands.
+//! `score`: rollouts in, the same records with rewards out.
 
-fn main() {}
+use std::process::ExitCode;
+
+use clap::Parser;
+use grpo_pipes::cli::{InputArgs, OutputArgs, run_filter};
+use grpo_pipes::jsonl::Input;
+use grpo_pipes::reward::{Scorer, Semantics, Weights};
+use grpo_pipes::stream::map_lines;
+
+/// Add rewards to rollouts
+///
+/// Reads records with a "completion" and, for correctness, an "answer"; adds "rewards" (each by its name, unweighted), "reward" (their
+/// weighted sum) and "extracted" (the answer found in the completion, or null). Without an "answer" correctness is null, and so is
+/// "reward" when correctness has a weight other than 0. Other fields are kept. Each batch that arrives is answered at once.
+#[derive(Debug, Parser)]
+#[command(name = "score", version)]
+struct Args {
+    #[command(flatten)]
+    input: InputArgs,
+    #[command(flatten)]
+    output: OutputArgs,
+    /// How the rewards are read
+    #[arg(long, value_enum, default_value_t = Semantics::Fixed)]
+    semantics: Semantics,
+    /// Rewards to compute, with their weights in the sum: correctness (at most 2), int, strict_format, soft_format, xmlcount (each at
+    /// most 0.5) [default: all five with weight 1]
+    #[arg(long, value_name = "NAME=WEIGHT,...", allow_hyphen_values = true)]
+    reward: Option<Weights>,
+}
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    let scorer = Scorer { semantics: args.semantics, weights: args.reward.unwrap_or_default() };
+    run_filter("score", &args.output, |out| {
+        let input = Input::open(&args.input.file)?;
+        map_lines(input, out, |line, json| scorer.score_line(line, json))
+    })
+}

@@ -53,3 +53,41 @@ pub fn report(name: &str, outcome: Result<()>) -> ExitCode {
 pub fn note(name: &str, message: &str) {
     let _ = writeln!(io::stderr(), "{name}: {message}");
 }
+
+/// Output lines of a command whose effect is on the disk: a line that nobody takes is an error, but the last one.
+pub struct Report {
+    output: Option<Output>,
+    lost: Option<Error>,
+}
+
+impl Report {
+    /// Lines to standard output, or to the file of `args`.
+    ///
+    /// # Errors
+    /// As [`Output::create`].
+    pub fn create(args: &OutputArgs) -> Result<Self> {
+        Ok(Self { output: Some(Output::create(args.output.as_deref())?), lost: None })
+    }
+
+    /// Writes a line at once. After a failure, the rest goes nowhere until [`Report::finish`] tells of it.
+    pub fn write(&mut self, line: &[u8]) {
+        if let Some(output) = &mut self.output
+            && let Err(err) = output.write_line(line).and_then(|()| output.flush())
+        {
+            self.lost = Some(err);
+            // Dropping would try, and fail, again; the text that was not taken is gone either way.
+            let _ = self.output.take().map(Output::flush_after_error);
+        }
+    }
+
+    /// Flushes, and says whether a line was lost.
+    ///
+    /// # Errors
+    /// [`Error::Output`] or [`Error::Io`], also when the reader of a pipe went away.
+    pub fn finish(self) -> Result<()> {
+        match self.lost {
+            Some(err) => Err(err),
+            None => self.output.map_or(Ok(()), Output::finish),
+        }
+    }
+}

@@ -5,6 +5,7 @@
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use crate::error::{Error, Result};
 use crate::record::Line;
@@ -17,8 +18,8 @@ const ZSTD_LEVEL: i32 = 3;
 
 /// The lines of one input, with their numbers.
 pub struct Input {
-    name: String,
-    reader: Box<dyn BufRead + Send>,
+    name: Arc<str>,
+    reader: BufReader<Box<dyn Read + Send>>,
     line: usize,
 }
 
@@ -28,18 +29,18 @@ impl Input {
     /// # Errors
     /// [`Error::Io`] when it cannot be opened.
     pub fn open(path: &Path) -> Result<Self> {
-        let name = path.display().to_string();
-        let reader: Box<dyn BufRead + Send> = if path.as_os_str() == "-" {
-            Box::new(BufReader::with_capacity(1 << 16, io::stdin()))
+        let name = path.display().to_string().into();
+        let bytes: Box<dyn Read + Send> = if path.as_os_str() == "-" {
+            Box::new(io::stdin())
         } else {
             let file = File::open(path).map_err(Error::io(path))?;
             if path.extension().is_some_and(|ext| ext == "zst") {
-                let decoder = zstd::Decoder::new(file).map_err(Error::io(path))?;
-                Box::new(BufReader::with_capacity(1 << 16, decoder))
+                Box::new(zstd::Decoder::new(file).map_err(Error::io(path))?)
             } else {
-                Box::new(BufReader::with_capacity(1 << 16, file))
+                Box::new(file)
             }
         };
+        let reader = BufReader::with_capacity(1 << 16, bytes);
         Ok(Self { name, reader, line: 0 })
     }
 
@@ -49,13 +50,19 @@ impl Input {
         &self.name
     }
 
+    /// Whether a line that is not blank can be had without reading, and so perhaps waiting for, more of the input.
+    #[must_use]
+    pub fn has_line_ready(&self) -> bool {
+        self.reader.buffer().trim_ascii_start().contains(&b'\n')
+    }
+
     /// The next line that is not blank, without its end; `None` at the end of the input.
     fn read_line(&mut self) -> Result<Option<Line>> {
         loop {
             let mut bytes = Vec::new();
             let limit = MAX_LINE_BYTES as u64 + 1;
             let read = self.reader.by_ref().take(limit).read_until(b'\n', &mut bytes);
-            let read = read.map_err(Error::io(&self.name))?;
+            let read = read.map_err(Error::io(&*self.name))?;
             if read == 0 {
                 return Ok(None);
             }
@@ -74,7 +81,7 @@ impl Input {
     }
 
     fn error(&self, what: &str) -> Error {
-        Error::Record { path: self.name.clone(), line: self.line, what: what.into() }
+        Error::Record { path: self.name.to_string(), line: self.line, what: what.into() }
     }
 }
 
@@ -121,6 +128,14 @@ impl Output {
     /// [`Error::Output`] when standard output refuses it, [`Error::Io`] when the file does.
     pub fn write_line(&mut self, line: &[u8]) -> Result<()> {
         self.attempt(|out| out.write_all(line).and_then(|()| out.write_all(b"\n")))
+    }
+
+    /// Writes whole lines, each with its line end.
+    ///
+    /// # Errors
+    /// As [`Output::write_line`].
+    pub fn write_lines(&mut self, lines: &[u8]) -> Result<()> {
+        self.attempt(|out| out.write_all(lines))
     }
 
     /// Hands what was written so far to the reader, so that a pipe sees each batch as it is made.

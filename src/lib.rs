@@ -6,11 +6,19 @@ pub mod cli;
 pub mod error;
 pub mod jsonl;
 pub mod record;
+pub mod stream;
+
+pub mod eval;
+pub mod reward;
+
+pub mod gsm8k;
+pub mod hub;
+
+pub mod model;
+pub mod tensorfile;
 
 pub mod grpo;
-pub mod model;
 pub mod optim;
 pub mod policy;
-pub mod tensorfile;
 
 pub use error::{Error, Result};

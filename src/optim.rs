@@ -1,6 +1,7 @@
 //! AdamW with f32 state, clipping by global norm, and learning-rate schedules, to PyTorch's and transformers' numbers.
 
 use std::borrow::Cow;
+use std::ops::Deref;
 use std::path::Path;
 
 use rayon::prelude::*;
@@ -169,9 +170,9 @@ fn source<'a>(shape: &[usize], values: &'a [f32]) -> Source<'a> {
 
 /// The norm of each tensor. Squares are added in f64, so that no finite f32 overflows.
 #[must_use]
-pub fn norms(tensors: &[Vec<f32>]) -> Vec<f64> {
+pub fn norms<T: Deref<Target = [f32]> + Sync>(tensors: &[T]) -> Vec<f64> {
     let of_chunk = |chunk: &[f32]| chunk.iter().map(|x| f64::from(*x) * f64::from(*x)).sum::<f64>();
-    let of_tensor = |tensor: &Vec<f32>| tensor.par_chunks(CHUNK).map(of_chunk).collect::<Vec<_>>();
+    let of_tensor = |tensor: &T| tensor.par_chunks(CHUNK).map(of_chunk).collect::<Vec<_>>();
     tensors.par_iter().map(|tensor| of_tensor(tensor).iter().sum::<f64>().sqrt()).collect()
 }
 
@@ -188,10 +189,10 @@ pub fn global_norm(norms: &[f64]) -> f64 {
 ///
 /// # Source
 /// Loshchilov and Hutter 2019, <https://arxiv.org/abs/1711.05101>, in the order of operations of `torch.optim.AdamW`.
-pub fn update(
+pub fn update<T: Deref<Target = [f32]> + Sync>(
     config: &OptimizerConfig,
     parameters: Vec<&mut [f32]>,
-    gradients: &[Vec<f32>],
+    gradients: &[T],
     norm: f64,
     moments: &mut Moments,
     decays: &[bool],

@@ -5,6 +5,7 @@
 
 use std::borrow::Cow;
 use std::fmt;
+use std::sync::Arc;
 
 use serde::de::{DeserializeOwned, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
@@ -25,7 +26,7 @@ pub struct Message {
 #[derive(Debug, Clone)]
 pub struct Line {
     /// The input's name, `-` for standard input.
-    pub path: String,
+    pub path: Arc<str>,
     /// Counted from 1.
     pub number: usize,
     /// The JSON text.
@@ -35,7 +36,7 @@ pub struct Line {
 impl Line {
     /// An error that names this line.
     pub fn error(&self, what: impl Into<String>) -> Error {
-        Error::Record { path: self.path.clone(), line: self.number, what: what.into() }
+        Error::Record { path: self.path.to_string(), line: self.number, what: what.into() }
     }
 
     /// The line as a record.
@@ -76,13 +77,32 @@ impl<'a> Record<'a> {
         let Some(raw) = self.raw(name) else {
             return Ok(None);
         };
-        serde_json::from_str(raw).map_err(|err| self.line.error(format!("field \"{name}\": {err}")))
+        serde_json::from_str(raw).map_err(|err| self.wrong(name, &err))
+    }
+
+    /// A text that may be missing or null; not copied out of the line when it has no escapes.
+    ///
+    /// # Errors
+    /// [`Error::Record`] when it is not a string.
+    pub fn get_text(&self, name: &str) -> Result<Option<Cow<'a, str>>> {
+        let Some((_, Cow::Borrowed(raw))) = self.fields.iter().find(|(key, _)| key == name) else {
+            return Ok(self.get_optional::<String>(name)?.map(Cow::Owned));
+        };
+        let text = serde_json::from_str::<Option<Text<'a>>>(raw.get()).map_err(|err| self.wrong(name, &err))?;
+        Ok(text.map(|Text(text)| text))
     }
 
     /// Whether the field is there, null included.
     #[must_use]
     pub fn has(&self, name: &str) -> bool {
         self.raw(name).is_some()
+    }
+
+    /// The fields that are not named, as they stand: what a stage that makes a new record carries over.
+    #[must_use]
+    pub fn other_fields(&self, known: &[&str]) -> Vec<(String, Box<RawValue>)> {
+        let others = self.fields.iter().filter(|(name, _)| !known.contains(&name.as_ref()));
+        others.map(|(name, value)| (name.to_string(), RawValue::to_owned(value))).collect()
     }
 
     /// Adds a field at the end, or replaces its value where it stands.
@@ -101,22 +121,39 @@ impl<'a> Record<'a> {
     #[must_use]
     pub fn to_json(&self) -> Vec<u8> {
         let mut json = Vec::with_capacity(self.line.text.len() + 128);
-        for (name, value) in &self.fields {
-            json.push(if json.is_empty() { b'{' } else { b',' });
-            serde_json::to_writer(&mut json, name).expect("a string serialises");
+        self.write_json(&mut json);
+        json
+    }
+
+    /// Appends [`Record::to_json`] to a buffer that many lines share.
+    pub fn write_json(&self, json: &mut Vec<u8>) {
+        json.push(b'{');
+        for (at, (name, value)) in self.fields.iter().enumerate() {
+            if at > 0 {
+                json.push(b',');
+            }
+            match name {
+                // Borrowed from the line, or from a literal in this program: nothing in it needs an escape.
+                Cow::Borrowed(plain) => {
+                    json.push(b'"');
+                    json.extend_from_slice(plain.as_bytes());
+                    json.push(b'"');
+                }
+                Cow::Owned(escaped) => serde_json::to_writer(&mut *json, escaped).expect("a string serialises"),
+            }
             json.push(b':');
             json.extend_from_slice(value.get().as_bytes());
         }
-        if json.is_empty() {
-            json.push(b'{');
-        }
         json.push(b'}');
-        json
     }
 
     /// An error that names this record's line.
     pub fn error(&self, what: impl Into<String>) -> Error {
         self.line.error(what)
+    }
+
+    fn wrong(&self, name: &str, err: &serde_json::Error) -> Error {
+        self.line.error(format!("field \"{name}\": {err}"))
     }
 
     fn raw(&self, name: &str) -> Option<&str> {
@@ -127,7 +164,7 @@ impl<'a> Record<'a> {
 struct Fields<'a>(Vec<(Cow<'a, str>, Value<'a>)>);
 
 #[derive(Deserialize)]
-struct Key<'a>(#[serde(borrow)] Cow<'a, str>);
+struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
 
 impl<'de> Deserialize<'de> for Fields<'de> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
@@ -141,7 +178,7 @@ impl<'de> Deserialize<'de> for Fields<'de> {
 
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<Fields<'de>, A::Error> {
                 let mut fields: Vec<(Cow<'de, str>, Value<'de>)> = Vec::with_capacity(24);
-                while let Some((Key(name), value)) = map.next_entry::<Key<'de>, &'de RawValue>()? {
+                while let Some((Text(name), value)) = map.next_entry::<Text<'de>, &'de RawValue>()? {
                     if fields.iter().any(|(other, _)| *other == name) {
                         return Err(serde::de::Error::custom(format!("field \"{name}\" stands twice")));
                     }
@@ -187,6 +224,18 @@ mod tests {
         assert!(wrong_type.starts_with("in.jsonl:3: field \"answer\": invalid type"), "{wrong_type}");
         let missing = record.get::<String>("prompt").unwrap_err().to_string();
         assert_eq!(missing, "in.jsonl:3: no field \"prompt\"");
+    }
+
+    #[test]
+    fn a_text_is_copied_only_when_it_has_escapes_or_was_set() {
+        let line = line(r#"{"plain":"x","escaped":"x\n","none":null,"number":7}"#);
+        let mut record = line.record().unwrap();
+        assert!(matches!(record.get_text("plain"), Ok(Some(Cow::Borrowed("x")))));
+        assert_eq!(record.get_text("escaped").unwrap().as_deref(), Some("x\n"));
+        assert!(record.get_text("none").unwrap().is_none() && record.get_text("absent").unwrap().is_none());
+        assert!(record.get_text("number").unwrap_err().to_string().starts_with("in.jsonl:3: field \"number\": "));
+        record.set("plain", "y");
+        assert_eq!(record.get_text("plain").unwrap().as_deref(), Some("y"));
     }
 
     #[test]

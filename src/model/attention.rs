@@ -11,8 +11,8 @@
 use rayon::prelude::*;
 
 use super::config::Config;
-use super::ops::{axpy, dot};
-use super::simd::{self, Kernel, LANES, Simd, exp};
+use super::ops::{dot, weighted_rows};
+use super::simd::{self, Kernel, LANES, Simd, exp, mul_add};
 
 /// The head layout.
 #[derive(Clone, Copy)]
@@ -119,10 +119,7 @@ impl Kernel for Attend<'_> {
             let mut p = &*p;
             for segment in self.segments {
                 let (here, later) = p.split_at(segment.len);
-                let rows = segment.values.chunks_exact(self.heads.kv_width());
-                for (&p, row) in here.iter().zip(rows) {
-                    axpy::<S>(p, &row[kv_head * dim..][..dim], out);
-                }
+                weighted_rows::<S>(here, &segment.values[kv_head * dim..], self.heads.kv_width(), out);
                 p = later;
             }
             out.iter_mut().for_each(|out| *out /= sum);
@@ -262,33 +259,96 @@ impl Kernel for AttendBackward<'_> {
         let (heads, row, dim) = (self.heads, self.heads.row(), self.heads.dim);
         let len = self.qkv.len() / row;
         let transposed = Transposed::of(heads, self.qkv);
-        let (mut p, mut ds) = (vec![0.0f32; len + LANES], vec![0.0f32; len + LANES]);
-        for t in 0..len {
-            for head in 0..heads.queries {
-                let kv_head = head / (heads.queries / heads.kv);
-                let query = t * row + head * dim;
-                let key = heads.q_width() + kv_head * dim;
-                let value = key + heads.kv_width();
-                let at = t * heads.q_width() + head * dim;
-                let (q, d_out) = (&self.qkv[query..query + dim], &self.d_out[at..at + dim]);
-                let keys = Segment { keys: &transposed.keys, values: &[], capacity: transposed.capacity, len: t + 1 };
-                let values = Segment { keys: &transposed.values, ..keys };
-                // SAFETY: p and ds have room for a whole last chunk.
+        // Probabilities and gradients of the scores of one head, `(len, len)` in rows of `width`.
+        let width = len.next_multiple_of(LANES);
+        let (mut p, mut ds) = (vec![0.0f32; len * width], vec![0.0f32; len * width]);
+        for head in 0..heads.queries {
+            let kv_head = head / (heads.queries / heads.kv);
+            let (query, key) = (head * dim, heads.q_width() + kv_head * dim);
+            let value = key + heads.kv_width();
+            for t in 0..len {
+                let (p, ds) = (&mut p[t * width..][..width], &mut ds[t * width..][..width]);
+                self.scores::<S>(&transposed, (t, head, kv_head), p, ds);
+                let d_query = &mut self.d_qkv[t * row + query..][..dim];
+                weighted_rows::<S>(&ds[..=t], &self.qkv[key..], row, d_query);
+            }
+            let weights = |data| Lower { data, width, len };
+            weights(&ds).transposed_times::<S>(&self.qkv[query..], row, &mut self.d_qkv[key..], row, dim);
+            let out = heads.q_width();
+            weights(&p).transposed_times::<S>(&self.d_out[head * dim..], out, &mut self.d_qkv[value..], row, dim);
+        }
+    }
+}
+
+impl AttendBackward<'_> {
+    /// Probabilities and score gradients of query `t` of a head; zero from position `t + 1` on.
+    #[inline(always)]
+    fn scores<S: Simd>(
+        &self,
+        transposed: &Transposed,
+        (t, head, kv_head): (usize, usize, usize),
+        p: &mut [f32],
+        ds: &mut [f32],
+    ) {
+        let (heads, dim) = (self.heads, self.heads.dim);
+        let q = &self.qkv[t * heads.row() + head * dim..][..dim];
+        let at = t * heads.q_width() + head * dim;
+        let d_out = &self.d_out[at..at + dim];
+        let keys = Segment { keys: &transposed.keys, values: &[], capacity: transposed.capacity, len: t + 1 };
+        let values = Segment { keys: &transposed.values, ..keys };
+        // SAFETY: p and ds have room for a whole last chunk.
+        unsafe {
+            score::<S>(q, &keys, kv_head, heads.scale(), p);
+            score::<S>(d_out, &values, kv_head, 1.0, ds);
+        }
+        let log_sum = self.log_sum[t * heads.queries + head];
+        let along = dot::<S>(d_out, &self.out[at..at + dim]);
+        for (p, ds) in p[..=t].iter_mut().zip(&mut ds[..=t]) {
+            *p = exp::<S>(*p - log_sum);
+            *ds = *p * (*ds - along) * heads.scale();
+        }
+        p[t + 1..].fill(0.0);
+        ds[t + 1..].fill(0.0);
+    }
+}
+
+/// A lower triangular matrix `(len, len)` in rows of `width`, a multiple of [`LANES`].
+struct Lower<'a> {
+    data: &'a [f32],
+    width: usize,
+    len: usize,
+}
+
+impl Lower<'_> {
+    /// y[s] += sum over t >= s of self[t][s] x[t], for rows of `dim` numbers: four rows of y at a time, in registers.
+    #[inline(always)]
+    fn transposed_times<S: Simd>(&self, x: &[f32], x_stride: usize, y: &mut [f32], y_stride: usize, dim: usize) {
+        const ROWS: usize = 4;
+        assert!(x.len() >= (self.len - 1) * x_stride + dim && self.data.len() >= self.len * self.width);
+        let whole = dim - dim % LANES;
+        for s in (0..self.len).step_by(ROWS) {
+            for e in (0..whole).step_by(LANES) {
+                // SAFETY: t < len, s + ROWS <= width, e + LANES <= dim.
                 unsafe {
-                    score::<S>(q, &keys, kv_head, heads.scale(), &mut p);
-                    score::<S>(d_out, &values, kv_head, 1.0, &mut ds);
+                    let mut acc = [S::splat(0.0); ROWS];
+                    for t in s..self.len {
+                        let x = S::load(x.as_ptr().add(t * x_stride + e));
+                        for (i, acc) in acc.iter_mut().enumerate() {
+                            *acc = S::mul_add(S::splat(*self.data.as_ptr().add(t * self.width + s + i)), x, *acc);
+                        }
+                    }
+                    for (i, &acc) in acc.iter().enumerate().take(self.len - s) {
+                        let y = y[(s + i) * y_stride + e..][..LANES].as_mut_ptr();
+                        S::store(S::mul_add(acc, S::splat(1.0), S::load(y)), y);
+                    }
                 }
-                let log_sum = self.log_sum[t * heads.queries + head];
-                let along = dot::<S>(d_out, &self.out[at..at + dim]);
-                for (p, ds) in p[..=t].iter_mut().zip(&mut ds[..=t]) {
-                    *p = exp::<S>(*p - log_sum);
-                    *ds = *p * (*ds - along) * heads.scale();
-                }
-                for s in 0..=t {
-                    let rows = s * row;
-                    axpy::<S>(ds[s], &self.qkv[rows + key..][..dim], &mut self.d_qkv[query..query + dim]);
-                    axpy::<S>(ds[s], q, &mut self.d_qkv[rows + key..][..dim]);
-                    axpy::<S>(p[s], d_out, &mut self.d_qkv[rows + value..][..dim]);
+            }
+            for s in s..(s + ROWS).min(self.len) {
+                for e in whole..dim {
+                    for t in s..self.len {
+                        let y = &mut y[s * y_stride + e];
+                        *y = mul_add::<S>(self.data[t * self.width + s], x[t * x_stride + e], *y);
+                    }
                 }
             }
         }

@@ -7,6 +7,7 @@ use super::ops::{Turn, rms_norm, swiglu};
 use super::weights::Floats;
 
 /// What a block computes on `T` rows and its backward needs again.
+#[derive(Default)]
 pub struct Activations {
     /// Residual stream at the block's start, `(T, D)`.
     pub x_in: Floats,
@@ -29,6 +30,7 @@ pub struct Activations {
 }
 
 /// What a block computes on `T` rows and needs no longer.
+#[derive(Default)]
 pub struct Scratch {
     /// `(T, D)`.
     pub normed: Floats,
@@ -39,18 +41,26 @@ pub struct Scratch {
 impl Activations {
     /// Room for `rows` rows.
     pub fn new(model: &Model, rows: usize) -> Self {
+        let mut empty = Self::default();
+        empty.reuse(model, rows);
+        empty
+    }
+
+    /// Room for `rows` rows in the memory of others; what they hold is written before it is read.
+    pub fn reuse(&mut self, model: &Model, rows: usize) {
         let (config, heads) = (model.config(), Heads::of(model.config()));
-        let matrix = |width: usize| Floats::zeros(rows * width);
-        Self {
-            x_in: matrix(config.hidden_size),
-            scale_in: matrix(1),
-            qkv: matrix(heads.row()),
-            attended: matrix(config.hidden_size),
-            log_sum: matrix(heads.queries),
-            x_mid: matrix(config.hidden_size),
-            scale_mid: matrix(1),
-            gate: matrix(config.intermediate_size),
-            up: matrix(config.intermediate_size),
+        for (matrix, width) in [
+            (&mut self.x_in, config.hidden_size),
+            (&mut self.scale_in, 1),
+            (&mut self.qkv, heads.row()),
+            (&mut self.attended, config.hidden_size),
+            (&mut self.log_sum, heads.queries),
+            (&mut self.x_mid, config.hidden_size),
+            (&mut self.scale_mid, 1),
+            (&mut self.gate, config.intermediate_size),
+            (&mut self.up, config.intermediate_size),
+        ] {
+            matrix.reuse(rows * width);
         }
     }
 }
@@ -58,8 +68,15 @@ impl Activations {
 impl Scratch {
     /// Room for `rows` rows.
     pub fn new(model: &Model, rows: usize) -> Self {
-        let config = model.config();
-        Self { normed: Floats::zeros(rows * config.hidden_size), act: Floats::zeros(rows * config.intermediate_size) }
+        let mut empty = Self::default();
+        empty.reuse(model, rows);
+        empty
+    }
+
+    /// Room for `rows` rows in the memory of others.
+    pub fn reuse(&mut self, model: &Model, rows: usize) {
+        self.normed.reuse(rows * model.config().hidden_size);
+        self.act.reuse(rows * model.config().intermediate_size);
     }
 }
 

@@ -117,11 +117,13 @@ struct LinearColumns<'a> {
     to: usize,
 }
 
-/// Rows and columns of the register block: 16 accumulators, and 8 loads for 16 multiply-adds.
-const ROWS: usize = 4;
+/// Rows and columns of the register block: 24 accumulators of the 32 vector registers, and 10 loads for 24 multiply-adds.
+const ROWS: usize = 6;
 const COLS: usize = 4;
-/// Rows of x that stay in the second-level cache while the weight streams past.
-const ROW_PANEL: usize = 96;
+/// Depth of a block: four rows of the weight, 16 KiB, stay in the first-level cache.
+const LINEAR_DEPTH: usize = 1024;
+/// Rows of x, at most 1 MiB of a block's depth, that stay in the second-level cache while the weight streams past.
+const ROW_PANEL: usize = 252;
 
 impl Kernel for LinearColumns<'_> {
     type Out = ();
@@ -131,16 +133,22 @@ impl Kernel for LinearColumns<'_> {
         let t = &self.task;
         for panel in (0..t.m).step_by(ROW_PANEL) {
             let rows = panel..(panel + ROW_PANEL).min(t.m);
-            for col in (self.from..self.to).step_by(COLS) {
-                for row in rows.clone().step_by(ROWS) {
-                    let block = Block { row, col, rows: ROWS.min(rows.end - row), cols: COLS.min(self.to - col) };
-                    // SAFETY: the block stays inside the asserted shapes.
-                    unsafe {
-                        match block.rows {
-                            ROWS => dot_block::<S, ROWS>(t, &block),
-                            3 => dot_block::<S, 3>(t, &block),
-                            2 => dot_block::<S, 2>(t, &block),
-                            _ => dot_block::<S, 1>(t, &block),
+            for from in (0..t.k).step_by(LINEAR_DEPTH) {
+                let depth = LINEAR_DEPTH.min(t.k - from);
+                for col in (self.from..self.to).step_by(COLS) {
+                    let mut block = Block { row: 0, col, cols: COLS.min(self.to - col), from, depth };
+                    for row in rows.clone().step_by(ROWS) {
+                        block.row = row;
+                        // SAFETY: the block stays inside the asserted shapes.
+                        unsafe {
+                            match rows.end - row {
+                                ROWS.. => dot_block::<S, ROWS>(t, &block),
+                                5 => dot_block::<S, 5>(t, &block),
+                                4 => dot_block::<S, 4>(t, &block),
+                                3 => dot_block::<S, 3>(t, &block),
+                                2 => dot_block::<S, 2>(t, &block),
+                                _ => dot_block::<S, 1>(t, &block),
+                            }
                         }
                     }
                 }
@@ -149,25 +157,27 @@ impl Kernel for LinearColumns<'_> {
     }
 }
 
-/// A part of the output that is made at once.
+/// A part of the output that is made at once, from a part of the depth.
 struct Block {
     row: usize,
     col: usize,
-    rows: usize,
     cols: usize,
+    from: usize,
+    depth: usize,
 }
 
-/// R x 4 dot products along K, sixteen lanes at a time; the tail is padded with zeros, which changes no sum. Columns beyond the
-/// last are computed from the last again and dropped.
+/// R x 4 dot products along the depth, sixteen lanes at a time; the tail is padded with zeros, which changes no sum. Columns beyond
+/// the last are computed from the last again and dropped.
 #[inline(always)]
 unsafe fn dot_block<S: Simd, const R: usize>(t: &LinearTask<'_>, block: &Block) {
     unsafe {
-        let k = t.k;
-        let x: [*const f32; R] = std::array::from_fn(|r| t.x.add((block.row + r) * k));
-        let w: [*const f32; COLS] = std::array::from_fn(|c| t.w.add((block.col + c.min(block.cols - 1)) * k));
-        let mut acc = [[S::splat(0.0); COLS]; ROWS];
+        let (k, depth) = (t.k, block.depth);
+        let x: [*const f32; R] = std::array::from_fn(|r| t.x.add((block.row + r) * k + block.from));
+        let w: [*const f32; COLS] =
+            std::array::from_fn(|c| t.w.add((block.col + c.min(block.cols - 1)) * k + block.from));
+        let mut acc = [[S::splat(0.0); COLS]; R];
         let mut i = 0;
-        while i + LANES <= k {
+        while i + LANES <= depth {
             let w = w.map(|w| S::load(w.add(i)));
             for (acc, x) in acc.iter_mut().zip(x) {
                 let x = S::load(x.add(i));
@@ -177,26 +187,53 @@ unsafe fn dot_block<S: Simd, const R: usize>(t: &LinearTask<'_>, block: &Block) 
             }
             i += LANES;
         }
-        if i < k {
+        if i < depth {
             for (acc, x) in acc.iter_mut().zip(x) {
                 for (acc, w) in acc.iter_mut().zip(w) {
-                    *acc = S::mul_add(load_part::<S>(x.add(i), k - i), load_part::<S>(w.add(i), k - i), *acc);
+                    *acc = S::mul_add(load_part::<S>(x.add(i), depth - i), load_part::<S>(w.add(i), depth - i), *acc);
                 }
             }
         }
-        let sums = S::sum_block(&acc);
-        for (r, sums) in sums.iter().enumerate().take(R) {
-            for (c, sum) in sums.iter().enumerate().take(block.cols) {
-                let y = t.y.add((block.row + r) * t.y_stride + block.col + c);
-                *y = sum
-                    + match t.start {
-                        Start::Zero => 0.0,
-                        Start::Bias(bias) => *bias.get_unchecked(block.col + c),
-                        Start::Add => *y,
-                    };
+        for (four, acc) in acc.chunks(COLS).enumerate() {
+            let padded = std::array::from_fn(|r| if r < acc.len() { acc[r] } else { [S::splat(0.0); COLS] });
+            for (r, sums) in S::sum_block(&padded).iter().enumerate().take(acc.len()) {
+                finish(t, block, block.row + four * COLS + r, *sums);
             }
         }
     }
+}
+
+/// Adds four sums of one row to what they start from, or to those of the depth before.
+#[inline(always)]
+unsafe fn finish(t: &LinearTask<'_>, block: &Block, row: usize, sums: [f32; COLS]) {
+    unsafe {
+        let y = t.y.add(row * t.y_stride + block.col);
+        let start = match t.start {
+            _ if block.from > 0 => first(y, block.cols),
+            Start::Zero => [0.0; COLS],
+            Start::Bias(bias) => first(bias.as_ptr().add(block.col), block.cols),
+            Start::Add => first(y, block.cols),
+        };
+        let sums: [f32; COLS] = std::array::from_fn(|c| sums[c] + start[c]);
+        if block.cols == COLS {
+            y.cast::<[f32; COLS]>().write_unaligned(sums);
+        } else {
+            std::ptr::copy_nonoverlapping(sums.as_ptr(), y, block.cols);
+        }
+    }
+}
+
+/// The first `len` of four numbers, zeros after them.
+#[inline(always)]
+unsafe fn first(from: *const f32, len: usize) -> [f32; COLS] {
+    let mut numbers = [0.0; COLS];
+    unsafe {
+        if len == COLS {
+            return from.cast::<[f32; COLS]>().read_unaligned();
+        }
+        std::ptr::copy_nonoverlapping(from, numbers.as_mut_ptr(), len);
+    }
+    numbers
 }
 
 #[inline(always)]
@@ -234,7 +271,7 @@ pub fn weight_gradient(dy: Rows<'_>, x: &[f32], (m, n, k): (usize, usize, usize)
     accumulate(a, x, (n, m, k), dw);
 }
 
-/// Element (i, p) of the left operand is `data[i * row + p * depth]`.
+/// Element (i, p) of the left operand is `data[i * row + p * depth]`; one of the two strides is 1.
 #[derive(Clone, Copy)]
 struct Operand {
     data: *const f32,
@@ -249,14 +286,16 @@ const BLOCK_ROWS: usize = 6;
 const BLOCK_VECTORS: usize = 4;
 const BLOCK_COLS: usize = BLOCK_VECTORS * LANES;
 
-/// c += a b with c `(rows, cols)`, b `(depth, cols)`: both operands packed block by block, the depth always in ascending order.
+/// c += a b with c `(rows, cols)`, b `(depth, cols)`: block by block, the depth always in ascending order.
 fn accumulate(a: Operand, b: &[f32], (rows, depth, cols): (usize, usize, usize), c: &mut [f32]) {
     let a = Shared(a);
     let block = |first_row: usize, c: &mut [f32]| {
-        let task =
-            OuterProduct { a: a.get(), first_row, b: b.as_ptr(), depth, cols, rows: c.len() / cols, c: c.as_mut_ptr() };
+        let Operand { data, row, depth: deep } = a.get();
         // SAFETY: the callers asserted the shapes; c is this task's alone.
-        unsafe { simd::run(task) }
+        unsafe {
+            let a = Operand { data: data.add(first_row * row), row, depth: deep };
+            simd::run(OuterProduct { a, b: b.as_ptr(), depth, cols, rows: c.len() / cols, c: c.as_mut_ptr() });
+        }
     };
     let c = &mut c[..rows * cols];
     if rows * depth * cols < PARALLEL_FROM {
@@ -268,7 +307,6 @@ fn accumulate(a: Operand, b: &[f32], (rows, depth, cols): (usize, usize, usize),
 
 struct OuterProduct {
     a: Operand,
-    first_row: usize,
     b: *const f32,
     depth: usize,
     cols: usize,
@@ -281,24 +319,65 @@ impl Kernel for OuterProduct {
 
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
+        // A left operand that is contiguous along the depth is read where it stands; one that strides would meet the same few
+        // cache sets over and over, and is packed.
+        let pack = self.a.depth != 1;
         let row_blocks = self.rows.div_ceil(BLOCK_ROWS);
-        let mut packed_a = vec![0.0f32; row_blocks * BLOCK_ROWS * DEPTH];
+        let mut packed_a = vec![0.0f32; if pack { row_blocks * BLOCK_ROWS * DEPTH } else { 0 }];
         let mut packed_b = vec![0.0f32; DEPTH * BLOCK_COLS];
         for from in (0..self.depth).step_by(DEPTH) {
             let depth = DEPTH.min(self.depth - from);
             // SAFETY: the callers of `accumulate` asserted the shapes.
             unsafe {
-                self.pack_a(from, depth, &mut packed_a);
+                if pack {
+                    self.pack_a(from, depth, &mut packed_a);
+                }
                 for col in (0..self.cols).step_by(BLOCK_COLS) {
                     let cols = BLOCK_COLS.min(self.cols - col);
-                    self.pack_b(from, depth, col, cols, &mut packed_b);
+                    let b = if self.cols == BLOCK_COLS {
+                        self.b.add(from * BLOCK_COLS) // has the packed layout already
+                    } else {
+                        self.pack_b(from, depth, col, cols, &mut packed_b);
+                        packed_b.as_ptr()
+                    };
                     for block in 0..row_blocks {
-                        let a = packed_a.as_ptr().add(block * BLOCK_ROWS * DEPTH);
-                        self.multiply::<S>(a, packed_b.as_ptr(), depth, (block * BLOCK_ROWS, col, cols));
+                        let row = block * BLOCK_ROWS;
+                        let rows = BLOCK_ROWS.min(self.rows - row);
+                        let a = if pack {
+                            let packed = packed_a.as_ptr().add(row * DEPTH);
+                            std::array::from_fn(|r| (packed.add(r), BLOCK_ROWS))
+                        } else {
+                            let last = rows - 1;
+                            std::array::from_fn(|r| (self.a.data.add((row + r.min(last)) * self.a.row + from), 1))
+                        };
+                        let acc = multiply::<S>(a, b, depth);
+                        self.add_block::<S>(&acc, row, rows, col, cols);
                     }
                 }
             }
         }
+    }
+}
+
+/// The register block: row `r` of the left operand is `a[r].0`, in steps of `a[r].1`.
+#[inline(always)]
+unsafe fn multiply<S: Simd>(
+    a: [(*const f32, usize); BLOCK_ROWS],
+    b: *const f32,
+    depth: usize,
+) -> [[S::V; BLOCK_VECTORS]; BLOCK_ROWS] {
+    unsafe {
+        let mut acc = [[S::splat(0.0); BLOCK_VECTORS]; BLOCK_ROWS];
+        for p in 0..depth {
+            let b: [S::V; BLOCK_VECTORS] = std::array::from_fn(|v| S::load(b.add(p * BLOCK_COLS + v * LANES)));
+            for (acc, (a, step)) in acc.iter_mut().zip(a) {
+                let a = S::splat(*a.add(p * step));
+                for v in 0..BLOCK_VECTORS {
+                    acc[v] = S::mul_add(a, b[v], acc[v]);
+                }
+            }
+        }
+        acc
     }
 }
 
@@ -309,10 +388,14 @@ impl OuterProduct {
         for (block, packed) in packed.chunks_exact_mut(BLOCK_ROWS * DEPTH).enumerate() {
             let first = block * BLOCK_ROWS;
             let rows = BLOCK_ROWS.min(self.rows - first);
-            for (p, packed) in packed.chunks_exact_mut(BLOCK_ROWS).take(depth).enumerate() {
-                for (r, packed) in packed.iter_mut().enumerate().take(rows) {
-                    let at = (self.first_row + first + r) * self.a.row + (from + p) * self.a.depth;
-                    *packed = unsafe { *self.a.data.add(at) };
+            for (p, packed) in packed.as_chunks_mut::<BLOCK_ROWS>().0.iter_mut().take(depth).enumerate() {
+                unsafe {
+                    let a = self.a.data.add(first + (from + p) * self.a.depth);
+                    if rows == BLOCK_ROWS {
+                        *packed = a.cast::<[f32; BLOCK_ROWS]>().read_unaligned();
+                    } else {
+                        std::ptr::copy_nonoverlapping(a, packed.as_mut_ptr(), rows);
+                    }
                 }
             }
         }
@@ -331,35 +414,28 @@ impl OuterProduct {
     }
 
     #[inline(always)]
-    unsafe fn multiply<S: Simd>(
+    unsafe fn add_block<S: Simd>(
         &self,
-        a: *const f32,
-        b: *const f32,
-        depth: usize,
-        (row, col, cols): (usize, usize, usize),
+        acc: &[[S::V; BLOCK_VECTORS]; BLOCK_ROWS],
+        row: usize,
+        rows: usize,
+        col: usize,
+        cols: usize,
     ) {
-        unsafe {
-            let mut acc = [[S::splat(0.0); BLOCK_VECTORS]; BLOCK_ROWS];
-            for p in 0..depth {
-                let mut bv = [S::splat(0.0); BLOCK_VECTORS];
-                for (v, bv) in bv.iter_mut().enumerate() {
-                    *bv = S::load(b.add(p * BLOCK_COLS + v * LANES));
-                }
-                for (r, acc) in acc.iter_mut().enumerate() {
-                    let av = S::splat(*a.add(p * BLOCK_ROWS + r));
-                    for v in 0..BLOCK_VECTORS {
-                        acc[v] = S::mul_add(av, bv[v], acc[v]);
-                    }
-                }
-            }
-            for (r, acc) in acc.iter().enumerate().take(self.rows - row) {
+        for (r, acc) in acc.iter().enumerate().take(rows) {
+            unsafe {
                 let c = self.c.add((row + r) * self.cols + col);
-                let mut sums = [0.0f32; BLOCK_COLS];
                 for (v, &acc) in acc.iter().enumerate() {
-                    S::store(acc, sums.as_mut_ptr().add(v * LANES));
-                }
-                for (i, sum) in sums.iter().enumerate().take(cols) {
-                    *c.add(i) += sum;
+                    let c = c.add(v * LANES);
+                    if (v + 1) * LANES <= cols {
+                        S::store(S::mul_add(acc, S::splat(1.0), S::load(c)), c);
+                    } else {
+                        let mut sums = [0.0f32; LANES];
+                        S::store(acc, sums.as_mut_ptr());
+                        for (i, sum) in sums.iter().enumerate().take(cols.saturating_sub(v * LANES)) {
+                            *c.add(i) += sum;
+                        }
+                    }
                 }
             }
         }

@@ -37,14 +37,21 @@ pub struct TokenStats {
     pub entropy: f32,
 }
 
-/// One buffer a parameter, in the order of [`Config::parameters`].
-pub struct Gradients(pub Vec<Floats>);
+/// One buffer a parameter, in the order of [`Config::parameters`]; and the memory that making them takes, kept from batch to batch.
+pub struct Gradients(pub Vec<Floats>, Workspace);
+
+#[derive(Default)]
+struct Workspace {
+    kept: Vec<Activations>,
+    scratch: Scratch,
+}
 
 impl Gradients {
     /// All zero, in the model's shapes.
     #[must_use]
     pub fn zeros(config: &Config) -> Self {
-        Self(config.parameters().iter().map(|(_, shape)| Floats::zeros(shape.iter().product())).collect())
+        let buffers = config.parameters().iter().map(|(_, shape)| Floats::zeros(shape.iter().product())).collect();
+        Self(buffers, Workspace::default())
     }
 
     /// Back to zero, memory kept.
@@ -95,8 +102,10 @@ impl Model {
     ) -> Vec<TokenStats> {
         batch.check(targets, self);
         let (rows, layers) = (batch.tokens.len(), self.config().num_hidden_layers);
-        let mut kept: Vec<Activations> = (0..layers).map(|_| Activations::new(self, rows)).collect();
-        let mut scratch = Scratch::new(self, rows);
+        let Workspace { mut kept, mut scratch } = std::mem::take(&mut gradients.1);
+        kept.resize_with(layers, Activations::default);
+        kept.iter_mut().for_each(|kept| kept.reuse(self, rows));
+        scratch.reuse(self, rows);
         let mut x = self.embed(&batch.tokens);
         let positions = batch.positions();
         for (layer, kept) in kept.iter_mut().enumerate() {
@@ -106,22 +115,17 @@ impl Model {
         let mut d_hidden = Floats::zeros(picked.hidden.len());
         let backward = HeadBackward { slope, d_hidden: &mut d_hidden, d_weight: &mut gradients.0[self.head_index()] };
         let stats = self.head_of(&picked, temperature).run(Some(backward));
-        if d_hidden.iter().all(|&d| d == 0.0) {
-            return stats;
+        // Without any slope (no group with signal) there is nothing to send back.
+        if d_hidden.iter().any(|&d| d != 0.0) {
+            x.fill(0.0);
+            picked.backward(self, &d_hidden, &mut x, &mut gradients.0[self.final_norm_index()]);
+            for (layer, kept) in kept.iter_mut().enumerate().rev() {
+                let rows = Rows { d: &mut x, positions: &positions, starts: &batch.starts };
+                backward::block(self, layer, rows, kept, &mut scratch, gradients);
+            }
+            self.embed_backward(&batch.tokens, &x, &mut gradients.0[0]);
         }
-        x.fill(0.0);
-        picked.backward(self, &d_hidden, &mut x, &mut gradients.0[self.final_norm_index()]);
-        for (layer, kept) in kept.iter_mut().enumerate().rev() {
-            backward::block(
-                self,
-                layer,
-                Rows { d: &mut x, positions: &positions, starts: &batch.starts },
-                kept,
-                &mut scratch,
-                gradients,
-            );
-        }
-        self.embed_backward(&batch.tokens, &x, &mut gradients.0[0]);
+        gradients.1 = Workspace { kept, scratch };
         stats
     }
 

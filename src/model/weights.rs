@@ -22,7 +22,7 @@ use crate::error::{Error, Result};
 struct Line([f32; 16]);
 
 /// Numbers that start at a cache line.
-#[derive(Clone)]
+#[derive(Clone, Default)]
 pub struct Floats {
     lines: Vec<Line>,
     len: usize,
@@ -33,6 +33,15 @@ impl Floats {
     #[must_use]
     pub fn zeros(len: usize) -> Self {
         Self { lines: vec![Line([0.0; 16]); len.div_ceil(16)], len }
+    }
+
+    /// Changes the length; the numbers are whatever was there before. Memory once taken is kept.
+    pub(super) fn reuse(&mut self, len: usize) {
+        if self.lines.len() < len.div_ceil(16) {
+            *self = Self::zeros(0); // first give back, then take: both at once would be the peak
+            self.lines.resize(len.div_ceil(16), Line([0.0; 16]));
+        }
+        self.len = len;
     }
 }
 

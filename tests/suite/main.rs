@@ -2,6 +2,11 @@
 
 #![allow(clippy::unwrap_used)] // a test that panics has failed, which is what it is for
 
+mod evaluate;
 mod fixtures;
+mod gsm8k_prep;
+mod hub;
 mod model;
 mod plain_qwen2;
+mod process;
+mod score;

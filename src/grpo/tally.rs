@@ -1,0 +1,100 @@
+//! What one pass over a step's tokens saw: loss, slopes, and the agreement of sampler and trainer.
+
+use crate::error::{Error, Result};
+use crate::grpo::batch::Completion;
+use crate::grpo::loss::{Clipped, LossConfig, token_loss};
+use crate::grpo::metrics::{Mean, Metrics};
+
+/// Sums over the tokens of one pass.
+#[derive(Debug, Default)]
+pub struct Tally {
+    /// The step's loss.
+    pub loss: f64,
+    /// Whether any token had a slope.
+    pub learned: bool,
+    /// Log-probabilities as recomputed, one list a completion [nats].
+    pub logprobs: Vec<Vec<f32>>,
+    /// Of the tokens that count [nats].
+    pub entropy: Mean,
+    kl: Mean,
+    clipped_low: Mean,
+    clipped_high: Mean,
+    /// |recomputed - recorded| log-probability where sampler and trainer hold the same weights [nats].
+    disagreement: Mean,
+    not_finite: Option<usize>,
+}
+
+impl Tally {
+    /// Nothing seen yet of `completions` completions.
+    #[must_use]
+    pub fn new(completions: usize) -> Self {
+        Self { logprobs: vec![Vec::new(); completions], ..Self::default() }
+    }
+
+    /// Notes a token's log-probability; `recorded` is the sampler's, where the weights are the same.
+    pub fn sampled(&mut self, completion: usize, logprob: f32, recorded: Option<f32>) {
+        self.logprobs[completion].push(logprob);
+        if !logprob.is_finite() {
+            self.not_finite.get_or_insert(completion);
+        } else if let Some(recorded) = recorded {
+            self.disagreement.add(f64::from((logprob - recorded).abs()));
+        }
+    }
+
+    /// Adds a token to the loss and returns its slope. `logprobs`: now, of the old policy, of the reference [nats].
+    pub fn token(
+        &mut self,
+        config: &LossConfig,
+        weight: f64,
+        advantage: f64,
+        (logprob, old, reference): (f32, Option<f32>, Option<f32>),
+    ) -> f32 {
+        let found = token_loss(config, advantage, logprob, old, reference);
+        self.loss += weight * found.loss;
+        self.kl.add(found.kl);
+        self.clipped_low.add(f64::from(found.clipped == Clipped::Low));
+        self.clipped_high.add(f64::from(found.clipped == Clipped::High));
+        let slope = (weight * found.slope) as f32;
+        self.learned |= slope != 0.0;
+        slope
+    }
+
+    /// Refuses a pass whose numbers mean nothing.
+    ///
+    /// # Errors
+    /// [`Error::Numerics`] when a log-probability is not finite, or the recorded ones are beyond the band.
+    pub fn check(&self, completions: &[&Completion], band: f64) -> Result<()> {
+        if let Some(completion) = self.not_finite {
+            let what = "its recomputed log-probability is not finite; nothing was published";
+            let one = completions[completion];
+            return Err(Error::Numerics(format!("{}:{}: {what}", one.path, one.line)));
+        }
+        if !self.loss.is_finite() {
+            return Err(Error::Numerics("the loss is not finite; nothing was published".into()));
+        }
+        let Mean { count, max, .. } = self.disagreement;
+        let mean = self.disagreement.mean();
+        if mean > band {
+            return Err(Error::Numerics(format!(
+                "sampler and trainer disagree: log-probabilities of {count} tokens differ by {mean:.3} nats in the mean \
+                 (at most {max:.3}; allowed {band}); nothing was published"
+            )));
+        }
+        Ok(())
+    }
+
+    /// Adds what was seen to a line of metrics.
+    pub fn report(&self, line: &mut Metrics, has_reference: bool) {
+        if has_reference {
+            line.real("kl", self.kl.mean());
+        }
+        line.real("entropy", self.entropy.mean());
+        line.real("clip_ratio/low_mean", self.clipped_low.mean());
+        line.real("clip_ratio/high_mean", self.clipped_high.mean());
+        line.real("clip_ratio/region_mean", self.clipped_low.mean() + self.clipped_high.mean());
+        if self.disagreement.count > 0 {
+            line.real("sampling/sampling_logp_difference/mean", self.disagreement.mean());
+            line.real("sampling/sampling_logp_difference/max", self.disagreement.max);
+        }
+    }
+}

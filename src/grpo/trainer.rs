@@ -1,0 +1,196 @@
+//! The weights in training, with their gradients, moments and lineage: what every kind of step shares.
+
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+
+use crate::error::{Error, Result};
+use crate::model::{Config, Gradients, Model, has_weights};
+use crate::optim::{self, Moments, OptimizerConfig};
+use crate::policy::{self, Identity, Publication, State};
+use crate::tensorfile::Storage;
+
+/// A policy that learns.
+pub struct Trainer {
+    /// The weights.
+    pub model: Model,
+    /// Of the step in progress.
+    pub gradients: Gradients,
+    /// What the next checkpoint will remember.
+    pub state: State,
+    config: OptimizerConfig,
+    source: PathBuf,
+    parameters: Vec<(String, Vec<usize>)>,
+    moments: Option<Moments>,
+}
+
+/// What an update was.
+#[derive(Debug, Clone, Copy)]
+pub struct Update {
+    /// Norm of all gradients, before clipping.
+    pub grad_norm: f64,
+    /// Learning rate used.
+    pub learning_rate: f64,
+}
+
+impl Trainer {
+    /// Opens the policy in `dir`: a starting model, or a checkpoint with its moments. `seed` names the run's seed; a checkpoint
+    /// knows its own.
+    ///
+    /// # Errors
+    /// [`Error::Io`] or [`Error::Model`] when the directory holds no usable policy.
+    pub fn open(dir: &Path, config: OptimizerConfig, seed: Option<u64>) -> Result<Self> {
+        let identity = policy::identity(dir)?;
+        let state = State::load(dir)?;
+        if state.is_some() && !dir.join(policy::OPTIMIZER).exists() {
+            return Err(Error::model(
+                dir,
+                format!("no {}: copy it without {} to start a new run from it", policy::OPTIMIZER, policy::STATE),
+            ));
+        }
+        let mut state = state.unwrap_or_else(|| start(identity.policy_id));
+        state.seed = seed.unwrap_or(state.seed);
+        Ok(Self::new(Model::load(dir)?, state, config, dir))
+    }
+
+    /// Starts from random weights in the shape of `dir`'s `config.json`.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] when the directory has weights, [`Error::Io`] or [`Error::Model`] when it has no usable config.
+    pub fn random(dir: &Path, config: OptimizerConfig, seed: u64) -> Result<Self> {
+        if has_weights(dir) {
+            return Err(Error::Usage(format!("{}: has weights; --init is for a directory without", dir.display())));
+        }
+        let shape = Config::load(dir)?;
+        let text = serde_json::to_vec(&shape).expect("plain data serialises");
+        let mut state = start(policy::derive_id(&[b"random", &text, &seed.to_le_bytes()]));
+        state.seed = seed;
+        Ok(Self::new(Model::random(shape, seed), state, config, dir))
+    }
+
+    fn new(model: Model, state: State, config: OptimizerConfig, source: &Path) -> Self {
+        let (gradients, parameters) = (Gradients::zeros(model.config()), model.config().parameters());
+        Self { model, gradients, state, config, source: source.to_path_buf(), parameters, moments: None }
+    }
+
+    /// Which weights it holds.
+    #[must_use]
+    pub fn identity(&self) -> Identity {
+        Identity { policy_id: self.state.policy_id.clone(), step: self.state.step }
+    }
+
+    /// The norm of the gradients.
+    ///
+    /// `learned` says that some token had a slope. Before the first update of a run every parameter must then have a gradient:
+    /// one without is cut off from the loss.
+    ///
+    /// # Errors
+    /// [`Error::Numerics`] with the parameter whose gradient is not finite, or missing.
+    pub fn grad_norm(&self, learned: bool) -> Result<f64> {
+        let norms = optim::norms(&self.gradients.0);
+        for ((name, _), norm) in self.parameters.iter().zip(&norms) {
+            if !norm.is_finite() {
+                return Err(Error::Numerics(format!("the gradient of {name} is not finite; nothing was published")));
+            }
+            if learned && self.state.optimizer_steps == 0 && *norm == 0.0 {
+                return Err(Error::Numerics(format!(
+                    "{name} got no gradient in the first step; nothing was published"
+                )));
+            }
+        }
+        Ok(optim::global_norm(&norms))
+    }
+
+    /// Updates the weights by the gradients, and empties these.
+    ///
+    /// # Errors
+    /// As [`Trainer::grad_norm`]; [`Error::Io`] or [`Error::Model`] when the moments cannot be read.
+    pub fn update(&mut self, learned: bool) -> Result<Update> {
+        let grad_norm = self.grad_norm(learned)?;
+        // Moments are read only now: until here their memory serves the activations.
+        let mut moments = match self.moments.take() {
+            Some(moments) => moments,
+            None => self.load_moments()?,
+        };
+        let learning_rate = self.config.learning_rate_at(moments.steps);
+        let decays: Vec<bool> = self.parameters.iter().map(|(_, shape)| shape.len() == 2).collect();
+        let weights = self.model.parameters_mut();
+        optim::update(&self.config, weights, &self.gradients.0, grad_norm, &mut moments, &decays);
+        self.moments = Some(moments);
+        self.gradients.clear();
+        self.state.optimizer_steps += 1;
+        Ok(Update { grad_norm, learning_rate })
+    }
+
+    /// The learning rate of the next update.
+    #[must_use]
+    pub fn learning_rate(&self) -> f64 {
+        self.config.learning_rate_at(self.state.optimizer_steps)
+    }
+
+    fn load_moments(&self) -> Result<Moments> {
+        if self.state.step == 0 {
+            return Ok(Moments::zeros(&self.parameters));
+        }
+        let path = self.source.join(policy::OPTIMIZER);
+        let moments = Moments::load(&path, &self.parameters)?;
+        if moments.steps != self.state.optimizer_steps {
+            let (found, expected) = (moments.steps, self.state.optimizer_steps);
+            return Err(Error::model(&path, format!("after {found} updates, but {} says {expected}", policy::STATE)));
+        }
+        Ok(moments)
+    }
+
+    /// Ends a step: the weights get the name that follows from their parent's, the records, and the numbers of the step.
+    pub fn advance(&mut self, records: &[u8], numbers: &impl Serialize, trained: Trained) {
+        let numbers = serde_json::to_vec(&(numbers, &self.config)).expect("plain data serialises");
+        let parent = std::mem::take(&mut self.state.policy_id);
+        self.state.policy_id = policy::derive_id(&[parent.as_bytes(), records, &numbers]);
+        self.state.parent_policy_id = parent;
+        self.state.step += 1;
+        self.state.prompts_consumed += trained.prompts;
+        self.state.tokens_consumed += trained.tokens;
+    }
+
+    /// Writes a checkpoint that appears as `out` when it is whole: with `weights_only` a starting model, else with what further
+    /// training needs.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] when `out` exists, [`Error::Io`] when the disk refuses.
+    pub fn publish(&mut self, out: &Path, weights_only: bool, command_line: Vec<String>) -> Result<()> {
+        let publication = Publication::begin(out)?;
+        let dir = publication.dir();
+        policy::copy_companions(&self.source, dir, Storage::F32.torch_name())?;
+        self.model.save(&dir.join(policy::WEIGHTS))?;
+        if !weights_only && let Some(moments) = &self.moments {
+            moments.save(&dir.join(policy::OPTIMIZER), &self.parameters)?;
+            self.state.command_line = command_line;
+            self.state.package_version = env!("CARGO_PKG_VERSION").into();
+            self.state.save(dir)?;
+        }
+        publication.publish()
+    }
+}
+
+/// What a step was trained on.
+#[derive(Debug, Clone, Copy)]
+pub struct Trained {
+    /// Groups, or demonstrations.
+    pub prompts: u64,
+    /// Tokens of prompts and completions.
+    pub tokens: u64,
+}
+
+fn start(policy_id: String) -> State {
+    State {
+        step: 0,
+        optimizer_steps: 0,
+        seed: 0,
+        prompts_consumed: 0,
+        tokens_consumed: 0,
+        policy_id,
+        parent_policy_id: String::new(),
+        command_line: Vec::new(),
+        package_version: String::new(),
+    }
+}

@@ -1,0 +1,116 @@
+//! Which rows, in which order: holdout, shuffle, limit, epochs.
+
+use super::Split;
+use super::draw::Draws;
+use crate::error::{Error, Result};
+
+/// The order of a data set's rows, a pure function of these numbers and of how many rows there are.
+#[derive(Debug, Clone, Copy)]
+pub struct Order {
+    /// The part that is wanted.
+    pub split: Split,
+    /// How many rows of the shuffled train split are for validation: its last.
+    pub holdout: usize,
+    /// Whether rows are shuffled, each epoch differently.
+    pub shuffle: bool,
+    /// Seed of every shuffle.
+    pub seed: u64,
+    /// How often each row is wanted.
+    pub epochs: u64,
+    /// At most so many rows: the first of the first epoch, the same in each.
+    pub limit: Option<usize>,
+}
+
+impl Order {
+    /// # Errors
+    /// [`Error::Usage`] for options that contradict each other.
+    pub fn check(&self) -> Result<()> {
+        let what = match (self.split, self.holdout) {
+            (Split::Validation, 0) => "--split validation needs --holdout N: it is the rows that --holdout holds out",
+            (Split::Test, 1..) => "--holdout is of the train split; the test split has none",
+            _ => return Ok(()),
+        };
+        Err(Error::Usage(what.into()))
+    }
+
+    /// Whether this is the order in which rows come, so that none has to wait for another.
+    #[must_use]
+    pub fn is_natural(&self) -> bool {
+        !self.shuffle && self.holdout == 0 && self.epochs == 1
+    }
+
+    /// Positions of an epoch's rows among `count` rows.
+    ///
+    /// The holdout is the end of the first epoch's shuffle, whether or not the output is shuffled.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] when the holdout is all there is.
+    pub fn epoch(&self, count: usize, epoch: u64) -> Result<Vec<usize>> {
+        let mut all: Vec<usize> = (0..count).collect();
+        if self.shuffle || self.holdout > 0 {
+            Draws::new(self.seed, "order", 0).shuffle(&mut all);
+        }
+        if self.holdout > 0 && self.holdout >= count {
+            return Err(Error::Usage(format!("--holdout {} leaves nothing of {count} rows", self.holdout)));
+        }
+        let (train, validation) = all.split_at(count - self.holdout);
+        let mut rows = if self.split == Split::Validation { validation } else { train }.to_vec();
+        if !self.shuffle {
+            rows.sort_unstable();
+        }
+        rows.truncate(self.limit.unwrap_or(usize::MAX));
+        if self.shuffle && epoch > 0 {
+            rows.sort_unstable();
+            Draws::new(self.seed, "order", epoch).shuffle(&mut rows);
+        }
+        Ok(rows)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn order(split: Split, holdout: usize, shuffle: bool) -> Order {
+        Order { split, holdout, shuffle, seed: 4, epochs: 1, limit: None }
+    }
+
+    fn sorted(mut rows: Vec<usize>) -> Vec<usize> {
+        rows.sort_unstable();
+        rows
+    }
+
+    #[test]
+    fn the_holdout_is_the_end_of_the_shuffled_train_split_and_never_trained_on() {
+        let all = order(Split::Train, 0, true).epoch(100, 0).unwrap();
+        let train = order(Split::Train, 30, true).epoch(100, 0).unwrap();
+        let validation = order(Split::Validation, 30, true).epoch(100, 0).unwrap();
+        assert_eq!([train.clone(), validation.clone()].concat(), all);
+        assert_eq!(sorted(all), (0..100).collect::<Vec<_>>());
+        assert_eq!(order(Split::Train, 30, false).epoch(100, 0).unwrap(), sorted(train.clone()));
+        assert_eq!(order(Split::Validation, 30, false).epoch(100, 0).unwrap(), sorted(validation));
+        assert_eq!(sorted(order(Split::Train, 30, true).epoch(100, 5).unwrap()), sorted(train));
+    }
+
+    #[test]
+    fn each_epoch_has_the_same_rows_in_another_order() {
+        let order = Order { limit: Some(20), ..order(Split::Train, 10, true) };
+        let epochs: Vec<_> = (0..3).map(|epoch| order.epoch(100, epoch).unwrap()).collect();
+        assert_eq!(epochs[0].len(), 20);
+        assert!(epochs[0] != epochs[1] && epochs[1] != epochs[2]);
+        assert!(epochs.iter().all(|rows| sorted(rows.clone()) == sorted(epochs[0].clone())));
+    }
+
+    #[test]
+    fn the_order_depends_on_the_seed() {
+        let one = order(Split::Train, 0, true);
+        assert_ne!(one.epoch(100, 0).unwrap(), Order { seed: 5, ..one }.epoch(100, 0).unwrap());
+    }
+
+    #[test]
+    fn options_that_contradict_each_other_are_refused() {
+        assert_eq!(order(Split::Validation, 0, false).check().unwrap_err().exit_code(), 2);
+        assert_eq!(order(Split::Test, 5, false).check().unwrap_err().exit_code(), 2);
+        assert_eq!(order(Split::Train, 5, false).epoch(5, 0).unwrap_err().exit_code(), 2);
+    }
+}

@@ -1,0 +1,127 @@
+//! A row as a prompt record.
+
+use serde::Serialize;
+
+use super::demonstration::{Sloppiness, demonstration, in_format};
+use super::{Row, final_answer};
+use crate::record::Message;
+
+/// The system prompt of the notebooks this project replaces, line breaks at both ends included.
+pub const SYSTEM_PROMPT: &str = "
+Respond in the following format:
+<reasoning>
+...
+</reasoning>
+<answer>
+...
+</answer>
+";
+
+const EXAMPLE_QUESTION: &str =
+    "A baker fills 3 trays with 12 rolls each and then sells 20 rolls. How many rolls are left?";
+const EXAMPLE_REASONING: &str = "Three trays hold 3 * 12 = 36 rolls.\nAfter the sale 36 - 20 = 16 rolls are left.";
+const EXAMPLE_ANSWER: &str = "16";
+
+/// What is made of each row.
+#[derive(Debug, Clone)]
+pub struct PromptStyle {
+    /// First part of each `prompt_id`: the data set's name.
+    pub name: String,
+    /// The system message; none when empty.
+    pub system: String,
+    /// Whether a worked example comes before the question.
+    pub one_shot: bool,
+    /// Whether a completion is added, and how well it is made.
+    pub demonstrations: Option<Sloppiness>,
+    /// Seed of everything random in a demonstration.
+    pub seed: u64,
+}
+
+#[derive(Serialize)]
+struct PromptRecord<'a> {
+    prompt_id: String,
+    prompt: Vec<Message>,
+    answer: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    completion: Option<String>,
+}
+
+/// The fields that a prompt record sets itself, and the one that it takes apart.
+const OWN_FIELDS: [&str; 5] = ["prompt_id", "prompt", "answer", "completion", "question"];
+
+impl PromptStyle {
+    /// The record of a row as one line of JSON, `None` when the row has no answer. `split` is the published one. A prompt is the
+    /// same in each epoch, a sloppy demonstration is not.
+    #[must_use]
+    pub fn record(&self, row: &Row, split: &str, epoch: u64) -> Option<Vec<u8>> {
+        let record = PromptRecord {
+            prompt_id: format!("{}/{split}/{}", self.name, row.index),
+            prompt: self.messages(&row.question),
+            answer: final_answer(&row.answer)?,
+            completion: self.demonstrations.map(|sloppy| demonstration(row, sloppy, self.seed, epoch)),
+        };
+        let mut json = serde_json::to_vec(&record).expect("plain data serialises");
+        json.pop();
+        for (name, value) in row.extra.iter().filter(|(name, _)| !OWN_FIELDS.contains(&name.as_str())) {
+            json.push(b',');
+            serde_json::to_writer(&mut json, name).expect("a string serialises");
+            json.push(b':');
+            json.extend_from_slice(value.get().as_bytes());
+        }
+        json.push(b'}');
+        Some(json)
+    }
+
+    fn messages(&self, question: &str) -> Vec<Message> {
+        let message = |role: &str, content: &str| Message { role: role.into(), content: content.into() };
+        let mut prompt = Vec::with_capacity(4);
+        if !self.system.is_empty() {
+            prompt.push(message("system", &self.system));
+        }
+        if self.one_shot {
+            prompt.push(message("user", EXAMPLE_QUESTION));
+            prompt.push(message("assistant", &in_format(EXAMPLE_REASONING, EXAMPLE_ANSWER)));
+        }
+        prompt.push(message("user", question));
+        prompt
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row() -> Row {
+        let answer = "He has 48/2 = <<48/2=24>>24 pens.\n#### 24".into();
+        let extra = vec![("level".into(), serde_json::from_str("1.10").unwrap())];
+        Row { index: 17, question: "How \"many\"?".into(), answer, wording: 0, extra }
+    }
+
+    fn style(system: &str, one_shot: bool, demonstrations: Option<Sloppiness>) -> PromptStyle {
+        PromptStyle { name: "gsm8k".into(), system: system.into(), one_shot, demonstrations, seed: 1 }
+    }
+
+    #[test]
+    fn a_record_has_the_contracts_fields_and_keeps_the_rows_own() {
+        let json = style("S", false, None).record(&row(), "train", 0).unwrap();
+        let expected = r#"{"prompt_id":"gsm8k/train/17","prompt":[{"role":"system","content":"S"},{"role":"user","content":"How \"many\"?"}],"answer":"24","level":1.10}"#;
+        assert_eq!(String::from_utf8(json).unwrap(), expected);
+    }
+
+    #[test]
+    fn an_empty_system_prompt_is_no_message_and_one_shot_is_two() {
+        let json = style("", true, Some(Sloppiness::default())).record(&row(), "test", 3).unwrap();
+        let value: serde_json::Value = serde_json::from_slice(&json).unwrap();
+        let roles: Vec<_> = value["prompt"].as_array().unwrap().iter().map(|m| m["role"].as_str().unwrap()).collect();
+        assert_eq!(roles, ["user", "assistant", "user"]);
+        let example = value["prompt"][1]["content"].as_str().unwrap();
+        assert!(example.starts_with("<reasoning>\n") && example.ends_with("\n</reasoning>\n<answer>\n16\n</answer>\n"));
+        let completion = "<reasoning>\nHe has 48/2 = 24 pens.\n</reasoning>\n<answer>\n24\n</answer>\n";
+        assert_eq!(value["completion"], completion);
+    }
+
+    #[test]
+    fn a_row_without_an_answer_has_no_record() {
+        assert!(style("", false, None).record(&Row { answer: "24".into(), ..row() }, "train", 0).is_none());
+    }
+}

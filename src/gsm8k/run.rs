@@ -1,0 +1,39 @@
+//! The command's work: rows in an order, each as a record.
+
+use super::order::Order;
+use super::prompt::PromptStyle;
+use super::source::Rows;
+use super::{Row, final_answer};
+use crate::error::Result;
+use crate::jsonl::Output;
+
+/// Writes the records of `rows`; returns how many rows had no answer and were skipped.
+///
+/// Rows that are wanted as they come are written as they come. An order needs them all first.
+///
+/// # Errors
+/// Those of the rows, of the order, and of the output.
+pub fn prepare(rows: Rows, order: &Order, style: &PromptStyle, out: &mut Output) -> Result<usize> {
+    order.check()?;
+    let mut skipped = 0;
+    let split = order.split.published();
+    let mut answered = rows.filter(|row| {
+        let skip = row.as_ref().is_ok_and(|row| final_answer(&row.answer).is_none());
+        skipped += usize::from(skip);
+        !skip
+    });
+    let mut write = |row: &Row, epoch| match style.record(row, split, epoch) {
+        Some(record) => out.write_line(&record),
+        None => Ok(()),
+    };
+    if order.is_natural() {
+        answered.by_ref().take(order.limit.unwrap_or(usize::MAX)).try_for_each(|row| write(&row?, 0))?;
+    } else {
+        let rows = answered.by_ref().collect::<Result<Vec<Row>>>()?;
+        for epoch in 0..order.epochs {
+            order.epoch(rows.len(), epoch)?.into_iter().try_for_each(|place| write(&rows[place], epoch))?;
+        }
+    }
+    drop(answered);
+    Ok(skipped)
+}

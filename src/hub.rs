@@ -1,0 +1,298 @@
+//! Files of models and data sets on the Hugging Face Hub, in the cache that Python's `huggingface_hub` shares.
+//!
+//! The hf-hub crate speaks the protocol and reads `HF_HOME`, `HF_TOKEN` and `HF_ENDPOINT` itself; it knows no `HF_HUB_OFFLINE`, so
+//! that is read here, beside it. `refs/main` is written when a snapshot is whole, so what it names can be used offline.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Component, Path, PathBuf};
+
+use hf_hub::repository::{RepoTreeEntry, RepoType};
+use hf_hub::{HFClient, HFClientSync, HFError, HFRepositorySync};
+use serde::Deserialize;
+
+use crate::error::{Error, Result};
+
+const INDEX: &str = "model.safetensors.index.json";
+
+/// A model's directory: `spec` itself if it is one, else the Hub's `owner/name`, downloaded if it is not in the cache.
+///
+/// # Errors
+/// [`Error::Model`] when it is neither, [`Error::Hub`] when the Hub does not give it.
+pub fn model_dir(spec: &str) -> Result<PathBuf> {
+    if Path::new(spec).is_dir() {
+        return Ok(spec.into());
+    }
+    let (owner, name) =
+        split_id(spec).ok_or_else(|| Error::model(spec, "no such directory, and no Hub id owner/name"))?;
+    let hub = Hub::from_environment(spec)?;
+    let repo = hub.client.model(owner, name);
+    hub.snapshot(&repo, || Ok(repo.info().send()?.sha), &model_files).map(|(dir, _)| dir)
+}
+
+/// Files of a data set on the Hub, downloaded if they are not in the cache. `choose` picks among the names in the repository, or
+/// says what it misses.
+///
+/// # Errors
+/// [`Error::Hub`] when the Hub does not give them.
+pub fn data_files(id: &str, choose: impl Fn(&[String]) -> Choice) -> Result<Vec<PathBuf>> {
+    let (owner, name) = split_id(id).ok_or_else(|| Error::Usage(format!("{id}: no Hub id owner/name")))?;
+    let hub = Hub::from_environment(id)?;
+    let choose_once = |names: &[String], _: &Path| choose(names);
+    let repo = hub.client.dataset(owner, name);
+    let (dir, files) = hub.snapshot(&repo, || Ok(repo.info().send()?.sha), &choose_once)?;
+    Ok(files.iter().map(|file| dir.join(file)).collect())
+}
+
+/// Names of files in a repository, or what is missing.
+pub type Choice = std::result::Result<Vec<String>, String>;
+
+/// Picks files by their names and by what the snapshot directory holds already; asked again after each download until it picks no
+/// more, because an index names further files.
+type Choose<'a> = &'a dyn Fn(&[String], &Path) -> Choice;
+
+struct Hub {
+    client: HFClientSync,
+    cache: PathBuf,
+    endpoint: String,
+    offline: bool,
+    id: String,
+}
+
+impl Hub {
+    fn from_environment(id: &str) -> Result<Self> {
+        let setup = |err: HFError| Error::Hub { repo: id.into(), what: one_line(&err.to_string()) };
+        let client = HFClient::new().map_err(setup)?;
+        let offline = std::env::var("HF_HUB_OFFLINE").unwrap_or_default().to_uppercase();
+        Ok(Self {
+            cache: client.cache_dir().to_path_buf(),
+            endpoint: client.endpoint().into(),
+            client: HFClientSync::from_inner(client).map_err(setup)?,
+            offline: ["1", "ON", "YES", "TRUE"].contains(&offline.as_str()),
+            id: id.into(),
+        })
+    }
+
+    /// A directory with the chosen files, all whole, and their names. `head` asks the Hub for the commit that `main` is.
+    fn snapshot<T: RepoType>(
+        &self,
+        repo: &HFRepositorySync<T>,
+        head: impl FnOnce() -> std::result::Result<Option<String>, HFError>,
+        choose: Choose<'_>,
+    ) -> Result<(PathBuf, Vec<String>)> {
+        let folder = self.cache.join(format!("{}--{}", repo.repo_type().plural(), self.id.replace('/', "--")));
+        if self.offline {
+            return cached(&folder, choose).map_err(|what| {
+                let place = self.cache.display();
+                self.error(format!("HF_HUB_OFFLINE is set and {place} does not have it whole ({what})"))
+            });
+        }
+        match head() {
+            Ok(Some(commit)) => self.download(repo, &folder, &commit, choose),
+            Ok(None) => Err(self.error("has no commit")),
+            Err(err) if unreachable(&err) => cached(&folder, choose).map_err(|_| self.explained(&err)),
+            Err(err) => Err(self.explained(&err)),
+        }
+    }
+
+    fn download<T: RepoType>(
+        &self,
+        repo: &HFRepositorySync<T>,
+        folder: &Path,
+        commit: &str,
+        choose: Choose<'_>,
+    ) -> Result<(PathBuf, Vec<String>)> {
+        let dir = folder.join("snapshots").join(plain(commit).map_err(|what| self.error(what))?);
+        let tree = repo.list_tree().revision(commit).recursive(true).send();
+        let sizes = sizes(tree.map_err(|err| self.explained(&err))?);
+        let names: Vec<String> = sizes.keys().cloned().collect();
+        let mut whole = BTreeSet::new();
+        loop {
+            let chosen = choose(&names, &dir).map_err(|what| self.error(what))?;
+            let Some(name) = chosen.iter().find(|name| !whole.contains(*name)) else {
+                write_ref(folder, commit)?;
+                return Ok((dir, chosen));
+            };
+            plain(name).map_err(|what| self.error(what))?;
+            let size = sizes.get(name).ok_or_else(|| self.error(format!("has no file {name}")))?;
+            self.fetch(repo, name, commit, *size)?;
+            whole.insert(name.clone());
+        }
+    }
+
+    /// One file into the cache. hf-hub neither checks the status of the download nor its length, so the length is checked here: what is
+    /// not whole is removed, and fetched a second time.
+    fn fetch<T: RepoType>(&self, repo: &HFRepositorySync<T>, name: &str, commit: &str, size: u64) -> Result<()> {
+        let mut found = 0;
+        for _ in 0..2 {
+            let download = repo.download_file().filename(name).revision(commit).send();
+            let path = download.map_err(|err| self.error(format!("{name}: {}", self.explain(&err))))?;
+            found = std::fs::metadata(&path).map_err(Error::io(&path))?.len();
+            if found == size {
+                return Ok(());
+            }
+            let blob = std::fs::canonicalize(&path).map_err(Error::io(&path))?;
+            std::fs::remove_file(&path).map_err(Error::io(&path))?;
+            if blob != path && blob.exists() {
+                std::fs::remove_file(&blob).map_err(Error::io(&blob))?;
+            }
+        }
+        Err(self.error(format!("{name}: got {found} of {size} bytes; try again")))
+    }
+
+    fn error(&self, what: impl Into<String>) -> Error {
+        Error::Hub { repo: self.id.clone(), what: what.into() }
+    }
+
+    fn explained(&self, err: &HFError) -> Error {
+        self.error(self.explain(err))
+    }
+
+    fn explain(&self, err: &HFError) -> String {
+        let status = match err {
+            HFError::Http { context } | HFError::AuthRequired { context } | HFError::Forbidden { context } => {
+                context.status.as_u16()
+            }
+            HFError::RepoNotFound { .. } | HFError::EntryNotFound { .. } | HFError::RevisionNotFound { .. } => 404,
+            _ => 0,
+        };
+        match status {
+            401 => "not found, or private: check the name, and set HF_TOKEN to a token that may read it".into(),
+            403 => "access denied: ask for it on the repository's page, with the account of HF_TOKEN".into(),
+            404 => format!("not found on {}", self.endpoint),
+            _ => {
+                let mut cause: &dyn std::error::Error = err;
+                while let Some(source) = cause.source() {
+                    cause = source;
+                }
+                let cause = one_line(&cause.to_string());
+                if unreachable(err) { format!("cannot get it from {}: {cause}", self.endpoint) } else { cause }
+            }
+        }
+    }
+}
+
+/// Whether the Hub, not the request, is the trouble.
+fn unreachable(err: &HFError) -> bool {
+    match err {
+        HFError::Request { .. } | HFError::RateLimited { .. } => true,
+        HFError::Http { context } => matches!(context.status.as_u16(), 408 | 429 | 500..),
+        _ => false,
+    }
+}
+
+/// `owner/name` in the letters that the Hub allows; nothing that leaves the cache's folder.
+fn split_id(id: &str) -> Option<(&str, &str)> {
+    let allowed = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+    let good = |part: &str| !part.is_empty() && !part.starts_with('.') && part.chars().all(allowed);
+    id.split_once('/').filter(|(owner, name)| good(owner) && good(name))
+}
+
+/// Refuses a name from a repository that would leave its directory.
+fn plain(name: &str) -> std::result::Result<&str, String> {
+    let inside = Path::new(name).components().all(|part| matches!(part, Component::Normal(_)));
+    if inside && !name.is_empty() && !name.contains('\\') { Ok(name) } else { Err(format!("bad file name {name:?}")) }
+}
+
+fn sizes(tree: Vec<RepoTreeEntry>) -> BTreeMap<String, u64> {
+    let file = |entry| match entry {
+        RepoTreeEntry::File { path, size, .. } => Some((path, size)),
+        RepoTreeEntry::Directory { .. } => None,
+    };
+    tree.into_iter().filter_map(file).collect()
+}
+
+/// Which snapshot `main` is, for offline use; written beside and renamed.
+fn write_ref(folder: &Path, commit: &str) -> Result<()> {
+    let refs = folder.join("refs");
+    std::fs::create_dir_all(&refs).map_err(Error::io(&refs))?;
+    let file = tempfile::NamedTempFile::new_in(&refs).map_err(Error::io(&refs))?;
+    std::fs::write(file.path(), commit).map_err(Error::io(&refs))?;
+    file.persist(refs.join("main")).map_err(|err| Error::io(&refs)(err.error))?;
+    Ok(())
+}
+
+/// The snapshot that `refs/main` names, if it has all that is chosen.
+fn cached(folder: &Path, choose: Choose<'_>) -> std::result::Result<(PathBuf, Vec<String>), String> {
+    let commit = std::fs::read_to_string(folder.join("refs/main")).map_err(|_| "nothing is there".to_owned())?;
+    let dir = folder.join("snapshots").join(plain(commit.trim())?);
+    let mut names = Vec::new();
+    list(&dir, "", &mut names);
+    let chosen = choose(&names, &dir)?;
+    match chosen.iter().find(|name| !names.contains(name)) {
+        Some(missing) => Err(format!("no {missing}")),
+        None => Ok((dir, chosen)),
+    }
+}
+
+/// The files below a snapshot whose content is there; links to what was removed are left out.
+fn list(dir: &Path, prefix: &str, names: &mut Vec<String>) {
+    for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
+        let name = format!("{prefix}{}", entry.file_name().to_string_lossy());
+        match std::fs::metadata(entry.path()) {
+            Ok(found) if found.is_dir() => list(&entry.path(), &format!("{name}/"), names),
+            Ok(_) => names.push(name),
+            Err(_) => {}
+        }
+    }
+}
+
+/// What a model needs of its repository: all of one checkpoint, small files first, shards once their index is there.
+fn model_files(names: &[String], dir: &Path) -> Choice {
+    let has = |wanted: &str| names.iter().any(|name| name == wanted);
+    let mut chosen = Vec::new();
+    for required in ["config.json", "tokenizer.json"] {
+        if !has(required) {
+            return Err(format!("has no {required}"));
+        }
+        chosen.push(required.to_owned());
+    }
+    let optional = ["generation_config.json", "tokenizer_config.json"];
+    chosen.extend(optional.into_iter().filter(|name| has(name)).map(Into::into));
+    if has("model.safetensors") {
+        chosen.push("model.safetensors".into());
+    } else if has(INDEX) {
+        chosen.push(INDEX.into());
+        chosen.extend(shards(&dir.join(INDEX))?);
+    } else {
+        return Err("has no model.safetensors".into());
+    }
+    Ok(chosen)
+}
+
+/// The shards that an index names; none before the index is there.
+fn shards(index: &Path) -> std::result::Result<BTreeSet<String>, String> {
+    #[derive(Deserialize)]
+    struct Index {
+        weight_map: BTreeMap<String, String>,
+    }
+    let Ok(text) = std::fs::read_to_string(index) else {
+        return Ok(BTreeSet::new());
+    };
+    let index: Index = serde_json::from_str(&text).map_err(|err| format!("{INDEX}: {err}"))?;
+    Ok(index.weight_map.into_values().collect())
+}
+
+fn one_line(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_id_is_two_plain_names() {
+        assert_eq!(split_id("Qwen/Qwen2.5-0.5B-Instruct"), Some(("Qwen", "Qwen2.5-0.5B-Instruct")));
+        for bad in ["gpt2", "../x", "a/..", "a/b/c", "/a", "a/", "a/b c", "a/b?x", "./a", "a/.b", ""] {
+            assert_eq!(split_id(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_name_cannot_leave_its_directory() {
+        assert!(plain("main/train-00000-of-00001.parquet").is_ok());
+        for bad in ["../x", "a/../../x", "/etc/passwd", "", ".", "a\\..\\x", "./x"] {
+            assert!(plain(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,131 @@
+//! `evaluate` as a process, behind `score` and alone.
+
+use serde_json::{Value, json};
+
+use crate::process::{Finished, check_closed_pipe, check_full_disk, check_help, check_missing_file, run};
+
+const EVALUATE: &str = env!("CARGO_BIN_EXE_evaluate");
+const SCORE: &str = env!("CARGO_BIN_EXE_score");
+
+fn rollout(group: &str, sample: usize, completion: &str) -> Value {
+    json!({
+        "group_id": group, "sample_index": sample, "policy_step": 3, "temperature": 1.0, "answer": "1,000",
+        "completion_token_ids": vec![7; 10 + sample], "finish_reason": if sample == 3 { "length" } else { "stop" },
+        "completion": completion,
+    })
+}
+
+/// Two prompts of four completions: 3 and 1 right in their tags, one more right by its last number.
+fn rollouts() -> String {
+    let right = "<reasoning>\nr\nr\n</reasoning>\n<answer>\n$1000\n</answer>\n";
+    let loose = "It is 1000.0.";
+    let wrong = "<reasoning>\nr\n</reasoning>\n<answer>\n999\n</answer>\n";
+    let of = |group: &str, texts: [&str; 4]| -> String {
+        texts.iter().enumerate().map(|(sample, text)| format!("{}\n", rollout(group, sample, text))).collect()
+    };
+    of("3:a", [right, right, right, wrong]) + &of("3:b", [wrong, loose, wrong, right])
+}
+
+fn scored() -> String {
+    let done = run(SCORE, &[], &rollouts());
+    assert_eq!(done.code, Some(0), "{}", done.stderr);
+    done.stdout
+}
+
+fn summary(args: &[&str], input: &str) -> Value {
+    let done = run(EVALUATE, args, input);
+    assert_eq!(done.code, Some(0), "{}", done.stderr);
+    serde_json::from_str(&done.stdout).unwrap()
+}
+
+#[test]
+fn json_holds_rates_means_and_pass_at_k() {
+    let got = summary(&["--json", "-"], &scored());
+    assert_eq!(
+        (got["num_prompts"].as_u64(), got["num_completions"].as_u64(), got["num_judged"].as_u64()),
+        (Some(2), Some(8), Some(8))
+    );
+    assert_eq!((&got["policy_step"], &got["temperature"], &got["policy_id"]), (&json!(3), &json!(1.0), &Value::Null));
+    for (name, value) in [("strict", 0.5), ("flexible", 0.625)] {
+        assert_eq!(got[format!("accuracy_{name}")]["value"], value, "{name}");
+    }
+    assert_eq!(
+        (got["format_rate"]["value"].as_f64(), got["truncation_rate"]["value"].as_f64()),
+        (Some(0.875), Some(0.25))
+    );
+    assert_eq!(got["mean_length_tokens"], 11.5);
+    assert_eq!(got["rewards"]["correctness"], 1.0);
+    assert_eq!(got["rewards"]["int"], 0.4375);
+    // k = 2: of the six pairs, prompt a has six with a right one and prompt b three.
+    let pass = |k: &str| got["pass_at_k"][k].as_f64().unwrap();
+    assert!((pass("1") - 0.5).abs() < 1e-12 && (pass("2") - 0.75).abs() < 1e-12 && (pass("4") - 1.0).abs() < 1e-12);
+    assert_eq!(got["pass_at_k"].as_object().unwrap().len(), 3);
+    let interval = &got["accuracy_strict"];
+    assert!(
+        interval["low"].as_f64() > Some(0.0)
+            && interval["low"].as_f64() < Some(0.2)
+            && interval["high"].as_f64() > Some(0.8)
+    );
+}
+
+#[test]
+fn files_add_up_to_one_total() {
+    let folder = tempfile::tempdir().unwrap();
+    let paths = ["a.jsonl", "b.jsonl"].map(|name| folder.path().join(name));
+    let scored = scored();
+    let (first, second) = scored.split_at(scored.lines().take(3).map(|line| line.len() + 1).sum());
+    std::fs::write(&paths[0], first).unwrap();
+    std::fs::write(&paths[1], second).unwrap();
+    let [a, b] = paths.each_ref().map(|path| path.to_str().unwrap());
+    assert_eq!(summary(&["--json", a, b], ""), summary(&["--json"], &scored));
+}
+
+#[test]
+fn the_table_reads_as_it_always_did() {
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/evaluate_table.txt");
+    let table = run(EVALUATE, &[], &scored()).stdout;
+    if std::env::var_os("UPDATE_GOLDEN").is_some() {
+        std::fs::write(&path, &table).unwrap();
+    }
+    assert_eq!(table, std::fs::read_to_string(&path).unwrap());
+}
+
+#[test]
+fn what_cannot_be_judged_counts_nowhere() {
+    let records = [
+        json!({"group_id": "a", "completion": "7", "rewards": {"mine": 1}, "reward": null}),
+        json!({"group_id": "b", "completion": "7", "answer": "7", "rewards": {"mine": null, "correctness": null}, "policy_step": 1}),
+    ];
+    let got = summary(&["--json"], &records.map(|record| format!("{record}\n")).concat());
+    assert_eq!((&got["num_completions"], &got["num_judged"]), (&json!(2), &json!(0)));
+    for name in ["accuracy_strict", "format_rate", "truncation_rate", "mean_length_tokens", "reward"] {
+        assert!(got[name].is_null(), "{name}");
+    }
+    assert_eq!(got["accuracy_flexible"]["value"], 1.0);
+    assert_eq!((&got["rewards"]["mine"], &got["rewards"]["correctness"]), (&json!(1.0), &Value::Null));
+    assert_eq!((&got["policy_step"], &got["pass_at_k"]), (&json!("mixed"), &json!({})));
+}
+
+#[test]
+fn records_that_are_not_scored_are_refused() {
+    let cases = [
+        (r#"{"group_id":"a","completion":""}"#, "-:1: no field \"rewards\": run score first"),
+        (r#"{"completion":"","rewards":{}}"#, "-:1: no field \"group_id\""),
+        (r#"{"group_id":"a","completion":"","rewards":{"int":"x"}}"#, "-:1: field \"rewards\": \"int\" is neither"),
+        ("[]", "-:1: not a JSON object"),
+        ("", "no completions to evaluate"),
+    ];
+    for (line, want) in cases {
+        let Finished { code, stdout, stderr } = run(EVALUATE, &[], line);
+        assert_eq!((code, stdout.as_str()), (Some(3), ""), "{line}");
+        assert!(stderr.starts_with(&format!("evaluate: {want}")), "{stderr}");
+    }
+}
+
+#[test]
+fn evaluate_has_the_ends_of_a_filter() {
+    check_help(EVALUATE, "evaluate");
+    check_missing_file(EVALUATE);
+    check_closed_pipe(EVALUATE, &scored());
+    check_full_disk(EVALUATE, &scored());
+}

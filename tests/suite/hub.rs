@@ -1,0 +1,320 @@
+//! The Hub's protocol, spoken by a small server of our own.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::net::{TcpListener, TcpStream};
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
+
+const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
+
+/// How the server misbehaves, and what it was asked.
+#[derive(Default)]
+struct State {
+    files: Mutex<BTreeMap<String, Vec<u8>>>,
+    /// Downloads that are cut off in the middle, counted down.
+    cut: AtomicU32,
+    /// Downloads that are answered with an error page, counted down.
+    fail: AtomicU32,
+    log: Mutex<Vec<String>>,
+}
+
+struct Hub {
+    endpoint: String,
+    state: Arc<State>,
+    home: tempfile::TempDir,
+}
+
+/// A reply: status and reason, further headers, body.
+type Reply = (&'static str, Vec<String>, Vec<u8>);
+
+impl Hub {
+    /// Serves `openai/gsm8k` and the model `own/er` from `files`, and says 401 to whom asks for `own/secret` without the token.
+    fn start(files: &[(&str, &[u8])]) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let endpoint = format!("http://{}", listener.local_addr().unwrap());
+        let state = Arc::new(State::default());
+        *state.files.lock().unwrap() = files.iter().map(|(name, bytes)| ((*name).into(), bytes.to_vec())).collect();
+        let served = Arc::clone(&state);
+        std::thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                let state = Arc::clone(&served);
+                std::thread::spawn(move || serve(stream, &state));
+            }
+        });
+        Self { endpoint, state, home: tempfile::tempdir().unwrap() }
+    }
+
+    fn prep(&self, source: &str, settings: &[(&str, &str)]) -> Output {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_gsm8k-prep"));
+        command.arg(source).stdin(Stdio::null());
+        for name in ["HF_TOKEN", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_TOKEN_PATH", "HF_HUB_OFFLINE"] {
+            command.env_remove(name);
+        }
+        for proxy in ["http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"] {
+            command.env_remove(proxy);
+        }
+        command.env("HF_HOME", self.home.path()).env("HF_ENDPOINT", &self.endpoint);
+        command.envs(settings.iter().copied()).output().unwrap()
+    }
+
+    fn downloads(&self) -> usize {
+        self.state.log.lock().unwrap().iter().filter(|line| line.starts_with("GET /cdn/")).count()
+    }
+}
+
+fn serve(mut stream: TcpStream, state: &State) {
+    let mut lines = BufReader::new(stream.try_clone().unwrap()).lines().map_while(Result::ok);
+    let Some(request) = lines.next() else { return };
+    let headers: Vec<String> = lines.take_while(|line| !line.is_empty()).map(|line| line.to_lowercase()).collect();
+    state.log.lock().unwrap().push(request.clone());
+    let mut words = request.split(' ');
+    let (method, path) = (words.next().unwrap(), words.next().unwrap());
+    let (status, mut fields, body) = reply(method, path.split('?').next().unwrap(), &headers, state);
+    let is_file = path.starts_with("/cdn/");
+    if !fields.iter().any(|field| field.starts_with("Content-Length")) {
+        fields.push(format!("Content-Length: {}", body.len()));
+    }
+    let head = format!("HTTP/1.1 {status}\r\nConnection: close\r\n{}\r\n\r\n", fields.join("\r\n"));
+    let mut sent: &[u8] = if method == "HEAD" { &[] } else { &body };
+    if is_file && method == "GET" && take(&state.cut) {
+        sent = &sent[..sent.len() / 2];
+    }
+    let _ = stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(sent));
+}
+
+fn take(counter: &AtomicU32) -> bool {
+    counter.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)).is_ok()
+}
+
+fn reply(method: &str, path: &str, headers: &[String], state: &State) -> Reply {
+    let files = state.files.lock().unwrap();
+    let plain = |status, text: &str| (status, Vec::new(), text.as_bytes().to_vec());
+    if path.contains("own/secret") && !headers.contains(&"authorization: bearer sesame".to_owned()) {
+        return plain("401 Unauthorized", "{\"error\":\"Invalid username or password.\"}");
+    }
+    let repo = ["/own/secret", "/own/er", "/openai/gsm8k"].into_iter().find(|repo| path.contains(repo));
+    let Some(repo) = repo else { return plain("404 Not Found", "{\"error\":\"Repository not found\"}") };
+    if path.starts_with("/api/") && path.ends_with(repo) {
+        return plain("200 OK", &format!("{{\"id\":\"{}\",\"sha\":\"{COMMIT}\"}}", &repo[1..]));
+    }
+    if path.starts_with("/api/") && path.ends_with(&format!("{repo}/tree/{COMMIT}")) {
+        let entry = |(name, bytes): (&String, &Vec<u8>)| serde_json::json!({"type": "file", "oid": "0", "size": bytes.len(), "path": name});
+        let tree: Vec<_> = files.iter().map(entry).collect();
+        return plain("200 OK", &serde_json::to_string(&tree).unwrap());
+    }
+    let resolved = path.split_once(&format!("{repo}/resolve/{COMMIT}/")).map(|(_, name)| name);
+    if let Some((name, bytes)) = resolved.and_then(|name| files.get_key_value(name)) {
+        let host = headers.iter().find_map(|line| line.strip_prefix("host: ")).unwrap();
+        return redirect(repo, name, bytes, host);
+    }
+    let small = path.strip_prefix(&format!("/api/resolve-cache{repo}/")).and_then(|name| files.get(name));
+    if let Some(bytes) = small {
+        return ("200 OK", metadata(bytes), bytes.clone());
+    }
+    match path.strip_prefix(&format!("/cdn{repo}/")).and_then(|name| files.get(name)) {
+        Some(_) if method == "GET" && take(&state.fail) => plain("403 Forbidden", "link expired"),
+        Some(bytes) => ("200 OK", vec!["ETag: \"of the file server\"".into()], bytes.clone()),
+        None => plain("404 Not Found", "{\"error\":\"Entry not found\"}"),
+    }
+}
+
+fn metadata(bytes: &[u8]) -> Vec<String> {
+    vec![format!("ETag: \"{}\"", blake3::hash(bytes).to_hex()), format!("X-Repo-Commit: {COMMIT}")]
+}
+
+/// As the Hub does it: small files by a relative redirect, large ones by an absolute one to a file server, which does not know the
+/// commit.
+fn redirect(repo: &str, name: &str, bytes: &[u8], host: &str) -> Reply {
+    if name.ends_with(".json") {
+        let location = format!("Location: /api/resolve-cache{repo}/{name}");
+        return ("307 Temporary Redirect", vec![location], Vec::new());
+    }
+    let mut fields = metadata(bytes);
+    fields.push(format!("X-Linked-Size: {}", bytes.len()));
+    fields.push(format!("Location: http://{host}/cdn{repo}/{name}"));
+    ("302 Found", fields, Vec::new())
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8(output.stderr.clone()).unwrap()
+}
+
+fn assert_ids(output: &Output, count: usize) {
+    assert!(output.status.success(), "{}", stderr(output));
+    let text = String::from_utf8(output.stdout.clone()).unwrap();
+    assert_eq!(text.lines().count(), count);
+    assert!(text.starts_with("{\"prompt_id\":\"gsm8k/train/0\""), "{text}");
+}
+
+const ROWS: &[u8] = b"{\"question\":\"Q?\",\"answer\":\"#### 1\"}\n{\"question\":\"R?\",\"answer\":\"#### 2\"}\n";
+const DATA: [(&str, &[u8]); 2] = [("README.md", b"hello"), ("main/train-00000-of-00001.jsonl", ROWS)];
+
+#[test]
+fn a_data_set_is_downloaded_once_and_then_there_offline_and_without_a_server() {
+    let hub = Hub::start(&DATA);
+    let offline = hub.prep("openai/gsm8k", &[("HF_HUB_OFFLINE", "1")]);
+    assert_eq!(offline.status.code(), Some(1));
+    assert!(
+        stderr(&offline).starts_with("gsm8k-prep: hub: openai/gsm8k: HF_HUB_OFFLINE is set"),
+        "{}",
+        stderr(&offline)
+    );
+    assert_eq!(hub.state.log.lock().unwrap().len(), 0);
+
+    assert_ids(&hub.prep("openai/gsm8k", &[]), 2);
+    assert_ids(&hub.prep("openai/gsm8k", &[]), 2);
+    assert_eq!(hub.downloads(), 1);
+    let asked = hub.state.log.lock().unwrap().len();
+    assert_ids(&hub.prep("openai/gsm8k", &[("HF_HUB_OFFLINE", "true")]), 2);
+    assert_eq!(hub.state.log.lock().unwrap().len(), asked);
+    assert_ids(&hub.prep("openai/gsm8k", &[("HF_ENDPOINT", "http://127.0.0.1:1")]), 2);
+}
+
+#[test]
+fn a_download_cut_off_or_answered_with_an_error_page_is_never_taken_for_whole() {
+    for (cuts, fails) in [(1, 0), (9, 0), (0, 1), (0, 9)] {
+        let hub = Hub::start(&DATA);
+        hub.state.cut.store(cuts, Ordering::SeqCst);
+        hub.state.fail.store(fails, Ordering::SeqCst);
+        let first = hub.prep("openai/gsm8k", &[]);
+        if !first.status.success() {
+            assert_eq!(first.status.code(), Some(1));
+            assert!(stderr(&first).starts_with("gsm8k-prep: hub: openai/gsm8k: main/train"), "{}", stderr(&first));
+            assert_eq!(stderr(&first).lines().count(), 1, "{}", stderr(&first));
+            assert_eq!(first.stdout, b"");
+            assert_eq!(hub.prep("openai/gsm8k", &[("HF_HUB_OFFLINE", "1")]).status.code(), Some(1));
+        }
+        hub.state.cut.store(0, Ordering::SeqCst);
+        hub.state.fail.store(0, Ordering::SeqCst);
+        assert_ids(&hub.prep("openai/gsm8k", &[]), 2);
+    }
+}
+
+#[test]
+fn a_cached_file_that_lost_its_end_is_fetched_again() {
+    let hub = Hub::start(&DATA);
+    assert_ids(&hub.prep("openai/gsm8k", &[]), 2);
+    let blobs = hub.home.path().join("hub/datasets--openai--gsm8k/blobs");
+    let blob = fs::read_dir(blobs).unwrap().next().unwrap().unwrap().path();
+    fs::write(&blob, &ROWS[..40]).unwrap();
+    assert_ids(&hub.prep("openai/gsm8k", &[]), 2);
+    assert_eq!(fs::read(&blob).unwrap(), ROWS);
+}
+
+#[test]
+fn what_the_hub_refuses_is_said_in_one_line_with_the_remedy() {
+    let hub = Hub::start(&DATA);
+    let cases = [
+        ("own/nothing", format!("gsm8k-prep: hub: own/nothing: not found on {}\n", hub.endpoint)),
+        (
+            "own/secret",
+            "gsm8k-prep: hub: own/secret: not found, or private: check the name, and set HF_TOKEN to a token that may read it\n".into(),
+        ),
+    ];
+    for (id, message) in cases {
+        let output = hub.prep(id, &[]);
+        assert_eq!((output.status.code(), stderr(&output)), (Some(1), message));
+    }
+    let allowed = hub.prep("own/secret", &[("HF_TOKEN", "sesame")]);
+    assert!(allowed.status.success(), "{}", stderr(&allowed));
+    let nobody = hub.prep("own/er", &[("HF_ENDPOINT", "http://127.0.0.1:1")]);
+    assert_eq!(nobody.status.code(), Some(1));
+    assert!(stderr(&nobody).starts_with("gsm8k-prep: hub: own/er: cannot get it from http://127.0.0.1:1: "));
+    assert_eq!(stderr(&nobody).lines().count(), 1);
+}
+
+#[test]
+fn a_data_set_without_the_split_says_so() {
+    let hub = Hub::start(&DATA[..1]);
+    let output = hub.prep("openai/gsm8k", &[]);
+    assert!(stderr(&output).starts_with("gsm8k-prep: hub: openai/gsm8k: no file train*"), "{}", stderr(&output));
+}
+
+/// Resolves a model in a process of its own, since the cache and the endpoint are of the environment.
+fn model(hub: &Hub, id: &str, settings: &[(&str, &str)]) -> std::result::Result<String, String> {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args(["--exact", "hub::resolves_the_model_named_in_the_environment", "--ignored", "--nocapture"]);
+    for name in ["HF_TOKEN", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_HUB_OFFLINE"] {
+        command.env_remove(name);
+    }
+    command.env("HF_HOME", hub.home.path()).env("HF_ENDPOINT", &hub.endpoint).env("TEST_MODEL", id);
+    command.env("TEST_REPLY", hub.home.path().join("reply")).envs(settings.iter().copied());
+    let output = command.output().unwrap();
+    let reply = fs::read_to_string(hub.home.path().join("reply")).unwrap_or_else(|_| panic!("{output:?}"));
+    fs::remove_file(hub.home.path().join("reply")).unwrap();
+    match reply.split_once(' ').unwrap() {
+        ("ok", dir) => Ok(dir.into()),
+        (_, error) => Err(error.into()),
+    }
+}
+
+#[test]
+#[ignore = "a part of the other tests, run by them in a process of its own"]
+fn resolves_the_model_named_in_the_environment() {
+    let Ok(model) = std::env::var("TEST_MODEL") else { return };
+    let reply = match grpo_pipes::hub::model_dir(&model) {
+        Ok(dir) => format!("ok {}", dir.display()),
+        Err(error) => format!("error {error}"),
+    };
+    fs::write(std::env::var("TEST_REPLY").unwrap(), reply).unwrap();
+}
+
+const MODEL: [(&str, &[u8]); 6] = [
+    ("config.json", b"{}"),
+    ("generation_config.json", b"{ }"),
+    ("tokenizer.json", b"[]"),
+    ("tokenizer_config.json", b"[ ]"),
+    ("model.safetensors", b"weights"),
+    ("pytorch_model.bin", b"not wanted"),
+];
+
+fn names(dir: &str) -> Vec<String> {
+    let mut names: Vec<String> =
+        fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort_unstable();
+    names
+}
+
+#[test]
+fn a_models_own_files_are_downloaded_and_no_others() {
+    let hub = Hub::start(&MODEL);
+    let dir = model(&hub, "own/er", &[]).unwrap();
+    let mut expected: Vec<_> = MODEL[..5].iter().map(|(name, _)| *name).collect();
+    expected.sort_unstable();
+    assert_eq!(names(&dir), expected);
+    assert_eq!(fs::read(Path::new(&dir).join("model.safetensors")).unwrap(), b"weights");
+    assert_eq!(model(&hub, "own/er", &[("HF_HUB_OFFLINE", "1")]).unwrap(), dir);
+    let here = hub.home.path().to_str().unwrap();
+    assert_eq!(model(&hub, here, &[("HF_HUB_OFFLINE", "1")]).unwrap(), here);
+}
+
+#[test]
+fn the_shards_of_an_index_are_all_downloaded_or_it_is_an_error() {
+    let index =
+        br#"{"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors", "c": "model-1.safetensors"}}"#;
+    let shards: [(&str, &[u8]); 3] =
+        [("model.safetensors.index.json", index), ("model-1.safetensors", b"1"), ("model-2.safetensors", b"2")];
+    let hub = Hub::start(&[&MODEL[..4], &shards[..]].concat());
+    let dir = model(&hub, "own/er", &[]).unwrap();
+    assert_eq!(names(&dir).iter().filter(|name| name.starts_with("model")).count(), 3);
+    fs::remove_file(Path::new(&dir).join("model-2.safetensors")).unwrap();
+    let error = model(&hub, "own/er", &[("HF_HUB_OFFLINE", "1")]).unwrap_err();
+    assert!(error.ends_with("does not have it whole (no model-2.safetensors)"), "{error}");
+
+    let partial = Hub::start(&[&MODEL[..4], &shards[..2]].concat());
+    assert_eq!(model(&partial, "own/er", &[]).unwrap_err(), "hub: own/er: has no file model-2.safetensors");
+}
+
+#[test]
+fn an_index_cannot_name_files_outside_its_directory() {
+    let hub = Hub::start(&MODEL[..4]);
+    let evil = br#"{"weight_map": {"a": "../../../../evil"}}"#.to_vec();
+    hub.state.files.lock().unwrap().insert("model.safetensors.index.json".into(), evil);
+    hub.state.files.lock().unwrap().insert("../../../../evil".into(), b"evil".to_vec());
+    assert_eq!(model(&hub, "own/er", &[]).unwrap_err(), "hub: own/er: bad file name \"../../../../evil\"");
+    assert_eq!(model(&hub, "../own/er", &[]).unwrap_err(), "../own/er: no such directory, and no Hub id owner/name");
+}

@@ -1,0 +1,221 @@
+//! `score` as a process, and its rewards against the notebook's Python.
+
+use std::io::{BufRead, BufReader, Write};
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::sync::mpsc;
+use std::time::Duration;
+
+use grpo_pipes::reward::{Reward, Scorer, Semantics, Weights};
+use proptest::prelude::*;
+use serde_json::{Value, json};
+
+use crate::process::{check_closed_pipe, check_full_disk, check_help, check_missing_file, run};
+
+const SCORE: &str = env!("CARGO_BIN_EXE_score");
+
+fn rollout(answer: &str) -> Value {
+    let completion = format!("<reasoning>\nOne.\nTwo.\n</reasoning>\n<answer>\n{answer}\n</answer>\n");
+    json!({"zeta": 1.25, "completion": completion, "answer": "1000", "alpha": {"kept": [1, 2]}})
+}
+
+fn lines(records: &[Value]) -> String {
+    records.iter().map(|record| format!("{record}\n")).collect()
+}
+
+fn scored(args: &[&str], records: &[Value]) -> Vec<Value> {
+    let done = run(SCORE, args, &lines(records));
+    assert_eq!(done.code, Some(0), "{}", done.stderr);
+    done.stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+fn scorer(semantics: Semantics) -> Scorer {
+    Scorer { semantics, weights: Weights::default() }
+}
+
+#[test]
+fn seed_rewards_are_the_doubles_that_python_computes() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/score_reference.jsonl");
+    let reference = std::fs::read_to_string(path).unwrap();
+    assert!(reference.lines().count() > 900);
+    for line in reference.lines() {
+        let record: Value = serde_json::from_str(line).unwrap();
+        let text = |name: &str| record[name].as_str().unwrap();
+        let scorer = scorer(Semantics::Seed);
+        let score = scorer.score(text("completion"), Some(text("answer")));
+        assert_eq!(score.extracted, Some(text("extracted")), "{line}");
+        for (reward, value) in score.rewards {
+            let want = record["rewards"][reward.name()].as_f64();
+            assert_eq!(value.map(f64::to_bits), want.map(f64::to_bits), "{} of {line}", reward.name());
+        }
+    }
+}
+
+#[test]
+fn fields_are_added_and_unknown_ones_kept_in_their_order() {
+    let done = run(
+        SCORE,
+        &["-"],
+        "{\"zeta\": 1.250, \"completion\":\"<answer>-5</answer>\", \"answer\":\"-5\", \"alpha\":{ \"b\":1}}\r\n\n",
+    );
+    assert_eq!(done.code, Some(0), "{}", done.stderr);
+    let rewards = r#""rewards":{"correctness":2.0,"int":0.5,"strict_format":0.0,"soft_format":0.0,"xmlcount":0.0}"#;
+    let kept = r#"{"zeta":1.250,"completion":"<answer>-5</answer>","answer":"-5","alpha":{ "b":1}"#;
+    assert_eq!(done.stdout, format!("{kept},{rewards},\"reward\":2.5,\"extracted\":\"-5\"}}\n"));
+}
+
+#[test]
+fn scoring_twice_replaces_what_the_first_time_wrote() {
+    let once = run(SCORE, &[], &lines(&[rollout("7")]));
+    let twice = run(SCORE, &[], &once.stdout);
+    assert_eq!(once.stdout, twice.stdout);
+    let other = run(SCORE, &["--reward", "int=3"], &once.stdout);
+    assert!(
+        other.stdout.contains(r#""alpha":{"kept":[1,2]},"rewards":{"int":0.5},"reward":1.5,"extracted":"7"}"#),
+        "{}",
+        other.stdout
+    );
+}
+
+#[test]
+fn the_semantics_differ_where_the_notebook_is_at_fault() {
+    let record = [rollout("$1,000.0")];
+    let fixed = &scored(&[], &record)[0];
+    assert_eq!((fixed["reward"].as_f64(), fixed["extracted"].as_str()), (Some(4.0), Some("$1,000.0")));
+    let seed = &scored(&["--semantics", "seed"], &record)[0];
+    assert_eq!(
+        seed["rewards"],
+        json!({"correctness": 0.0, "int": 0.0, "strict_format": 0.0, "soft_format": 0.0, "xmlcount": 0.5})
+    );
+}
+
+#[test]
+fn without_an_answer_correctness_and_what_counts_it_are_null() {
+    let mut record = rollout("7");
+    record.as_object_mut().unwrap().remove("answer");
+    let all = &scored(&[], &[record.clone()])[0];
+    assert!(all["rewards"]["correctness"].is_null() && all["reward"].is_null());
+    assert_eq!(all["rewards"]["int"], 0.5);
+    record["answer"] = Value::Null;
+    for rest in ["int=1", "int=1,correctness=0"] {
+        assert_eq!(scored(&["--reward", rest], &[record.clone()])[0]["reward"], 0.5, "{rest}");
+    }
+}
+
+#[test]
+fn an_unknown_reward_is_a_usage_error_that_lists_the_known_ones() {
+    let done = run(SCORE, &["--reward", "speed=1"], "");
+    assert_eq!(done.code, Some(2));
+    assert!(Reward::ALL.iter().all(|reward| done.stderr.contains(reward.name())), "{}", done.stderr);
+}
+
+#[test]
+fn a_bad_line_is_named_once_everything_before_it_is_written() {
+    let good = lines(&vec![rollout("7"); 2000]);
+    for bad in [
+        "{\"completion\": 7}",
+        "{\"completion\":\"\",\"answer\":7}",
+        "{\"answer\":\"7\"}",
+        "nonsense",
+        "{\"completion\":\"\\ud800\"}",
+    ] {
+        let done = run(SCORE, &[], &format!("{good}\n{bad}\n{good}"));
+        assert_eq!((done.code, done.stdout.lines().count()), (Some(3), 2000), "{bad}");
+        assert!(done.stderr.starts_with("score: -:2002: ") && done.stderr.lines().count() == 1, "{}", done.stderr);
+        assert!(done.stdout.ends_with("}\n"));
+    }
+}
+
+#[test]
+fn the_order_is_kept_over_many_batches() {
+    let records: Vec<_> = (0..5000).map(|n| json!({"n": n, "completion": "x".repeat(n % 700), "answer": ""})).collect();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("in.jsonl.zst");
+    std::fs::write(&path, zstd::encode_all(lines(&records).as_bytes(), 1).unwrap()).unwrap();
+    let numbers =
+        scored(&[path.to_str().unwrap()], &[]).into_iter().map(|record| record["n"].as_u64().unwrap() as usize);
+    assert!(numbers.eq(0..5000));
+}
+
+#[test]
+fn a_batch_is_answered_while_the_input_stays_open() {
+    let mut child = Command::new(SCORE).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    let mut stdout = BufReader::new(child.stdout.take().unwrap());
+    let (sender, answers) = mpsc::channel();
+    let reader = std::thread::spawn(move || {
+        let mut line = String::new();
+        while stdout.read_line(&mut line).unwrap() > 0 {
+            sender.send(std::mem::take(&mut line)).unwrap();
+        }
+    });
+    for round in 0..3 {
+        // The blank line and the half line must not hold the whole ones back.
+        stdin.write_all(format!("{}\n\n{{\"completion\"", lines(&[rollout("7"), rollout("8")])).as_bytes()).unwrap();
+        stdin.flush().unwrap();
+        for _ in 0..2 {
+            assert!(answers.recv_timeout(Duration::from_secs(20)).is_ok(), "round {round}");
+        }
+        stdin.write_all(b":\"\"}\n").unwrap();
+        assert!(answers.recv_timeout(Duration::from_secs(20)).is_ok(), "round {round}");
+    }
+    drop(stdin);
+    assert!(child.wait().unwrap().success());
+    reader.join().unwrap();
+}
+
+#[test]
+fn a_file_is_published_whole_or_not_at_all() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("out.jsonl");
+    let args = ["-o", path.to_str().unwrap()];
+    assert_eq!(run(SCORE, &args, &format!("{}nonsense\n", lines(&[rollout("7")]))).code, Some(3));
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
+    assert_eq!(run(SCORE, &args, &lines(&[rollout("7")])).code, Some(0));
+    assert_eq!(std::fs::read_to_string(&path).unwrap().lines().count(), 1);
+}
+
+#[test]
+fn score_has_the_ends_of_a_filter() {
+    let input = lines(&vec![rollout("7"); 500]);
+    check_help(SCORE, "score");
+    check_missing_file(SCORE);
+    check_closed_pipe(SCORE, &input);
+    check_full_disk(SCORE, &input);
+}
+
+/// Texts of tags, newlines, digits and anything.
+fn nasty_text() -> impl Strategy<Value = String> {
+    let tags = "</?(reasoning|answer)>|\n|</|-?[0-9]{1,4}(,[0-9]{3})?[.%$]?";
+    prop::collection::vec(prop_oneof![3 => tags, 1 => "\\PC{0,3}", 1 => any::<char>().prop_map(String::from)], 0..20)
+        .prop_map(|parts| parts.concat())
+}
+
+proptest! {
+    #[test]
+    fn any_text_has_finite_rewards_within_their_bounds(completion in nasty_text(), answer in nasty_text()) {
+        for semantics in [Semantics::Seed, Semantics::Fixed] {
+            let score = scorer(semantics).score(&completion, Some(&answer));
+            let most = [2.0, 0.5, 0.5, 0.5, 0.5];
+            for ((_, value), most) in score.rewards.iter().zip(most) {
+                prop_assert!(value.is_some_and(|value| value.is_finite() && value <= most));
+            }
+            prop_assert!(score.reward.is_some_and(f64::is_finite));
+        }
+    }
+
+    #[test]
+    fn what_is_strict_in_the_notebook_is_strict_when_mended_if_its_tags_stand_once(completion in nasty_text()) {
+        let text = format!("<reasoning>\n{completion}\n</reasoning>\n<answer>\n7\n</answer>\n");
+        let value = |semantics, at: usize| scorer(semantics).score(&text, None).rewards[at].1;
+        let once = ["<reasoning>", "</reasoning>", "<answer>", "</answer>"].iter().all(|tag| text.matches(tag).count() == 1);
+        prop_assert_eq!(value(Semantics::Fixed, 2), Some(if once { 0.5 } else { 0.0 }));
+        prop_assert!(!once || value(Semantics::Seed, 2) <= value(Semantics::Fixed, 2));
+    }
+
+    #[test]
+    fn any_bytes_are_scored_or_refused(line in "\\PC*|\\{\"completion\":\\PC*") {
+        let done = grpo_pipes::record::Line { path: "x".into(), number: 1, text: line };
+        let _ = scorer(Semantics::Fixed).score_line(&done, &mut Vec::new());
+    }
+}
