@@ -5,6 +5,8 @@ mod prompts;
 mod records;
 
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, sync_channel};
 
 use crate::engine::{Engine, Request, Settings};
@@ -12,6 +14,7 @@ use crate::error::{Error, Result};
 use crate::jsonl::{Input, Output};
 use crate::model::Model;
 use crate::policy;
+use crate::record::Line;
 use crate::tokenizer::{Tokenizer, stop_ids};
 
 pub use progress::Progress;
@@ -51,22 +54,21 @@ pub fn run(job: Job, dir: &Path, input: Input, out: &mut Output) -> Result<()> {
         positions: positions - settings.max_completion_tokens,
         vocabulary: model.config().vocab_size,
     };
-    let tokenizer = std::sync::Arc::new(Tokenizer::load(dir)?);
-    let source = Source::new(prompts, limits, std::sync::Arc::clone(&tokenizer));
+    let tokenizer = Arc::new(Tokenizer::load(dir)?);
+    let source = Source::new(prompts, limits, Arc::clone(&tokenizer));
     let skipped = source.skipped();
     let progress = Progress::new("rollout");
     let origin = Origin { identity, seed: settings.seed, temperature: settings.sampling.temperature };
     let mut records = Records::new(origin, tokenizer, out, progress);
     let requests = read_ahead(source, input);
-    Engine::new(&model, settings).run(&requests, &mut records).and_then(|work| {
-        records.finish(work, skipped.load(std::sync::atomic::Ordering::Relaxed));
-        Ok(())
-    })
+    let work = Engine::new(&model, settings).run(&requests, &mut records)?;
+    records.finish(work, skipped.load(Ordering::Relaxed));
+    Ok(())
 }
 
 /// Requests from a thread of its own: reading and tokenizing go on beside the sampling, and sampling never waits for a slow writer
 /// of prompts while it has work. The thread ends with the input, or when nobody takes its requests any more, or with the process.
-fn read_ahead(mut source: Source, input: Input) -> Receiver<Result<Request<crate::record::Line>>> {
+fn read_ahead(mut source: Source, input: Input) -> Receiver<Result<Request<Line>>> {
     let (sender, receiver) = sync_channel(LOOK_AHEAD);
     std::thread::spawn(move || {
         for line in input {
