@@ -9,7 +9,8 @@ mod scheduler;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, TryRecvError};
+use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, sync_channel};
+use std::time::{Duration, Instant};
 
 use rayon::prelude::*;
 
@@ -22,6 +23,11 @@ pub use scheduler::{Scheduler, Start};
 
 /// Models up to this many bytes of weights prefill several prompts side by side; larger ones share out each product.
 const SMALL_MODEL: usize = 16 << 20;
+
+/// Groups made ahead of a sink that is slow to take them.
+const EVENTS: usize = 64;
+
+const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
 
 /// How to sample.
 #[derive(Debug, Clone)]
@@ -81,7 +87,7 @@ pub trait Sink<T> {
     /// Any; it ends the run at once.
     fn group(&mut self, request: Request<T>, completions: Vec<Completion>) -> Result<()>;
 
-    /// After each step of decoding.
+    /// Ten times a second or less.
     fn progress(&mut self, work: Work);
 }
 
@@ -125,6 +131,40 @@ struct Group<T> {
     completions: Vec<Option<Completion>>,
 }
 
+/// The groups that have arrived and not left.
+struct Groups<T> {
+    waiting: VecDeque<Group<T>>,
+    /// How many have left.
+    left: usize,
+}
+
+impl<T> Groups<T> {
+    fn arrive(&mut self, request: Request<T>, size: usize) {
+        self.waiting.push_back(Group { request, prompt: None, completions: vec![None; size] });
+    }
+
+    fn at(&self, group: usize) -> &Group<T> {
+        &self.waiting[group - self.left]
+    }
+
+    fn at_mut(&mut self, group: usize) -> &mut Group<T> {
+        &mut self.waiting[group - self.left]
+    }
+
+    fn leave(&mut self) -> Event<T> {
+        let group = self.waiting.pop_front().expect("a group that leaves has arrived");
+        self.left += 1;
+        let completions = group.completions.into_iter().map(|one| one.expect("all samples have ended"));
+        Event::Group(group.request, completions.collect())
+    }
+}
+
+/// What the sink is told.
+enum Event<T> {
+    Group(Request<T>, Vec<Completion>),
+    Progress(Work),
+}
+
 impl<'m> Engine<'m> {
     /// Makes room for the slots; nothing is computed.
     #[must_use]
@@ -139,51 +179,65 @@ impl<'m> Engine<'m> {
     ///
     /// # Errors
     /// That of a request or of the sink, and [`Error::Numerics`] when logits are not finite.
-    pub fn run<T>(&mut self, requests: &Receiver<Result<Request<T>>>, sink: &mut dyn Sink<T>) -> Result<Work> {
+    pub fn run<T: Send>(&mut self, requests: Receiver<Result<Request<T>>>, sink: &mut dyn Sink<T>) -> Result<Work> {
+        let (sender, events) = sync_channel(EVENTS);
+        let mut outcome = Ok(());
+        // On a thread of the pool, where each step's parallel loops start without a switch of threads; the sink stays on this one.
+        let taken = rayon::in_place_scope(|scope| {
+            scope.spawn(|_| outcome = self.work_through(requests, sender));
+            events.into_iter().try_for_each(|event| match event {
+                Event::Group(request, completions) => sink.group(request, completions),
+                Event::Progress(work) => Ok(sink.progress(work)),
+            })
+        });
+        taken.and(outcome).map(|()| self.work)
+    }
+
+    fn work_through<T>(&mut self, requests: Receiver<Result<Request<T>>>, events: SyncSender<Event<T>>) -> Result<()> {
         let mut scheduler = Scheduler::new(self.settings.max_sequences, self.settings.group_size);
-        let mut groups: VecDeque<Group<T>> = VecDeque::new();
-        let mut left = 0;
+        let mut groups = Groups { waiting: VecDeque::new(), left: 0 };
         let mut ended: Option<Result<()>> = None;
+        let mut said = Instant::now();
         loop {
             while ended.is_none() && scheduler.wants_group() {
-                match receive(requests, scheduler.is_idle()) {
+                match receive(&requests, scheduler.is_idle()) {
                     Next::Request(request) => {
                         scheduler.arrive();
-                        let completions = vec![None; self.settings.group_size];
-                        groups.push_back(Group { request, prompt: None, completions });
+                        groups.arrive(request, self.settings.group_size);
                     }
                     Next::Later => break,
                     Next::End(outcome) => ended = Some(outcome),
                 }
             }
             let starts: Vec<Start> = std::iter::from_fn(|| scheduler.start()).collect();
-            self.start(&starts, &mut groups, left)?;
-            self.retire(&mut scheduler, &mut groups, left);
-            self.decode(&groups, left)?;
-            self.retire(&mut scheduler, &mut groups, left);
+            self.start(&starts, &mut groups)?;
+            self.retire(&mut scheduler, &mut groups);
+            self.decode(&groups)?;
+            self.retire(&mut scheduler, &mut groups);
             while scheduler.leave().is_some() {
-                let group = groups.pop_front().expect("a group that leaves has arrived");
-                left += 1;
-                let completions = group.completions.into_iter().map(|one| one.expect("all samples have ended"));
-                sink.group(group.request, completions.collect())?;
+                if events.send(groups.leave()).is_err() {
+                    return Ok(()); // the sink has an error of its own
+                }
             }
-            sink.progress(self.work);
-            if let Some(outcome) = ended.take_if(|_| scheduler.is_idle() && groups.is_empty()) {
-                return outcome.map(|()| self.work);
+            if said.elapsed() >= PROGRESS_INTERVAL {
+                said = Instant::now();
+                let _ = events.send(Event::Progress(self.work)); // as above, found out with the next group
+            }
+            if let Some(outcome) = ended.take_if(|_| scheduler.is_idle()) {
+                return outcome;
             }
         }
     }
 
     /// Prefills the prompts of groups that start, and draws the first token of each sample from its prompt's logits.
-    fn start<T>(&mut self, starts: &[Start], groups: &mut VecDeque<Group<T>>, left: usize) -> Result<()> {
-        let first: Vec<usize> =
-            starts.iter().filter(|start| start.sample == 0).map(|start| start.group - left).collect();
-        let prompts = self.prefill(first.iter().map(|&i| &groups[i].request).collect());
+    fn start<T>(&mut self, starts: &[Start], groups: &mut Groups<T>) -> Result<()> {
+        let first: Vec<usize> = starts.iter().filter(|start| start.sample == 0).map(|start| start.group).collect();
+        let prompts = self.prefill(first.iter().map(|&i| &groups.at(i).request).collect());
         for (i, prompt) in first.into_iter().zip(prompts) {
-            groups[i].prompt = Some(Arc::new(prompt));
+            groups.at_mut(i).prompt = Some(Arc::new(prompt));
         }
         for start in starts {
-            let group = &mut groups[start.group - left];
+            let group = groups.at_mut(start.group);
             let prompt = group.prompt.as_ref().expect("held until the last sample starts").clone();
             if start.sample + 1 == self.settings.group_size {
                 group.prompt = None; // from here on its samples hold it, and the last to end frees it
@@ -198,7 +252,7 @@ impl<'m> Engine<'m> {
         let running = self.slots.iter_mut().filter_map(|slot| slot.sequence.as_mut());
         let new = running.filter(|sequence| sequence.completion.tokens.is_empty());
         sample(&mut new.map(|sequence| (None, sequence)).collect::<Vec<_>>(), &mut self.samplers, &self.settings);
-        self.check(groups, left)
+        self.check(groups)
     }
 
     /// The prompts' keys, values and logits, each computed alone.
@@ -218,7 +272,7 @@ impl<'m> Engine<'m> {
     }
 
     /// One token more for each sequence.
-    fn decode<T>(&mut self, groups: &VecDeque<Group<T>>, left: usize) -> Result<()> {
+    fn decode<T>(&mut self, groups: &Groups<T>) -> Result<()> {
         let mut rows: Vec<DecodeRow<'_>> = Vec::with_capacity(self.slots.len());
         for slot in &mut self.slots {
             if let (Some(sequence), Some(own)) = (&slot.sequence, &mut slot.own) {
@@ -235,21 +289,21 @@ impl<'m> Engine<'m> {
         let running = self.slots.iter_mut().filter_map(|slot| slot.sequence.as_mut());
         let logits = self.logits.chunks_exact(vocabulary).map(Some);
         sample(&mut logits.zip(running).collect::<Vec<_>>(), &mut self.samplers, &self.settings);
-        self.check(groups, left)
+        self.check(groups)
     }
 
-    fn check<T>(&self, groups: &VecDeque<Group<T>>, left: usize) -> Result<()> {
+    fn check<T>(&self, groups: &Groups<T>) -> Result<()> {
         let mut running = self.slots.iter().filter_map(|slot| slot.sequence.as_ref());
         let Some(broken) = running.find(|sequence| !sequence.finite) else {
             return Ok(());
         };
-        let prompt_id = &groups[broken.group - left].request.prompt_id;
+        let prompt_id = &groups.at(broken.group).request.prompt_id;
         let (sample, position) = (broken.sample, broken.completion.tokens.len());
         Err(Error::Numerics(format!("prompt {prompt_id}, sample {sample}, position {position}: logits are not finite")))
     }
 
     /// Takes completions that have ended out of their slots.
-    fn retire<T>(&mut self, scheduler: &mut Scheduler, groups: &mut VecDeque<Group<T>>, left: usize) {
+    fn retire<T>(&mut self, scheduler: &mut Scheduler, groups: &mut Groups<T>) {
         let limit = self.settings.max_completion_tokens;
         for (i, slot) in self.slots.iter_mut().enumerate() {
             let ended =
@@ -258,7 +312,7 @@ impl<'m> Engine<'m> {
                 self.work.sequences += 1;
                 self.work.tokens += sequence.completion.tokens.len();
                 scheduler.end(i, sequence.group);
-                groups[sequence.group - left].completions[sequence.sample] = Some(sequence.completion);
+                groups.at_mut(sequence.group).completions[sequence.sample] = Some(sequence.completion);
             }
         }
     }

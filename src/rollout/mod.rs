@@ -61,7 +61,7 @@ pub fn run(job: Job, dir: &Path, input: Input, out: &mut Output) -> Result<()> {
     let origin = Origin { identity, seed: settings.seed, temperature: settings.sampling.temperature };
     let mut records = Records::new(origin, tokenizer, out, progress);
     let requests = read_ahead(source, input);
-    let work = Engine::new(&model, settings).run(&requests, &mut records)?;
+    let work = Engine::new(&model, settings).run(requests, &mut records)?;
     records.finish(work, skipped.load(Ordering::Relaxed));
     Ok(())
 }
