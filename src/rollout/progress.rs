@@ -3,7 +3,7 @@
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{ProgressBar, ProgressFinish, ProgressStyle};
 
 use crate::cli::note;
 use crate::engine::Work;
@@ -24,7 +24,7 @@ impl Progress {
     pub fn new(name: &'static str) -> Self {
         let bar = std::io::stderr().is_terminal().then(|| {
             let style = ProgressStyle::with_template("{spinner} {prefix}: {msg}").expect("a constant");
-            ProgressBar::new_spinner().with_style(style).with_prefix(name)
+            ProgressBar::new_spinner().with_style(style).with_prefix(name).with_finish(ProgressFinish::AndClear)
         });
         let now = Instant::now();
         Self { name, started: now, said: now, bar }
