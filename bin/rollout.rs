@@ -1,3 +1,113 @@
-//! Placeholder until its module lands.
+//! `rollout`: prompts and a policy in, sampled completions with token ids and log-probabilities out.
 
-fn main() {}
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, ValueEnum};
+use grpo_pipes::cli::{InputArgs, OutputArgs, run_filter};
+use grpo_pipes::engine::{Sampling, Settings};
+use grpo_pipes::gsm8k::prompt::SYSTEM_PROMPT;
+use grpo_pipes::jsonl::{Input, Output};
+use grpo_pipes::rollout::{Format, Job, LongPrompt, Prompts, run};
+use grpo_pipes::{Error, Result, hub};
+
+/// Sample completions of prompts from a model
+///
+/// Reads records with a "prompt_id" and a "prompt" (chat messages) and writes each as often as completions are asked for, with the
+/// completion's text, token ids and log-probabilities added. Groups leave in the order of their prompts, each as soon as it is
+/// whole. The model's own sampling defaults are not applied.
+#[derive(Parser)]
+#[command(name = "rollout", version)]
+struct Args {
+    #[command(flatten)]
+    input: InputArgs,
+    #[command(flatten)]
+    output: OutputArgs,
+    /// Model directory or checkpoint, or a Hub id like Qwen/Qwen2.5-0.5B-Instruct
+    #[arg(long, value_name = "DIR|HUB_ID")]
+    model: String,
+    /// Completions of each prompt
+    #[arg(short, long, value_name = "N", default_value = "1")]
+    num_generations: NonZeroUsize,
+    /// Logits are divided by it; 0 always takes the likeliest token
+    #[arg(long, value_name = "T", default_value_t = 1.0)]
+    temperature: f32,
+    /// Sample among the likeliest tokens whose probabilities reach P; 1 is off
+    #[arg(long, value_name = "P", default_value_t = 1.0)]
+    top_p: f32,
+    /// Sample among the K likeliest tokens; 0 is off
+    #[arg(long, value_name = "K", default_value_t = 0)]
+    top_k: usize,
+    /// Sample among tokens at least P times as likely as the likeliest; 0 is off
+    #[arg(long, value_name = "P", default_value_t = 0.0)]
+    min_p: f32,
+    /// Make tokens that occurred already less likely, as transformers does; 1 is off
+    #[arg(long, value_name = "R", default_value_t = 1.0)]
+    repetition_penalty: f32,
+    /// Longest prompt [tokens]
+    #[arg(long, value_name = "N", default_value = "512")]
+    max_prompt_tokens: NonZeroUsize,
+    /// Longest completion, end token included [tokens]
+    #[arg(long, value_name = "N", default_value = "256")]
+    max_completion_tokens: NonZeroUsize,
+    /// Seed of everything random
+    #[arg(long, value_name = "NUMBER", default_value_t = 0)]
+    seed: u64,
+    /// What to do with longer prompts
+    #[arg(long, value_enum, default_value_t = LongPrompt::Refuse)]
+    on_long_prompt: LongPrompt,
+    /// Lines are questions, not records
+    #[arg(long)]
+    text: bool,
+    /// File with the system prompt of --text; an empty one means no system message [default: the XML format]
+    #[arg(long, value_name = "FILE", requires = "text")]
+    system_prompt: Option<PathBuf>,
+    /// Sequences sampled at once; changes speed and memory, never a completion
+    #[arg(long, value_name = "N", default_value = "64")]
+    max_sequences: NonZeroUsize,
+    /// Where to compute
+    #[arg(long, value_enum, default_value_t = Device::Auto)]
+    device: Device,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Device {
+    /// The best there is
+    Auto,
+    /// The processor, all threads
+    Cpu,
+}
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    run_filter("rollout", &args.output, |out| rollout(&args, out))
+}
+
+fn rollout(args: &Args, out: &mut Output) -> Result<()> {
+    let (Device::Auto | Device::Cpu) = args.device;
+    let input = Input::open(&args.input.file)?;
+    let format = match (&args.system_prompt, args.text) {
+        (_, false) => Format::Records,
+        (None, true) => Format::Text { system: SYSTEM_PROMPT.into() },
+        (Some(path), true) => Format::Text { system: std::fs::read_to_string(path).map_err(Error::io(path))? },
+    };
+    let sampling = Sampling {
+        temperature: args.temperature,
+        top_k: args.top_k,
+        top_p: args.top_p,
+        min_p: args.min_p,
+        repetition_penalty: args.repetition_penalty,
+    };
+    let settings = Settings {
+        group_size: args.num_generations.get(),
+        max_sequences: args.max_sequences.get(),
+        max_completion_tokens: args.max_completion_tokens.get(),
+        sampling,
+        stop_ids: Vec::new(),
+        seed: args.seed,
+        step: 0,
+    };
+    let prompts = Prompts { format, max_tokens: args.max_prompt_tokens.get(), on_long: args.on_long_prompt };
+    run(Job { prompts, settings }, &hub::model_dir(&args.model)?, input, out)
+}

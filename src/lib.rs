@@ -6,6 +6,7 @@ pub mod cli;
 pub mod error;
 pub mod jsonl;
 pub mod record;
+pub mod rng;
 pub mod stream;
 
 pub mod eval;
@@ -13,12 +14,15 @@ pub mod reward;
 
 pub mod gsm8k;
 pub mod hub;
+pub mod tokenizer;
 
+pub mod engine;
 pub mod model;
 pub mod tensorfile;
 
 pub mod grpo;
 pub mod optim;
 pub mod policy;
+pub mod rollout;
 
 pub use error::{Error, Result};

@@ -7,7 +7,7 @@ use rayon::prelude::*;
 use super::attention::exp_and_sum;
 use super::matmul::{Rows, RowsMut, Start, input_gradient, linear, weight_gradient};
 use super::ops::dot;
-use super::simd::{self, Kernel, Simd};
+use super::simd::{self, Kernel, LANES, Simd};
 use super::train::TokenStats;
 use super::weights::Floats;
 
@@ -91,18 +91,76 @@ impl Kernel for Softmax<'_> {
     /// The entropy is log-sum-exp minus the mean logit, so that it needs no logarithm a token.
     #[inline(always)]
     unsafe fn run<S: Simd>(self) -> TokenStats {
-        let scale = 1.0 / self.temperature;
-        let mut max = f32::NEG_INFINITY;
-        for x in self.row.iter_mut() {
-            *x *= scale;
-            max = if *x > max { *x } else { max };
-        }
         let logit = self.row[self.token];
+        let scale = 1.0 / self.temperature;
+        let max = scale_and_max(self.row, scale);
         let shifted: Vec<f32> = self.row.iter().map(|x| x - max).collect();
         let sum = exp_and_sum::<S>(self.row, max);
-        let log_sum = sum.ln();
+        let normalizer = Normalizer { scale, max, log_sum: sum.ln() };
         let mean = dot::<S>(self.row, &shifted) / sum;
         self.row.iter_mut().for_each(|p| *p /= sum);
-        TokenStats { logprob: logit - max - log_sum, entropy: log_sum - mean }
+        TokenStats { logprob: normalizer.logprob(logit), entropy: normalizer.log_sum - mean }
     }
+}
+
+/// What turns a logit into a log-probability. Sampler and trainer share it, so that what one records the other finds again, bit
+/// for bit.
+#[derive(Debug, Clone, Copy)]
+pub struct Normalizer {
+    scale: f32,
+    max: f32,
+    log_sum: f32,
+}
+
+impl Normalizer {
+    /// Turns a row of logits `(V)` into e^(logit / temperature - max): probabilities before their division by the sum. A logit that
+    /// is not a number makes every log-probability not a number.
+    #[must_use]
+    pub fn of(row: &mut [f32], temperature: f32) -> Self {
+        // SAFETY: no pointers.
+        unsafe { simd::run(Exponentials { row, scale: 1.0 / temperature }) }
+    }
+
+    /// The same for fewer tokens: their share of the sum, which was `from`, is `to`.
+    #[must_use]
+    pub fn restricted(self, from: f64, to: f64) -> Self {
+        Self { log_sum: self.log_sum + (to / from).ln() as f32, ..self }
+    }
+
+    /// The log-probability of a logit of the row [nats].
+    #[must_use]
+    pub fn logprob(&self, logit: f32) -> f32 {
+        logit * self.scale - self.max - self.log_sum
+    }
+}
+
+struct Exponentials<'a> {
+    row: &'a mut [f32],
+    scale: f32,
+}
+
+impl Kernel for Exponentials<'_> {
+    type Out = Normalizer;
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) -> Normalizer {
+        let max = scale_and_max(self.row, self.scale);
+        Normalizer { scale: self.scale, max, log_sum: exp_and_sum::<S>(self.row, max).ln() }
+    }
+}
+
+/// x becomes scale x; returns the largest, in [`LANES`] chains.
+#[inline(always)]
+fn scale_and_max(x: &mut [f32], scale: f32) -> f32 {
+    let mut lanes = [f32::NEG_INFINITY; LANES];
+    let mut chunks = x.chunks_exact_mut(LANES);
+    let mut step = |chunk: &mut [f32]| {
+        for (max, x) in lanes.iter_mut().zip(chunk) {
+            *x *= scale;
+            *max = if *x > *max { *x } else { *max };
+        }
+    };
+    chunks.by_ref().for_each(&mut step);
+    step(chunks.into_remainder());
+    lanes.into_iter().fold(f32::NEG_INFINITY, f32::max)
 }

@@ -26,6 +26,7 @@ use crate::error::Result;
 
 pub use cache::KvCache;
 pub use config::Config;
+pub use head::Normalizer;
 pub use infer::DecodeRow;
 pub use train::{Gradients, Packed, Target, TokenStats};
 pub use weights::{Floats, has_weights};

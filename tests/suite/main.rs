@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used)] // a test that panics has failed, which is what it is for
 
+mod engine;
 mod evaluate;
 mod fixtures;
 mod gsm8k_prep;
@@ -9,4 +10,6 @@ mod hub;
 mod model;
 mod plain_qwen2;
 mod process;
+mod rollout;
+mod sampler;
 mod score;

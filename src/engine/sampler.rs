@@ -1,0 +1,210 @@
+//! Logits to a token and its log-probability. Definitions and their order are transformers': repetition penalty, temperature,
+//! top-k, top-p, min-p.
+
+use std::cmp::Ordering;
+
+use crate::error::{Error, Result};
+use crate::model::Normalizer;
+
+/// The distribution to sample from.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Sampling {
+    /// Logits are divided by it; 0 takes the likeliest token.
+    pub temperature: f32,
+    /// Only the so many likeliest tokens; 0 is off.
+    pub top_k: usize,
+    /// Only the likeliest tokens whose probabilities reach this sum; 1 is off.
+    pub top_p: f32,
+    /// Only tokens at least so likely as this fraction of the likeliest; 0 is off.
+    pub min_p: f32,
+    /// Positive logits of tokens that occurred already, in the prompt or since, are divided by it, negative ones multiplied; 1 is
+    /// off.
+    pub repetition_penalty: f32,
+}
+
+impl Default for Sampling {
+    fn default() -> Self {
+        Self { temperature: 1.0, top_k: 0, top_p: 1.0, min_p: 0.0, repetition_penalty: 1.0 }
+    }
+}
+
+impl Sampling {
+    /// Refuses what is no distribution.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] naming the number that is out of range.
+    pub fn check(&self) -> Result<()> {
+        let wrong = if !(self.temperature == 0.0 || (1e-4..=1e4).contains(&self.temperature)) {
+            "temperature is neither 0 nor from 0.0001 to 10000"
+        } else if !(self.top_p > 0.0 && self.top_p <= 1.0) {
+            "top-p is not above 0 and at most 1"
+        } else if !(0.0..=1.0).contains(&self.min_p) {
+            "min-p is not from 0 to 1"
+        } else if !(self.repetition_penalty > 0.0 && self.repetition_penalty.is_finite()) {
+            "repetition-penalty is not above 0"
+        } else {
+            return Ok(());
+        };
+        Err(Error::Usage(wrong.into()))
+    }
+}
+
+/// Tokens whose weights are summed at once when a draw is looked up.
+const BLOCK: usize = 1024;
+
+/// Memory that draws share: a vocabulary's worth, taken once.
+#[derive(Default)]
+pub struct Sampler {
+    weights: Vec<f32>,
+    sorted: Vec<f32>,
+    order: Vec<u32>,
+    block_sums: Vec<f64>,
+}
+
+impl Sampler {
+    /// A token and its log-probability [nats] in the distribution it was drawn from; greedily, in the softmax at temperature 1.
+    ///
+    /// `logits` is `(V)`; `history` all tokens so far, for the repetition penalty; `uniform` in \[0, 1) decides. `None` when a logit
+    /// is not finite. The lower id is preferred among equals.
+    pub fn draw(
+        &mut self,
+        logits: &[f32],
+        history: [&[u32]; 2],
+        uniform: f64,
+        sampling: &Sampling,
+    ) -> Option<(u32, f32)> {
+        if logits.iter().fold(false, |bad, x| bad | !x.is_finite()) {
+            return None;
+        }
+        self.weights.clear();
+        self.weights.extend_from_slice(logits);
+        let score = |token: u32| match sampling.repetition_penalty {
+            1.0 => logits[token as usize],
+            penalty => penalised(logits, history, token, penalty),
+        };
+        if sampling.repetition_penalty != 1.0 {
+            for &token in history.into_iter().flatten() {
+                self.weights[token as usize] = repeated(logits[token as usize], sampling.repetition_penalty);
+            }
+        }
+        if sampling.temperature == 0.0 {
+            let token = argmax(&self.weights);
+            return Some((token, Normalizer::of(&mut self.weights, 1.0).logprob(score(token))));
+        }
+        self.keep_top_k(sampling.top_k);
+        let mut normalizer = Normalizer::of(&mut self.weights, sampling.temperature);
+        let mut total = self.sum();
+        if sampling.top_p < 1.0 || sampling.min_p > 0.0 {
+            let before = total;
+            self.keep_top_p(sampling.top_p, before);
+            self.keep_min_p(sampling.min_p);
+            total = self.sum();
+            normalizer = normalizer.restricted(before, total);
+        }
+        let token = self.find(uniform * total);
+        Some((token, normalizer.logprob(score(token))))
+    }
+
+    /// The rest gets the weight of impossible tokens; ties with the last one stay.
+    fn keep_top_k(&mut self, top_k: usize) {
+        if top_k == 0 || top_k >= self.weights.len() {
+            return;
+        }
+        self.sorted.clone_from(&self.weights);
+        let (_, &mut least, _) = self.sorted.select_nth_unstable_by(top_k - 1, |a, b| b.total_cmp(a));
+        self.weights.iter_mut().for_each(|x| *x = if *x < least { f32::NEG_INFINITY } else { *x });
+    }
+
+    /// Keeps a token when those likelier than it do not reach `top_p` yet. Sorts only as far as needed.
+    fn keep_top_p(&mut self, top_p: f32, total: f64) {
+        if top_p >= 1.0 {
+            return;
+        }
+        let Self { weights, order, .. } = self;
+        order.clear();
+        order.extend((0..weights.len() as u32).filter(|&token| weights[token as usize] > 0.0));
+        let wanted = f64::from(top_p) * total;
+        let (mut from, mut mass) = (0, 0.0);
+        while from < order.len() {
+            let likelier =
+                |a: &u32, b: &u32| -> Ordering { weights[*b as usize].total_cmp(&weights[*a as usize]).then(a.cmp(b)) };
+            let rest = &mut order[from..];
+            let next = rest.len().min(64.max(from));
+            if next < rest.len() {
+                rest.select_nth_unstable_by(next, likelier);
+            }
+            rest[..next].sort_unstable_by(likelier);
+            for i in from..from + next {
+                if mass >= wanted {
+                    order[i..].iter().for_each(|&token| weights[token as usize] = 0.0);
+                    return;
+                }
+                mass += f64::from(weights[order[i] as usize]);
+            }
+            from += next;
+        }
+    }
+
+    /// The likeliest token's weight is 1.
+    fn keep_min_p(&mut self, min_p: f32) {
+        if min_p > 0.0 {
+            self.weights.iter_mut().for_each(|weight| *weight = if *weight < min_p { 0.0 } else { *weight });
+        }
+    }
+
+    /// The sum of all weights, and of each block of them.
+    fn sum(&mut self) -> f64 {
+        self.block_sums.clear();
+        self.block_sums.extend(self.weights.chunks(BLOCK).map(block_sum));
+        self.block_sums.iter().sum()
+    }
+
+    /// The token where the running sum of weights passes `target`, never one of weight 0.
+    fn find(&self, target: f64) -> u32 {
+        let mut passed = 0.0;
+        let mut block = 0;
+        for (i, sum) in self.block_sums.iter().enumerate().filter(|(_, sum)| **sum > 0.0) {
+            block = i;
+            if passed + sum > target {
+                break;
+            }
+            passed += sum;
+        }
+        let mut token = 0;
+        let weights = self.weights.iter().enumerate().skip(block * BLOCK).take(BLOCK);
+        for (i, &weight) in weights.filter(|(_, weight)| **weight > 0.0) {
+            token = i;
+            passed += f64::from(weight);
+            if passed > target {
+                break;
+            }
+        }
+        token as u32
+    }
+}
+
+/// In eight chains, so that the additions do not wait for each other.
+fn block_sum(weights: &[f32]) -> f64 {
+    let mut lanes = [0.0f64; 8];
+    for chunk in weights.chunks(lanes.len()) {
+        for (lane, &weight) in lanes.iter_mut().zip(chunk) {
+            *lane += f64::from(weight);
+        }
+    }
+    lanes.iter().sum()
+}
+
+fn argmax(scores: &[f32]) -> u32 {
+    let largest = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    scores.iter().position(|&score| score == largest).expect("finite and not empty") as u32
+}
+
+fn repeated(logit: f32, penalty: f32) -> f32 {
+    if logit < 0.0 { logit * penalty } else { logit / penalty }
+}
+
+fn penalised(logits: &[f32], history: [&[u32]; 2], token: u32, penalty: f32) -> f32 {
+    let logit = logits[token as usize];
+    let occurred = history.into_iter().any(|tokens| tokens.contains(&token));
+    if occurred { repeated(logit, penalty) } else { logit }
+}

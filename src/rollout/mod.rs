@@ -1,0 +1,83 @@
+//! Prompts in, rollouts out: what the `rollout` command does between its options and the engine.
+
+mod progress;
+mod prompts;
+mod records;
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::{Receiver, sync_channel};
+
+use crate::engine::{Engine, Request, Settings};
+use crate::error::{Error, Result};
+use crate::jsonl::{Input, Output};
+use crate::model::Model;
+use crate::policy;
+use crate::record::Line;
+use crate::tokenizer::{Tokenizer, stop_ids};
+
+pub use progress::Progress;
+pub use prompts::{Format, LongPrompt, Prompts, Source};
+pub use records::{Origin, Records};
+
+/// Prompts read and tokenized ahead of the sampling.
+const LOOK_AHEAD: usize = 64;
+
+/// What to sample.
+#[derive(Debug, Clone)]
+pub struct Job {
+    /// How lines become prompts.
+    pub prompts: Prompts,
+    /// How prompts become completions; stop ids and step are filled in from the model's directory.
+    pub settings: Settings,
+}
+
+/// Samples a group for each line of `input` from the model in `dir`.
+///
+/// # Errors
+/// What is wrong with an option, the model, a line, or the numbers; lines before a bad one are sampled and written first.
+pub fn run(job: Job, dir: &Path, input: Input, out: &mut Output) -> Result<()> {
+    let Job { prompts, mut settings } = job;
+    settings.sampling.check()?;
+    let identity = policy::identity(dir)?;
+    let model = Model::load(dir)?;
+    settings.stop_ids = stop_ids(dir)?;
+    settings.step = identity.step;
+    let positions = model.config().max_position_embeddings;
+    if settings.max_completion_tokens >= positions {
+        return Err(Error::Usage(format!(
+            "max-completion-tokens leaves no room for a prompt in {positions} positions"
+        )));
+    }
+    let limits = prompts::Limits {
+        positions: positions - settings.max_completion_tokens,
+        vocabulary: model.config().vocab_size,
+    };
+    let tokenizer = Arc::new(Tokenizer::load(dir)?);
+    let source = Source::new(prompts, limits, Arc::clone(&tokenizer));
+    let skipped = source.skipped();
+    let progress = Progress::new("rollout");
+    let origin = Origin { identity, seed: settings.seed, temperature: settings.sampling.temperature };
+    let mut records = Records::new(origin, tokenizer, out, progress);
+    let requests = read_ahead(source, input);
+    let work = Engine::new(&model, settings).run(requests, &mut records)?;
+    records.finish(work, skipped.load(Ordering::Relaxed));
+    Ok(())
+}
+
+/// Requests from a thread of its own: reading and tokenizing go on beside the sampling, and sampling never waits for a slow writer
+/// of prompts while it has work. The thread ends with the input, or when nobody takes its requests any more, or with the process.
+fn read_ahead(mut source: Source, input: Input) -> Receiver<Result<Request<Line>>> {
+    let (sender, receiver) = sync_channel(LOOK_AHEAD);
+    std::thread::spawn(move || {
+        for line in input {
+            let Some(request) = line.and_then(|line| source.request(line)).transpose() else { continue };
+            let last = request.is_err();
+            if sender.send(request).is_err() || last {
+                return;
+            }
+        }
+    });
+    receiver
+}

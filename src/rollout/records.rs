@@ -1,0 +1,75 @@
+//! Completions as records on the output.
+
+use std::sync::Arc;
+
+use super::Progress;
+use crate::engine::{Completion, Request, Sink, Work};
+use crate::error::Result;
+use crate::jsonl::Output;
+use crate::policy::Identity;
+use crate::record::Line;
+use crate::tokenizer::Tokenizer;
+
+/// What all records of a run share.
+#[derive(Debug, Clone)]
+pub struct Origin {
+    /// The weights.
+    pub identity: Identity,
+    /// Of everything random.
+    pub seed: u64,
+    /// Of the distribution sampled from.
+    pub temperature: f32,
+}
+
+/// Writes each group as it comes.
+pub struct Records<'a> {
+    origin: Origin,
+    tokenizer: Arc<Tokenizer>,
+    out: &'a mut Output,
+    progress: Progress,
+}
+
+impl<'a> Records<'a> {
+    /// Nothing written yet.
+    #[must_use]
+    pub fn new(origin: Origin, tokenizer: Arc<Tokenizer>, out: &'a mut Output, progress: Progress) -> Self {
+        Self { origin, tokenizer, out, progress }
+    }
+
+    /// The last line on stderr.
+    pub fn finish(&self, work: Work, skipped: usize) {
+        self.progress.finish(work, skipped);
+    }
+
+    fn write(&mut self, request: &Request<Line>, sample: usize, group_size: usize, one: &Completion) -> Result<()> {
+        let Origin { identity, seed, temperature } = &self.origin;
+        let text = &one.tokens[..one.tokens.len() - usize::from(one.stopped)];
+        let mut record = request.payload.record()?;
+        record.set("group_id", &format!("{}:{}", identity.step, request.prompt_id));
+        record.set("group_size", &group_size);
+        record.set("sample_index", &sample);
+        record.set("policy_id", &identity.policy_id);
+        record.set("policy_step", &identity.step);
+        record.set("seed", seed);
+        record.set("temperature", temperature);
+        record.set("prompt_token_ids", &request.tokens);
+        record.set("completion_token_ids", &one.tokens);
+        record.set("logprobs", &one.logprobs);
+        record.set("finish_reason", if one.stopped { "stop" } else { "length" });
+        record.set("completion", &self.tokenizer.decode(text)?);
+        self.out.write_line(&record.to_json())
+    }
+}
+
+impl Sink<Line> for Records<'_> {
+    fn group(&mut self, request: Request<Line>, completions: Vec<Completion>) -> Result<()> {
+        for (sample, completion) in completions.iter().enumerate() {
+            self.write(&request, sample, completions.len(), completion)?;
+        }
+        self.out.flush()
+    }
+
+    fn progress(&mut self, work: Work) {
+        self.progress.step(work);
+    }
+}

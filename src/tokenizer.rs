@@ -1,0 +1,189 @@
+//! Text to tokens and back, and messages to text, as the files of a Hugging Face model directory say.
+
+use std::path::{Path, PathBuf};
+
+use minijinja::{Environment, ErrorKind, Value, context};
+use serde::Deserialize;
+
+use crate::error::{Error, Result};
+use crate::record::Message;
+
+/// A model directory's tokenizer and chat template.
+pub struct Tokenizer {
+    path: PathBuf,
+    inner: tokenizers::Tokenizer,
+    template: ChatTemplate,
+}
+
+impl Tokenizer {
+    /// Reads `tokenizer.json`, `tokenizer_config.json` and, where there is one, `chat_template.jinja`.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when a file cannot be read, [`Error::Model`] when it is damaged or there is no chat template.
+    pub fn load(dir: &Path) -> Result<Self> {
+        let path = dir.join("tokenizer.json");
+        let bytes = std::fs::read(&path).map_err(Error::io(&path))?;
+        let mut inner =
+            tokenizers::Tokenizer::from_bytes(&bytes).map_err(|err| Error::model(&path, err.to_string()))?;
+        // Settings of whoever saved the file last; a prompt is cut only where the user is told.
+        inner.with_padding(None);
+        inner.with_truncation(None).map_err(|err| Error::model(&path, err.to_string()))?;
+        Ok(Self { template: ChatTemplate::load(dir)?, path, inner })
+    }
+
+    /// The token ids of a text, in which special tokens may be written out; nothing is added to it.
+    ///
+    /// # Errors
+    /// [`Error::Model`] when the tokenizer fails.
+    pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
+        let encoding = self.inner.encode_fast(text, false).map_err(|err| self.error(&err))?;
+        Ok(encoding.get_ids().to_vec())
+    }
+
+    /// The text of token ids, without special tokens; ids that the tokenizer does not know give nothing.
+    ///
+    /// # Errors
+    /// [`Error::Model`] when the tokenizer fails.
+    pub fn decode(&self, ids: &[u32]) -> Result<String> {
+        self.inner.decode(ids, true).map_err(|err| self.error(&err))
+    }
+
+    /// Messages as the text the model was trained on, up to where its answer begins.
+    ///
+    /// # Errors
+    /// The template's own complaint, for instance about roles that do not alternate.
+    pub fn chat(&self, messages: &[Message]) -> std::result::Result<String, String> {
+        self.template.render(messages)
+    }
+
+    fn error(&self, err: &tokenizers::Error) -> Error {
+        Error::model(&self.path, err.to_string())
+    }
+}
+
+/// Jinja, set up as transformers does it.
+struct ChatTemplate {
+    environment: Environment<'static>,
+    special_tokens: Vec<(&'static str, String)>,
+}
+
+/// What of `tokenizer_config.json` a template sees or is.
+#[derive(Deserialize)]
+struct TokenizerConfig {
+    chat_template: Option<Templates>,
+    bos_token: Option<SpecialToken>,
+    eos_token: Option<SpecialToken>,
+    pad_token: Option<SpecialToken>,
+    unk_token: Option<SpecialToken>,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Templates {
+    One(String),
+    Named(Vec<NamedTemplate>),
+}
+
+#[derive(Deserialize)]
+struct NamedTemplate {
+    name: String,
+    template: String,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum SpecialToken {
+    Text(String),
+    Described { content: String },
+}
+
+impl ChatTemplate {
+    fn load(dir: &Path) -> Result<Self> {
+        let path = dir.join("tokenizer_config.json");
+        let text = std::fs::read_to_string(&path).map_err(Error::io(&path))?;
+        let config: TokenizerConfig =
+            serde_json::from_str(&text).map_err(|err| Error::model(&path, err.to_string()))?;
+        let beside = dir.join("chat_template.jinja");
+        let source = if beside.is_file() {
+            Some(std::fs::read_to_string(&beside).map_err(Error::io(&beside))?)
+        } else {
+            config.chat_template.and_then(Templates::default)
+        };
+        let source = source.ok_or_else(|| Error::model(&path, "no chat template; use an instruction-tuned model"))?;
+        let special = [
+            ("bos_token", config.bos_token),
+            ("eos_token", config.eos_token),
+            ("pad_token", config.pad_token),
+            ("unk_token", config.unk_token),
+        ];
+        let special = special.into_iter().filter_map(|(name, token)| Some((name, token?.text())));
+        Self::new(source, special.collect()).map_err(|err| Error::model(&path, format!("chat template: {err:#}")))
+    }
+
+    fn new(source: String, special_tokens: Vec<(&'static str, String)>) -> std::result::Result<Self, minijinja::Error> {
+        let mut environment = Environment::new();
+        environment.set_trim_blocks(true);
+        environment.set_lstrip_blocks(true);
+        environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+        environment.add_function("raise_exception", |message: String| -> std::result::Result<Value, _> {
+            Err(minijinja::Error::new(ErrorKind::InvalidOperation, message))
+        });
+        environment.add_template_owned("chat", source)?;
+        Ok(Self { environment, special_tokens })
+    }
+
+    fn render(&self, messages: &[Message]) -> std::result::Result<String, String> {
+        let template = self.environment.get_template("chat").expect("added in new");
+        let special = Value::from_iter(self.special_tokens.iter().map(|(name, text)| (*name, text.as_str())));
+        let context = context! { messages, add_generation_prompt => true, ..special };
+        template.render(context).map_err(|err| err.detail().map_or_else(|| err.to_string(), str::to_owned))
+    }
+}
+
+impl Templates {
+    fn default(self) -> Option<String> {
+        match self {
+            Self::One(template) => Some(template),
+            Self::Named(list) => list.into_iter().find(|named| named.name == "default").map(|named| named.template),
+        }
+    }
+}
+
+impl SpecialToken {
+    fn text(self) -> String {
+        match self {
+            Self::Text(text) | Self::Described { content: text } => text,
+        }
+    }
+}
+
+/// The ids that end a completion: all of `generation_config.json`, or where it names none, those of `config.json`.
+///
+/// # Errors
+/// [`Error::Model`] when neither names one or a file is damaged, [`Error::Io`] when one cannot be read.
+pub fn stop_ids(dir: &Path) -> Result<Vec<u32>> {
+    #[derive(Deserialize)]
+    struct Eos {
+        eos_token_id: Option<Ids>,
+    }
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Ids {
+        One(u32),
+        Many(Vec<u32>),
+    }
+    for name in ["generation_config.json", "config.json"] {
+        let path = dir.join(name);
+        let text = match std::fs::read_to_string(&path) {
+            Err(err) if err.kind() == std::io::ErrorKind::NotFound => continue,
+            read => read.map_err(Error::io(&path))?,
+        };
+        let eos: Eos = serde_json::from_str(&text).map_err(|err| Error::model(&path, err.to_string()))?;
+        match eos.eos_token_id {
+            Some(Ids::One(id)) => return Ok(vec![id]),
+            Some(Ids::Many(ids)) if !ids.is_empty() => return Ok(ids),
+            _ => {}
+        }
+    }
+    Err(Error::model(dir, "no eos_token_id in generation_config.json or config.json; completions would never end"))
+}

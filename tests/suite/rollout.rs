@@ -1,0 +1,216 @@
+//! `rollout` as a process.
+
+use std::fs::OpenOptions;
+use std::process::Stdio;
+
+use serde_json::{Value, json};
+
+use crate::fixtures::directory;
+use crate::process::{Finished, check_help, run, run_into};
+
+const ROLLOUT: &str = env!("CARGO_BIN_EXE_rollout");
+
+const FIELDS: [&str; 12] = [
+    "group_id",
+    "group_size",
+    "sample_index",
+    "policy_id",
+    "policy_step",
+    "seed",
+    "temperature",
+    "prompt_token_ids",
+    "completion_token_ids",
+    "logprobs",
+    "finish_reason",
+    "completion",
+];
+
+fn arguments<'a>(model: &'a str, more: &[&'a str]) -> Vec<&'a str> {
+    [&["--model", model, "--max-completion-tokens", "8"], more].concat()
+}
+
+fn rollout(more: &[&str], input: &str) -> Finished {
+    let model = directory().join("tiny-qwen2");
+    run(ROLLOUT, &arguments(model.to_str().unwrap(), more), input)
+}
+
+fn prompt(i: usize) -> Value {
+    json!({"prompt_id": format!("a/{i}"), "mine": {"x": [i]}, "prompt": [{"role": "user", "content": format!("{i} + 2?")}],
+           "answer": "4"})
+}
+
+fn lines(records: &[Value]) -> String {
+    records.iter().map(|record| format!("{record}\n")).collect()
+}
+
+fn records(done: &Finished) -> Vec<Value> {
+    done.stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+#[test]
+fn the_help_is_the_golden_one() {
+    check_help(ROLLOUT, "rollout");
+}
+
+#[test]
+fn a_rollout_has_the_prompts_fields_and_then_its_own() {
+    let done = rollout(&["-n", "3", "--seed", "5", "-"], &lines(&[prompt(0), prompt(1)]));
+    assert_eq!(done.code, Some(0), "{}", done.stderr);
+    let rollouts = records(&done);
+    assert_eq!(rollouts.len(), 6);
+    for (i, rollout) in rollouts.iter().enumerate() {
+        let fields: Vec<&str> = rollout.as_object().unwrap().keys().map(String::as_str).collect();
+        assert_eq!(fields, [&["prompt_id", "mine", "prompt", "answer"], &FIELDS[..]].concat());
+        assert_eq!(rollout["group_id"], format!("0:a/{}", i / 3));
+        assert_eq!(rollout["mine"], json!({"x": [i / 3]}));
+        assert_eq!((rollout["sample_index"].as_u64(), rollout["group_size"].as_u64()), (Some(i as u64 % 3), Some(3)));
+        let ids: Vec<u32> = serde_json::from_value(rollout["completion_token_ids"].clone()).unwrap();
+        let logprobs: Vec<f32> = serde_json::from_value(rollout["logprobs"].clone()).unwrap();
+        assert_eq!(ids.len(), logprobs.len());
+        let stopped = matches!(ids.last(), Some(317 | 319));
+        assert_eq!(rollout["finish_reason"], if stopped { "stop" } else { "length" });
+        assert!(!rollout["completion"].as_str().unwrap().contains("<|im_end|>"));
+    }
+    let model = std::fs::read(directory().join("tiny-qwen2/model.safetensors")).unwrap();
+    assert_eq!(rollouts[0]["policy_id"], blake3::hash(&model).to_hex()[..32]);
+    assert!(done.stderr.starts_with("rollout: 6 sequences, "), "{}", done.stderr);
+}
+
+#[test]
+fn the_number_in_flight_changes_no_byte() {
+    let input = lines(&(0..9).map(prompt).collect::<Vec<_>>());
+    let whole = rollout(&["-n", "4"], &input).stdout;
+    assert_eq!(whole.lines().count(), 36);
+    assert_eq!(rollout(&["-n", "4", "--max-sequences", "3"], &input).stdout, whole);
+    assert_ne!(rollout(&["-n", "4", "--seed", "1"], &input).stdout, whole);
+}
+
+#[test]
+fn a_bad_line_ends_it_after_whole_groups() {
+    let again = format!("{}{}", lines(&[prompt(0), prompt(1)]), lines(&[prompt(0)]));
+    let cases = [
+        (format!("{}nonsense\n", lines(&[prompt(0), prompt(1)])), "rollout: -:3: not a JSON object"),
+        (format!("{}{{\"prompt\":[]}}\n", lines(&[prompt(0), prompt(1)])), "rollout: -:3: no field \"prompt_id\""),
+        (again, "rollout: -:3: prompt_id a/0 again: it would give the same samples; run rollout once an epoch"),
+    ];
+    for (input, message) in cases {
+        let done = rollout(&["-n", "2"], &input);
+        assert_eq!(done.code, Some(3));
+        assert!(done.stderr.starts_with(message), "{}", done.stderr);
+        assert_eq!(records(&done).len(), 4);
+    }
+}
+
+#[test]
+fn a_long_prompt_is_refused_left_out_or_cut() {
+    let mut long = prompt(1);
+    long["prompt"][0]["content"] = "7 + ".repeat(100).into();
+    let input = lines(&[prompt(0), long, prompt(2)]);
+    let limit = ["--max-prompt-tokens", "90"];
+    let done = rollout(&limit, &input);
+    assert_eq!((done.code, records(&done).len()), (Some(3), 1));
+    assert!(done.stderr.contains("rollout: -:2: prompt a/1 has "), "{}", done.stderr);
+    assert!(done.stderr.contains(" tokens, --max-prompt-tokens allows 90; see --on-long-prompt"), "{}", done.stderr);
+
+    let done = rollout(&[&limit[..], &["--on-long-prompt", "skip"]].concat(), &input);
+    assert_eq!((done.code, records(&done).len()), (Some(0), 2));
+    assert!(done.stderr.contains("rollout: 1 prompts left out: too long"), "{}", done.stderr);
+
+    let done = rollout(&[&limit[..], &["--on-long-prompt", "truncate-left"]].concat(), &input);
+    assert_eq!((done.code, records(&done).len()), (Some(0), 3));
+    assert_eq!(records(&done)[1]["prompt_token_ids"].as_array().unwrap().len(), 90);
+}
+
+#[test]
+fn the_models_positions_bound_prompt_and_completion_together() {
+    let model = directory().join("tiny-qwen2");
+    let with = |limit| {
+        let arguments = ["--model", model.to_str().unwrap(), "--max-completion-tokens", limit];
+        run(ROLLOUT, &arguments, &lines(&[prompt(0)]))
+    };
+    let done = with("500");
+    assert_eq!(done.code, Some(3));
+    assert!(done.stderr.contains("the model's positions leave beside --max-completion-tokens: 12;"), "{}", done.stderr);
+    assert_eq!(with("512").code, Some(2));
+}
+
+#[test]
+fn text_becomes_prompts_with_the_system_message() {
+    let done = rollout(&["--text"], "What is 2 + 2?\n\nTwo \"quotes\"\n");
+    let rollouts = records(&done);
+    assert_eq!(done.code, Some(0), "{}", done.stderr);
+    assert_eq!(rollouts[1]["prompt_id"], "text/3");
+    let system = "\nRespond in the following format:\n<reasoning>\n...\n</reasoning>\n<answer>\n...\n</answer>\n";
+    let want = json!([{"role": "system", "content": system}, {"role": "user", "content": "Two \"quotes\""}]);
+    assert_eq!(rollouts[1]["prompt"], want);
+    assert!(rollouts[1].get("answer").is_none());
+
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("system.txt");
+    std::fs::write(&file, "").unwrap();
+    let done = rollout(&["--text", "--system-prompt", file.to_str().unwrap()], "Why?\n");
+    assert_eq!(records(&done)[0]["prompt"], json!([{"role": "user", "content": "Why?"}]));
+}
+
+#[test]
+fn greedy_ignores_the_seed() {
+    let input = lines(&[prompt(0)]);
+    let completion = |seed| records(&rollout(&["--temperature", "0", "--seed", seed], &input))[0]["completion"].clone();
+    assert_eq!(completion("1"), completion("2"));
+}
+
+#[test]
+fn options_out_of_range_are_usage_errors() {
+    for wrong in [["--temperature", "-1"], ["--top-p", "0"], ["--min-p", "2"], ["--repetition-penalty", "0"]] {
+        let done = rollout(&[&format!("{}={}", wrong[0], wrong[1])], "");
+        assert_eq!(done.code, Some(2), "{wrong:?}: {}", done.stderr);
+    }
+}
+
+#[test]
+fn a_group_leaves_as_soon_as_it_is_whole() {
+    use std::io::{BufRead, BufReader, Write};
+    let model = directory().join("tiny-qwen2");
+    let mut command = std::process::Command::new(ROLLOUT);
+    command.args(arguments(model.to_str().unwrap(), &[])).stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut child = command.stderr(Stdio::null()).spawn().unwrap();
+    let (mut stdin, stdout) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
+    let mut stdout = BufReader::new(stdout).lines();
+    for i in 0..3 {
+        stdin.write_all(lines(&[prompt(i)]).as_bytes()).unwrap();
+        let rollout: Value = serde_json::from_str(&stdout.next().unwrap().unwrap()).unwrap();
+        assert_eq!(rollout["prompt_id"], format!("a/{i}"));
+    }
+    drop(stdin);
+    assert!(stdout.next().is_none());
+    assert!(child.wait().unwrap().success());
+}
+
+#[test]
+fn the_ends_that_every_filter_shares() {
+    let model = directory().join("tiny-qwen2");
+    let arguments = arguments(model.to_str().unwrap(), &[]);
+    let input = lines(&(0..5).map(prompt).collect::<Vec<_>>());
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let done = run_into(ROLLOUT, &arguments, &input, writer.into());
+    assert_eq!((done.code, done.stderr.as_str()), (Some(0), ""), "a closed pipe");
+
+    if let Ok(full) = OpenOptions::new().write(true).open("/dev/full") {
+        let done = run_into(ROLLOUT, &arguments, &input, full.into());
+        assert_eq!((done.code, done.stderr.lines().count()), (Some(1), 1), "a full disk: {}", done.stderr);
+    }
+
+    let done = run(ROLLOUT, &[&arguments[..], &["no/such/file.jsonl"]].concat(), "");
+    assert_eq!(done.code, Some(1));
+    assert!(done.stderr.contains("no/such/file.jsonl: "), "{}", done.stderr);
+
+    let done = run(ROLLOUT, &["--model", "no/such/model/directory"], &input);
+    assert_eq!(done.code, Some(1), "{}", done.stderr);
+
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("out.jsonl");
+    let done = run(ROLLOUT, &[&arguments[..], &["-o", file.to_str().unwrap()]].concat(), &input);
+    assert_eq!((done.code, done.stdout.as_str()), (Some(0), ""));
+    assert_eq!(std::fs::read_to_string(&file).unwrap().lines().count(), 5);
+}
