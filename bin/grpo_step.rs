@@ -1,6 +1,6 @@
 //! Scored rollouts and a policy to the next policy.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -15,6 +15,8 @@ use grpo_pipes::grpo::{self, Taken};
 use grpo_pipes::jsonl::Input;
 use grpo_pipes::optim::OptimizerConfig;
 use grpo_pipes::policy;
+use grpo_pipes::record::Message;
+use grpo_pipes::tokenizer::{Tokenizer, stop_ids};
 
 const NAME: &str = "grpo-step";
 
@@ -105,11 +107,21 @@ fn train_grpo(args: &Args, input: Input, trainer: &mut Trainer, report: &mut Rep
 fn train_supervised(args: &Args, input: Input, trainer: &mut Trainer, report: &mut Report) -> Result<Taken> {
     let shape = trainer.model.config().clone();
     let config = SupervisedConfig { loss_on_prompt: args.loss_on_prompt, micro_batch_tokens: args.micro_batch_tokens };
-    let encode = |_: &[grpo_pipes::record::Message], _: &str| Err(Error::Usage("no tokenizer yet".into()));
+    let encode = demonstrations_of(&args.policy)?;
     let examples = supervised::examples(input, &shape, &encode);
     grpo::in_steps(examples, args.size(), &mut |examples| {
         report.write(&supervised::step(trainer, config, examples)?.to_json());
         Ok(())
+    })
+}
+
+/// A demonstration is what `rollout` would have sampled: the chat as prompt, then the text and the token that ends a turn.
+fn demonstrations_of(dir: &Path) -> Result<impl Fn(&[Message], &str) -> Result<(Vec<u32>, Vec<u32>)>> {
+    let (tokenizer, end) = (Tokenizer::load(dir)?, stop_ids(dir)?[0]);
+    Ok(move |messages: &[Message], text: &str| {
+        let chat = tokenizer.chat(messages).map_err(|what| Error::Data(format!("chat template: {what}")))?;
+        let completion = tokenizer.encode(text)?.into_iter().chain([end]).collect();
+        Ok((tokenizer.encode(&chat)?, completion))
     })
 }
 

@@ -20,6 +20,7 @@ pub mod engine;
 pub mod model;
 pub mod tensorfile;
 
+pub mod export;
 pub mod grpo;
 pub mod optim;
 pub mod policy;

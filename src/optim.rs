@@ -1,6 +1,5 @@
 //! AdamW with f32 state, clipping by global norm, and learning-rate schedules, to PyTorch's and transformers' numbers.
 
-use std::borrow::Cow;
 use std::ops::Deref;
 use std::path::Path;
 
@@ -8,7 +7,7 @@ use rayon::prelude::*;
 use serde::Serialize;
 
 use crate::error::{Error, Result};
-use crate::tensorfile::{self, Source, Storage, TensorFile};
+use crate::tensorfile::{self, Storage, Tensor, TensorFile};
 
 /// Numbers that one thread updates at a time. Sums over chunks are added in order, so threads do not change a bit.
 const CHUNK: usize = 1 << 15;
@@ -158,14 +157,14 @@ impl Moments {
         let mut all = Vec::with_capacity(2 * parameters.len());
         for (prefix, moments) in [(FIRST, &self.first), (SECOND, &self.second)] {
             let with_names = parameters.iter().zip(moments);
-            all.extend(with_names.map(|((name, shape), values)| (format!("{prefix}{name}"), source(shape, values))));
+            all.extend(with_names.map(|((name, shape), values)| Tensor {
+                name: format!("{prefix}{name}"),
+                shape: shape.clone(),
+                values,
+            }));
         }
-        tensorfile::write(path, ("step", self.steps.to_string()), all)
+        tensorfile::write(path, ("step", &self.steps.to_string()), Storage::F32, &all)
     }
-}
-
-fn source<'a>(shape: &[usize], values: &'a [f32]) -> Source<'a> {
-    Source { shape: shape.to_vec(), storage: Storage::F32, values: Box::new(move || Cow::Borrowed(values)) }
 }
 
 /// The norm of each tensor. Squares are added in f64, so that no finite f32 overflows.

@@ -1,19 +1,22 @@
 //! Safetensors files read and written one tensor at a time: neither side ever holds a second copy of all weights.
 
-use std::borrow::Cow;
-use std::collections::HashMap;
 use std::fs::File;
+use std::io::{BufWriter, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use half::{bf16, f16};
+use safetensors::Dtype;
 use safetensors::tensor::{Metadata, TensorInfo};
-use safetensors::{Dtype, SafeTensorError, View};
+use serde_json::{Value, json};
 
 use crate::error::{Error, Result};
 
 /// Bytes of the header's length at the start of a file.
 const LENGTH_BYTES: usize = 8;
+
+/// What the data's place in the file is a multiple of: a cache line [bytes].
+const ALIGNMENT: usize = 64;
 
 /// The longest header that is read [bytes]; the safetensors format's own limit.
 const MAX_HEADER_BYTES: u64 = 100_000_000;
@@ -119,12 +122,26 @@ impl Storage {
         }
     }
 
+    /// Whether it can store a number: finite ones, as far as the type reaches.
+    #[must_use]
+    pub fn holds(self, value: f32) -> bool {
+        match self {
+            Self::F32 => value.is_finite(),
+            Self::Bf16 => bf16::from_f32(value).is_finite(),
+            Self::F16 => f16::from_f32(value).is_finite(),
+        }
+    }
+
     fn dtype(self) -> Dtype {
         match self {
             Self::F32 => Dtype::F32,
             Self::Bf16 => Dtype::BF16,
             Self::F16 => Dtype::F16,
         }
+    }
+
+    fn bytes(self) -> usize {
+        self.dtype().bitsize() / 8
     }
 
     fn encode(self, values: &[f32]) -> Vec<u8> {
@@ -136,52 +153,60 @@ impl Storage {
     }
 }
 
-/// A tensor on its way into a file; its numbers are fetched when their turn comes.
-pub struct Source<'a> {
+/// A tensor on its way into a file.
+#[derive(Debug, Clone)]
+pub struct Tensor<'a> {
+    /// Its name.
+    pub name: String,
     /// Dimensions; their product is the count of numbers.
     pub shape: Vec<usize>,
-    /// How to store it.
-    pub storage: Storage,
-    /// The numbers, `[product of shape]`.
-    pub values: Box<dyn Fn() -> Cow<'a, [f32]> + 'a>,
+    /// The numbers.
+    pub values: &'a [f32],
 }
 
-impl View for Source<'_> {
-    fn dtype(&self) -> Dtype {
-        self.storage.dtype()
-    }
-
-    fn shape(&self) -> &[usize] {
-        &self.shape
-    }
-
-    fn data(&self) -> Cow<'_, [u8]> {
-        Cow::Owned(self.storage.encode(&(self.values)()))
-    }
-
-    fn data_len(&self) -> usize {
-        self.shape.iter().product::<usize>() * self.storage.dtype().bitsize() / 8
-    }
-}
-
-/// Writes a safetensors file with one entry of metadata (more would have no fixed order, and so no fixed bytes).
+/// Writes a safetensors file with one entry of metadata, the tensors in their order, and brings it to the disk. The caller renames
+/// it into place.
+///
+/// The data start at a cache line, so that a map of the file is read at full speed; the safetensors crate aligns to 8 bytes only,
+/// and wants all bytes of a tensor at once.
 ///
 /// # Errors
 /// [`Error::Io`] when it cannot be written.
-pub fn write(path: &Path, note: (&str, String), tensors: Vec<(String, Source<'_>)>) -> Result<()> {
-    let notes = HashMap::from([(note.0.to_owned(), note.1)]);
-    safetensors::serialize_to_file(tensors, Some(notes), path).map_err(|err| match err {
-        SafeTensorError::IoError(source) => Error::Io { path: path.to_path_buf(), source },
-        other => Error::model(path, other.to_string()),
-    })
+pub fn write(path: &Path, (key, value): (&str, &str), storage: Storage, tensors: &[Tensor<'_>]) -> Result<()> {
+    let mut header = serde_json::Map::new();
+    header.insert("__metadata__".into(), json!({ key: value }));
+    let mut from = 0;
+    for Tensor { name, shape, values } in tensors {
+        assert_eq!(shape.iter().product::<usize>(), values.len(), "{name}");
+        let to = from + storage.bytes() * values.len();
+        header.insert(
+            name.clone(),
+            json!(TensorInfo { dtype: storage.dtype(), shape: shape.clone(), data_offsets: (from, to) }),
+        );
+        from = to;
+    }
+    let mut header = Value::Object(header).to_string().into_bytes();
+    let end = (LENGTH_BYTES + header.len()).next_multiple_of(ALIGNMENT);
+    header.resize(end - LENGTH_BYTES, b' ');
+    let write = || {
+        let mut out = BufWriter::with_capacity(1 << 20, File::create(path)?);
+        out.write_all(&(header.len() as u64).to_le_bytes())?;
+        out.write_all(&header)?;
+        for chunk in tensors.iter().flat_map(|tensor| tensor.values.chunks(1 << 16)) {
+            out.write_all(&storage.encode(chunk))?;
+        }
+        out.flush()?;
+        out.get_ref().sync_all()
+    };
+    write().map_err(Error::io(path))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn source(values: &[f32], storage: Storage) -> Source<'_> {
-        Source { shape: vec![values.len()], storage, values: Box::new(move || Cow::Borrowed(values)) }
+    fn tensor<'a>(name: &str, values: &'a [f32]) -> Tensor<'a> {
+        Tensor { name: name.into(), shape: vec![values.len()], values }
     }
 
     #[test]
@@ -189,22 +214,24 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("x.safetensors");
         let values = [1.0, -0.1, 3e-30, 65_504.0];
-        let tensors = [("a", Storage::F32), ("b", Storage::Bf16), ("c", Storage::F16)];
-        let tensors = tensors.map(|(name, storage)| (name.to_owned(), source(&values, storage))).into();
-        write(&path, ("step", "7".into()), tensors).unwrap();
-        let file = TensorFile::open(&path).unwrap();
-        assert_eq!(file.note("step"), Some("7"));
-        assert_eq!(file.read_f32("a").unwrap(), values);
-        assert_eq!(file.read_f32("b").unwrap()[1], -0.100_097_656);
-        assert_eq!(file.read_f32("c").unwrap(), [1.0, -0.099_975_586, 0.0, 65_504.0]);
-        assert!(file.read_f32("d").unwrap_err().to_string().ends_with("no tensor d"));
+        let stored = |storage| {
+            write(&path, ("step", "7"), storage, &[tensor("first", &[0.0; 3]), tensor("a", &values)]).unwrap();
+            let file = TensorFile::open(&path).unwrap();
+            assert_eq!((file.note("step"), file.names()), (Some("7"), vec!["first".to_owned(), "a".to_owned()]));
+            assert_eq!(file.data_start % ALIGNMENT as u64, 0);
+            assert!(file.read_f32("d").unwrap_err().to_string().ends_with("no tensor d"));
+            file.read_f32("a").unwrap()
+        };
+        assert_eq!(stored(Storage::F32), values);
+        assert_eq!(stored(Storage::Bf16)[1], -0.100_097_656);
+        assert_eq!(stored(Storage::F16), [1.0, -0.099_975_586, 0.0, 65_504.0]);
     }
 
     #[test]
     fn a_truncated_file_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("x.safetensors");
-        write(&path, ("format", "pt".into()), vec![("a".into(), source(&[1.0; 8], Storage::F32))]).unwrap();
+        write(&path, ("format", "pt"), Storage::F32, &[tensor("a", &[1.0; 8])]).unwrap();
         let bytes = std::fs::read(&path).unwrap();
         for length in [0, 4, 20, bytes.len() - 1] {
             std::fs::write(&path, &bytes[..length]).unwrap();

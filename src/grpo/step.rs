@@ -1,7 +1,6 @@
 //! One GRPO step: groups to advantages, to gradients, to updated weights and their metrics.
 
 use std::path::PathBuf;
-use std::time::Instant;
 
 use serde::Serialize;
 
@@ -100,7 +99,6 @@ impl<'t> GrpoTrainer<'t> {
     /// [`Error::Record`] when a record may not be trained on by these weights, [`Error::Numerics`] when numbers are not finite or
     /// sampler and trainer disagree. The weights are then worth nothing and must not be published.
     pub fn step(&mut self, groups: &[Group], emit: &mut dyn FnMut(&Metrics)) -> Result<()> {
-        let mut started = Instant::now();
         let rewards: Vec<Vec<_>> =
             groups.iter().map(|group| group.completions.iter().map(|one| one.reward).collect()).collect();
         let advantages = advantages(&rewards, self.config.scale_rewards);
@@ -115,9 +113,7 @@ impl<'t> GrpoTrainer<'t> {
             rewards_of(&mut line, groups, &advantages);
             tally.report(&mut line, self.reference.is_some());
             metrics::completions(&mut line, groups);
-            line.real("step_time_s", started.elapsed().as_secs_f64());
             emit(&line);
-            started = Instant::now();
             first.get_or_insert_with(|| std::mem::take(&mut tally.logprobs));
         }
         if !self.dry_run {

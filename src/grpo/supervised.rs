@@ -1,7 +1,5 @@
 //! Cross-entropy on demonstrations: the start from which reinforcement learning has something to reinforce.
 
-use std::time::Instant;
-
 use serde::Serialize;
 
 use crate::error::{Error, Result};
@@ -69,7 +67,6 @@ fn parse(line: &Line, limits: &Config, encode: &Encode<'_>) -> Result<Example> {
 /// # Errors
 /// [`Error::Numerics`] when loss or gradients are not finite, and as [`Trainer::update`].
 pub fn step(trainer: &mut Trainer, config: SupervisedConfig, examples: &[Example]) -> Result<Metrics> {
-    let started = Instant::now();
     let joined: Vec<Vec<u32>> = examples.iter().map(|one| [&one.prompt[..], &one.completion].concat()).collect();
     let split = |(one, joined): (&Example, &'_ Vec<u32>)| {
         if config.loss_on_prompt { 1 } else { joined.len() - one.completion.len() }
@@ -107,6 +104,5 @@ pub fn step(trainer: &mut Trainer, config: SupervisedConfig, examples: &[Example
     line.real("learning_rate", update.learning_rate);
     line.real("entropy", entropy.mean());
     line.count("num_tokens", trainer.state.tokens_consumed);
-    line.real("step_time_s", started.elapsed().as_secs_f64());
     Ok(line)
 }

@@ -161,7 +161,7 @@ impl Trainer {
         let publication = Publication::begin(out)?;
         let dir = publication.dir();
         policy::copy_companions(&self.source, dir, Storage::F32.torch_name())?;
-        self.model.save(&dir.join(policy::WEIGHTS))?;
+        self.model.save(&dir.join(policy::WEIGHTS), Storage::F32)?;
         if !weights_only && let Some(moments) = &self.moments {
             moments.save(&dir.join(policy::OPTIMIZER), &self.parameters)?;
             self.state.command_line = command_line;

@@ -23,6 +23,7 @@ mod weights;
 use std::path::Path;
 
 use crate::error::Result;
+use crate::tensorfile::{self, Storage, Tensor};
 
 pub use cache::KvCache;
 pub use config::Config;
@@ -80,14 +81,14 @@ impl Model {
         Self { config, tensors, rope }
     }
 
-    /// Writes `model.safetensors`: f32, tied weights once, as transformers reads it.
+    /// Writes `model.safetensors` as transformers reads it, tied weights once.
     ///
     /// # Errors
     /// [`crate::Error::Io`].
-    pub fn save(&self, path: &Path) -> Result<()> {
+    pub fn save(&self, path: &Path, storage: Storage) -> Result<()> {
         let named = self.config.parameters().into_iter().zip(&self.tensors);
-        let tensors: Vec<_> = named.map(|((name, shape), x)| (name, shape, &**x)).collect();
-        weights::save(path, &[("format", "pt")], &tensors)
+        let tensors: Vec<_> = named.map(|((name, shape), values)| Tensor { name, shape, values }).collect();
+        tensorfile::write(path, ("format", "pt"), storage, &tensors)
     }
 
     /// The shape.

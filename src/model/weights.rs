@@ -4,7 +4,6 @@
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::{BufWriter, Write};
 use std::ops::{Deref, DerefMut};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -224,40 +223,4 @@ fn mix(x: u64) -> u64 {
     let x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     let x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     x ^ (x >> 31)
-}
-
-/// Writes f32 tensors as safetensors, the data at a cache line so that a map of it can be read at full speed.
-///
-/// The safetensors crate aligns to 8 bytes only. The caller renames the file into place.
-///
-/// # Errors
-/// [`Error::Io`].
-pub fn save(path: &Path, metadata: &[(&str, &str)], tensors: &[(String, Vec<usize>, &[f32])]) -> Result<()> {
-    let mut header = serde_json::Map::new();
-    let metadata: HashMap<_, _> = metadata.iter().copied().collect();
-    header.insert("__metadata__".into(), serde_json::json!(metadata));
-    let mut from = 0;
-    for (name, shape, data) in tensors {
-        let to = from + 4 * data.len();
-        header.insert(name.clone(), serde_json::json!({"dtype": "F32", "shape": shape, "data_offsets": [from, to]}));
-        from = to;
-    }
-    let mut header = serde_json::Value::Object(header).to_string().into_bytes();
-    let padded = (8 + header.len()).next_multiple_of(64) - 8;
-    header.resize(padded, b' ');
-    let file = File::create(path).map_err(Error::io(path))?;
-    let mut out = BufWriter::with_capacity(1 << 20, file);
-    let mut write = || {
-        out.write_all(&(padded as u64).to_le_bytes())?;
-        out.write_all(&header)?;
-        for (_, _, data) in tensors {
-            for chunk in data.chunks(1 << 16) {
-                let bytes: Vec<u8> = chunk.iter().flat_map(|x| x.to_le_bytes()).collect();
-                out.write_all(&bytes)?;
-            }
-        }
-        out.flush()?;
-        out.get_ref().sync_all()
-    };
-    write().map_err(Error::io(path))
 }

@@ -1,0 +1,31 @@
+# What a user runs. `make train` and `make test` need Rust and a C compiler alone.
+.PHONY: all train step placebo test check bench clean
+.DELETE_ON_ERROR:
+
+all:
+	cargo build --release
+
+# RECIPE=auto|tiny|qwen2.5-0.5b|qwen2.5-0.5b-small-gpu, SEED, NAME, SCORER and every number of the recipe can be set.
+train: all
+	bash pipelines/train.sh
+
+# One iteration by files, on the run that `make train` with the same RECIPE, SEED and NAME began.
+step: all
+	bash pipelines/step.sh
+
+# The control: the same run with rewards dealt to the wrong completions must not improve.
+placebo: all
+	NAME=$${NAME:-placebo} SCORER='bash pipelines/placebo.sh' bash pipelines/train.sh
+
+test:
+	cargo test --release
+
+check:
+	cargo fmt --check
+	cargo clippy --all-targets -- -D warnings
+
+bench: all
+	bash pipelines/bench.sh
+
+clean:
+	cargo clean

@@ -1,0 +1,126 @@
+# Sourced by the scripts beside it: the recipe's numbers, the run's directory, and where the commands are.
+
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+export PATH="$PWD/target/release:$PATH"
+
+say() { echo "$*" >&2; }
+die() {
+    say "error: $1"
+    exit "${2:-1}"
+}
+
+# `auto` is the reference job where it can run fast, else the recipe that runs everywhere.
+choose_recipe() {
+    RECIPE=${RECIPE:-auto}
+    [ "$RECIPE" = auto ] || return 0
+    if ! command -v nvidia-smi >/dev/null || ! nvidia-smi >/dev/null 2>&1; then
+        RECIPE=tiny
+        say "recipe: tiny (no NVIDIA GPU found)"
+    elif ! command -v nvcc >/dev/null; then
+        RECIPE=tiny
+        say "recipe: tiny (there is a GPU, but no nvcc to build for it)"
+    else
+        RECIPE=qwen2.5-0.5b
+        say "recipe: qwen2.5-0.5b (GPU and nvcc found)"
+    fi
+}
+
+# Sets every name in the recipe that the environment has not set already.
+load_recipe() {
+    local file=pipelines/recipes/$RECIPE.env line name value
+    [ -f "$file" ] || die "no recipe $RECIPE; there are: $(cd pipelines/recipes && echo *.env | sed 's/\.env//g')" 2
+    recipe_names=(SEED)
+    SEED=${SEED:-1}
+    while IFS= read -r line || [ -n "$line" ]; do
+        line=${line%%#*}
+        line=${line%"${line##*[![:space:]]}"}
+        [ -n "$line" ] || continue
+        name=${line%%=*}
+        value=${line#*=}
+        recipe_names+=("$name")
+        [ -n "${!name+set}" ] || printf -v "$name" %s "$value"
+    done <"$file"
+    NAME=${NAME:-$RECIPE-$SEED}
+    RUN=runs/$NAME
+}
+
+# A run keeps the numbers it started with: going on with others would be another run.
+pin_recipe() {
+    mkdir -p "$RUN/checkpoints" "$RUN/rollouts" "$RUN/eval"
+    local name
+    for name in "${recipe_names[@]}"; do printf '%s=%s\n' "$name" "${!name}"; done >"$RUN/.recipe.env"
+    if [ -f "$RUN/recipe.env" ] && ! diff "$RUN/recipe.env" "$RUN/.recipe.env" >"$RUN/.difference"; then
+        sed -n 's/^</  was:/p; s/^>/  now:/p' "$RUN/.difference" >&2
+        rm "$RUN/.recipe.env" "$RUN/.difference"
+        die "$RUN was started with other numbers; give this one another NAME, or go on with the old ones" 2
+    fi
+    rm -f "$RUN/.difference"
+    mv "$RUN/.recipe.env" "$RUN/recipe.env"
+}
+
+step_name() { printf 'step_%06d' "$1"; }
+
+# The step that the policy has reached: the number in the name its link points to.
+reached_step() {
+    local target
+    target=$(basename "$(readlink "$RUN/policy")")
+    echo $((10#${target#step_}))
+}
+
+# The commit of a step: one rename, so that the policy is always a whole one.
+point_policy_at() {
+    ln -sfn "checkpoints/$1" "$RUN/.policy"
+    mv -T "$RUN/.policy" "$RUN/policy"
+}
+
+# Arguments of gsm8k-prep for this recipe's data: problems COUNT of split SPLIT.
+prepare() {
+    local split=$1 count=$2
+    shift 2
+    local arguments=(--split "$split" --seed "$SEED" "$@")
+    [ -z "$SYSTEM_PROMPT" ] || arguments+=(--system-prompt "$SYSTEM_PROMPT")
+    if [ "$DATA" = generate ]; then
+        gsm8k-prep --generate "$count" --max-number "$MAX_NUMBER" "${arguments[@]}"
+    else
+        gsm8k-prep "$DATA" --limit "$count" "${arguments[@]}"
+    fi
+}
+
+# rollout with the lengths this recipe trains with.
+sample() {
+    rollout --max-prompt-tokens "$MAX_PROMPT_TOKENS" --max-completion-tokens "$MAX_COMPLETION_TOKENS" --seed "$SEED" "$@"
+}
+
+# A stage of the user's between rollout and grpo-step takes the place of score: SCORER='./my_reward.py'.
+score_stage() {
+    if [ -n "${SCORER:-}" ]; then $SCORER; else score --reward "$REWARDS"; fi
+}
+
+# Step NUMBER by files. What an interrupted attempt left is made again: the same numbers give the same bytes.
+train_one_step() {
+    local name prompts rollouts out
+    name=$(step_name "$1")
+    rollouts=$RUN/rollouts/$name.jsonl
+    out=$RUN/checkpoints/$name
+    rm -rf "$out"
+    sed -n "$((($1 - 1) * PROMPTS_PER_STEP + 1)),$(($1 * PROMPTS_PER_STEP))p" "$RUN/prompts.jsonl" |
+        sample --model "$RUN/policy" -n "$NUM_GENERATIONS" --temperature "$TEMPERATURE" \
+            --on-long-prompt truncate-left 2>"$RUN/rollout.log" |
+        score_stage >"$rollouts.tmp" || { cat "$RUN/rollout.log" >&2 && die "step $1: sampling or scoring failed"; }
+    mv "$rollouts.tmp" "$rollouts"
+    grpo-step "$rollouts" --policy "$RUN/policy" --out "$out" --loss "$LOSS" --beta "$BETA" --epsilon "$EPSILON" \
+        --learning-rate "$LEARNING_RATE" --schedule "$SCHEDULE" --warmup-ratio "$WARMUP_RATIO" --total-steps "$STEPS" \
+        --adam-beta1 "$ADAM_BETA1" --adam-beta2 "$ADAM_BETA2" --weight-decay "$WEIGHT_DECAY" \
+        --max-grad-norm "$MAX_GRAD_NORM" --max-completion-tokens "$MAX_COMPLETION_TOKENS" --seed "$SEED" \
+        $([ "$BETA" = 0 ] || echo --reference "$RUN/checkpoints/step_000000") >"$RUN/.metrics"
+    { head -n $(($1 - 1)) "$RUN/metrics.jsonl" && cat "$RUN/.metrics"; } >"$RUN/.metrics.all"
+    mv "$RUN/.metrics.all" "$RUN/metrics.jsonl"
+    point_policy_at "$name"
+    forget "$(($1 - 1))"
+}
+
+# Checkpoints between those to keep go as soon as the policy has left them.
+forget() {
+    [ "$1" -eq 0 ] || [ $(($1 % SAVE_EVERY)) -eq 0 ] || rm -rf "$RUN/checkpoints/$(step_name "$1")"
+}

@@ -1,0 +1,12 @@
+#!/usr/bin/env bash
+# One iteration of GRPO by files: prompts -> rollouts -> rewards -> the next checkpoint -> the policy link.
+# Everything a step made can be looked at, replayed, replaced. Killed at any instant, it is simply done again.
+. "$(dirname "$0")/common.sh"
+choose_recipe
+load_recipe
+[ -L "$RUN/policy" ] || die "$RUN has no policy yet; 'make train' makes one" 2
+
+step=$(reached_step)
+next=$((step + 1))
+[ "$next" -le "$STEPS" ] || die "$RUN has done all of its $STEPS steps" 2
+train_one_step "$next"

@@ -1,0 +1,87 @@
+#!/usr/bin/env bash
+# The whole job: data, a start, an evaluation, GRPO step by step, the same evaluation again, an exported model.
+# Each part is skipped when its result is there, so the same command goes on where a run stopped.
+. "$(dirname "$0")/common.sh"
+choose_recipe
+load_recipe
+pin_recipe
+say "run: $RUN (recipe $RECIPE, seed $SEED)"
+began=$SECONDS
+
+make_prompts() {
+    [ ! -f "$RUN/prompts.jsonl" ] || return 0
+    say "prompts: $((STEPS * PROMPTS_PER_STEP)) from $DATA"
+    prepare train $((STEPS * PROMPTS_PER_STEP)) -o "$RUN/prompts.jsonl"
+}
+
+# Step 0: a supervised start, or the model as it is. Either way a directory of its own, whose optimizer starts afresh.
+make_start() {
+    local start model=$MODEL
+    start=$RUN/checkpoints/$(step_name 0)
+    [ ! -d "$start" ] || return 0
+    if [ "$SUPERVISED_STEPS" -gt 0 ]; then
+        say "supervised start: $SUPERVISED_STEPS steps on $SUPERVISED_BATCH demonstrations each"
+        model=$RUN/checkpoints/supervised
+        rm -rf "$model"
+        prepare train $((SUPERVISED_STEPS * SUPERVISED_BATCH)) --demonstrations \
+            --sloppy-format "$SLOPPY_FORMAT" --sloppy-arithmetic "$SLOPPY_ARITHMETIC" |
+            grpo-step --supervised --init --policy "$MODEL" --out "$model" --loss-on-prompt \
+                --groups-per-step "$SUPERVISED_BATCH" --learning-rate "$SUPERVISED_LEARNING_RATE" \
+                --schedule linear --warmup-ratio 0.02 --total-steps "$SUPERVISED_STEPS" --max-grad-norm 1 \
+                --seed "$SEED" >"$RUN/supervised.jsonl"
+    fi
+    export-hf "$model" "$start" --dtype f32
+    [ "$SUPERVISED_STEPS" -eq 0 ] || rm -rf "$model"
+}
+
+evaluate_as() {
+    [ -f "$RUN/eval/$1.sampled.json" ] || say "evaluation $1: $TEST_PROMPTS held-out problems"
+    [ -f "$RUN/eval/$1.sampled.json" ] || bash pipelines/evaluate.sh "$RUN/policy" "$RUN/eval/$1"
+}
+
+train() {
+    local step
+    for ((step = $(reached_step) + 1; step <= STEPS; step++)); do
+        train_one_step "$step"
+        if [ $((step % 10)) -eq 0 ] || [ "$step" -eq "$STEPS" ]; then
+            say "step $step/$STEPS: $(tail -n 1 "$RUN/metrics.jsonl" | pick reward kl entropy completions/mean_length)"
+        fi
+    done
+}
+
+# The numbers of named fields in one line of JSON.
+pick() {
+    local line name
+    read -r line
+    for name in "$@"; do
+        printf '%s %s  ' "$name" "$(number "$name" <<<"$line")"
+    done
+}
+
+# The first number after "NAME": in the JSON on stdin, through an object's "value" if there is one.
+number() {
+    sed -n 's|.*"'"$1"'":\({"value":\)\{0,1\}\(-\{0,1\}[0-9][0-9.e-]*\).*|\2|p' | cut -c 1-8
+}
+
+percent() { number "$2" <"$RUN/eval/$1.json" | awk '{ printf "%.1f %%", 100 * $1 }'; }
+
+table() {
+    local row='%-34s %10s %10s\n'
+    printf "$row" "$TEST_PROMPTS held-out problems" before after
+    for kind in greedy sampled; do
+        for rate in accuracy_strict accuracy_flexible format_rate truncation_rate; do
+            printf "$row" "$kind: ${rate//_/ }" "$(percent "before.$kind" $rate)" "$(percent "after.$kind" $rate)"
+        done
+    done
+}
+
+make_prompts
+make_start
+[ -L "$RUN/policy" ] || point_policy_at "$(step_name 0)"
+touch "$RUN/metrics.jsonl"
+evaluate_as before
+train
+evaluate_as after
+[ -d "$RUN/export" ] || export-hf "$RUN/policy" "$RUN/export" --metrics "$RUN/metrics.jsonl" --evaluation "$RUN/eval/after.greedy.json"
+table
+say "model: $RUN/export ($((SECONDS - began)) s)"
