@@ -69,7 +69,8 @@ struct Args {
 
 fn main() -> ExitCode {
     let args = Args::parse();
-    cli::report(NAME, run(args))
+    // On a thread of the pool, where the many short parallel loops of a small model start without a switch of threads.
+    rayon::scope(|_| cli::report(NAME, run(args)))
 }
 
 fn run(args: Args) -> Result<()> {

@@ -18,6 +18,7 @@ pub mod hub;
 pub mod tokenizer;
 
 pub mod engine;
+pub mod floats;
 pub mod model;
 pub mod tensorfile;
 

@@ -7,6 +7,7 @@ use rayon::prelude::*;
 use serde::Serialize;
 
 use crate::error::{Error, Result};
+use crate::floats::Floats;
 use crate::tensorfile::{self, Storage, Tensor, TensorFile};
 
 /// Numbers that one thread updates at a time. Sums over chunks are added in order, so threads do not change a bit.
@@ -112,8 +113,8 @@ impl OptimizerConfig {
 pub struct Moments {
     /// Updates made.
     pub steps: u64,
-    first: Vec<Vec<f32>>,
-    second: Vec<Vec<f32>>,
+    first: Vec<Floats>,
+    second: Vec<Floats>,
 }
 
 /// What a moment's name starts with, before its parameter's.
@@ -124,7 +125,7 @@ impl Moments {
     /// Before the first update.
     #[must_use]
     pub fn zeros(parameters: &[(String, Vec<usize>)]) -> Self {
-        let zeros = || parameters.iter().map(|(_, shape)| vec![0.0; shape.iter().product()]).collect();
+        let zeros = || parameters.iter().map(|(_, shape)| Floats::zeros(shape.iter().product())).collect();
         Self { steps: 0, first: zeros(), second: zeros() }
     }
 
@@ -136,7 +137,7 @@ impl Moments {
         let file = TensorFile::open(path)?;
         let steps = file.note("step").and_then(|step| step.parse().ok());
         let steps = steps.ok_or_else(|| Error::model(path, "no step in its metadata"))?;
-        let read = |prefix: &str| -> Result<Vec<Vec<f32>>> {
+        let read = |prefix: &str| -> Result<Vec<Floats>> {
             let one = |(name, shape): &(String, Vec<usize>)| {
                 let name = format!("{prefix}{name}");
                 if file.shape(&name)? != shape {

@@ -11,9 +11,13 @@ use safetensors::tensor::{Metadata, TensorInfo};
 use serde_json::{Value, json};
 
 use crate::error::{Error, Result};
+use crate::floats::Floats;
 
 /// Bytes of the header's length at the start of a file.
 const LENGTH_BYTES: usize = 8;
+
+/// Numbers read or written at once.
+const CHUNK: usize = 1 << 16;
 
 /// What the data's place in the file is a multiple of: a cache line [bytes].
 const ALIGNMENT: usize = 64;
@@ -82,17 +86,30 @@ impl TensorFile {
     ///
     /// # Errors
     /// [`Error::Model`] when the file has no tensor of that name in f32, bf16 or f16; [`Error::Io`] when it cannot be read.
-    pub fn read_f32(&self, name: &str) -> Result<Vec<f32>> {
+    pub fn read_f32(&self, name: &str) -> Result<Floats> {
         let info = self.info(name)?;
-        let (start, end) = info.data_offsets;
-        let mut bytes = vec![0; end - start];
-        self.file.read_exact_at(&mut bytes, self.data_start + start as u64).map_err(Error::io(&self.path))?;
-        match info.dtype {
-            Dtype::F32 => Ok(bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect()),
-            Dtype::BF16 => Ok(bytes.as_chunks().0.iter().map(|b| bf16::from_le_bytes(*b).to_f32()).collect()),
-            Dtype::F16 => Ok(bytes.as_chunks().0.iter().map(|b| f16::from_le_bytes(*b).to_f32()).collect()),
-            other => Err(Error::model(&self.path, format!("{name} is {other}; this program reads f32, bf16 and f16"))),
+        let widen: fn(&[u8]) -> f32 = match info.dtype {
+            Dtype::F32 => |bytes| f32::from_le_bytes(bytes.try_into().expect("four bytes")),
+            Dtype::BF16 => |bytes| bf16::from_le_bytes(bytes.try_into().expect("two bytes")).to_f32(),
+            Dtype::F16 => |bytes| f16::from_le_bytes(bytes.try_into().expect("two bytes")).to_f32(),
+            other => {
+                return Err(Error::model(
+                    &self.path,
+                    format!("{name} is {other}; this program reads f32, bf16 and f16"),
+                ));
+            }
+        };
+        let width = info.dtype.bitsize() / 8;
+        let mut floats = Floats::zeros(info.shape.iter().product());
+        let mut bytes = vec![0; width * CHUNK];
+        let mut from = self.data_start + info.data_offsets.0 as u64;
+        for chunk in floats.chunks_mut(CHUNK) {
+            let bytes = &mut bytes[..width * chunk.len()];
+            self.file.read_exact_at(bytes, from).map_err(Error::io(&self.path))?;
+            chunk.iter_mut().zip(bytes.chunks_exact(width)).for_each(|(number, bytes)| *number = widen(bytes));
+            from += bytes.len() as u64;
         }
+        Ok(floats)
     }
 
     fn info(&self, name: &str) -> Result<&TensorInfo> {
@@ -192,7 +209,7 @@ pub fn write(path: &Path, (key, value): (&str, &str), storage: Storage, tensors:
         let mut out = BufWriter::with_capacity(1 << 20, File::create(path)?);
         out.write_all(&(header.len() as u64).to_le_bytes())?;
         out.write_all(&header)?;
-        for chunk in tensors.iter().flat_map(|tensor| tensor.values.chunks(1 << 16)) {
+        for chunk in tensors.iter().flat_map(|tensor| tensor.values.chunks(CHUNK)) {
             out.write_all(&storage.encode(chunk))?;
         }
         out.flush()?;
@@ -222,9 +239,9 @@ mod tests {
             assert!(file.read_f32("d").unwrap_err().to_string().ends_with("no tensor d"));
             file.read_f32("a").unwrap()
         };
-        assert_eq!(stored(Storage::F32), values);
+        assert_eq!(*stored(Storage::F32), values);
         assert_eq!(stored(Storage::Bf16)[1], -0.100_097_656);
-        assert_eq!(stored(Storage::F16), [1.0, -0.099_975_586, 0.0, 65_504.0]);
+        assert_eq!(*stored(Storage::F16), [1.0, -0.099_975_586, 0.0, 65_504.0]);
     }
 
     #[test]

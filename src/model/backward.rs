@@ -7,8 +7,8 @@ use super::block::{Activations, Scratch};
 use super::matmul::{self, input_gradient, weight_gradient};
 use super::ops::{Turn, bias_gradient, rms_norm_again, rms_norm_backward, swiglu_backward};
 use super::train::Gradients;
-use super::weights::Floats;
 use super::{LAYER_PARAMETERS, Model};
+use crate::floats::Floats;
 
 /// The rows a backward runs over.
 pub struct Rows<'a> {

@@ -4,7 +4,7 @@ use super::Model;
 use super::attention::Heads;
 use super::matmul::{RowsMut, Start, linear};
 use super::ops::{Turn, rms_norm, swiglu};
-use super::weights::Floats;
+use crate::floats::Floats;
 
 /// What a block computes on `T` rows and its backward needs again.
 #[derive(Default)]

@@ -6,10 +6,9 @@ use rayon::prelude::*;
 
 use super::attention::exp_and_sum;
 use super::matmul::{Rows, RowsMut, Start, input_gradient, linear, weight_gradient};
-use super::ops::dot;
 use super::simd::{self, Kernel, LANES, Simd};
 use super::train::TokenStats;
-use super::weights::Floats;
+use crate::floats::Floats;
 
 /// Logits held at once [numbers]: 128 MiB, some 220 rows of a vocabulary of 151,936.
 const CHUNK_LOGITS: usize = 32 << 20;
@@ -37,8 +36,8 @@ pub struct HeadBackward<'a> {
 }
 
 impl Head<'_> {
-    /// Log-probability and entropy of each row; with `backward`, gradients too.
-    pub fn run(&self, mut backward: Option<HeadBackward<'_>>) -> Vec<TokenStats> {
+    /// Log-probability and entropy of each row; with `backward`, gradients too. `logits` is memory to work in.
+    pub fn run(&self, logits: &mut Floats, mut backward: Option<HeadBackward<'_>>) -> Vec<TokenStats> {
         let rows = self.tokens.len();
         if rows == 0 {
             return Vec::new();
@@ -46,7 +45,7 @@ impl Head<'_> {
         let d = self.hidden.len() / rows;
         let v = self.weight.len() / d;
         let chunk = (CHUNK_LOGITS / v).clamp(1, rows);
-        let mut logits = Floats::zeros(chunk * v);
+        logits.reuse(chunk * v);
         let mut stats = Vec::with_capacity(rows);
         for from in (0..rows).step_by(chunk) {
             let n = chunk.min(rows - from);
@@ -94,13 +93,30 @@ impl Kernel for Softmax<'_> {
         let logit = self.row[self.token];
         let scale = 1.0 / self.temperature;
         let max = scale_and_max(self.row, scale);
-        let shifted: Vec<f32> = self.row.iter().map(|x| x - max).collect();
-        let sum = exp_and_sum::<S>(self.row, max);
+        let (sum, weighted) = exp_and_sums::<S>(self.row, max);
         let normalizer = Normalizer { scale, max, log_sum: sum.ln() };
-        let mean = dot::<S>(self.row, &shifted) / sum;
         self.row.iter_mut().for_each(|p| *p /= sum);
-        TokenStats { logprob: normalizer.logprob(logit), entropy: normalizer.log_sum - mean }
+        TokenStats { logprob: normalizer.logprob(logit), entropy: normalizer.log_sum - weighted / sum }
     }
+}
+
+/// x becomes e^(x - max); returns their sum, added as [`exp_and_sum`] does it, and the sum of e^(x - max) (x - max).
+#[inline(always)]
+fn exp_and_sums<S: Simd>(x: &mut [f32], max: f32) -> (f32, f32) {
+    let (mut sums, mut weighted) = ([0.0f32; LANES], [0.0f32; LANES]);
+    let mut chunks = x.chunks_exact_mut(LANES);
+    let mut step = |chunk: &mut [f32]| {
+        for ((x, sum), weighted) in chunk.iter_mut().zip(&mut sums).zip(&mut weighted) {
+            let shifted = *x - max;
+            *x = simd::exp::<S>(shifted);
+            *sum += *x;
+            *weighted = simd::mul_add::<S>(*x, shifted, *weighted);
+        }
+    };
+    chunks.by_ref().for_each(&mut step);
+    step(chunks.into_remainder());
+    // SAFETY: as many lanes as a load takes.
+    unsafe { (simd::sum::<S>(S::load(sums.as_ptr())), simd::sum::<S>(S::load(weighted.as_ptr()))) }
 }
 
 /// What turns a logit into a log-probability. Sampler and trainer share it, so that what one records the other finds again, bit

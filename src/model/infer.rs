@@ -7,8 +7,8 @@ use super::block::{self, Activations, Scratch};
 use super::matmul::{RowsMut, Start, linear};
 use super::ops::rms_norm;
 use super::simd::LANES;
-use super::weights::Floats;
 use super::{KvCache, Model};
+use crate::floats::Floats;
 
 /// One sequence's part in a decode step.
 pub struct DecodeRow<'a> {

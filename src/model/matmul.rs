@@ -136,9 +136,10 @@ impl Kernel for LinearColumns<'_> {
             for from in (0..t.k).step_by(LINEAR_DEPTH) {
                 let depth = LINEAR_DEPTH.min(t.k - from);
                 for col in (self.from..self.to).step_by(COLS) {
-                    let mut block = Block { row: 0, col, cols: COLS.min(self.to - col), from, depth };
+                    let cols = COLS.min(self.to - col);
                     for row in rows.clone().step_by(ROWS) {
-                        block.row = row;
+                        let ahead = share_of_next_columns((row - panel) / ROWS, rows.len().div_ceil(ROWS), t.k);
+                        let block = Block { row, col, cols, from, depth, ahead };
                         // SAFETY: the block stays inside the asserted shapes.
                         unsafe {
                             match rows.end - row {
@@ -164,6 +165,14 @@ struct Block {
     cols: usize,
     from: usize,
     depth: usize,
+    /// How far ahead of each column's weights to prefetch; 0 is what is being read.
+    ahead: [usize; COLS],
+}
+
+/// The weights of the next columns come from memory while those of the present ones meet one block of rows after the other; each
+/// of `blocks` fetches its share of them, so that memory is busy all the time.
+fn share_of_next_columns(block: usize, blocks: usize, k: usize) -> [usize; COLS] {
+    std::array::from_fn(|c| if c * blocks / COLS == block { COLS * k } else { 0 })
 }
 
 /// R x 4 dot products along the depth, sixteen lanes at a time; the tail is padded with zeros, which changes no sum. Columns beyond
@@ -175,22 +184,13 @@ unsafe fn dot_block<S: Simd, const R: usize>(t: &LinearTask<'_>, block: &Block) 
         let x: [*const f32; R] = std::array::from_fn(|r| t.x.add((block.row + r) * k + block.from));
         let w: [*const f32; COLS] =
             std::array::from_fn(|c| t.w.add((block.col + c.min(block.cols - 1)) * k + block.from));
-        let mut acc = [[S::splat(0.0); COLS]; R];
-        let mut i = 0;
-        while i + LANES <= depth {
-            let w = w.map(|w| S::load(w.add(i)));
-            for (acc, x) in acc.iter_mut().zip(x) {
-                let x = S::load(x.add(i));
-                for c in 0..COLS {
-                    acc[c] = S::mul_add(x, w[c], acc[c]);
-                }
-            }
-            i += LANES;
-        }
-        if i < depth {
+        let whole = depth - depth % LANES;
+        let mut acc = dot_lanes::<S, R>(x, w, whole, block.ahead);
+        if whole < depth {
+            let part = |from: *const f32| load_part::<S>(from.add(whole), depth - whole);
             for (acc, x) in acc.iter_mut().zip(x) {
                 for (acc, w) in acc.iter_mut().zip(w) {
-                    *acc = S::mul_add(load_part::<S>(x.add(i), depth - i), load_part::<S>(w.add(i), depth - i), *acc);
+                    *acc = S::mul_add(part(x), part(w), *acc);
                 }
             }
         }
@@ -200,6 +200,28 @@ unsafe fn dot_block<S: Simd, const R: usize>(t: &LinearTask<'_>, block: &Block) 
                 finish(t, block, block.row + four * COLS + r, *sums);
             }
         }
+    }
+}
+
+/// The hot loop, by itself: sums that nothing else takes the address of stay in registers.
+#[inline(always)]
+unsafe fn dot_lanes<S: Simd, const R: usize>(
+    x: [*const f32; R],
+    w: [*const f32; COLS],
+    len: usize,
+    ahead: [usize; COLS],
+) -> [[S::V; COLS]; R] {
+    unsafe {
+        let mut acc = [[S::splat(0.0); COLS]; R];
+        for i in (0..len).step_by(LANES) {
+            (0..COLS).for_each(|c| S::prefetch(w[c].wrapping_add(ahead[c] + i)));
+            let w = w.map(|w| S::load(w.add(i)));
+            for r in 0..R {
+                let x = S::load(x[r].add(i));
+                acc[r] = std::array::from_fn(|c| S::mul_add(x, w[c], acc[r][c]));
+            }
+        }
+        acc
     }
 }
 

@@ -30,7 +30,7 @@ pub use config::Config;
 pub use head::Normalizer;
 pub use infer::DecodeRow;
 pub use train::{Gradients, Packed, Target, TokenStats};
-pub use weights::{Floats, has_weights};
+pub use weights::has_weights;
 
 /// A transformer with its weights in f32: memory-mapped from a checkpoint, or owned once they are trained.
 pub struct Model {

@@ -27,6 +27,9 @@ pub trait Simd: Copy {
     /// # Safety
     /// `to` points at room for [`LANES`] numbers.
     unsafe fn store(v: Self::V, to: *mut f32);
+    /// Has a cache line brought to the second-level cache, if it exists.
+    #[inline(always)]
+    fn prefetch(_line: *const f32) {}
     /// `a * b + c` in each lane.
     ///
     /// # Safety
@@ -194,6 +197,11 @@ mod x86 {
         #[inline(always)]
         unsafe fn store(v: __m512, to: *mut f32) {
             unsafe { _mm512_storeu_ps(to, v) }
+        }
+        #[inline(always)]
+        fn prefetch(line: *const f32) {
+            // SAFETY: a hint; it never faults.
+            unsafe { _mm_prefetch::<_MM_HINT_T1>(line.cast()) }
         }
         #[inline(always)]
         unsafe fn mul_add(a: __m512, b: __m512, c: __m512) -> __m512 {

@@ -7,8 +7,8 @@ use super::backward::{self, Rows};
 use super::block::{self, Activations, Scratch};
 use super::head::{Head, HeadBackward};
 use super::ops::{rms_norm, rms_norm_backward};
-use super::weights::Floats;
 use super::{Config, Model};
+use crate::floats::Floats;
 
 /// Sequences laid end to end without padding.
 #[derive(Debug, Clone, Default)]
@@ -44,6 +44,7 @@ pub struct Gradients(pub Vec<Floats>, Workspace);
 struct Workspace {
     kept: Vec<Activations>,
     scratch: Scratch,
+    logits: Floats,
 }
 
 impl Gradients {
@@ -87,7 +88,7 @@ impl Model {
             self.block(layer, (&mut x, &positions), &mut kept, &mut scratch, &batch.starts);
         }
         let picked = Picked::of(self, &x, targets);
-        self.head_of(&picked, temperature).run(None)
+        self.head_of(&picked, temperature).run(&mut Floats::default(), None)
     }
 
     /// As [`Model::logprobs`], and adds to `gradients` those of a loss given by its derivative after each log-probability:
@@ -102,7 +103,7 @@ impl Model {
     ) -> Vec<TokenStats> {
         batch.check(targets, self);
         let (rows, layers) = (batch.tokens.len(), self.config().num_hidden_layers);
-        let Workspace { mut kept, mut scratch } = std::mem::take(&mut gradients.1);
+        let Workspace { mut kept, mut scratch, mut logits } = std::mem::take(&mut gradients.1);
         kept.resize_with(layers, Activations::default);
         kept.iter_mut().for_each(|kept| kept.reuse(self, rows));
         scratch.reuse(self, rows);
@@ -114,7 +115,7 @@ impl Model {
         let picked = Picked::of(self, &x, targets);
         let mut d_hidden = Floats::zeros(picked.hidden.len());
         let backward = HeadBackward { slope, d_hidden: &mut d_hidden, d_weight: &mut gradients.0[self.head_index()] };
-        let stats = self.head_of(&picked, temperature).run(Some(backward));
+        let stats = self.head_of(&picked, temperature).run(&mut logits, Some(backward));
         // Without any slope (no group with signal) there is nothing to send back.
         if d_hidden.iter().any(|&d| d != 0.0) {
             x.fill(0.0);
@@ -125,7 +126,7 @@ impl Model {
             }
             self.embed_backward(&batch.tokens, &x, &mut gradients.0[0]);
         }
-        gradients.1 = Workspace { kept, scratch };
+        gradients.1 = Workspace { kept, scratch, logits };
         stats
     }
 

@@ -1,10 +1,10 @@
 //! Weights on disk and in memory: safetensors mapped read-only, or owned and aligned once something changes them.
 
-#![allow(unsafe_code)] // the memory map, and views of aligned memory
+#![allow(unsafe_code)] // the memory map
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::ops::{Deref, DerefMut};
+use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -14,58 +14,7 @@ use safetensors::{Dtype, SafeTensors};
 
 use super::config::Config;
 use crate::error::{Error, Result};
-
-/// One cache line, the unit vector loads want to start at.
-#[derive(Clone, Copy)]
-#[repr(C, align(64))]
-struct Line([f32; 16]);
-
-/// Numbers that start at a cache line.
-#[derive(Clone, Default)]
-pub struct Floats {
-    lines: Vec<Line>,
-    len: usize,
-}
-
-impl Floats {
-    /// `len` zeros.
-    #[must_use]
-    pub fn zeros(len: usize) -> Self {
-        Self { lines: vec![Line([0.0; 16]); len.div_ceil(16)], len }
-    }
-
-    /// Changes the length; the numbers are whatever was there before. Memory once taken is kept.
-    pub(super) fn reuse(&mut self, len: usize) {
-        if self.lines.len() < len.div_ceil(16) {
-            *self = Self::zeros(0); // first give back, then take: both at once would be the peak
-            self.lines.resize(len.div_ceil(16), Line([0.0; 16]));
-        }
-        self.len = len;
-    }
-}
-
-impl From<&[f32]> for Floats {
-    fn from(values: &[f32]) -> Self {
-        let mut floats = Self::zeros(values.len());
-        floats.copy_from_slice(values);
-        floats
-    }
-}
-
-impl Deref for Floats {
-    type Target = [f32];
-    fn deref(&self) -> &[f32] {
-        // SAFETY: the lines are `16 * lines.len() >= len` initialised numbers without gaps.
-        unsafe { std::slice::from_raw_parts(self.lines.as_ptr().cast(), self.len) }
-    }
-}
-
-impl DerefMut for Floats {
-    fn deref_mut(&mut self) -> &mut [f32] {
-        // SAFETY: as above, and borrowed mutably.
-        unsafe { std::slice::from_raw_parts_mut(self.lines.as_mut_ptr().cast(), self.len) }
-    }
-}
+use crate::floats::Floats;
 
 /// One parameter's numbers.
 pub enum Tensor {
