@@ -179,7 +179,7 @@ fn a_zip_file_holds_the_directory_and_has_the_same_bytes_each_time() {
         let mut entry = archive.by_index(index).unwrap();
         let mut bytes = Vec::new();
         entry.read_to_end(&mut bytes).unwrap();
-        found.insert(entry.name().strip_prefix("my-model/").unwrap().to_owned(), bytes);
+        found.insert(entry.name().unwrap().strip_prefix("my-model/").unwrap().to_owned(), bytes);
     }
     let plain = dir.path().join("plain");
     let want: BTreeMap<_, _> =
