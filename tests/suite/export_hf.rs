@@ -174,6 +174,8 @@ fn a_zip_file_holds_the_directory_and_has_the_same_bytes_each_time() {
     });
     assert!(fs::read(&zips[0]).unwrap() == fs::read(&zips[1]).unwrap());
     let mut archive = zip::ZipArchive::new(File::open(&zips[0]).unwrap()).unwrap();
+    let order: Vec<String> = archive.file_names().map(|name| name.unwrap().to_string()).collect();
+    assert!(order.is_sorted(), "{order:?}");
     let mut found = BTreeMap::new();
     for index in 0..archive.len() {
         let mut entry = archive.by_index(index).unwrap();

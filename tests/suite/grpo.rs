@@ -361,7 +361,7 @@ fn assert_weights(reference: &Reference, (run, step): (&str, usize), start: &ByN
         let squares = got[name].iter().zip(&start[name]).map(|(a, b)| (f64::from(*a) - f64::from(*b)).powi(2));
         let (norm, want) = (squares.sum::<f64>().sqrt(), want.as_f64().unwrap());
         // A weight's own rounding is up to 1e-4 of what one step adds to it.
-        assert!((norm - want).abs() <= 1e-4 * want, "{run} step {step} {name}: {norm} for {want}");
+        assert!((norm - want).abs() <= 1e-4 * step as f64 * want, "{run} step {step} {name}: {norm} for {want}");
     }
     if norms.values().any(|norm| norm.as_f64() != Some(0.0)) {
         let sample = strided(got.values(), &reference.json["weight_stride"]);
