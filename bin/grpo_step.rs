@@ -15,6 +15,7 @@ use grpo_pipes::grpo::{self, Taken};
 use grpo_pipes::jsonl::Input;
 use grpo_pipes::optim::OptimizerConfig;
 use grpo_pipes::policy;
+use grpo_pipes::progress::Progress;
 use grpo_pipes::record::Message;
 use grpo_pipes::tokenizer::{Tokenizer, stop_ids};
 
@@ -100,7 +101,11 @@ fn train_grpo(args: &Args, input: Input, trainer: &mut Trainer, report: &mut Rep
     let shape = trainer.model.config().clone();
     let mut grpo = GrpoTrainer::new(trainer, args.grpo.clone(), args.micro_batch_tokens, args.dry_run)?;
     let groups = Groups::new(input, &shape);
-    let mut emit = |line: &Metrics| report.write(&line.to_json());
+    let mut progress = Progress::new(NAME);
+    let mut emit = |line: &Metrics| {
+        report.write(&line.to_json());
+        progress.tell(|| line.brief());
+    };
     grpo::in_steps(groups, args.size(), &mut |groups| grpo.step(groups, &mut emit))
 }
 
@@ -109,8 +114,11 @@ fn train_supervised(args: &Args, input: Input, trainer: &mut Trainer, report: &m
     let config = SupervisedConfig { loss_on_prompt: args.loss_on_prompt, micro_batch_tokens: args.micro_batch_tokens };
     let encode = demonstrations_of(&args.policy)?;
     let examples = supervised::examples(input, &shape, &encode);
+    let mut progress = Progress::new(NAME);
     grpo::in_steps(examples, args.size(), &mut |examples| {
-        report.write(&supervised::step(trainer, config, examples)?.to_json());
+        let line = supervised::step(trainer, config, examples)?;
+        report.write(&line.to_json());
+        progress.tell(|| line.brief());
         Ok(())
     })
 }

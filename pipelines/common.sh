@@ -71,10 +71,10 @@ reached_step() {
 # The commit of a step: one rename, so that the policy is always a whole one.
 point_policy_at() {
     ln -sfn "checkpoints/$1" "$RUN/.policy"
-    mv -T "$RUN/.policy" "$RUN/policy"
+    mv -fT "$RUN/.policy" "$RUN/policy" 2>/dev/null || mv -fh "$RUN/.policy" "$RUN/policy" # GNU, or BSD
 }
 
-# Arguments of gsm8k-prep for this recipe's data: problems COUNT of split SPLIT.
+# gsm8k-prep on this recipe's data: at most COUNT problems of SPLIT.
 prepare() {
     local split=$1 count=$2
     shift 2
@@ -92,32 +92,49 @@ sample() {
     rollout --max-prompt-tokens "$MAX_PROMPT_TOKENS" --max-completion-tokens "$MAX_COMPLETION_TOKENS" --seed "$SEED" "$@"
 }
 
-# A stage of the user's between rollout and grpo-step takes the place of score: SCORER='./my_reward.py'.
-score_stage() {
-    if [ -n "${SCORER:-}" ]; then $SCORER; else score --reward "$REWARDS"; fi
-}
-
 # Step NUMBER by files. What an interrupted attempt left is made again: the same numbers give the same bytes.
 train_one_step() {
-    local name prompts rollouts out
-    name=$(step_name "$1")
+    local name=$(step_name "$1") rollouts
     rollouts=$RUN/rollouts/$name.jsonl
-    out=$RUN/checkpoints/$name
-    rm -rf "$out"
-    sed -n "$((($1 - 1) * PROMPTS_PER_STEP + 1)),$(($1 * PROMPTS_PER_STEP))p" "$RUN/prompts.jsonl" |
-        sample --model "$RUN/policy" -n "$NUM_GENERATIONS" --temperature "$TEMPERATURE" \
-            --on-long-prompt truncate-left 2>"$RUN/rollout.log" |
-        score_stage >"$rollouts.tmp" || { cat "$RUN/rollout.log" >&2 && die "step $1: sampling or scoring failed"; }
-    mv "$rollouts.tmp" "$rollouts"
-    grpo-step "$rollouts" --policy "$RUN/policy" --out "$out" --loss "$LOSS" --beta "$BETA" --epsilon "$EPSILON" \
-        --learning-rate "$LEARNING_RATE" --schedule "$SCHEDULE" --warmup-ratio "$WARMUP_RATIO" --total-steps "$STEPS" \
-        --adam-beta1 "$ADAM_BETA1" --adam-beta2 "$ADAM_BETA2" --weight-decay "$WEIGHT_DECAY" \
-        --max-grad-norm "$MAX_GRAD_NORM" --max-completion-tokens "$MAX_COMPLETION_TOKENS" --seed "$SEED" \
-        $([ "$BETA" = 0 ] || echo --reference "$RUN/checkpoints/step_000000") >"$RUN/.metrics"
+    [ -n "${SCORER:-}" ] || rollouts+=.zst
+    prompts_of_step "$1" | sample_groups | score_into "$rollouts" || {
+        cat "$RUN/rollout.log" >&2
+        die "step $1: sampling or scoring failed"
+    }
+    learn_from "$rollouts" "$RUN/checkpoints/$name" >"$RUN/.metrics"
     { head -n $(($1 - 1)) "$RUN/metrics.jsonl" && cat "$RUN/.metrics"; } >"$RUN/.metrics.all"
     mv "$RUN/.metrics.all" "$RUN/metrics.jsonl"
     point_policy_at "$name"
     forget "$(($1 - 1))"
+}
+
+prompts_of_step() {
+    sed -n "$((($1 - 1) * PROMPTS_PER_STEP + 1)),$(($1 * PROMPTS_PER_STEP))p" "$RUN/prompts.jsonl"
+}
+
+sample_groups() {
+    sample --model "$RUN/policy" -n "$NUM_GENERATIONS" --temperature "$TEMPERATURE" --on-long-prompt truncate-left \
+        2>"$RUN/rollout.log"
+}
+
+# A stage of the user's takes the place of score: SCORER='./my_reward.py'.
+score_into() {
+    if [ -z "${SCORER:-}" ]; then
+        score --reward "$REWARDS" -o "$1"
+    else
+        $SCORER >"$1.tmp" && mv "$1.tmp" "$1"
+    fi
+}
+
+learn_from() {
+    local reference=()
+    [ "$BETA" = 0 ] || reference=(--reference "$RUN/checkpoints/$(step_name 0)")
+    rm -rf "$2"
+    grpo-step "$1" --policy "$RUN/policy" --out "$2" --loss "$LOSS" --epsilon "$EPSILON" \
+        --beta "$BETA" "${reference[@]}" --max-completion-tokens "$MAX_COMPLETION_TOKENS" \
+        --learning-rate "$LEARNING_RATE" --schedule "$SCHEDULE" --warmup-ratio "$WARMUP_RATIO" --total-steps "$STEPS" \
+        --adam-beta1 "$ADAM_BETA1" --adam-beta2 "$ADAM_BETA2" --weight-decay "$WEIGHT_DECAY" \
+        --max-grad-norm "$MAX_GRAD_NORM" --seed "$SEED"
 }
 
 # Checkpoints between those to keep go as soon as the policy has left them.

@@ -8,10 +8,21 @@ pin_recipe
 say "run: $RUN (recipe $RECIPE, seed $SEED)"
 began=$SECONDS
 
+# The training order. An epoch gives whole steps only: the last few of its rows would share a step with the next epoch's, where
+# the same problem could come twice.
 make_prompts() {
     [ ! -f "$RUN/prompts.jsonl" ] || return 0
-    say "prompts: $((STEPS * PROMPTS_PER_STEP)) from $DATA"
-    prepare train $((STEPS * PROMPTS_PER_STEP)) -o "$RUN/prompts.jsonl"
+    local wanted=$((STEPS * PROMPTS_PER_STEP)) epoch usable
+    say "prompts: $wanted from $DATA"
+    prepare train "$wanted" --shuffle --epochs "$EPOCHS" -o "$RUN/.prompts.jsonl"
+    epoch=$(($(wc -l <"$RUN/.prompts.jsonl") / EPOCHS))
+    usable=$((epoch - epoch % PROMPTS_PER_STEP))
+    [ $((usable * EPOCHS)) -ge "$wanted" ] ||
+        die "$EPOCHS epochs of $epoch problems are $((usable / PROMPTS_PER_STEP * EPOCHS)) steps; set EPOCHS or STEPS" 2
+    awk -v epoch="$epoch" -v usable="$usable" -v wanted="$wanted" \
+        '(NR - 1) % epoch < usable && written < wanted { print; written++ }' "$RUN/.prompts.jsonl" >"$RUN/.ordered.jsonl"
+    rm "$RUN/.prompts.jsonl"
+    mv "$RUN/.ordered.jsonl" "$RUN/prompts.jsonl"
 }
 
 # Step 0: a supervised start, or the model as it is. Either way a directory of its own, whose optimizer starts afresh.
@@ -44,17 +55,18 @@ train() {
     for ((step = $(reached_step) + 1; step <= STEPS; step++)); do
         train_one_step "$step"
         if [ $((step % 10)) -eq 0 ] || [ "$step" -eq "$STEPS" ]; then
-            say "step $step/$STEPS: $(tail -n 1 "$RUN/metrics.jsonl" | pick reward kl entropy completions/mean_length)"
+            say "step $step/$STEPS: $(tail -n 1 "$RUN/metrics.jsonl" | pick reward kl entropy completions/mean_length)($((SECONDS - began)) s)"
         fi
     done
 }
 
-# The numbers of named fields in one line of JSON.
+# The named numbers that a line of JSON has.
 pick() {
-    local line name
+    local line name value
     read -r line
     for name in "$@"; do
-        printf '%s %s  ' "$name" "$(number "$name" <<<"$line")"
+        value=$(number "$name" <<<"$line")
+        [ -z "$value" ] || printf '%s %.3f  ' "$name" "$value"
     done
 }
 

@@ -5,6 +5,7 @@
 pub mod cli;
 pub mod error;
 pub mod jsonl;
+pub mod progress;
 pub mod record;
 pub mod rng;
 pub mod stream;

@@ -37,6 +37,14 @@ impl Metrics {
         })
     }
 
+    /// The few numbers that tell a watcher how it goes.
+    #[must_use]
+    pub fn brief(&self) -> String {
+        let shown = ["step", "loss", "grad_norm", "reward", "entropy"];
+        let words = shown.iter().filter_map(|name| self.get(name).map(|value| format!("{name} {}", value as f32)));
+        words.collect::<Vec<_>>().join(", ")
+    }
+
     /// One line of JSON, without its end.
     #[must_use]
     pub fn to_json(&self) -> Vec<u8> {

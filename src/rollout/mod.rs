@@ -1,6 +1,5 @@
 //! Prompts in, rollouts out: what the `rollout` command does between its options and the engine.
 
-mod progress;
 mod prompts;
 mod records;
 
@@ -14,10 +13,10 @@ use crate::error::{Error, Result};
 use crate::jsonl::{Input, Output};
 use crate::model::Model;
 use crate::policy;
+use crate::progress::Progress;
 use crate::record::Line;
 use crate::tokenizer::{Tokenizer, stop_ids};
 
-pub use progress::Progress;
 pub use prompts::{Format, LongPrompt, Prompts, Source};
 pub use records::{Origin, Records};
 

@@ -2,11 +2,11 @@
 
 use std::sync::Arc;
 
-use super::Progress;
 use crate::engine::{Completion, Request, Sink, Work};
 use crate::error::Result;
 use crate::jsonl::Output;
 use crate::policy::Identity;
+use crate::progress::Progress;
 use crate::record::Line;
 use crate::tokenizer::Tokenizer;
 
@@ -36,9 +36,12 @@ impl<'a> Records<'a> {
         Self { origin, tokenizer, out, progress }
     }
 
-    /// The last line on stderr.
+    /// The last lines on stderr.
     pub fn finish(&self, work: Work, skipped: usize) {
-        self.progress.finish(work, skipped);
+        if skipped > 0 {
+            self.progress.note(&format!("{skipped} prompts left out: too long"));
+        }
+        self.progress.note(&speed(work, self.progress.seconds()));
     }
 
     fn write(&mut self, request: &Request<Line>, sample: usize, group_size: usize, one: &Completion) -> Result<()> {
@@ -70,6 +73,12 @@ impl Sink<Line> for Records<'_> {
     }
 
     fn progress(&mut self, work: Work) {
-        self.progress.step(work);
+        let seconds = self.progress.seconds();
+        self.progress.tell(|| speed(work, seconds));
     }
+}
+
+fn speed(work: Work, seconds: f64) -> String {
+    let rate = work.tokens as f64 / seconds.max(1e-9);
+    format!("{} sequences, {} tokens, {seconds:.1} s, {rate:.0} tokens/s", work.sequences, work.tokens)
 }
