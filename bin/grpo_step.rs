@@ -9,7 +9,7 @@ use grpo_pipes::error::{Error, Result};
 use grpo_pipes::grpo::batch::Groups;
 use grpo_pipes::grpo::metrics::Metrics;
 use grpo_pipes::grpo::step::{GrpoConfig, GrpoTrainer};
-use grpo_pipes::grpo::supervised::{self, SupervisedConfig};
+use grpo_pipes::grpo::supervised::{self, Encode, SupervisedConfig};
 use grpo_pipes::grpo::trainer::Trainer;
 use grpo_pipes::grpo::{self, Taken};
 use grpo_pipes::jsonl::Input;
@@ -114,7 +114,7 @@ fn train_supervised(args: &Args, input: Input, trainer: &mut Trainer, report: &m
     let shape = trainer.model.config().clone();
     let config = SupervisedConfig { loss_on_prompt: args.loss_on_prompt, micro_batch_tokens: args.micro_batch_tokens };
     let encode = demonstrations_of(&args.policy)?;
-    let examples = supervised::examples(input, &shape, &encode);
+    let examples = supervised::examples(input, &shape, &*encode);
     let mut progress = Progress::new(NAME);
     grpo::in_steps(examples, args.size(), &mut |examples| {
         let line = supervised::step(trainer, config, examples)?;
@@ -125,13 +125,13 @@ fn train_supervised(args: &Args, input: Input, trainer: &mut Trainer, report: &m
 }
 
 /// A demonstration is what `rollout` would have sampled: the chat as prompt, then the text and the token that ends a turn.
-fn demonstrations_of(dir: &Path) -> Result<impl Fn(&[Message], &str) -> Result<(Vec<u32>, Vec<u32>)>> {
+fn demonstrations_of(dir: &Path) -> Result<Box<Encode<'static>>> {
     let (tokenizer, end) = (Tokenizer::load(dir)?, stop_ids(dir)?[0]);
-    Ok(move |messages: &[Message], text: &str| {
+    Ok(Box::new(move |messages: &[Message], text: &str| {
         let chat = tokenizer.chat(messages).map_err(|what| Error::Data(format!("chat template: {what}")))?;
         let completion = tokenizer.encode(text)?.into_iter().chain([end]).collect();
         Ok((tokenizer.encode(&chat)?, completion))
-    })
+    }))
 }
 
 impl Args {

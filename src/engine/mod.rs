@@ -187,7 +187,10 @@ impl<'m> Engine<'m> {
             scope.spawn(|_| outcome = self.work_through(requests, sender));
             events.into_iter().try_for_each(|event| match event {
                 Event::Group(request, completions) => sink.group(request, completions),
-                Event::Progress(work) => Ok(sink.progress(work)),
+                Event::Progress(work) => {
+                    sink.progress(work);
+                    Ok(())
+                }
             })
         });
         taken.and(outcome).map(|()| self.work)

@@ -21,7 +21,6 @@ pub struct Start {
 pub struct Scheduler {
     group_size: usize,
     free: Vec<usize>,
-    slots: usize,
     /// Samples started so far, over all groups: sample `i` is number `i % group_size` of group `i / group_size`.
     started: usize,
     arrived: usize,
@@ -36,7 +35,7 @@ impl Scheduler {
     pub fn new(slots: usize, group_size: usize) -> Self {
         assert!(slots > 0 && group_size > 0, "callers check both");
         let free = (0..slots).rev().collect();
-        Self { group_size, free, slots, started: 0, arrived: 0, left: 0, unfinished: VecDeque::new() }
+        Self { group_size, free, started: 0, arrived: 0, left: 0, unfinished: VecDeque::new() }
     }
 
     /// Whether a slot would stay empty for want of samples.
@@ -45,10 +44,10 @@ impl Scheduler {
         self.arrived * self.group_size - self.started < self.free.len()
     }
 
-    /// Whether no sample runs.
+    /// Whether there is nothing to do: no sample runs, and none waits for a slot.
     #[must_use]
     pub fn is_idle(&self) -> bool {
-        self.free.len() == self.slots
+        self.unfinished.is_empty()
     }
 
     /// A new group; returns its number.
@@ -109,8 +108,16 @@ mod tests {
         assert_eq!(scheduler.leave(), None, "group 0 goes first");
         scheduler.end(starts[0].slot, 0);
         scheduler.end(starts[1].slot, 0);
-        assert!(scheduler.is_idle());
         assert_eq!([scheduler.leave(), scheduler.leave(), scheduler.leave()], [Some(0), Some(1), None]);
+        assert!(scheduler.is_idle());
+    }
+
+    #[test]
+    fn a_group_that_waits_for_its_slots_is_work() {
+        let mut scheduler = Scheduler::new(3, 2);
+        assert!(scheduler.is_idle());
+        scheduler.arrive();
+        assert!(!scheduler.is_idle(), "or the engine would wait for a second group before it samples the first");
     }
 
     #[test]

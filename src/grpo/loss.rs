@@ -102,7 +102,7 @@ pub struct TokenLoss {
     pub loss: f64,
     /// dloss / dlogprob.
     pub slope: f64,
-    /// Estimate of the KL divergence from the reference [nats]; 0 without one.
+    /// Estimate of the KL divergence from the reference [nats], weighted with the probability ratio; 0 without a reference.
     pub kl: f64,
     /// Whether the clip range stops the gradient.
     pub clipped: Clipped,
@@ -113,8 +113,12 @@ pub struct TokenLoss {
 /// `logprob` is the token's under the weights in training [nats], `old` under those that sampled it; without `old` they are the
 /// same weights, and the ratio is 1 by construction. `reference` is needed where `beta` is not 0.
 ///
+/// The penalty is weighted with the ratio, which has a slope even where it is 1: only so is the penalty's gradient that of the
+/// divergence.
+///
 /// # Source
-/// Schulman et al. 2017, eq. 7, <https://arxiv.org/abs/1707.06347>; k3 of <http://joschu.net/blog/kl-approx.html>.
+/// Schulman et al. 2017, eq. 7, <https://arxiv.org/abs/1707.06347>; k3 of <http://joschu.net/blog/kl-approx.html>; its weight is
+/// that of DeepSeek-V3.2, <https://arxiv.org/abs/2512.02556>, and TRL's `use_bias_correction_kl`.
 #[must_use]
 pub fn token_loss(
     config: &LossConfig,
@@ -133,11 +137,12 @@ pub fn token_loss(
         _ => Clipped::No,
     };
     let surrogate = (ratio * advantage).min(ratio.clamp(floor, ceiling) * advantage);
-    let flat = clipped != Clipped::No || difference.abs() > MAX_LOG_RATIO;
-    let (kl, kl_slope) = reference.map_or((0.0, 0.0), |reference| k3(f64::from(reference) - logprob));
+    let ratio_slope = if difference.abs() > MAX_LOG_RATIO { 0.0 } else { ratio };
+    let (k3, k3_slope) = reference.map_or((0.0, 0.0), |reference| k3(f64::from(reference) - logprob));
+    let (kl, kl_slope) = (ratio * k3, ratio_slope * k3 + ratio * k3_slope);
     TokenLoss {
         loss: config.beta * kl - surrogate,
-        slope: config.beta * kl_slope - if flat { 0.0 } else { ratio * advantage },
+        slope: config.beta * kl_slope - if clipped == Clipped::No { ratio_slope * advantage } else { 0.0 },
         kl,
         clipped,
     }
@@ -199,6 +204,31 @@ mod tests {
     fn without_an_old_policy_the_gradient_is_the_plain_policy_gradient() {
         let found = token_loss(&config(LossKind::Dapo, 0.0), 1.5, -3.0, None, None);
         assert_eq!((found.loss, found.slope, found.clipped), (-1.5, -1.5, Clipped::No));
+    }
+
+    #[test]
+    fn the_expected_slope_of_the_penalty_is_the_gradient_of_the_divergence() {
+        let config = config(LossKind::Dapo, 1.0);
+        let (policy, reference) = ([0.7f32, 0.2, 0.1], [0.3f32, 0.3, 0.4]);
+        let divergence = |logits: [f64; 3]| -> f64 {
+            let sum: f64 = logits.iter().map(|logit| logit.exp()).sum();
+            let terms = logits.iter().zip(reference).map(|(logit, q)| (logit.exp() / sum, f64::from(q)));
+            terms.map(|(p, q)| p * (p / q).ln()).sum()
+        };
+        let logits = policy.map(|p| f64::from(p).ln());
+        for moved in 0..3 {
+            let at = |offset: f64| {
+                let mut logits = logits;
+                logits[moved] += offset;
+                divergence(logits)
+            };
+            let slope_of = |token: usize| {
+                let slope = token_loss(&config, 0.0, policy[token].ln(), None, Some(reference[token].ln())).slope;
+                slope * (f64::from(u8::from(token == moved)) - f64::from(policy[moved]))
+            };
+            let expected: f64 = (0..3).map(|token| f64::from(policy[token]) * slope_of(token)).sum();
+            assert!((expected - (at(1e-5) - at(-1e-5)) / 2e-5).abs() < 1e-6, "{expected}");
+        }
     }
 
     #[test]

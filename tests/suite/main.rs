@@ -4,7 +4,10 @@
 
 mod engine;
 mod evaluate;
+mod export_hf;
 mod fixtures;
+mod grpo;
+mod grpo_step;
 mod gsm8k_prep;
 mod hub;
 mod model;
@@ -13,3 +16,4 @@ mod process;
 mod rollout;
 mod sampler;
 mod score;
+mod tokenizer;

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use grpo_pipes::model::{Config, DecodeRow, Gradients, KvCache, Model, Packed, Target};
+use grpo_pipes::tensorfile::Storage;
 
 use crate::fixtures::{Reference, directory, distance, ids, worst};
 use crate::plain_qwen2::PlainQwen2;
@@ -215,7 +216,7 @@ fn order_and_cut_of_the_batch_leave_the_gradient_unchanged() {
 fn saved_weights_are_loaded_bit_for_bit() {
     let (model, dir) = (odd(), tempfile::tempdir().unwrap());
     std::fs::write(dir.path().join("config.json"), serde_json::to_string(model.config()).unwrap()).unwrap();
-    model.save(&dir.path().join("model.safetensors")).unwrap();
+    model.save(&dir.path().join("model.safetensors"), Storage::F32).unwrap();
     let loaded = Model::load(dir.path()).unwrap();
     assert_eq!(model.parameters(), loaded.parameters());
 }

@@ -6,7 +6,7 @@ use std::process::Stdio;
 use serde_json::{Value, json};
 
 use crate::fixtures::directory;
-use crate::process::{Finished, check_help, run, run_into};
+use crate::process::{Finished, check_help, lines, run, run_into};
 
 const ROLLOUT: &str = env!("CARGO_BIN_EXE_rollout");
 
@@ -39,14 +39,6 @@ fn prompt(i: usize) -> Value {
            "answer": "4"})
 }
 
-fn lines(records: &[Value]) -> String {
-    records.iter().map(|record| format!("{record}\n")).collect()
-}
-
-fn records(done: &Finished) -> Vec<Value> {
-    done.stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
-}
-
 #[test]
 fn the_help_is_the_golden_one() {
     check_help(ROLLOUT, "rollout");
@@ -56,7 +48,7 @@ fn the_help_is_the_golden_one() {
 fn a_rollout_has_the_prompts_fields_and_then_its_own() {
     let done = rollout(&["-n", "3", "--seed", "5", "-"], &lines(&[prompt(0), prompt(1)]));
     assert_eq!(done.code, Some(0), "{}", done.stderr);
-    let rollouts = records(&done);
+    let rollouts = done.records();
     assert_eq!(rollouts.len(), 6);
     for (i, rollout) in rollouts.iter().enumerate() {
         let fields: Vec<&str> = rollout.as_object().unwrap().keys().map(String::as_str).collect();
@@ -97,7 +89,7 @@ fn a_bad_line_ends_it_after_whole_groups() {
         let done = rollout(&["-n", "2"], &input);
         assert_eq!(done.code, Some(3));
         assert!(done.stderr.starts_with(message), "{}", done.stderr);
-        assert_eq!(records(&done).len(), 4);
+        assert_eq!(done.records().len(), 4);
     }
 }
 
@@ -108,17 +100,17 @@ fn a_long_prompt_is_refused_left_out_or_cut() {
     let input = lines(&[prompt(0), long, prompt(2)]);
     let limit = ["--max-prompt-tokens", "90"];
     let done = rollout(&limit, &input);
-    assert_eq!((done.code, records(&done).len()), (Some(3), 1));
+    assert_eq!((done.code, done.records().len()), (Some(3), 1));
     assert!(done.stderr.contains("rollout: -:2: prompt a/1 has "), "{}", done.stderr);
     assert!(done.stderr.contains(" tokens, --max-prompt-tokens allows 90; see --on-long-prompt"), "{}", done.stderr);
 
     let done = rollout(&[&limit[..], &["--on-long-prompt", "skip"]].concat(), &input);
-    assert_eq!((done.code, records(&done).len()), (Some(0), 2));
+    assert_eq!((done.code, done.records().len()), (Some(0), 2));
     assert!(done.stderr.contains("rollout: 1 prompts left out: too long"), "{}", done.stderr);
 
     let done = rollout(&[&limit[..], &["--on-long-prompt", "truncate-left"]].concat(), &input);
-    assert_eq!((done.code, records(&done).len()), (Some(0), 3));
-    assert_eq!(records(&done)[1]["prompt_token_ids"].as_array().unwrap().len(), 90);
+    assert_eq!((done.code, done.records().len()), (Some(0), 3));
+    assert_eq!(done.records()[1]["prompt_token_ids"].as_array().unwrap().len(), 90);
 }
 
 #[test]
@@ -137,7 +129,7 @@ fn the_models_positions_bound_prompt_and_completion_together() {
 #[test]
 fn text_becomes_prompts_with_the_system_message() {
     let done = rollout(&["--text"], "What is 2 + 2?\n\nTwo \"quotes\"\n");
-    let rollouts = records(&done);
+    let rollouts = done.records();
     assert_eq!(done.code, Some(0), "{}", done.stderr);
     assert_eq!(rollouts[1]["prompt_id"], "text/3");
     let system = "\nRespond in the following format:\n<reasoning>\n...\n</reasoning>\n<answer>\n...\n</answer>\n";
@@ -149,13 +141,13 @@ fn text_becomes_prompts_with_the_system_message() {
     let file = folder.path().join("system.txt");
     std::fs::write(&file, "").unwrap();
     let done = rollout(&["--text", "--system-prompt", file.to_str().unwrap()], "Why?\n");
-    assert_eq!(records(&done)[0]["prompt"], json!([{"role": "user", "content": "Why?"}]));
+    assert_eq!(done.records()[0]["prompt"], json!([{"role": "user", "content": "Why?"}]));
 }
 
 #[test]
 fn greedy_ignores_the_seed() {
     let input = lines(&[prompt(0)]);
-    let completion = |seed| records(&rollout(&["--temperature", "0", "--seed", seed], &input))[0]["completion"].clone();
+    let completion = |seed| rollout(&["--temperature", "0", "--seed", seed], &input).records()[0]["completion"].clone();
     assert_eq!(completion("1"), completion("2"));
 }
 

@@ -10,7 +10,7 @@ use grpo_pipes::reward::{Reward, Scorer, Semantics, Weights};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
-use crate::process::{check_closed_pipe, check_full_disk, check_help, check_missing_file, run};
+use crate::process::{check_closed_pipe, check_full_disk, check_help, check_missing_file, lines, run};
 
 const SCORE: &str = env!("CARGO_BIN_EXE_score");
 
@@ -19,14 +19,10 @@ fn rollout(answer: &str) -> Value {
     json!({"zeta": 1.25, "completion": completion, "answer": "1000", "alpha": {"kept": [1, 2]}})
 }
 
-fn lines(records: &[Value]) -> String {
-    records.iter().map(|record| format!("{record}\n")).collect()
-}
-
 fn scored(args: &[&str], records: &[Value]) -> Vec<Value> {
     let done = run(SCORE, args, &lines(records));
     assert_eq!(done.code, Some(0), "{}", done.stderr);
-    done.stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    done.records()
 }
 
 fn scorer(semantics: Semantics) -> Scorer {
