@@ -21,7 +21,7 @@ mkdir "$WORK/samples"
 peers=tests/bench/peers
 
 calculate() { awk "BEGIN { print $1 }"; }
-sample() { echo "$2" >>"$WORK/samples/$1"; }
+note() { echo "$2" >>"$WORK/samples/$1"; }
 median() { sort -g "$WORK/samples/$1" | awk '{ v[NR] = $1 } END { print (v[int((NR + 1) / 2)] + v[int(NR / 2) + 1]) / 2 }'; }
 smallest() { sort -g "$WORK/samples/$1" | head -n 1; }
 largest() { sort -g "$WORK/samples/$1" | tail -n 1; }
@@ -44,8 +44,8 @@ peer() {
     shift 2
     [ -n "$versions" ] || return 0
     run "$PYTHON" "$peers/$script.py" "$@"
-    sample "$name" "$(tail -n 1 "$WORK/output" | cut -d ' ' -f 1)"
-    sample "$name.peak" "${peak:-0}"
+    note "$name" "$(tail -n 1 "$WORK/output" | cut -d ' ' -f 1)"
+    note "$name.peak" "${peak:-0}"
 }
 
 package_versions() {
@@ -72,8 +72,8 @@ sampling() {
     head -n $((prompts * times)) "$model.prompts" >"$WORK/$name.jsonl"
     run rollout "$WORK/$name.jsonl" --model "$model" -n "$generations" --max-sequences $((prompts * generations)) \
         --max-completion-tokens "$tokens"
-    sample "$name" "$(calculate "$times * $prompts * $generations * $tokens / $taken")"
-    sample "$name.peak" "${peak:-0}"
+    note "$name" "$(calculate "$times * $prompts * $generations * $tokens / $taken")"
+    note "$name.peak" "${peak:-0}"
     peer "$name.peer" generate "$model" "$model.prompts" --prompts "$prompts" --generations "$generations" --new-tokens "$tokens" \
         --times $((times < 3 ? 1 : 3))
 }
@@ -86,8 +86,8 @@ training() {
     run grpo-step "$model.scored" --policy "$model" --out "$WORK/trained" --loss grpo --groups-per-step "$groups" --max-staleness any \
         --weights-only
     rm -rf "$WORK/trained"
-    sample "$name" "$(calculate "$taken / $steps")"
-    sample "$name.peak" "${peak:-0}"
+    note "$name" "$(calculate "$taken / $steps")"
+    note "$name.peak" "${peak:-0}"
     peer "$name.peer" train_step "$model" "$model.scored" --sequences-per-step $((sequences / steps)) --times "$peer_steps" \
         --warm-up $((peer_steps < 3 ? 1 : 2))
 }
@@ -103,7 +103,7 @@ whole_step() {
         train_one_step "$step"
         [ "$step" -le 2 ] || calculate "$EPOCHREALTIME - $began"
     done >"$WORK/samples/of_run"
-    sample whole "$(median of_run)"
+    note whole "$(median of_run)"
     sed -n 's/.*"completions\/mean_length":\([0-9.]*\).*/\1/p' "$RUN/metrics.jsonl" | tail -n 8 |
         awk '{ sum += $1 } END { print sum / NR }' >>"$WORK/samples/whole.length"
     peer whole.peer trl_step "$RUN/checkpoints/$(step_name 0)" "$RUN/prompts.jsonl" --prompts-per-step "$PROMPTS_PER_STEP" \
@@ -123,8 +123,8 @@ start_run() {
 
 scoring() {
     output=/dev/null run score "$WORK/rollouts.jsonl"
-    sample score "$(calculate "$(wc -l <"$WORK/rollouts.jsonl") / $taken")"
-    sample score.peak "${peak:-0}"
+    note score "$(calculate "$(wc -l <"$WORK/rollouts.jsonl") / $taken")"
+    note score.peak "${peak:-0}"
     peer score.peer score "$WORK/some_rollouts.jsonl"
 }
 

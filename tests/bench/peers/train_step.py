@@ -5,7 +5,6 @@ is applied to the completions only.
 """
 
 import argparse
-import itertools
 import json
 
 import torch
@@ -39,7 +38,9 @@ def batch_of(records):
 
 
 with open(args.records) as lines:
-    steps = [batch_of([json.loads(line) for line in step]) for step in itertools.batched(lines, args.sequences_per_step)]
+    records = [json.loads(line) for line in lines]
+size = args.sequences_per_step
+steps = [batch_of(records[i : i + size]) for i in range(0, len(records), size)]
 model, _ = load(args.model)
 model.train()
 optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6, weight_decay=0.0, fused=True)
