@@ -44,6 +44,7 @@ run() {
 peer() {
     local name=$1 setting chosen=$WORK/$1.setting
     [ -n "$versions" ] || return 0
+    [ "$settings" != "${settings% *}" ] || echo "$settings" >"$chosen"
     if [ ! -f "$chosen" ]; then
         for setting in $settings; do
             peer_once "$setting" "${@:2}"
