@@ -24,8 +24,11 @@ check:
 	cargo fmt --check
 	cargo clippy --all-targets -- -D warnings
 
+# PYTHON: a Python with the packages of tests/bench/peers/requirements.txt; without them only our side is measured.
 bench: all
-	bash pipelines/bench.sh
+	mkdir -p tests/bench/results
+	bash pipelines/bench.sh >tests/bench/results/.new
+	mv tests/bench/results/.new tests/bench/results/$$(date -u +%F)-cpu.md
 
 clean:
 	cargo clean

@@ -1,0 +1,29 @@
+"""What the peers share: threads, the model, its prompts, and the way a number is reported."""
+
+import os
+import statistics
+import time
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+
+
+def load(directory):
+    tokenizer = AutoTokenizer.from_pretrained(directory, padding_side="left")
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
+    return model, tokenizer
+
+
+def seconds(function, times, warm_up):
+    """Median wall time of `function`, called `times` times after `warm_up` calls that do not count."""
+    taken = []
+    for i in range(warm_up + times):
+        began = time.perf_counter()
+        function(i)
+        taken.append(time.perf_counter() - began)
+    return statistics.median(taken[warm_up:])
