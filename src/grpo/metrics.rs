@@ -124,8 +124,8 @@ mod tests {
         let mut metrics = Metrics::default();
         metrics.count("step", 3);
         metrics.real("loss", 0.1 + 0.2);
-        metrics.real("learning_rate", 1e-6);
-        assert_eq!(metrics.to_json(), br#"{"step":3,"loss":0.3,"learning_rate":1e-6}"#);
+        metrics.real("learning_rate", 1e-3);
+        assert_eq!(metrics.to_json(), br#"{"step":3,"loss":0.3,"learning_rate":0.001}"#);
     }
 
     #[test]
