@@ -96,18 +96,25 @@ sampling() {
         --times $((times < 3 ? 1 : 3))
 }
 
-# training NAME MODEL GROUPS STEPS PEER_STEPS: seconds a step on the records in MODEL.scored. Ours: start and writing included.
+# training NAME MODEL GROUPS STEPS PEER_STEPS: seconds a step on the records in MODEL.scored. Ours: what all steps take longer than the
+# first alone, so that loading, the first step and writing are left out as they are for the peer.
 training() {
-    local name=$1 model=$2 groups=$3 steps=$4 peer_steps=$5 sequences
+    local name=$1 model=$2 groups=$3 steps=$4 peer_steps=$5 sequences first
     sequences=$(wc -l <"$model.scored")
-    rm -rf "$WORK/trained"
-    run grpo-step "$model.scored" --policy "$model" --out "$WORK/trained" --loss grpo --groups-per-step "$groups" --max-staleness any \
-        --weights-only
-    rm -rf "$WORK/trained"
-    note "$name" "$(calculate "$taken / $steps")"
+    head -n $((sequences / steps)) "$model.scored" >"$model.first"
+    train_on "$model.first"
+    first=$taken
+    train_on "$model.scored"
+    note "$name" "$(calculate "($taken - $first) / ($steps - 1)")"
     note "$name.peak" "${peak:-0}"
     peer "$name.peer" train_step "$model" "$model.scored" --sequences-per-step $((sequences / steps)) --times "$peer_steps" \
         --warm-up $((peer_steps < 3 ? 1 : 2))
+}
+
+train_on() {
+    rm -rf "$WORK/trained"
+    run grpo-step "$1" --policy "$model" --out "$WORK/trained" --loss grpo --groups-per-step "$groups" --max-staleness any --weights-only
+    rm -rf "$WORK/trained"
 }
 
 # Whole steps by files from the same start, three processes each, against TRL's; the first two of ten do not count.
@@ -237,7 +244,8 @@ $model, $(nproc) cores, $memory; $(uname -sr); load $(cut -d ' ' -f 1 <"$WORK/lo
 Commit $(git rev-parse --short HEAD)$(git diff --quiet HEAD || echo ' with changes'), $(rustc --version | cut -d ' ' -f 1,2).
 Peers: ${versions:-not measured, $PYTHON lacks the packages of $peers/requirements.txt}.
 f32; ours on $THREADS threads, each peer on the fastest of $settings (threads:OMP_WAIT_POLICY; 0.5B: $THREADS:passive). Median (smallest-largest) of $REPEATS runs, of $LARGE_REPEATS for the 0.5B shape; the sides take turns.
-Ours are whole processes, start, loading and writing included; the peers' import, loading and first calls are not counted.
+Ours are whole processes, start, loading and writing included, but for the training steps; the peers' import, loading and first calls
+are not counted.
 
 | what | unit | ours | peer | peer's threads:wait | ours faster | wanted |
 |---|---|---|---|---|---|---|
