@@ -101,9 +101,8 @@ train_one_step() {
         cat "$RUN/rollout.log" >&2
         die "step $1: sampling or scoring failed"
     }
-    learn_from "$rollouts" "$RUN/checkpoints/$name" >"$RUN/.metrics"
-    { head -n $(($1 - 1)) "$RUN/metrics.jsonl" && cat "$RUN/.metrics"; } >"$RUN/.metrics.all"
-    mv "$RUN/.metrics.all" "$RUN/metrics.jsonl"
+    { head -n $(($1 - 1)) "$RUN/metrics.jsonl" && learn_from "$rollouts" "$RUN/checkpoints/$name"; } >"$RUN/.metrics.jsonl"
+    mv "$RUN/.metrics.jsonl" "$RUN/metrics.jsonl"
     point_policy_at "$name"
     forget "$(($1 - 1))"
 }

@@ -138,12 +138,16 @@ impl Output {
         self.attempt(|out| out.write_all(lines))
     }
 
-    /// Hands what was written so far to the reader, so that a pipe sees each batch as it is made.
+    /// Hands what was written so far to the reader, so that a pipe sees each batch as it is made. A file has no reader before it is
+    /// whole, and a compressed one would hold the moments of flushing in its bytes.
     ///
     /// # Errors
     /// As [`Output::write_line`].
     pub fn flush(&mut self) -> Result<()> {
-        self.attempt(|out| out.flush())
+        match &mut self.sink {
+            Sink::Stdout(writer) => writer.flush().map_err(Error::Output),
+            Sink::File { .. } => Ok(()),
+        }
     }
 
     /// Flushes and publishes. The last write error of a full disk shows here.

@@ -11,6 +11,7 @@ mod grpo_step;
 mod gsm8k_prep;
 mod hub;
 mod model;
+mod pipeline;
 mod plain_qwen2;
 mod process;
 mod rollout;
