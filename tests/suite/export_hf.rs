@@ -85,16 +85,18 @@ fn a_checkpoint_becomes_a_model_directory_without_what_only_training_needs() {
     }
 }
 
+type Round = fn(f32) -> f32;
+
 #[test]
 fn weights_are_the_same_in_f32_and_the_nearest_in_fewer_bits() {
     let dir = tempfile::tempdir().unwrap();
     let model = Model::load(&tiny()).unwrap();
-    let round: [(&str, &str, fn(f32) -> f32); 3] = [
+    let storages: [(&str, &str, Round); 3] = [
         ("f32", "float32", |x| x),
         ("bf16", "bfloat16", |x| bf16::from_f32(x).to_f32()),
         ("f16", "float16", |x| f16::from_f32(x).to_f32()),
     ];
-    for (option, dtype, round) in round {
+    for (option, dtype, round) in storages {
         let out = dir.path().join(option);
         exported(&tiny(), &out, &["--dtype", option]);
         let config: Value = serde_json::from_slice(&fs::read(out.join("config.json")).unwrap()).unwrap();

@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use grpo_pipes::cli::note;
 use grpo_pipes::gsm8k::prompt::SYSTEM_PROMPT;
 use grpo_pipes::record::Message;
 use grpo_pipes::tokenizer::{Tokenizer, stop_ids};
@@ -18,7 +19,7 @@ fn message(role: &str, content: &str) -> Message {
 fn shared(name: &str) -> Option<PathBuf> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared").join(name);
     if !path.exists() {
-        eprintln!("skipped: no {}", path.display());
+        note("tokenizer test skipped", &format!("no {}", path.display()));
     }
     path.exists().then_some(path)
 }
