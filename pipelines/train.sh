@@ -42,7 +42,12 @@ make_start() {
                 --seed "$SEED" >"$RUN/supervised.jsonl"
     fi
     export-hf "$model" "$start" --dtype f32
-    [ "$SUPERVISED_STEPS" -eq 0 ] || rm -rf "$model"
+}
+
+# What only served to make something else, or was being made when the run was killed.
+sweep() {
+    rm -rf "$RUN"/checkpoints/supervised "$RUN"/checkpoints/.*.tmp
+    find "$RUN" -name '.*.tmp' -type f -delete
 }
 
 evaluate_as() {
@@ -89,6 +94,7 @@ table() {
 
 make_prompts
 make_start
+sweep
 [ -L "$RUN/policy" ] || point_policy_at "$(step_name 0)"
 touch "$RUN/metrics.jsonl"
 evaluate_as before
