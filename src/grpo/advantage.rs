@@ -24,7 +24,7 @@ pub struct Advantages {
     pub groups: Vec<Vec<f64>>,
     /// Mean of all rewards.
     pub reward_mean: f64,
-    /// Standard deviation within a group, averaged over completions; that of the step for [`ScaleRewards::Batch`].
+    /// Standard deviation of all rewards.
     pub reward_std: f64,
     /// Fraction of completions whose group's (or step's) rewards are all equal: they teach nothing. In 0-1.
     pub zero_std_frac: f64,
@@ -63,7 +63,7 @@ pub fn advantages(rewards: &[Vec<Option<f64>>], scale: ScaleRewards) -> Advantag
     Advantages {
         groups: rewards.iter().enumerate().map(of_group).collect(),
         reward_mean: batch.mean,
-        reward_std: over_completions(&deviation),
+        reward_std: batch.std,
         zero_std_frac: over_completions(&|group| f64::from(deviation(group) == 0.0)),
     }
 }
