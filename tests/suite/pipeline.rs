@@ -72,7 +72,10 @@ fn train_until(root: &TempDir, file: &str) {
     let mut run = command.stdout(Stdio::null()).stderr(Stdio::null()).process_group(0).spawn().unwrap();
     let began = Instant::now();
     while !root.path().join(file).exists() {
-        assert!(began.elapsed() < Duration::from_secs(120) && run.try_wait().unwrap().is_none(), "never came to {file}");
+        assert!(
+            began.elapsed() < Duration::from_secs(120) && run.try_wait().unwrap().is_none(),
+            "never came to {file}"
+        );
         std::thread::sleep(Duration::from_millis(1));
     }
     // The shell's own kill: some programs of that name read a group's number as other options.
@@ -90,7 +93,9 @@ fn a_run_trains_evaluates_and_exports_and_gives_the_same_bytes_again_even_when_k
     assert!(table.starts_with("12 held-out problems"), "{table}");
     assert_eq!(table.lines().filter(|line| line.matches(" %").count() == 2).count(), 8, "{table}");
     let wanted = files(&whole);
-    for name in ["metrics.jsonl", "eval/after.greedy.json", "export/model.safetensors", "rollouts/step_000005.jsonl.zst"] {
+    for name in
+        ["metrics.jsonl", "eval/after.greedy.json", "export/model.safetensors", "rollouts/step_000005.jsonl.zst"]
+    {
         assert!(wanted.contains_key(&format!("/runs/run/{name}")), "{name}: {wanted:?}");
     }
     let kept = std::fs::read_dir(whole.path().join("runs/run/checkpoints")).unwrap().count();
