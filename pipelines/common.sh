@@ -30,8 +30,9 @@ choose_recipe() {
 load_recipe() {
     local file=pipelines/recipes/$RECIPE.env line name value
     [ -f "$file" ] || die "no recipe $RECIPE; there are: $(cd pipelines/recipes && echo *.env | sed 's/\.env//g')" 2
-    recipe_names=(SEED)
+    recipe_names=(SEED SCORER) # a run's rewards are as much its own as its numbers
     SEED=${SEED:-1}
+    SCORER=${SCORER:-}
     while IFS= read -r line || [ -n "$line" ]; do
         line=${line%%#*}
         line=${line%"${line##*[![:space:]]}"}
@@ -96,12 +97,12 @@ sample() {
 train_one_step() {
     local name=$(step_name "$1") rollouts
     rollouts=$RUN/rollouts/$name.jsonl
-    [ -n "${SCORER:-}" ] || rollouts+=.zst
+    [ -n "$SCORER" ] || rollouts+=.zst
     prompts_of_step "$1" | sample_groups | score_into "$rollouts" || {
         cat "$RUN/rollout.log" >&2
         die "step $1: sampling or scoring failed"
     }
-    { head -n $(($1 - 1)) "$RUN/metrics.jsonl" && learn_from "$rollouts" "$RUN/checkpoints/$name"; } >"$RUN/.metrics.jsonl"
+    { sed "$1,\$d" "$RUN/metrics.jsonl" && learn_from "$rollouts" "$RUN/checkpoints/$name"; } >"$RUN/.metrics.jsonl"
     mv "$RUN/.metrics.jsonl" "$RUN/metrics.jsonl"
     point_policy_at "$name"
     forget "$(($1 - 1))"
@@ -118,7 +119,7 @@ sample_groups() {
 
 # A stage of the user's takes the place of score: SCORER='./my_reward.py'.
 score_into() {
-    if [ -z "${SCORER:-}" ]; then
+    if [ -z "$SCORER" ]; then
         score --reward "$REWARDS" -o "$1"
     else
         $SCORER >"$1.tmp" && mv "$1.tmp" "$1"
@@ -130,7 +131,7 @@ learn_from() {
     [ "$BETA" = 0 ] || reference=(--reference "$RUN/checkpoints/$(step_name 0)")
     rm -rf "$2"
     grpo-step "$1" --policy "$RUN/policy" --out "$2" --loss "$LOSS" --epsilon "$EPSILON" \
-        --beta "$BETA" "${reference[@]}" --max-completion-tokens "$MAX_COMPLETION_TOKENS" \
+        --beta "$BETA" ${reference[@]+"${reference[@]}"} --max-completion-tokens "$MAX_COMPLETION_TOKENS" \
         --learning-rate "$LEARNING_RATE" --schedule "$SCHEDULE" --warmup-ratio "$WARMUP_RATIO" --total-steps "$STEPS" \
         --adam-beta1 "$ADAM_BETA1" --adam-beta2 "$ADAM_BETA2" --weight-decay "$WEIGHT_DECAY" \
         --max-grad-norm "$MAX_GRAD_NORM" --seed "$SEED"

@@ -5,6 +5,7 @@
 choose_recipe
 load_recipe
 [ -L "$RUN/policy" ] || die "$RUN has no policy yet; 'make train' makes one" 2
+pin_recipe
 
 step=$(reached_step)
 next=$((step + 1))

@@ -27,16 +27,17 @@ make_prompts() {
 
 # Step 0: a supervised start, or the model as it is. Either way a directory of its own, whose optimizer starts afresh.
 make_start() {
-    local start model=$MODEL
+    local start model=$MODEL init=()
     start=$RUN/checkpoints/$(step_name 0)
     [ ! -d "$start" ] || return 0
     if [ "$SUPERVISED_STEPS" -gt 0 ]; then
         say "supervised start: $SUPERVISED_STEPS steps on $SUPERVISED_BATCH demonstrations each"
         model=$RUN/checkpoints/supervised
         rm -rf "$model"
+        [ -f "$MODEL/model.safetensors" ] || init=(--init)
         prepare train $((SUPERVISED_STEPS * SUPERVISED_BATCH)) --demonstrations \
             --sloppy-format "$SLOPPY_FORMAT" --sloppy-arithmetic "$SLOPPY_ARITHMETIC" |
-            grpo-step --supervised --init --policy "$MODEL" --out "$model" --loss-on-prompt \
+            grpo-step --supervised ${init[@]+"${init[@]}"} --policy "$MODEL" --out "$model" --loss-on-prompt \
                 --groups-per-step "$SUPERVISED_BATCH" --learning-rate "$SUPERVISED_LEARNING_RATE" \
                 --schedule linear --warmup-ratio 0.02 --total-steps "$SUPERVISED_STEPS" --max-grad-norm 1 \
                 --seed "$SEED" >"$RUN/supervised.jsonl"

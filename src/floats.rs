@@ -71,6 +71,13 @@ impl Floats {
         }
         self.len = len;
     }
+
+    /// As [`Floats::reuse`], and all zero.
+    pub fn reuse_zeros(&mut self, len: usize) -> &mut [f32] {
+        self.reuse(len);
+        self.fill(0.0);
+        self
+    }
 }
 
 impl Clone for Floats {

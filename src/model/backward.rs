@@ -54,13 +54,13 @@ fn mlp(
     weight_gradient(matmul::Rows::new(rows.d, d, 0), &scratch.act, (t, d, f), d_down);
 
     rms_norm_again(&kept.x_mid, &kept.scale_mid, w.post_norm, &mut scratch.normed);
-    let mut d_normed = Floats::zeros(t * d);
+    let d_normed = scratch.d_normed.reuse_zeros(t * d);
     for (dy, weight, d_weight) in [(&kept.gate, w.gate, d_gate), (&kept.up, w.up, d_up)] {
         let dy = matmul::Rows::new(dy, f, 0);
         weight_gradient(dy, &scratch.normed, (t, f, d), d_weight);
-        input_gradient(dy, weight, (t, f, d), &mut d_normed);
+        input_gradient(dy, weight, (t, f, d), d_normed);
     }
-    rms_norm_backward(&d_normed, &kept.x_mid, &kept.scale_mid, w.post_norm, rows.d, post_norm);
+    rms_norm_backward(d_normed, &kept.x_mid, &kept.scale_mid, w.post_norm, rows.d, post_norm);
 }
 
 fn self_attention(
@@ -75,23 +75,23 @@ fn self_attention(
     let (t, d, kv) = (rows.positions.len(), config.hidden_size, config.kv_dim());
     let [input_norm, d_q, d_q_bias, d_k, d_k_bias, d_v, d_v_bias, d_o, ..] = gradients;
 
-    let mut d_attended = Floats::zeros(t * d);
+    let d_attended = scratch.d_normed.reuse_zeros(t * d);
     let dy = matmul::Rows::new(rows.d, d, 0);
-    input_gradient(dy, w.o, (t, d, d), &mut d_attended);
+    input_gradient(dy, w.o, (t, d, d), d_attended);
     weight_gradient(dy, &kept.attended, (t, d, d), d_o);
 
-    let mut d_qkv = Floats::zeros(t * heads.row());
+    let d_qkv = scratch.d_qkv.reuse_zeros(t * heads.row());
     let forward = attention::Kept { qkv: &kept.qkv, out: &kept.attended, log_sum: &kept.log_sum };
-    attend_packed_backward(heads, forward, rows.starts, &d_attended, &mut d_qkv);
-    model.rope().apply(&mut d_qkv, heads.row(), heads.queries + heads.kv, rows.positions, Turn::Backward);
+    attend_packed_backward(heads, forward, rows.starts, d_attended, d_qkv);
+    model.rope().apply(d_qkv, heads.row(), heads.queries + heads.kv, rows.positions, Turn::Backward);
 
     rms_norm_again(&kept.x_in, &kept.scale_in, w.input_norm, &mut scratch.normed);
-    let d_normed = &mut d_attended; // the same shape, no longer needed
+    let d_normed = d_attended; // the same shape, no longer needed
     d_normed.fill(0.0);
     let parts = [(w.q, d_q, d_q_bias, 0, d), (w.k, d_k, d_k_bias, d, kv), (w.v, d_v, d_v_bias, d + kv, kv)];
     for (weight, d_weight, d_bias, column, width) in parts {
-        let dy = matmul::Rows::new(&d_qkv, heads.row(), column);
-        bias_gradient(&d_qkv, heads.row(), column, d_bias);
+        let dy = matmul::Rows::new(d_qkv, heads.row(), column);
+        bias_gradient(d_qkv, heads.row(), column, d_bias);
         weight_gradient(dy, &scratch.normed, (t, width, d), d_weight);
         input_gradient(dy, weight, (t, width, d), d_normed);
     }

@@ -42,12 +42,6 @@ impl KvCache {
         self.len = 0;
     }
 
-    /// Bytes of keys and values a position takes in a model of this shape.
-    #[must_use]
-    pub fn bytes_a_position(config: &Config) -> usize {
-        2 * config.num_hidden_layers * config.kv_dim() * size_of::<f32>()
-    }
-
     /// Writes one layer's part of the position `len + ahead` from a row of queries, keys and values.
     pub(super) fn write(&mut self, layer: usize, ahead: usize, heads: Heads, row: &[f32]) {
         let position = self.len + ahead;

@@ -134,6 +134,10 @@ fn a_run_refuses_other_numbers_and_takes_a_stage_of_the_users() {
     assert!(said.contains("was: STEPS=2") && said.contains("now: STEPS=3"), "{said}");
 
     let done = script(&root, "step.sh", &[("STEPS", "2")]).output().unwrap();
+    assert_eq!(done.status.code(), Some(2), "another scorer");
+    assert!(text(&done.stderr).contains("now: SCORER="), "{}", text(&done.stderr));
+
+    let done = script(&root, "step.sh", &[("SCORER", scorer), ("STEPS", "2")]).output().unwrap();
     assert_eq!(done.status.code(), Some(2));
     assert!(text(&done.stderr).contains("has done all of its 2 steps"), "{}", text(&done.stderr));
 }
