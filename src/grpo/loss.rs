@@ -95,7 +95,7 @@ pub enum Clipped {
     High,
 }
 
-/// One token's part of the loss, before its weight.
+/// One token's part of the loss.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct TokenLoss {
     /// Surrogate and `beta` times `kl`.
@@ -106,6 +106,14 @@ pub struct TokenLoss {
     pub kl: f64,
     /// Whether the clip range stops the gradient.
     pub clipped: Clipped,
+}
+
+impl TokenLoss {
+    /// With the token's weight in the loss.
+    #[must_use]
+    pub fn weighted(self, weight: f64) -> Self {
+        Self { loss: weight * self.loss, slope: weight * self.slope, ..self }
+    }
 }
 
 /// The clipped surrogate of one token, with the KL penalty.

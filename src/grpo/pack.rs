@@ -12,13 +12,15 @@ pub struct Sequence<'a> {
 }
 
 impl Sequence<'_> {
-    /// Tokens the model reads: the last one has no successor to predict.
-    fn num_read(&self) -> usize {
-        (self.prompt.len() + self.completion.len()).saturating_sub(1)
+    /// Tokens the model reads, besides those of a prompt it has read already: the last one has no successor to predict.
+    fn num_read(&self, before: Option<&Self>) -> usize {
+        let prompt = if before.is_some_and(|before| before.prompt == self.prompt) { 0 } else { self.prompt.len() };
+        (prompt + self.completion.len()).saturating_sub(1)
     }
 }
 
 /// Sequences that go through the model at once.
+#[derive(Default)]
 pub struct MicroBatch {
     /// What the model reads.
     pub packed: Packed,
@@ -29,62 +31,106 @@ pub struct MicroBatch {
 }
 
 /// Cuts `members`, indices into `sequences`, into runs of at most `max_tokens`; a longer sequence is a run of its own, and one
-/// without a target in none.
+/// without a target in none. A prompt that several in a row share counts once a run.
 #[must_use]
 pub fn cut(sequences: &[Sequence<'_>], members: &[usize], max_tokens: usize) -> Vec<Vec<usize>> {
     let mut runs: Vec<Vec<usize>> = Vec::new();
     let mut tokens = 0;
     for &member in members.iter().filter(|member| !sequences[**member].completion.is_empty()) {
-        let length = sequences[member].num_read();
+        let before = runs.last().and_then(|run| run.last()).map(|&last| &sequences[last]);
+        let length = sequences[member].num_read(before);
         match runs.last_mut() {
-            Some(run) if tokens + length <= max_tokens => run.push(member),
+            Some(run) if tokens + length <= max_tokens => {
+                run.push(member);
+                tokens += length;
+            }
             _ => {
                 runs.push(vec![member]);
-                tokens = 0;
+                tokens = sequences[member].num_read(None);
             }
         }
-        tokens += length;
     }
     runs
 }
 
-/// Lays a run of sequences end to end.
+/// Lays a run of sequences end to end; a prompt that several in a row share is there once, and their completions go on from it.
 #[must_use]
 pub fn pack(sequences: &[Sequence<'_>], run: &[usize]) -> MicroBatch {
-    let mut batch =
-        MicroBatch { packed: Packed { tokens: Vec::new(), starts: vec![0] }, targets: Vec::new(), origins: Vec::new() };
-    for &member in run {
-        let Sequence { prompt, completion } = sequences[member];
-        let tokens = &mut batch.packed.tokens;
-        let first_row = tokens.len() + prompt.len() - 1;
-        let target = |(index, token): (usize, &u32)| Target { row: first_row + index, token: *token };
-        batch.targets.extend(completion.iter().enumerate().map(target));
-        batch.origins.extend((0..completion.len()).map(|index| (member, index)));
-        tokens.extend(prompt.iter().chain(completion).take(sequences[member].num_read()));
-        batch.packed.starts.push(tokens.len());
+    let mut batch = MicroBatch { packed: Packed { starts: vec![0], ..Packed::default() }, ..MicroBatch::default() };
+    for family in run.chunk_by(|&a, &b| sequences[a].prompt == sequences[b].prompt) {
+        let prompt = sequences[family[0]].prompt;
+        let prompt_end = batch.packed.tokens.len() + prompt.len();
+        if let &[member] = family {
+            let completion = sequences[member].completion;
+            batch.aim(member, completion, (prompt_end, prompt_end));
+            batch.lay(prompt.iter().chain(&completion[..completion.len() - 1]), None);
+            continue;
+        }
+        let prefix = batch.packed.prefixes.len();
+        batch.lay(prompt, None);
+        for &member in family {
+            let completion = sequences[member].completion;
+            batch.aim(member, completion, (prompt_end, batch.packed.tokens.len()));
+            if completion.len() > 1 {
+                batch.lay(&completion[..completion.len() - 1], Some(prefix));
+            }
+        }
     }
     batch
+}
+
+impl MicroBatch {
+    /// Makes targets of a completion's tokens: the first follows the prompt's last row, the others the rows from `own_start` on.
+    fn aim(&mut self, member: usize, completion: &[u32], (prompt_end, own_start): (usize, usize)) {
+        for (index, &token) in completion.iter().enumerate() {
+            let row = if index == 0 { prompt_end - 1 } else { own_start + index - 1 };
+            self.targets.push(Target { row, token });
+            self.origins.push((member, index));
+        }
+    }
+
+    fn lay<'a>(&mut self, tokens: impl IntoIterator<Item = &'a u32>, prefix: Option<usize>) {
+        self.packed.tokens.extend(tokens);
+        self.packed.starts.push(self.packed.tokens.len());
+        self.packed.prefixes.push(prefix);
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const SEQUENCES: [Sequence<'static>; 4] = [
+    const SEQUENCES: [Sequence<'static>; 6] = [
         Sequence { prompt: &[1, 2], completion: &[3, 4] },
         Sequence { prompt: &[5], completion: &[6] },
         Sequence { prompt: &[7], completion: &[] },
         Sequence { prompt: &[1, 2, 3], completion: &[4, 5, 6] },
+        Sequence { prompt: &[1, 2, 3], completion: &[7] },
+        Sequence { prompt: &[1, 2, 3], completion: &[8, 9] },
     ];
+
+    fn targets(batch: &MicroBatch) -> Vec<(usize, u32)> {
+        batch.targets.iter().map(|target| (target.row, target.token)).collect()
+    }
 
     #[test]
     fn each_target_stands_after_the_row_of_its_predecessor() {
         let batch = pack(&SEQUENCES, &[1, 0]);
         assert_eq!(batch.packed.tokens, [5, 1, 2, 3]);
         assert_eq!(batch.packed.starts, [0, 1, 4]);
-        let targets: Vec<_> = batch.targets.iter().map(|target| (target.row, target.token)).collect();
-        assert_eq!(targets, [(0, 6), (2, 3), (3, 4)]);
+        assert_eq!(batch.packed.prefixes, [None, None]);
+        assert_eq!(targets(&batch), [(0, 6), (2, 3), (3, 4)]);
         assert_eq!(batch.origins, [(1, 0), (0, 0), (0, 1)]);
+    }
+
+    #[test]
+    fn a_shared_prompt_is_there_once() {
+        let batch = pack(&SEQUENCES, &[1, 3, 4, 5]);
+        assert_eq!(batch.packed.tokens, [5, 1, 2, 3, 4, 5, 8]);
+        assert_eq!(batch.packed.starts, [0, 1, 4, 6, 7]);
+        assert_eq!(batch.packed.prefixes, [None, None, Some(1), Some(1)], "one token alone is read by nobody");
+        assert_eq!(targets(&batch), [(0, 6), (3, 4), (4, 5), (5, 6), (3, 7), (3, 8), (6, 9)]);
+        assert_eq!(batch.origins, [(1, 0), (3, 0), (3, 1), (3, 2), (4, 0), (5, 0), (5, 1)]);
     }
 
     #[test]
@@ -92,5 +138,7 @@ mod tests {
         assert_eq!(cut(&SEQUENCES, &[0, 1, 2, 3], 4), [vec![0, 1], vec![3]]);
         assert_eq!(cut(&SEQUENCES, &[3, 0, 1], 1), [vec![3], vec![0], vec![1]]);
         assert_eq!(cut(&SEQUENCES, &[0, 1, 3], 100), [vec![0, 1, 3]]);
+        assert_eq!(cut(&SEQUENCES, &[3, 4, 5], 6), [vec![3, 4, 5]], "a shared prompt counts once");
+        assert_eq!(cut(&SEQUENCES, &[3, 4, 5], 5), [vec![3, 4], vec![5]], "and again in the next run");
     }
 }

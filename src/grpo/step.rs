@@ -7,12 +7,12 @@ use serde::Serialize;
 use crate::error::{Error, Result};
 use crate::grpo::advantage::{Advantages, ScaleRewards, advantages};
 use crate::grpo::batch::{self, Completion, Group, Staleness};
-use crate::grpo::loss::{LossConfig, token_weights};
+use crate::grpo::loss::{LossConfig, TokenLoss, token_loss, token_weights};
 use crate::grpo::metrics::{self, Metrics};
 use crate::grpo::pack::{self, Sequence};
 use crate::grpo::tally::Tally;
 use crate::grpo::trainer::{Trained, Trainer, Update};
-use crate::model::{Model, TokenStats};
+use crate::model::Model;
 use crate::policy;
 
 /// Numbers of a GRPO step.
@@ -176,38 +176,24 @@ impl<'t> GrpoTrainer<'t> {
     fn pass(&mut self, plan: &Plan<'_>, first: Option<&[Vec<f32>]>) -> Tally {
         let mut tally = Tally::new(plan.sequences.len());
         let loss = &self.config.loss;
-        let mut token = |(member, index): (usize, usize), logprob: f32| {
-            let completion = plan.completions[member];
-            let old = match first {
-                _ if !plan.fresh[member] => Some(completion.logprobs[index]),
-                Some(first) => Some(first[member][index]),
-                None => None,
-            };
-            tally.sampled(member, logprob, (plan.fresh[member] && first.is_none()).then(|| completion.logprobs[index]));
-            let Some(weight) = plan.weights[member] else {
-                return 0.0;
-            };
-            let reference = plan.reference.get(member).map(|logprobs| logprobs[index]);
-            tally.token(loss, weight, plan.advantages[member], (logprob, old, reference))
-        };
-        let mut entropies = Vec::new();
-        for run in pack::cut(&plan.sequences, &plan.teaching, self.micro_batch_tokens) {
-            let batch = pack::pack(&plan.sequences, &run);
-            let mut slope = |target: usize, logprob: f32| token(batch.origins[target], logprob);
-            let (gradients, temperature) = (&mut self.trainer.gradients, plan.temperature);
-            let model = &self.trainer.model;
-            let stats = model.accumulate(&batch.packed, &batch.targets, temperature, gradients, &mut slope);
-            entropies.extend(entropies_of(plan, &batch, &stats));
+        for (members, learn) in [(&plan.teaching, true), (&plan.silent, false)] {
+            for run in pack::cut(&plan.sequences, members, self.micro_batch_tokens) {
+                let batch = pack::pack(&plan.sequences, &run);
+                let part = |target: usize, logprob| plan.part(loss, batch.origins[target], logprob, first);
+                let Trainer { model, gradients, .. } = &mut *self.trainer;
+                let stats = if learn {
+                    let slope = |target, logprob| part(target, logprob).map_or(0.0, |part| part.slope as f32);
+                    model.accumulate(&batch.packed, &batch.targets, plan.temperature, gradients, &slope)
+                } else {
+                    model.logprobs(&batch.packed, &batch.targets, plan.temperature)
+                };
+                for (target, (&(member, index), stats)) in batch.origins.iter().zip(&stats).enumerate() {
+                    let recorded = || plan.completions[member].logprobs[index];
+                    let recorded = (plan.fresh[member] && first.is_none()).then(recorded);
+                    tally.add(member, stats, recorded, part(target, stats.logprob));
+                }
+            }
         }
-        for run in pack::cut(&plan.sequences, &plan.silent, self.micro_batch_tokens) {
-            let batch = pack::pack(&plan.sequences, &run);
-            let stats = self.trainer.model.logprobs(&batch.packed, &batch.targets, plan.temperature);
-            batch.origins.iter().zip(&stats).for_each(|(origin, stats)| {
-                token(*origin, stats.logprob);
-            });
-            entropies.extend(entropies_of(plan, &batch, &stats));
-        }
-        tally.entropy = entropies.into_iter().collect();
         tally
     }
 
@@ -234,16 +220,28 @@ impl<'t> GrpoTrainer<'t> {
 }
 
 impl Plan<'_> {
+    /// A token's part of the loss, if its completion counts.
+    fn part(
+        &self,
+        loss: &LossConfig,
+        (member, index): (usize, usize),
+        logprob: f32,
+        first: Option<&[Vec<f32>]>,
+    ) -> Option<TokenLoss> {
+        let weight = self.weights[member]?;
+        let old = match first {
+            _ if !self.fresh[member] => Some(self.completions[member].logprobs[index]),
+            Some(first) => Some(first[member][index]),
+            None => None,
+        };
+        let reference = self.reference.get(member).map(|logprobs| logprobs[index]);
+        Some(token_loss(loss, self.advantages[member], logprob, old, reference).weighted(weight))
+    }
+
     fn trained(&self, groups: &[Group]) -> Trained {
         let tokens: usize = self.sequences.iter().map(|one| one.prompt.len() + one.completion.len()).sum();
         Trained { prompts: groups.len() as u64, tokens: tokens as u64 }
     }
-}
-
-/// Entropies of the tokens that count.
-fn entropies_of(plan: &Plan<'_>, batch: &pack::MicroBatch, stats: &[TokenStats]) -> Vec<f64> {
-    let counting = batch.origins.iter().zip(stats).filter(|((member, _), _)| plan.weights[*member].is_some());
-    counting.map(|(_, stats)| f64::from(stats.entropy)).collect()
 }
 
 fn rewards_of(line: &mut Metrics, groups: &[Group], advantages: &Advantages) {

@@ -83,12 +83,12 @@ pub fn step(trainer: &mut Trainer, config: SupervisedConfig, examples: &[Example
     let members: Vec<usize> = (0..sequences.len()).collect();
     for run in pack::cut(&sequences, &members, config.micro_batch_tokens) {
         let batch = pack::pack(&sequences, &run);
-        let mut slope = |_: usize, logprob: f32| {
-            loss -= weight * f64::from(logprob);
-            -weight as f32
-        };
-        let stats = trainer.model.accumulate(&batch.packed, &batch.targets, 1.0, &mut trainer.gradients, &mut slope);
-        stats.iter().for_each(|stats| entropy.add(f64::from(stats.entropy)));
+        let slope = |_: usize, _: f32| -weight as f32;
+        let stats = trainer.model.accumulate(&batch.packed, &batch.targets, 1.0, &mut trainer.gradients, &slope);
+        for stats in stats {
+            loss -= weight * f64::from(stats.logprob);
+            entropy.add(f64::from(stats.entropy));
+        }
     }
     if !loss.is_finite() {
         return Err(Error::Numerics("the loss is not finite; nothing was published".into()));

@@ -2,8 +2,9 @@
 
 use crate::error::{Error, Result};
 use crate::grpo::batch::Completion;
-use crate::grpo::loss::{Clipped, LossConfig, token_loss};
+use crate::grpo::loss::{Clipped, TokenLoss};
 use crate::grpo::metrics::{Mean, Metrics};
+use crate::model::TokenStats;
 
 /// Sums over the tokens of one pass.
 #[derive(Debug, Default)]
@@ -15,7 +16,7 @@ pub struct Tally {
     /// Log-probabilities as recomputed, one list a completion [nats].
     pub logprobs: Vec<Vec<f32>>,
     /// Of the tokens that count [nats].
-    pub entropy: Mean,
+    entropy: Mean,
     kl: Mean,
     clipped_low: Mean,
     clipped_high: Mean,
@@ -31,32 +32,22 @@ impl Tally {
         Self { logprobs: vec![Vec::new(); completions], ..Self::default() }
     }
 
-    /// Notes a token's log-probability; `recorded` is the sampler's, where the weights are the same.
-    pub fn sampled(&mut self, completion: usize, logprob: f32, recorded: Option<f32>) {
-        self.logprobs[completion].push(logprob);
-        if !logprob.is_finite() {
+    /// Adds a token: what the model says of it, the sampler's log-probability where the weights are the same, and its part of the
+    /// loss where it counts.
+    pub fn add(&mut self, completion: usize, now: &TokenStats, recorded: Option<f32>, part: Option<TokenLoss>) {
+        self.logprobs[completion].push(now.logprob);
+        if !now.logprob.is_finite() {
             self.not_finite.get_or_insert(completion);
         } else if let Some(recorded) = recorded {
-            self.disagreement.add(f64::from((logprob - recorded).abs()));
+            self.disagreement.add(f64::from((now.logprob - recorded).abs()));
         }
-    }
-
-    /// Adds a token to the loss and returns its slope. `logprobs`: now, of the old policy, of the reference [nats].
-    pub fn token(
-        &mut self,
-        config: &LossConfig,
-        weight: f64,
-        advantage: f64,
-        (logprob, old, reference): (f32, Option<f32>, Option<f32>),
-    ) -> f32 {
-        let found = token_loss(config, advantage, logprob, old, reference);
-        self.loss += weight * found.loss;
-        self.kl.add(found.kl);
-        self.clipped_low.add(f64::from(found.clipped == Clipped::Low));
-        self.clipped_high.add(f64::from(found.clipped == Clipped::High));
-        let slope = (weight * found.slope) as f32;
-        self.learned |= slope != 0.0;
-        slope
+        let Some(part) = part else { return };
+        self.loss += part.loss;
+        self.learned |= part.slope != 0.0;
+        self.entropy.add(f64::from(now.entropy));
+        self.kl.add(part.kl);
+        self.clipped_low.add(f64::from(part.clipped == Clipped::Low));
+        self.clipped_high.add(f64::from(part.clipped == Clipped::High));
     }
 
     /// Refuses a pass whose numbers mean nothing.

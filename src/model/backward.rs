@@ -2,11 +2,10 @@
 //!
 //! Norms and the MLP's activation are computed again from what the forward kept; that costs less than reading them would.
 
-use super::attention::{self, Heads, attend_packed_backward};
+use super::attention::{self, Heads, Layout, attend_packed_backward};
 use super::block::{Activations, Scratch};
-use super::matmul::{self, input_gradient, weight_gradient};
+use super::matmul::{self, Start, input_gradient, weight_gradient};
 use super::ops::{Turn, bias_gradient, rms_norm_again, rms_norm_backward, swiglu_backward};
-use super::train::Gradients;
 use super::{LAYER_PARAMETERS, Model};
 use crate::floats::Floats;
 
@@ -14,10 +13,10 @@ use crate::floats::Floats;
 pub struct Rows<'a> {
     /// Gradient of the residual stream, `(T, D)`: after the block on entry, before it on return.
     pub d: &'a mut [f32],
-    /// Position of each row in its sequence.
+    /// Position of each row.
     pub positions: &'a [u32],
-    /// First row of each sequence, and T.
-    pub starts: &'a [usize],
+    /// The sequences.
+    pub layout: Layout<'a>,
 }
 
 /// Runs block `layer` backward. `kept` is used up: its buffers become gradients.
@@ -27,11 +26,13 @@ pub fn block(
     mut rows: Rows<'_>,
     kept: &mut Activations,
     scratch: &mut Scratch,
-    gradients: &mut Gradients,
+    gradients: &mut [Floats],
 ) {
     let first = 1 + LAYER_PARAMETERS * layer;
     let gradients: &mut [Floats; LAYER_PARAMETERS] =
-        (&mut gradients.0[first..first + LAYER_PARAMETERS]).try_into().expect("a slice of that length");
+        (&mut gradients[first..first + LAYER_PARAMETERS]).try_into().expect("a slice of that length");
+    scratch.d_normed.reuse(rows.d.len());
+    scratch.d_qkv.reuse(kept.qkv.len());
     mlp(model, layer, &mut rows, kept, scratch, gradients);
     self_attention(model, layer, &mut rows, kept, scratch, gradients);
 }
@@ -48,17 +49,17 @@ fn mlp(
     let (t, d, f) = (rows.positions.len(), config.hidden_size, config.intermediate_size);
     let [.., post_norm, d_gate, d_up, d_down] = gradients;
 
-    scratch.act.fill(0.0);
-    input_gradient(matmul::Rows::new(rows.d, d, 0), w.down, (t, d, f), &mut scratch.act);
+    input_gradient(matmul::Rows::new(rows.d, d, 0), w.down.plain, (t, d, f), Start::Zero, &mut scratch.act);
     swiglu_backward(&mut kept.gate, &mut kept.up, &mut scratch.act);
     weight_gradient(matmul::Rows::new(rows.d, d, 0), &scratch.act, (t, d, f), d_down);
 
     rms_norm_again(&kept.x_mid, &kept.scale_mid, w.post_norm, &mut scratch.normed);
-    let d_normed = scratch.d_normed.reuse_zeros(t * d);
-    for (dy, weight, d_weight) in [(&kept.gate, w.gate, d_gate), (&kept.up, w.up, d_up)] {
+    let d_normed = &mut scratch.d_normed;
+    let parts = [(&kept.gate, w.gate, d_gate, Start::Zero), (&kept.up, w.up, d_up, Start::Add)];
+    for (dy, weight, d_weight, start) in parts {
         let dy = matmul::Rows::new(dy, f, 0);
         weight_gradient(dy, &scratch.normed, (t, f, d), d_weight);
-        input_gradient(dy, weight, (t, f, d), d_normed);
+        input_gradient(dy, weight.plain, (t, f, d), start, d_normed);
     }
     rms_norm_backward(d_normed, &kept.x_mid, &kept.scale_mid, w.post_norm, rows.d, post_norm);
 }
@@ -75,25 +76,28 @@ fn self_attention(
     let (t, d, kv) = (rows.positions.len(), config.hidden_size, config.kv_dim());
     let [input_norm, d_q, d_q_bias, d_k, d_k_bias, d_v, d_v_bias, d_o, ..] = gradients;
 
-    let d_attended = scratch.d_normed.reuse_zeros(t * d);
+    let d_attended = &mut scratch.d_normed;
     let dy = matmul::Rows::new(rows.d, d, 0);
-    input_gradient(dy, w.o, (t, d, d), d_attended);
+    input_gradient(dy, w.o.plain, (t, d, d), Start::Zero, d_attended);
     weight_gradient(dy, &kept.attended, (t, d, d), d_o);
 
-    let d_qkv = scratch.d_qkv.reuse_zeros(t * heads.row());
+    let d_qkv = &mut scratch.d_qkv;
     let forward = attention::Kept { qkv: &kept.qkv, out: &kept.attended, log_sum: &kept.log_sum };
-    attend_packed_backward(heads, forward, rows.starts, d_attended, d_qkv);
+    attend_packed_backward(heads, forward, rows.layout, d_attended, d_qkv);
     model.rope().apply(d_qkv, heads.row(), heads.queries + heads.kv, rows.positions, Turn::Backward);
 
     rms_norm_again(&kept.x_in, &kept.scale_in, w.input_norm, &mut scratch.normed);
     let d_normed = d_attended; // the same shape, no longer needed
-    d_normed.fill(0.0);
-    let parts = [(w.q, d_q, d_q_bias, 0, d), (w.k, d_k, d_k_bias, d, kv), (w.v, d_v, d_v_bias, d + kv, kv)];
-    for (weight, d_weight, d_bias, column, width) in parts {
+    let parts = [
+        (w.q, d_q, d_q_bias, (0, d), Start::Zero),
+        (w.k, d_k, d_k_bias, (d, kv), Start::Add),
+        (w.v, d_v, d_v_bias, (d + kv, kv), Start::Add),
+    ];
+    for (weight, d_weight, d_bias, (column, width), start) in parts {
         let dy = matmul::Rows::new(d_qkv, heads.row(), column);
         bias_gradient(d_qkv, heads.row(), column, d_bias);
         weight_gradient(dy, &scratch.normed, (t, width, d), d_weight);
-        input_gradient(dy, weight, (t, width, d), d_normed);
+        input_gradient(dy, weight.plain, (t, width, d), start, d_normed);
     }
     rms_norm_backward(d_normed, &kept.x_in, &kept.scale_in, w.input_norm, rows.d, input_norm);
 }

@@ -36,7 +36,7 @@ pub struct Scratch {
     pub normed: Floats,
     /// `(T, F)`.
     pub act: Floats,
-    /// Gradient of what a norm gives, `(T, D)`; empty until a backward needs it, as the next.
+    /// Gradient of what a norm gives, or of the heads' outputs, `(T, D)`; a backward makes the room, as for the next.
     pub d_normed: Floats,
     /// Gradient of queries, keys and values side by side, `(T, (H + 2 K) E)`.
     pub d_qkv: Floats,

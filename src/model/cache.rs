@@ -61,6 +61,6 @@ impl KvCache {
     /// One layer's positions, `ahead` not yet counted ones included.
     pub(super) fn segment(&self, layer: usize, ahead: usize) -> Segment<'_> {
         let (keys, values) = (&self.keys[layer], &self.values[layer]);
-        Segment { keys, values, capacity: self.capacity, len: self.len + ahead }
+        Segment { keys, capacity: self.capacity, values, stride: self.width, len: self.len + ahead }
     }
 }

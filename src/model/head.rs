@@ -5,31 +5,32 @@
 use rayon::prelude::*;
 
 use super::attention::exp_and_sum;
-use super::matmul::{Rows, RowsMut, Start, input_gradient, linear, weight_gradient};
+use super::matmul::{Rows, RowsMut, Start, Weight, input_gradient, linear, weight_gradient};
 use super::simd::{self, Kernel, LANES, Simd};
-use super::train::TokenStats;
+use super::span::Slope;
+use super::train::{Target, TokenStats};
 use crate::floats::Floats;
 
 /// Logits held at once [numbers]: 128 MiB, some 220 rows of a vocabulary of 151,936.
 const CHUNK_LOGITS: usize = 32 << 20;
 
-/// The head's inputs: hidden states after the final norm `(N, D)`, the head's weight `(V, D)`, the token wanted of each row.
+/// The head's inputs: hidden states after the final norm `(N, D)`, the head's weight `(V, D)`, the target of each row.
 pub struct Head<'a> {
     /// `(N, D)`.
     pub hidden: &'a [f32],
     /// `(V, D)`.
-    pub weight: &'a [f32],
-    /// `(N)`.
-    pub tokens: &'a [u32],
+    pub weight: Weight<'a>,
+    /// `(N)`, in the order of the rows.
+    pub targets: &'a [Target],
     /// Logits are divided by it.
     pub temperature: f32,
 }
 
 /// Where gradients go, and where they come from.
 pub struct HeadBackward<'a> {
-    /// dLoss / dlogprob of row `i`, called once for each in order.
-    pub slope: &'a mut dyn FnMut(usize, f32) -> f32,
-    /// Gradient of the hidden states, `(N, D)`, added to.
+    /// dLoss / dlogprob of row `i`.
+    pub slope: Slope<'a>,
+    /// Gradient of the hidden states, `(N, D)`, zero on entry.
     pub d_hidden: &'a mut [f32],
     /// Gradient of the weight, `(V, D)`, added to.
     pub d_weight: &'a mut [f32],
@@ -38,12 +39,12 @@ pub struct HeadBackward<'a> {
 impl Head<'_> {
     /// Log-probability and entropy of each row; with `backward`, gradients too. `logits` is memory to work in.
     pub fn run(&self, logits: &mut Floats, mut backward: Option<HeadBackward<'_>>) -> Vec<TokenStats> {
-        let rows = self.tokens.len();
+        let rows = self.targets.len();
         if rows == 0 {
             return Vec::new();
         }
         let d = self.hidden.len() / rows;
-        let v = self.weight.len() / d;
+        let v = self.weight.plain.len() / d;
         let chunk = (CHUNK_LOGITS / v).clamp(1, rows);
         logits.reuse(chunk * v);
         let mut stats = Vec::with_capacity(rows);
@@ -52,20 +53,22 @@ impl Head<'_> {
             let hidden = &self.hidden[from * d..(from + n) * d];
             let logits = &mut logits[..n * v];
             linear(hidden, self.weight, (n, v, d), Start::Zero, RowsMut::new(logits, v, 0));
-            let tokens = &self.tokens[from..from + n];
-            stats.par_extend(logits.par_chunks_mut(v).zip(tokens).map(|(row, &token)| self.softmax(row, token)));
+            let targets = &self.targets[from..from + n];
+            stats
+                .par_extend(logits.par_chunks_mut(v).zip(targets).map(|(row, target)| self.softmax(row, target.token)));
             let Some(backward) = &mut backward else { continue };
             let slopes: Vec<f32> = (from..from + n).map(|i| (backward.slope)(i, stats[i].logprob)).collect();
             if slopes.iter().all(|&slope| slope == 0.0) {
                 continue; // groups without signal cost no backward of the head
             }
-            logits.par_chunks_mut(v).zip(tokens).zip(slopes).for_each(|((row, &token), slope)| {
+            logits.par_chunks_mut(v).zip(targets).zip(slopes).for_each(|((row, target), slope)| {
                 let scale = slope / self.temperature;
                 row.iter_mut().for_each(|p| *p *= -scale);
-                row[token as usize] += scale;
+                row[target.token as usize] += scale;
             });
             let logits = Rows::new(logits, v, 0);
-            input_gradient(logits, self.weight, (n, v, d), &mut backward.d_hidden[from * d..(from + n) * d]);
+            let d_hidden = &mut backward.d_hidden[from * d..(from + n) * d];
+            input_gradient(logits, self.weight.plain, (n, v, d), Start::Zero, d_hidden);
             weight_gradient(logits, hidden, (n, v, d), backward.d_weight);
         }
         stats

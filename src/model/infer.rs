@@ -6,7 +6,6 @@ use super::attention::{Heads, attend};
 use super::block::{self, Activations, Scratch};
 use super::matmul::{RowsMut, Start, linear};
 use super::ops::rms_norm;
-use super::simd::LANES;
 use super::{KvCache, Model};
 use crate::floats::Floats;
 
@@ -20,16 +19,14 @@ pub struct DecodeRow<'a> {
     pub own: &'a mut KvCache,
 }
 
-/// Weights up to this size stay in a core's own cache, so threads share out sequences instead of each product [bytes].
-const CACHED_WEIGHTS: usize = 2 << 20;
-
 impl Model {
     /// Runs a prompt of at least one token: its keys and values, and the logits `(V)` after its last token.
     #[must_use]
     pub fn prefill(&self, tokens: &[u32]) -> (KvCache, Vec<f32>) {
         let (heads, rows) = (Heads::of(self.config()), tokens.len());
         let mut cache = KvCache::new(self.config(), rows);
-        let mut x = self.embed(tokens);
+        let mut x = Floats::zeros(rows * self.config().hidden_size);
+        self.embed(tokens, &mut x);
         let positions: Vec<u32> = (0..rows as u32).collect();
         let (mut kept, mut scratch) = (Activations::new(self, rows), Scratch::new(self, rows));
         for layer in 0..self.config().num_hidden_layers {
@@ -52,9 +49,7 @@ impl Model {
     /// A row's logits are the same bits whatever else is in the batch, and the same as [`Model::prefill`]'s and the trainer's.
     pub fn decode(&self, rows: &mut [DecodeRow<'_>], logits: &mut [f32]) {
         let threads = rayon::current_num_threads();
-        let weights: usize = self.config().parameters().iter().map(|(_, shape)| shape.iter().product::<usize>()).sum();
-        let share =
-            if weights * size_of::<f32>() <= CACHED_WEIGHTS { rows.len().div_ceil(threads) } else { rows.len() };
+        let share = if self.fits_a_cores_cache() { rows.len().div_ceil(threads) } else { rows.len() };
         if share == rows.len() {
             return self.decode_together(rows, logits);
         }
@@ -67,7 +62,8 @@ impl Model {
         let heads = Heads::of(self.config());
         let tokens: Vec<u32> = rows.iter().map(|row| row.token).collect();
         let positions: Vec<u32> = rows.iter().map(|row| (row.prompt.len() + row.own.len()) as u32).collect();
-        let mut x = self.embed(&tokens);
+        let mut x = Floats::zeros(rows.len() * self.config().hidden_size);
+        self.embed(&tokens, &mut x);
         let (mut kept, mut scratch) = (Activations::new(self, rows.len()), Scratch::new(self, rows.len()));
         for layer in 0..self.config().num_hidden_layers {
             let mut attend_caches = |layer: usize, qkv: &[f32], out: &mut [f32], log_sum: &mut [f32]| {
@@ -86,13 +82,11 @@ impl Model {
     }
 
     /// Rows of the embedding table, `(T, D)`.
-    pub(super) fn embed(&self, tokens: &[u32]) -> Floats {
+    pub(super) fn embed(&self, tokens: &[u32], x: &mut [f32]) {
         let d = self.config().hidden_size;
-        let mut x = Floats::zeros(tokens.len() * d);
         for (x, &token) in x.chunks_exact_mut(d).zip(tokens) {
             x.copy_from_slice(&self.embedding()[token as usize * d..][..d]);
         }
-        x
     }
 
     /// Final norm and LM head: `(T, D)` to `(T, V)`.
@@ -114,8 +108,6 @@ fn attend_rows<'c>(
     let width = heads.queries * heads.dim;
     let rows = qkv.par_chunks(heads.row()).zip(out.par_chunks_mut(width)).zip(log_sum.par_chunks_mut(heads.queries));
     rows.enumerate().with_min_len(8).for_each(|(i, ((qkv, out), log_sum))| {
-        let segments = segments(i);
-        let positions: usize = segments.iter().map(|segment| segment.len).sum();
-        attend(heads, &qkv[..width], &segments, &mut vec![0.0; positions + LANES], out, log_sum);
+        attend(heads, &qkv[..width], &segments(i), out, log_sum);
     });
 }

@@ -17,13 +17,17 @@ mod infer;
 mod matmul;
 mod ops;
 mod simd;
+mod span;
 mod train;
 mod weights;
 
 use std::path::Path;
+use std::sync::OnceLock;
 
 use crate::error::Result;
+use crate::floats::Floats;
 use crate::tensorfile::{self, Storage, Tensor};
+use matmul::Weight;
 
 pub use cache::KvCache;
 pub use config::Config;
@@ -36,24 +40,29 @@ pub use weights::has_weights;
 pub struct Model {
     config: Config,
     tensors: Vec<weights::Tensor>,
+    /// Matrices as [`matmul::turned`] gives them, each made when it is first used.
+    turned: Vec<OnceLock<Option<Floats>>>,
     rope: ops::Rope,
 }
 
 /// One block's weights: matrices `(out, in)`, vectors `(out)`.
 struct Layer<'a> {
     input_norm: &'a [f32],
-    q: &'a [f32],
+    q: Weight<'a>,
     q_bias: &'a [f32],
-    k: &'a [f32],
+    k: Weight<'a>,
     k_bias: &'a [f32],
-    v: &'a [f32],
+    v: Weight<'a>,
     v_bias: &'a [f32],
-    o: &'a [f32],
+    o: Weight<'a>,
     post_norm: &'a [f32],
-    gate: &'a [f32],
-    up: &'a [f32],
-    down: &'a [f32],
+    gate: Weight<'a>,
+    up: Weight<'a>,
+    down: Weight<'a>,
 }
+
+/// Weights up to this size stay in a core's own cache, so threads share out sequences instead of each product [bytes].
+const CACHED_WEIGHTS: usize = 2 << 20;
 
 /// Parameters of a block, in the order of [`Config::parameters`].
 const LAYER_PARAMETERS: usize = 12;
@@ -78,7 +87,8 @@ impl Model {
 
     fn new(config: Config, tensors: Vec<weights::Tensor>) -> Self {
         let rope = ops::Rope::new(config.rope_theta, config.head_dim(), config.max_position_embeddings);
-        Self { config, tensors, rope }
+        let turned = tensors.iter().map(|_| OnceLock::new()).collect();
+        Self { config, tensors, turned, rope }
     }
 
     /// Writes `model.safetensors` as transformers reads it, tied weights once.
@@ -105,7 +115,12 @@ impl Model {
 
     /// The parameters to change; copied out of the memory map the first time.
     pub fn parameters_mut(&mut self) -> Vec<&mut [f32]> {
+        self.turned.fill_with(OnceLock::new);
         self.tensors.iter_mut().map(weights::Tensor::to_mut).collect()
+    }
+
+    fn fits_a_cores_cache(&self) -> bool {
+        self.tensors.iter().map(|tensor| size_of_val(&**tensor)).sum::<usize>() <= CACHED_WEIGHTS
     }
 
     fn rope(&self) -> &ops::Rope {
@@ -126,8 +141,13 @@ impl Model {
     }
 
     /// `(V, D)`.
-    fn head(&self) -> &[f32] {
-        &self.tensors[self.head_index()]
+    fn head(&self) -> Weight<'_> {
+        self.matrix(self.head_index(), self.config.hidden_size)
+    }
+
+    fn matrix(&self, index: usize, depth: usize) -> Weight<'_> {
+        let plain = &*self.tensors[index];
+        Weight { plain, turned: self.turned[index].get_or_init(|| matmul::turned(plain, depth)).as_deref() }
     }
 
     fn head_index(&self) -> usize {
@@ -136,20 +156,22 @@ impl Model {
 
     fn layer(&self, layer: usize) -> Layer<'_> {
         let first = 1 + LAYER_PARAMETERS * layer;
+        let (d, f) = (self.config.hidden_size, self.config.intermediate_size);
         let tensor = |i: usize| &*self.tensors[first + i];
+        let matrix = |i: usize, depth| self.matrix(first + i, depth);
         Layer {
             input_norm: tensor(0),
-            q: tensor(1),
+            q: matrix(1, d),
             q_bias: tensor(2),
-            k: tensor(3),
+            k: matrix(3, d),
             k_bias: tensor(4),
-            v: tensor(5),
+            v: matrix(5, d),
             v_bias: tensor(6),
-            o: tensor(7),
+            o: matrix(7, d),
             post_norm: tensor(8),
-            gate: tensor(9),
-            up: tensor(10),
-            down: tensor(11),
+            gate: matrix(9, d),
+            up: matrix(10, d),
+            down: matrix(11, f),
         }
     }
 }

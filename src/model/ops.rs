@@ -32,30 +32,6 @@ pub fn dot<S: Simd>(a: &[f32], b: &[f32]) -> f32 {
     }
 }
 
-/// y += sum over rows s of `weights[s] * x[s * stride..]`, each element one chain over the rows in order.
-#[inline(always)]
-pub fn weighted_rows<S: Simd>(weights: &[f32], x: &[f32], stride: usize, y: &mut [f32]) {
-    let rows = weights.len();
-    assert!(rows == 0 || x.len() >= (rows - 1) * stride + y.len());
-    let (y_whole, y_rest) = y.as_chunks_mut::<LANES>();
-    let rest = y_whole.len() * LANES;
-    for (i, y) in y_whole.iter_mut().enumerate() {
-        // SAFETY: asserted above; the sum stays in a register, where a store a row would wait for its own load.
-        unsafe {
-            let mut acc = S::load(y.as_ptr());
-            for (s, &weight) in weights.iter().enumerate() {
-                acc = S::mul_add(S::splat(weight), S::load(x.as_ptr().add(s * stride + i * LANES)), acc);
-            }
-            S::store(acc, y.as_mut_ptr());
-        }
-    }
-    for (i, y) in y_rest.iter_mut().enumerate() {
-        for (s, &weight) in weights.iter().enumerate() {
-            *y = mul_add::<S>(weight, x[s * stride + rest + i], *y);
-        }
-    }
-}
-
 /// Root-mean-square norm of each row: y = x / rms(x) * w.
 ///
 /// # Shapes

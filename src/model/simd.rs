@@ -43,6 +43,18 @@ pub trait Simd: Copy {
     unsafe fn sum_block(v: &[[Self::V; 4]; 4]) -> [[f32; 4]; 4] {
         v.map(|row| row.map(|v| unsafe { sum::<Self>(v) }))
     }
+    /// [`LANES`] x [`LANES`] numbers in rows of `stride` become columns in rows of `to_stride`.
+    ///
+    /// # Safety
+    /// Both matrices are there.
+    #[inline(always)]
+    unsafe fn transpose(from: *const f32, stride: usize, to: *mut f32, to_stride: usize) {
+        for row in 0..LANES {
+            for column in 0..LANES {
+                unsafe { *to.add(column * to_stride + row) = *from.add(row * stride + column) };
+            }
+        }
+    }
 }
 
 /// A computation over any instruction set. `run` must be `#[inline(always)]`, or it is compiled without the set.
@@ -223,6 +235,34 @@ mod x86 {
                 let column = |c: usize| fours(eights(v[0][c], v[1][c]), eights(v[2][c], v[3][c]));
                 let sums = ones(twos(column(0), column(1)), twos(column(2), column(3)));
                 std::mem::transmute::<__m512, [[f32; 4]; 4]>(sums)
+            }
+        }
+
+        /// Four rows at a time inside the 128-bit lanes, then the lanes of four such results: 64 shuffles for 256 numbers.
+        #[inline(always)]
+        unsafe fn transpose(from: *const f32, stride: usize, to: *mut f32, to_stride: usize) {
+            unsafe {
+                // fours[i][j], lane l: column 4 l + j of rows 4 i to 4 i + 3.
+                let fours: [[__m512; 4]; 4] = std::array::from_fn(|i| {
+                    let row = |r: usize| _mm512_loadu_ps(from.add((4 * i + r) * stride));
+                    let (low, high) = (_mm512_unpacklo_ps(row(0), row(1)), _mm512_unpackhi_ps(row(0), row(1)));
+                    let (low2, high2) = (_mm512_unpacklo_ps(row(2), row(3)), _mm512_unpackhi_ps(row(2), row(3)));
+                    [
+                        _mm512_shuffle_ps::<0x44>(low, low2),
+                        _mm512_shuffle_ps::<0xee>(low, low2),
+                        _mm512_shuffle_ps::<0x44>(high, high2),
+                        _mm512_shuffle_ps::<0xee>(high, high2),
+                    ]
+                });
+                (0..4).for_each(|j| {
+                    let even = |i: usize| _mm512_shuffle_f32x4::<0x88>(fours[i][j], fours[i + 1][j]);
+                    let odd = |i: usize| _mm512_shuffle_f32x4::<0xdd>(fours[i][j], fours[i + 1][j]);
+                    let put = |column: usize, v| _mm512_storeu_ps(to.add(column * to_stride), v);
+                    put(j, _mm512_shuffle_f32x4::<0x88>(even(0), even(2)));
+                    put(4 + j, _mm512_shuffle_f32x4::<0x88>(odd(0), odd(2)));
+                    put(8 + j, _mm512_shuffle_f32x4::<0xdd>(even(0), even(2)));
+                    put(12 + j, _mm512_shuffle_f32x4::<0xdd>(odd(0), odd(2)));
+                });
             }
         }
     }

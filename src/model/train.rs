@@ -1,28 +1,36 @@
 //! Packed sequences through the model: log-probabilities of chosen tokens, and the gradient of a loss over them.
+//!
+//! While the weights fit in a core's own cache a batch is cut into spans, small enough that their activations
+//! stay there too, and threads share out the spans. The cuts depend on the batch alone, and the spans' gradients are added in
+//! order, so the sums are the same bits on any number of threads. Larger models run a batch as one span, and threads share out
+//! each product.
+
+use std::sync::Mutex;
 
 use rayon::prelude::*;
 
-use super::attention::{Heads, attend_packed};
-use super::backward::{self, Rows};
-use super::block::{self, Activations, Scratch};
-use super::head::{Head, HeadBackward};
-use super::ops::{rms_norm, rms_norm_backward};
+use super::attention::Layout;
+use super::span::{Backward, Slope, Span, Workspace};
 use super::{Config, Model};
 use crate::floats::Floats;
 
-/// Sequences laid end to end without padding.
+/// Sequences laid end to end without padding. A sequence may go on from another: a prompt runs once for all of its completions,
+/// with the same bits as if each had its own.
 #[derive(Debug, Clone, Default)]
 pub struct Packed {
     /// All tokens, `(T)`.
     pub tokens: Vec<u32>,
     /// First token of each sequence, and T at the end.
     pub starts: Vec<usize>,
+    /// The sequence that each goes on from: one without a prefix of its own, and nothing between the two but others that go on
+    /// from it.
+    pub prefixes: Vec<Option<usize>>,
 }
 
-/// A token whose log-probability is wanted: `tokens[row + 1]` given everything of its sequence up to `row`.
+/// A token whose log-probability is wanted, given everything of a sequence up to `row`.
 #[derive(Debug, Clone, Copy)]
 pub struct Target {
-    /// Index into [`Packed::tokens`] of the token before it.
+    /// Index into [`Packed::tokens`] of the token before it; several tokens may follow the same.
     pub row: usize,
     /// The token itself.
     pub token: u32,
@@ -38,21 +46,20 @@ pub struct TokenStats {
 }
 
 /// One buffer a parameter, in the order of [`Config::parameters`]; and the memory that making them takes, kept from batch to batch.
-pub struct Gradients(pub Vec<Floats>, Workspace);
+pub struct Gradients(pub Vec<Floats>, Memory);
 
 #[derive(Default)]
-struct Workspace {
-    kept: Vec<Activations>,
-    scratch: Scratch,
-    logits: Floats,
+struct Memory {
+    workspaces: Workspaces,
+    /// Gradients of each span.
+    parts: Vec<Vec<Floats>>,
 }
 
 impl Gradients {
     /// All zero, in the model's shapes.
     #[must_use]
     pub fn zeros(config: &Config) -> Self {
-        let buffers = config.parameters().iter().map(|(_, shape)| Floats::zeros(shape.iter().product())).collect();
-        Self(buffers, Workspace::default())
+        Self(buffers(config), Memory::default())
     }
 
     /// Back to zero, memory kept.
@@ -61,138 +68,125 @@ impl Gradients {
     }
 }
 
+fn buffers(config: &Config) -> Vec<Floats> {
+    config.parameters().iter().map(|(_, shape)| Floats::zeros(shape.iter().product())).collect()
+}
+
+/// As many as threads ever worked at once.
+#[derive(Default)]
+struct Workspaces(Mutex<Vec<Workspace>>);
+
+impl Workspaces {
+    fn with<T>(&self, work: impl FnOnce(&mut Workspace) -> T) -> T {
+        let free = || self.0.lock().expect("nobody panics while holding it");
+        let mut workspace = free().pop().unwrap_or_default();
+        let done = work(&mut workspace);
+        free().push(workspace);
+        done
+    }
+}
+
 impl Packed {
-    /// Position of each token in its sequence.
-    fn positions(&self) -> Vec<u32> {
-        self.starts.windows(2).flat_map(|span| 0..(span[1] - span[0]) as u32).collect()
+    pub(super) fn layout(&self) -> Layout<'_> {
+        Layout { starts: &self.starts, prefixes: &self.prefixes }
+    }
+
+    /// Position of each token, counted from the start of its prefix.
+    pub(super) fn positions(&self) -> Vec<u32> {
+        let len = |sequence: usize| self.starts[sequence + 1] - self.starts[sequence];
+        let first = |sequence: usize| self.prefixes[sequence].map_or(0, len);
+        let of = |sequence| first(sequence) as u32..(first(sequence) + len(sequence)) as u32;
+        (0..self.prefixes.len()).flat_map(of).collect()
     }
 
     fn check(&self, targets: &[Target], model: &Model) {
         assert_eq!(self.starts.last(), Some(&self.tokens.len()), "starts end with the number of tokens");
-        assert!(targets.is_sorted_by(|a, b| a.row < b.row), "targets in ascending order, each row once");
-        let longest = self.starts.windows(2).map(|span| span[1] - span[0]).max().unwrap_or(0);
-        assert!(longest <= model.rope().positions(), "callers refuse sequences longer than the model's positions");
+        assert_eq!(self.starts.len(), self.prefixes.len() + 1, "each sequence has a prefix or none");
+        let mut family = 0;
+        for (i, prefix) in self.prefixes.iter().enumerate() {
+            family = if prefix.is_none() { i } else { family };
+            assert!(prefix.is_none_or(|prefix| prefix == family && i > 0), "a sequence follows its prefix");
+        }
+        assert!(targets.iter().all(|target| target.row < self.tokens.len()), "targets follow a token");
+        let last = self.positions().into_iter().max().unwrap_or(0) as usize;
+        assert!(last < model.rope().positions(), "callers refuse sequences longer than the model's positions");
+    }
+
+    /// Cut into runs of whole families, a sequence and those that go on from it, each run ended by the family that brings it to
+    /// `size` tokens.
+    fn spans(&self, targets: &[Target], size: usize) -> Vec<Span> {
+        let (mut spans, mut from, mut first) = (Vec::new(), 0, 0);
+        let count = self.prefixes.len();
+        for to in (1..=count).filter(|&to| to == count || self.prefixes[to].is_none()) {
+            let (start, end) = (self.starts[from], self.starts[to]);
+            if end - start < size && to < count {
+                continue;
+            }
+            let of_span = || targets[first..].iter().take_while(|target| target.row < end);
+            let packed = Self {
+                tokens: self.tokens[start..end].to_vec(),
+                starts: self.starts[from..=to].iter().map(|at| at - start).collect(),
+                prefixes: self.prefixes[from..to].iter().map(|prefix| prefix.map(|prefix| prefix - from)).collect(),
+            };
+            let targets: Vec<_> = of_span().map(|target| Target { row: target.row - start, ..*target }).collect();
+            let next = first + targets.len();
+            spans.push(Span { packed, targets, first });
+            (from, first) = (to, next);
+        }
+        assert_eq!(first, targets.len(), "targets in the order of their families");
+        spans
     }
 }
 
+/// Tokens of a span: enough that turning a weight costs little beside its product, few enough for a cache.
+const SPAN_TOKENS: usize = 512;
+
 impl Model {
-    /// Log-probabilities and entropies of `targets` (in ascending `row` order) at a temperature; nothing is kept for a backward.
+    /// Log-probabilities and entropies of `targets` at a temperature; nothing is kept for a backward.
     #[must_use]
     pub fn logprobs(&self, batch: &Packed, targets: &[Target], temperature: f32) -> Vec<TokenStats> {
         batch.check(targets, self);
-        let rows = batch.tokens.len();
-        let (mut kept, mut scratch) = (Activations::new(self, rows), Scratch::new(self, rows));
-        let mut x = self.embed(&batch.tokens);
-        let positions = batch.positions();
-        for layer in 0..self.config().num_hidden_layers {
-            self.block(layer, (&mut x, &positions), &mut kept, &mut scratch, &batch.starts);
-        }
-        let picked = Picked::of(self, &x, targets);
-        self.head_of(&picked, temperature).run(&mut Floats::default(), None)
+        let workspaces = Workspaces::default();
+        let one = |span: &Span| workspaces.with(|workspace| workspace.logprobs(self, span, temperature));
+        self.spans(batch, targets).par_iter().with_max_len(1).map(one).collect::<Vec<_>>().concat()
     }
 
     /// As [`Model::logprobs`], and adds to `gradients` those of a loss given by its derivative after each log-probability:
-    /// `slope(i, logprob)` = dLoss / dlogprob of `targets[i]`, called once for each target in order.
+    /// `slope(i, logprob)` = dLoss / dlogprob of `targets[i]`.
     pub fn accumulate(
         &self,
         batch: &Packed,
         targets: &[Target],
         temperature: f32,
         gradients: &mut Gradients,
-        slope: &mut dyn FnMut(usize, f32) -> f32,
+        slope: Slope<'_>,
     ) -> Vec<TokenStats> {
         batch.check(targets, self);
-        let (rows, layers) = (batch.tokens.len(), self.config().num_hidden_layers);
-        let Workspace { mut kept, mut scratch, mut logits } = std::mem::take(&mut gradients.1);
-        kept.resize_with(layers, Activations::default);
-        kept.iter_mut().for_each(|kept| kept.reuse(self, rows));
-        scratch.reuse(self, rows);
-        let mut x = self.embed(&batch.tokens);
-        let positions = batch.positions();
-        for (layer, kept) in kept.iter_mut().enumerate() {
-            self.block(layer, (&mut x, &positions), kept, &mut scratch, &batch.starts);
+        let Gradients(whole, Memory { workspaces, parts }) = gradients;
+        let spans = self.spans(batch, targets);
+        if let [span] = &spans[..] {
+            let backward = Backward { slope, gradients: whole };
+            return workspaces.with(|workspace| workspace.accumulate(self, span, temperature, backward));
         }
-        let picked = Picked::of(self, &x, targets);
-        let mut d_hidden = Floats::zeros(picked.hidden.len());
-        let backward = HeadBackward { slope, d_hidden: &mut d_hidden, d_weight: &mut gradients.0[self.head_index()] };
-        let stats = self.head_of(&picked, temperature).run(&mut logits, Some(backward));
-        // Without any slope (no group with signal) there is nothing to send back.
-        if d_hidden.iter().any(|&d| d != 0.0) {
-            x.fill(0.0);
-            picked.backward(self, &d_hidden, &mut x, &mut gradients.0[self.final_norm_index()]);
-            for (layer, kept) in kept.iter_mut().enumerate().rev() {
-                let rows = Rows { d: &mut x, positions: &positions, starts: &batch.starts };
-                backward::block(self, layer, rows, kept, &mut scratch, gradients);
+        if parts.len() < spans.len() {
+            parts.resize_with(spans.len(), || buffers(self.config()));
+        }
+        let parts = &mut parts[..spans.len()];
+        let one = |(span, part): (&Span, &mut Vec<Floats>)| {
+            part.iter_mut().for_each(|gradient| gradient.fill(0.0));
+            let backward = Backward { slope, gradients: part };
+            workspaces.with(|workspace| workspace.accumulate(self, span, temperature, backward))
+        };
+        let stats: Vec<Vec<TokenStats>> = spans.par_iter().zip(&mut *parts).with_max_len(1).map(one).collect();
+        whole.par_iter_mut().enumerate().for_each(|(i, sum)| {
+            for part in &*parts {
+                sum.iter_mut().zip(&*part[i]).for_each(|(sum, part)| *sum += part);
             }
-            self.embed_backward(&batch.tokens, &x, &mut gradients.0[0]);
-        }
-        gradients.1 = Workspace { kept, scratch, logits };
-        stats
+        });
+        stats.concat()
     }
 
-    fn block(
-        &self,
-        layer: usize,
-        rows: (&mut [f32], &[u32]),
-        kept: &mut Activations,
-        scratch: &mut Scratch,
-        starts: &[usize],
-    ) {
-        let heads = Heads::of(self.config());
-        let mut attend = |_: usize, qkv: &[f32], out: &mut [f32], log_sum: &mut [f32]| {
-            attend_packed(heads, qkv, starts, out, log_sum);
-        };
-        block::forward(self, layer, rows, kept, scratch, &mut attend);
-    }
-
-    fn head_of<'a>(&'a self, picked: &'a Picked, temperature: f32) -> Head<'a> {
-        Head { hidden: &picked.hidden, weight: self.head(), tokens: &picked.tokens, temperature }
-    }
-
-    fn embed_backward(&self, tokens: &[u32], dx: &[f32], gradient: &mut [f32]) {
-        let d = self.config().hidden_size;
-        for (&token, dx) in tokens.iter().zip(dx.chunks_exact(d)) {
-            let row = &mut gradient[token as usize * d..][..d];
-            row.iter_mut().zip(dx).for_each(|(row, dx)| *row += dx);
-        }
-    }
-}
-
-/// The rows that predict a target, through the final norm: the head runs on no others.
-struct Picked {
-    rows: Vec<usize>,
-    tokens: Vec<u32>,
-    /// Before the norm, `(N, D)`.
-    x: Floats,
-    scale: Floats,
-    /// After it, `(N, D)`.
-    hidden: Floats,
-}
-
-impl Picked {
-    fn of(model: &Model, x: &[f32], targets: &[Target]) -> Self {
-        let d = model.config().hidden_size;
-        let mut picked = Self {
-            rows: targets.iter().map(|target| target.row).collect(),
-            tokens: targets.iter().map(|target| target.token).collect(),
-            x: Floats::zeros(targets.len() * d),
-            scale: Floats::zeros(targets.len()),
-            hidden: Floats::zeros(targets.len() * d),
-        };
-        for (to, &row) in picked.x.chunks_exact_mut(d).zip(&picked.rows) {
-            to.copy_from_slice(&x[row * d..][..d]);
-        }
-        let epsilon = model.config().rms_norm_eps;
-        rms_norm(&picked.x, model.final_norm(), epsilon, &mut picked.hidden, &mut picked.scale);
-        picked
-    }
-
-    fn backward(&self, model: &Model, d_hidden: &[f32], dx: &mut [f32], d_norm: &mut [f32]) {
-        let d = model.config().hidden_size;
-        let mut picked_dx = Floats::zeros(d_hidden.len());
-        rms_norm_backward(d_hidden, &self.x, &self.scale, model.final_norm(), &mut picked_dx, d_norm);
-        for (from, &row) in picked_dx.chunks_exact(d).zip(&self.rows) {
-            dx[row * d..][..d].copy_from_slice(from);
-        }
+    fn spans(&self, batch: &Packed, targets: &[Target]) -> Vec<Span> {
+        batch.spans(targets, if self.fits_a_cores_cache() { SPAN_TOKENS } else { usize::MAX })
     }
 }

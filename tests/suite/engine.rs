@@ -105,7 +105,7 @@ fn recorded_log_probabilities_are_the_trainers_bit_for_bit() {
                 let targets: Vec<Target> = (0..completion.tokens.len())
                     .map(|i| Target { row: prompt.len() + i - 1, token: completion.tokens[i] })
                     .collect();
-                let batch = Packed { starts: vec![0, tokens.len()], tokens };
+                let batch = Packed { starts: vec![0, tokens.len()], tokens, prefixes: vec![None] };
                 let stats = model.logprobs(&batch, &targets, temperature);
                 let trainers: Vec<f32> = stats.iter().map(|stats| stats.logprob).collect();
                 assert_eq!(completion.logprobs, trainers);

@@ -6,7 +6,7 @@ use std::path::Path;
 use clap::Parser;
 use grpo_pipes::grpo::advantage::{ScaleRewards, advantages};
 use grpo_pipes::grpo::batch::{Group, Groups};
-use grpo_pipes::grpo::loss::{LossConfig, token_weights};
+use grpo_pipes::grpo::loss::{LossConfig, token_loss, token_weights};
 use grpo_pipes::grpo::metrics::Metrics;
 use grpo_pipes::grpo::pack::{self, Sequence};
 use grpo_pipes::grpo::step::{GrpoConfig, GrpoTrainer};
@@ -209,15 +209,17 @@ fn by_hand(config: &LossConfig, groups: &[Group], reference: &[f32], temperature
     let weights = token_weights(config, &(0..16).map(length).collect::<Vec<_>>());
     let (mut tally, mut gradients) = (Tally::new(16), Gradients::zeros(model.config()));
     let batch = pack::pack(&sequences, &(0..16).collect::<Vec<_>>());
-    let mut slope = |target: usize, logprob: f32| {
+    let part = |target: usize, logprob: f32| {
         let (member, index) = batch.origins[target];
-        let numbers = (logprob, Some(completions[member].logprobs[index]), Some(reference[target]));
-        let advantage = completions[member].reward.unwrap();
-        if counts(member) { tally.token(config, weights[member], advantage, numbers) } else { 0.0 }
+        let (old, advantage) = (completions[member].logprobs[index], completions[member].reward.unwrap());
+        let found = || token_loss(config, advantage, logprob, Some(old), Some(reference[target]));
+        counts(member).then(|| found().weighted(weights[member]))
     };
-    let stats = model.accumulate(&batch.packed, &batch.targets, temperature, &mut gradients, &mut slope);
-    let entropies = stats.iter().zip(&batch.origins).filter(|(_, (member, _))| counts(*member));
-    tally.entropy = entropies.map(|(stats, _)| f64::from(stats.entropy)).collect();
+    let slope = |target: usize, logprob: f32| part(target, logprob).map_or(0.0, |part| part.slope as f32);
+    let stats = model.accumulate(&batch.packed, &batch.targets, temperature, &mut gradients, &slope);
+    for (target, stats) in stats.iter().enumerate() {
+        tally.add(batch.origins[target].0, stats, None, part(target, stats.logprob));
+    }
     let mut line = Metrics::default();
     line.real("loss", tally.loss);
     tally.report(&mut line, true);
@@ -360,8 +362,10 @@ fn assert_weights(reference: &Reference, (run, step): (&str, usize), start: &ByN
     for (name, want) in norms.iter().filter(|(name, _)| got.contains_key(*name)) {
         let squares = got[name].iter().zip(&start[name]).map(|(a, b)| (f64::from(*a) - f64::from(*b)).powi(2));
         let (norm, want) = (squares.sum::<f64>().sqrt(), want.as_f64().unwrap());
-        // A weight's own rounding is up to 1e-4 of what one step adds to it.
-        assert!((norm - want).abs() <= 1e-4 * step as f64 * want, "{run} step {step} {name}: {norm} for {want}");
+        // A weight's own rounding is up to 1e-4 of what one step adds to it. What all keys share moves no softmax: of a key's bias
+        // the slowly turning elements have a gradient that is rounding alone, and Adam brings any gradient to the same size.
+        let rounding = if name.ends_with("k_proj.bias") { 1e-3 } else { 1e-4 };
+        assert!((norm - want).abs() <= rounding * step as f64 * want, "{run} step {step} {name}: {norm} for {want}");
     }
     if norms.values().any(|norm| norm.as_f64() != Some(0.0)) {
         let sample = strided(got.values(), &reference.json["weight_stride"]);

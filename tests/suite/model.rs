@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use grpo_pipes::grpo::pack::{self, Sequence};
 use grpo_pipes::model::{Config, DecodeRow, Gradients, KvCache, Model, Packed, Target};
 use grpo_pipes::tensorfile::Storage;
 
@@ -32,14 +33,15 @@ fn tokens(n: usize, vocab: usize, salt: usize) -> Vec<u32> {
 }
 
 /// Sequences end to end, with every completion token a target.
-fn pack(sequences: &[(Vec<u32>, Vec<u32>)]) -> (Packed, Vec<Target>) {
-    let mut batch = Packed { tokens: Vec::new(), starts: vec![0] };
+fn lay(sequences: &[(Vec<u32>, Vec<u32>)]) -> (Packed, Vec<Target>) {
+    let mut batch = Packed { starts: vec![0], ..Packed::default() };
     let mut targets = Vec::new();
     for (prompt, completion) in sequences {
         let first = batch.tokens.len() + prompt.len() - 1;
         targets.extend(completion.iter().enumerate().map(|(i, &token)| Target { row: first + i, token }));
         batch.tokens.extend(prompt.iter().chain(completion));
         batch.starts.push(batch.tokens.len());
+        batch.prefixes.push(None);
     }
     (batch, targets)
 }
@@ -71,7 +73,7 @@ fn logits_equal_transformers() {
 #[test]
 fn logprobs_and_entropies_equal_transformers() {
     let (reference, model) = (Reference::load(), tiny());
-    let (batch, targets) = pack(&reference.sequences());
+    let (batch, targets) = lay(&reference.sequences());
     for temperature in ["1.0", "0.9"] {
         let stats = model.logprobs(&batch, &targets, temperature.parse().unwrap());
         let logprobs: Vec<f32> = stats.iter().map(|s| s.logprob).collect();
@@ -97,10 +99,10 @@ fn greedy_tokens_equal_transformers() {
 #[test]
 fn supervised_gradients_equal_torch() {
     let (reference, model) = (Reference::load(), tiny());
-    let (batch, targets) = pack(&reference.sequences());
+    let (batch, targets) = lay(&reference.sequences());
     let mut gradients = Gradients::zeros(model.config());
     let slope = -1.0 / targets.len() as f32;
-    let stats = model.accumulate(&batch, &targets, 1.0, &mut gradients, &mut |_, _| slope);
+    let stats = model.accumulate(&batch, &targets, 1.0, &mut gradients, &|_, _| slope);
     let loss: f32 = stats.iter().map(|s| slope * s.logprob).sum();
     let want = &reference.json["supervised"]["completion"];
     assert!((f64::from(loss) / want["loss"].as_f64().unwrap() - 1.0).abs() < 1e-5);
@@ -133,10 +135,10 @@ fn every_gradient_equals_finite_differences_of_the_plain_model() {
     let model = odd();
     let mut plain = PlainQwen2::of(&model);
     let sequence = tokens(21, 37, 2);
-    let (batch, targets) = pack(&[(sequence[..6].to_vec(), sequence[6..].to_vec())]);
+    let (batch, targets) = lay(&[(sequence[..6].to_vec(), sequence[6..].to_vec())]);
     let mut gradients = Gradients::zeros(model.config());
     let weight = |i: usize| (i as f32 * 0.7).cos();
-    model.accumulate(&batch, &targets, 0.9, &mut gradients, &mut |i, _| weight(i));
+    model.accumulate(&batch, &targets, 0.9, &mut gradients, &|i, _| weight(i));
     let loss = |plain: &PlainQwen2| -> f64 {
         let logprobs = plain.logprobs(&sequence, f64::from(0.9f32));
         logprobs[5..].iter().enumerate().map(|(i, l)| f64::from(weight(i)) * l).sum()
@@ -181,14 +183,48 @@ fn a_row_has_the_same_bits_alone_in_any_batch_and_in_prefill() {
 fn a_sequence_has_the_same_log_probabilities_alone_and_packed() {
     let model = tiny();
     let sequences: Vec<_> = (0..5).map(|i| (tokens(4 + i, 300, i), tokens(9 + 3 * i, 300, i + 9))).collect();
-    let (batch, targets) = pack(&sequences);
+    let (batch, targets) = lay(&sequences);
     let mut stats = model.logprobs(&batch, &targets, 1.0).into_iter();
     for (prompt, completion) in &sequences {
-        let (alone, own_targets) = pack(&[(prompt.clone(), completion.clone())]);
+        let (alone, own_targets) = lay(&[(prompt.clone(), completion.clone())]);
         for alone in model.logprobs(&alone, &own_targets, 1.0) {
             assert_eq!(alone.logprob, stats.next().unwrap().logprob);
         }
     }
+}
+
+#[test]
+fn a_prompt_run_once_gives_the_bits_and_the_gradient_of_one_run_for_each_completion() {
+    for (model, vocab) in [(tiny(), 300), (odd(), 37)] {
+        let prompts = [tokens(19, vocab, 1), tokens(2, vocab, 2), tokens(33, vocab, 3)];
+        let completions: Vec<_> = (0..9).map(|i| tokens(1 + 5 * i % 23, vocab, i + 9)).collect();
+        let member = |i: usize| Sequence { prompt: &prompts[i / 3], completion: &completions[i] };
+        let sequences: Vec<_> = (0..9).map(member).collect();
+        let once = pack::pack(&sequences, &[0, 1, 2, 3, 4, 5, 6, 7, 8]);
+        assert!(once.packed.prefixes.iter().any(Option::is_some));
+        let of = |run: &[usize]| -> (Vec<f32>, Vec<f32>) {
+            let batch = pack::pack(&sequences, run);
+            let mut gradients = Gradients::zeros(model.config());
+            let slope = |i: usize, _| 0.1 * (once_index(&once, batch.origins[i]) as f32 * 0.37).sin();
+            let stats = model.accumulate(&batch.packed, &batch.targets, 0.9, &mut gradients, &slope);
+            assert_eq!(
+                stats.iter().map(|s| s.logprob).collect::<Vec<_>>(),
+                model.logprobs(&batch.packed, &batch.targets, 0.9).iter().map(|s| s.logprob).collect::<Vec<_>>()
+            );
+            (stats.iter().map(|s| s.logprob).collect(), gradients.0.iter().flat_map(|g| g.to_vec()).collect())
+        };
+        let (logprobs, gradient) = of(&[0, 1, 2, 3, 4, 5, 6, 7, 8]);
+        let alone: Vec<_> = (0..9).map(|i| of(&[i])).collect();
+        let alone_logprobs: Vec<f32> = alone.iter().flat_map(|(logprobs, _)| logprobs.clone()).collect();
+        assert_eq!(logprobs, alone_logprobs);
+        let sum: Vec<f32> = (0..gradient.len()).map(|i| alone.iter().map(|(_, g)| g[i]).sum()).collect();
+        let off = distance(&gradient, &sum);
+        assert!(off < 1e-5, "{off}");
+    }
+}
+
+fn once_index(batch: &pack::MicroBatch, origin: (usize, usize)) -> usize {
+    batch.origins.iter().position(|&one| one == origin).unwrap()
 }
 
 #[test]
@@ -198,9 +234,9 @@ fn order_and_cut_of_the_batch_leave_the_gradient_unchanged() {
     let gradient_of = |parts: Vec<Vec<(Vec<u32>, Vec<u32>)>>| -> Vec<f32> {
         let mut gradients = Gradients::zeros(model.config());
         for part in parts {
-            let (batch, targets) = pack(&part);
+            let (batch, targets) = lay(&part);
             let slope = |i: usize| 0.1 * (targets[i].token as f32 * 0.37).sin();
-            model.accumulate(&batch, &targets, 1.0, &mut gradients, &mut |i, _| slope(i));
+            model.accumulate(&batch, &targets, 1.0, &mut gradients, &|i, _| slope(i));
         }
         gradients.0.iter().flat_map(|g| g.iter().copied()).collect()
     };

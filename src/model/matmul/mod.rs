@@ -1,0 +1,139 @@
+//! The three products of a linear layer: forward, gradient of its input, gradient of its weight.
+//!
+//! Every output is one chain of multiply-adds in an order that depends on its own row and column alone, so a row's result has the
+//! same bits whatever else is in the batch, on however many threads. That is what lets a sampled log-probability equal the
+//! trainer's. A library product chooses its order by the shape of the batch.
+
+#![allow(unsafe_code)] // pointers into disjoint parts of one output; each function checks its bounds first
+
+mod dot;
+mod outer;
+
+use crate::floats::Floats;
+use outer::{Left, Right};
+
+/// A matrix inside a larger one: row `i` is `data[i * stride..][..width]`.
+#[derive(Clone, Copy)]
+pub struct Rows<'a> {
+    data: &'a [f32],
+    stride: usize,
+}
+
+/// As [`Rows`], to write to.
+pub struct RowsMut<'a> {
+    data: &'a mut [f32],
+    stride: usize,
+}
+
+impl<'a> Rows<'a> {
+    /// Columns from `column` on of a matrix whose rows are `stride` long.
+    pub fn new(data: &'a [f32], stride: usize, column: usize) -> Self {
+        Self { data: &data[column.min(data.len())..], stride }
+    }
+}
+
+impl<'a> RowsMut<'a> {
+    /// Columns from `column` on of a matrix whose rows are `stride` long.
+    pub fn new(data: &'a mut [f32], stride: usize, column: usize) -> Self {
+        let column = column.min(data.len());
+        Self { data: &mut data[column..], stride }
+    }
+}
+
+/// What an output starts from.
+#[derive(Clone, Copy)]
+pub enum Start<'a> {
+    /// Zero.
+    Zero,
+    /// The bias, `[N]`.
+    Bias(&'a [f32]),
+    /// What it holds already: a residual connection.
+    Add,
+}
+
+/// Multiply-adds below which a product stays on one thread: starting a second costs about as much.
+const PARALLEL_FROM: usize = 1 << 20;
+
+#[derive(Clone, Copy)]
+struct Shared<T>(T);
+// SAFETY: each task writes rows or columns that no other task touches; see the callers.
+unsafe impl<T> Send for Shared<T> {}
+// SAFETY: as above.
+unsafe impl<T> Sync for Shared<T> {}
+
+impl<T: Copy> Shared<T> {
+    fn get(&self) -> T {
+        self.0
+    }
+}
+
+/// The weight of a linear layer.
+#[derive(Clone, Copy)]
+pub struct Weight<'a> {
+    /// `(N, K)` without gaps.
+    pub plain: &'a [f32],
+    /// The same as [`turned`] gives it.
+    pub turned: Option<&'a [f32]>,
+}
+
+/// The layout in which [`linear`] wants a weight `(N, K)` of a depth that is one block; `None` for deeper ones.
+///
+/// The depth alone decides, never the batch, so that a sum is always the same chain. Over a short depth dot products would spend
+/// half their time on the sums across lanes; over a long one they read weights as they stand in a file.
+pub fn turned(weight: &[f32], depth: usize) -> Option<Floats> {
+    (depth <= outer::DEPTH).then(|| outer::panels(weight, depth))
+}
+
+/// y = x w^T + start: a linear layer.
+///
+/// # Shapes
+/// - `x`: `(M, K)`, `w`: `(N, K)`, `y`: `(M, N)` inside rows of `y.stride`
+pub fn linear(x: &[f32], w: Weight<'_>, (m, n, k): (usize, usize, usize), start: Start<'_>, y: RowsMut<'_>) {
+    if m == 0 {
+        return;
+    }
+    assert!(x.len() >= m * k && w.plain.len() >= n * k && y.data.len() >= (m - 1) * y.stride + n);
+    if let Start::Bias(bias) = start {
+        assert!(bias.len() >= n);
+    }
+    let (x, y, y_stride) = (x.as_ptr(), y.data.as_mut_ptr(), y.stride);
+    if let Some(panels) = w.turned {
+        assert!(panels.len() >= n.next_multiple_of(outer::BLOCK_COLS) * k);
+        let (a, b) = (Left { data: x, row: k, depth: 1 }, Right::Panels(panels.as_ptr()));
+        // SAFETY: bounds asserted above.
+        unsafe { outer::Product { a, b, shape: (m, k, n), start, c: y, c_stride: y_stride }.run() }
+    } else {
+        // SAFETY: bounds asserted above.
+        unsafe { dot::Product { x, w: w.plain.as_ptr(), y, y_stride, start, m, k }.run(n) }
+    }
+}
+
+/// dx = start + dy w: the gradient of a linear layer's input.
+///
+/// # Shapes
+/// - `dy`: `(M, N)` rows, `w`: `(N, K)`, `dx`: `(M, K)`
+pub fn input_gradient(dy: Rows<'_>, w: &[f32], (m, n, k): (usize, usize, usize), start: Start<'_>, dx: &mut [f32]) {
+    if m == 0 {
+        return;
+    }
+    assert!(dy.data.len() >= (m - 1) * dy.stride + n && w.len() >= n * k && dx.len() >= m * k);
+    let a = Left { data: dy.data.as_ptr(), row: dy.stride, depth: 1 };
+    let (b, c) = (Right::Straight(w.as_ptr()), dx.as_mut_ptr());
+    // SAFETY: bounds asserted above.
+    unsafe { outer::Product { a, b, shape: (m, n, k), start, c, c_stride: k }.run() }
+}
+
+/// dw += dy^T x: the gradient of a linear layer's weight.
+///
+/// # Shapes
+/// - `dy`: `(M, N)` rows, `x`: `(M, K)`, `dw`: `(N, K)`
+pub fn weight_gradient(dy: Rows<'_>, x: &[f32], (m, n, k): (usize, usize, usize), dw: &mut [f32]) {
+    if m == 0 {
+        return;
+    }
+    assert!(dy.data.len() >= (m - 1) * dy.stride + n && x.len() >= m * k && dw.len() >= n * k);
+    let a = Left { data: dy.data.as_ptr(), row: 1, depth: dy.stride };
+    let (b, c) = (Right::Straight(x.as_ptr()), dw.as_mut_ptr());
+    // SAFETY: bounds asserted above.
+    unsafe { outer::Product { a, b, shape: (n, m, k), start: Start::Add, c, c_stride: k }.run() }
+}
