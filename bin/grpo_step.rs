@@ -7,6 +7,7 @@ use clap::Parser;
 use grpo_pipes::cli::{self, InputArgs, OutputArgs, Report};
 use grpo_pipes::error::{Error, Result};
 use grpo_pipes::grpo::batch::Groups;
+use grpo_pipes::grpo::follow::{self, Listeners};
 use grpo_pipes::grpo::metrics::Metrics;
 use grpo_pipes::grpo::step::{GrpoConfig, GrpoTrainer};
 use grpo_pipes::grpo::supervised::{self, Encode, SupervisedConfig};
@@ -17,24 +18,33 @@ use grpo_pipes::optim::OptimizerConfig;
 use grpo_pipes::policy;
 use grpo_pipes::progress::Progress;
 use grpo_pipes::record::Message;
+use grpo_pipes::run::Run;
 use grpo_pipes::tokenizer::{Tokenizer, stop_ids};
 
 const NAME: &str = "grpo-step";
 
 /// Train a policy on scored rollouts: groups, advantages, loss, AdamW, and the next checkpoint directory.
 ///
-/// One line of metrics an optimizer step goes to standard output.
+/// One line of metrics an optimizer step goes to standard output. With --follow it is the end of a pipe that runs as long as the
+/// run: `rollout --follow RUN | score | grpo-step --follow RUN`.
 #[derive(Parser)]
 #[command(name = NAME, version)]
 struct Args {
     #[command(flatten)]
     input: InputArgs,
     /// Model directory to train: a starting model, or a checkpoint with optimizer.safetensors and state.json
-    #[arg(long, value_name = "DIR")]
-    policy: PathBuf,
+    #[arg(long, value_name = "DIR", required_unless_present = "follow")]
+    policy: Option<PathBuf>,
     /// Checkpoint directory to make; it appears when it is whole
-    #[arg(long, value_name = "DIR", required_unless_present = "dry_run")]
+    #[arg(long, value_name = "DIR", required_unless_present_any = ["dry_run", "follow"])]
     out: Option<PathBuf>,
+    /// Train the run in this directory, for as many steps as the input holds: its policy, metrics.jsonl, rollouts/ and checkpoints/
+    #[arg(long, value_name = "RUN", requires = "groups_per_step",
+          conflicts_with_all = ["policy", "out", "dry_run", "init", "weights_only", "supervised"])]
+    follow: Option<PathBuf>,
+    /// Steps of --follow between checkpoints; those between, made where an input ends, go when the policy has left them [default: 1]
+    #[arg(long, value_name = "N", requires = "follow", value_parser = clap::value_parser!(u64).range(1..))]
+    save_every: Option<u64>,
     /// Groups (or demonstrations) a step; as many steps as the input holds [default: all, one step]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     groups_per_step: Option<u32>,
@@ -78,13 +88,40 @@ fn run(args: Args) -> Result<()> {
     args.out.as_deref().map_or(Ok(()), policy::refuse_existing)?;
     let input = Input::open(&args.input.file)?;
     let mut report = Report::create(&args.output)?;
+    match (&args.follow, &args.policy) {
+        (Some(dir), _) => train_run(&args, dir, input, &mut report)?,
+        (None, Some(policy)) => train_once(&args, policy, input, &mut report)?,
+        (None, None) => unreachable!("clap asks for one of them"),
+    }
+    report.finish()
+}
+
+fn train_run(args: &Args, dir: &Path, input: Input, report: &mut Report) -> Result<()> {
+    let job = follow::Job {
+        run: Run::new(dir),
+        groups_per_step: args.size().expect("clap asks for it"),
+        save_every: args.save_every.unwrap_or(1),
+        grpo: args.grpo.clone(),
+        optimizer: args.optimizer.clone(),
+        micro_batch_tokens: args.micro_batch_tokens,
+        seed: args.seed,
+        command_line: std::env::args().collect(),
+    };
+    let mut metrics = |line: &[u8]| {
+        report.write(line);
+        report.check()
+    };
+    follow::train(&job, input, Listeners { metrics: &mut metrics, say: &|words| cli::note(NAME, words) })
+}
+
+fn train_once(args: &Args, policy: &Path, input: Input, report: &mut Report) -> Result<()> {
     let mut trainer = match args.init {
-        true => Trainer::random(&args.policy, args.optimizer.clone(), args.seed.unwrap_or_default())?,
-        false => Trainer::open(&args.policy, args.optimizer.clone(), args.seed)?,
+        true => Trainer::random(policy, args.optimizer.clone(), args.seed.unwrap_or_default())?,
+        false => Trainer::open(policy, args.optimizer.clone(), args.seed)?,
     };
     let taken = match args.supervised {
-        true => train_supervised(&args, input, &mut trainer, &mut report)?,
-        false => train_grpo(&args, input, &mut trainer, &mut report)?,
+        true => train_supervised(args, policy, input, &mut trainer, report)?,
+        false => train_grpo(args, input, &mut trainer, report)?,
     };
     if taken.steps == 0 && !args.init {
         return Err(Error::Data("no records in the input".into()));
@@ -95,7 +132,7 @@ fn run(args: Args) -> Result<()> {
     if let Some(out) = &args.out {
         trainer.publish(out, args.weights_only, std::env::args().collect())?;
     }
-    report.finish()
+    Ok(())
 }
 
 fn train_grpo(args: &Args, input: Input, trainer: &mut Trainer, report: &mut Report) -> Result<Taken> {
@@ -110,10 +147,16 @@ fn train_grpo(args: &Args, input: Input, trainer: &mut Trainer, report: &mut Rep
     grpo::in_steps(groups, args.size(), &mut |groups| grpo.step(groups, &mut emit))
 }
 
-fn train_supervised(args: &Args, input: Input, trainer: &mut Trainer, report: &mut Report) -> Result<Taken> {
+fn train_supervised(
+    args: &Args,
+    policy: &Path,
+    input: Input,
+    trainer: &mut Trainer,
+    report: &mut Report,
+) -> Result<Taken> {
     let shape = trainer.model.config().clone();
     let config = SupervisedConfig { loss_on_prompt: args.loss_on_prompt, micro_batch_tokens: args.micro_batch_tokens };
-    let encode = demonstrations_of(&args.policy)?;
+    let encode = demonstrations_of(policy)?;
     let examples = supervised::examples(input, &shape, &*encode);
     let mut progress = Progress::new(NAME);
     grpo::in_steps(examples, args.size(), &mut |examples| {

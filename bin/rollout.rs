@@ -9,7 +9,8 @@ use grpo_pipes::cli::{InputArgs, OutputArgs, run_filter};
 use grpo_pipes::engine::{Sampling, Settings};
 use grpo_pipes::gsm8k::prompt::SYSTEM_PROMPT;
 use grpo_pipes::jsonl::{Input, Output};
-use grpo_pipes::rollout::{Format, Job, LongPrompt, Prompts, run};
+use grpo_pipes::rollout::{Format, Job, LongPrompt, Prompts, follow, run};
+use grpo_pipes::run::Run;
 use grpo_pipes::{Error, Result, hub};
 
 /// Sample completions of prompts from a model
@@ -25,8 +26,15 @@ struct Args {
     #[command(flatten)]
     output: OutputArgs,
     /// Model directory or checkpoint, or a Hub id like Qwen/Qwen2.5-0.5B-Instruct
-    #[arg(long, value_name = "DIR|HUB_ID")]
-    model: String,
+    #[arg(long, value_name = "DIR|HUB_ID", required_unless_present = "follow")]
+    model: Option<String>,
+    /// Sample for the whole run in this directory, in one pipe with `grpo-step --follow`: each step's prompts from the weights that
+    /// the step before made, from the first prompt on that the run's policy was not trained on
+    #[arg(long, value_name = "RUN", requires = "groups_per_step", conflicts_with_all = ["model", "text", "output"])]
+    follow: Option<PathBuf>,
+    /// Prompts a step of --follow
+    #[arg(long, value_name = "N", requires = "follow")]
+    groups_per_step: Option<NonZeroUsize>,
     /// Completions of each prompt
     #[arg(short, long, value_name = "N", default_value = "1")]
     num_generations: NonZeroUsize,
@@ -109,5 +117,13 @@ fn rollout(args: &Args, out: &mut Output) -> Result<()> {
         step: 0,
     };
     let prompts = Prompts { format, max_tokens: args.max_prompt_tokens.get(), on_long: args.on_long_prompt };
-    run(Job { prompts, settings }, &hub::model_dir(&args.model)?, input, out)
+    let job = Job { prompts, settings };
+    match (&args.follow, args.groups_per_step, &args.model) {
+        (Some(_), ..) if args.on_long_prompt == LongPrompt::Skip => Err(Error::Usage(
+            "--on-long-prompt skip does not go with --follow: a step takes the prompts that stand in its place".into(),
+        )),
+        (Some(dir), Some(groups), _) => follow(job, &Run::new(dir), groups.get(), input, out),
+        (_, _, Some(model)) => run(job, &hub::model_dir(model)?, input, out),
+        _ => unreachable!("clap asks for --model, or for --follow with --groups-per-step"),
+    }
 }

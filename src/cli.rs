@@ -80,14 +80,20 @@ impl Report {
         }
     }
 
+    /// Says whether a line was lost so far.
+    ///
+    /// # Errors
+    /// As [`Report::finish`].
+    pub fn check(&mut self) -> Result<()> {
+        self.lost.take().map_or(Ok(()), Err)
+    }
+
     /// Flushes, and says whether a line was lost.
     ///
     /// # Errors
     /// [`Error::Output`] or [`Error::Io`], also when the reader of a pipe went away.
-    pub fn finish(self) -> Result<()> {
-        match self.lost {
-            Some(err) => Err(err),
-            None => self.output.map_or(Ok(()), Output::finish),
-        }
+    pub fn finish(mut self) -> Result<()> {
+        self.check()?;
+        self.output.map_or(Ok(()), Output::finish)
     }
 }

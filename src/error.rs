@@ -31,6 +31,14 @@ pub enum Error {
         /// What is wrong with it, and the remedy where there is one.
         what: String,
     },
+    /// A run cannot go on: its directory, or another command at work on it.
+    #[error("{}: {what}", dir.display())]
+    Run {
+        /// The run's directory.
+        dir: PathBuf,
+        /// What is wrong, and the remedy where there is one.
+        what: String,
+    },
     /// The Hub, or a cache of it, did not give what was asked for.
     #[error("hub: {repo}: {what}")]
     Hub {
@@ -75,11 +83,17 @@ impl Error {
         Self::Model { path: path.as_ref().to_path_buf(), what: what.into() }
     }
 
+    /// A run that cannot go on.
+    pub fn run(dir: impl AsRef<Path>, what: impl Into<String>) -> Self {
+        Self::Run { dir: dir.as_ref().to_path_buf(), what: what.into() }
+    }
+
     /// The process exit code: 1 could not run, 2 usage, 3 bad input data, 4 numerics.
     #[must_use]
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::Io { .. } | Self::Output(_) | Self::Model { .. } | Self::Hub { .. } | Self::Device(_) => 1,
+            Self::Io { .. } | Self::Output(_) | Self::Model { .. } | Self::Run { .. } => 1,
+            Self::Hub { .. } | Self::Device(_) => 1,
             Self::Usage(_) => 2,
             Self::Record { .. } | Self::Data(_) => 3,
             Self::Numerics(_) => 4,

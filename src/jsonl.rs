@@ -7,6 +7,8 @@ use std::io::{self, BufRead, BufReader, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
 use crate::error::{Error, Result};
 use crate::record::Line;
 
@@ -50,6 +52,22 @@ impl Input {
         &self.name
     }
 
+    /// Passes over the lines that a run has consumed already.
+    ///
+    /// # Errors
+    /// As those of reading; [`Error::Data`] when there are fewer.
+    pub fn skip_consumed(&mut self, lines: u64) -> Result<()> {
+        for passed in 0..lines {
+            if self.read_line()?.is_none() {
+                return Err(Error::Data(format!(
+                    "{}: {passed} prompts, but the policy was trained on {lines} of them already",
+                    self.name
+                )));
+            }
+        }
+        Ok(())
+    }
+
     /// Whether a line that is not blank can be had without reading, and so perhaps waiting for, more of the input.
     #[must_use]
     pub fn has_line_ready(&self) -> bool {
@@ -91,6 +109,29 @@ impl Iterator for Input {
     fn next(&mut self) -> Option<Result<Line>> {
         self.read_line().transpose()
     }
+}
+
+/// Writes lines as a compressed file that appears as `path` when it is whole, though not yet brought to the disk.
+///
+/// # Errors
+/// [`Error::Io`].
+pub fn write_zst<'a>(path: &Path, lines: impl Iterator<Item = &'a str>) -> Result<()> {
+    let text: Vec<u8> = lines.flat_map(|line| [line.as_bytes(), b"\n"]).flatten().copied().collect();
+    let unfinished = path.with_extension("tmp");
+    let write = || {
+        std::fs::write(&unfinished, zstd::encode_all(&text[..], ZSTD_LEVEL)?)?;
+        std::fs::rename(&unfinished, path)
+    };
+    write().map_err(Error::io(path))
+}
+
+/// Whether nobody will read standard output any more: a pipe whose other end is closed.
+#[must_use]
+pub fn stdout_is_closed() -> bool {
+    let stdout = io::stdout();
+    let mut polled = [PollFd::new(&stdout, PollFlags::empty())]; // errors are told unasked
+    let told = poll(&mut polled, Some(&Timespec::default())); // at once
+    told.is_ok() && polled[0].revents().intersects(PollFlags::ERR | PollFlags::HUP)
 }
 
 /// Where a command writes: standard output, or a file that appears under its name only when it is whole.

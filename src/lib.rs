@@ -27,5 +27,6 @@ pub mod grpo;
 pub mod optim;
 pub mod policy;
 pub mod rollout;
+pub mod run;
 
 pub use error::{Error, Result};

@@ -216,7 +216,7 @@ pub fn copy_companions(from: &Path, to: &Path, torch_dtype: &str) -> Result<()> 
 
 /// Copies `config.json` with the weights' dtype in it: transformers loads in the dtype that the file names, so the start's
 /// `bfloat16` left beside f32 weights would round them.
-fn write_config(from: &Path, to: &Path, torch_dtype: &str) -> Result<()> {
+pub(crate) fn write_config(from: &Path, to: &Path, torch_dtype: &str) -> Result<()> {
     let path = from.join("config.json");
     let bytes = fs::read(&path).map_err(Error::io(&path))?;
     let mut config: serde_json::Map<String, serde_json::Value> =
@@ -239,7 +239,8 @@ fn parent(path: &Path) -> &Path {
     }
 }
 
-fn sync(path: &Path) -> Result<()> {
+/// Brings a file, or the names in a directory, to the disk.
+pub(crate) fn sync(path: &Path) -> Result<()> {
     File::open(path).and_then(|file| file.sync_all()).map_err(Error::io(path))
 }
 

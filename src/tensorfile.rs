@@ -181,8 +181,8 @@ pub struct Tensor<'a> {
     pub values: &'a [f32],
 }
 
-/// Writes a safetensors file with one entry of metadata, the tensors in their order, and brings it to the disk. The caller renames
-/// it into place.
+/// Writes a safetensors file with one entry of metadata, the tensors in their order. The caller renames it into place, and brings
+/// it to the disk before if it has to last.
 ///
 /// The data start at a cache line, so that a map of the file is read at full speed; the safetensors crate aligns to 8 bytes only,
 /// and wants all bytes of a tensor at once.
@@ -212,8 +212,7 @@ pub fn write(path: &Path, (key, value): (&str, &str), storage: Storage, tensors:
         for chunk in tensors.iter().flat_map(|tensor| tensor.values.chunks(CHUNK)) {
             out.write_all(&storage.encode(chunk))?;
         }
-        out.flush()?;
-        out.get_ref().sync_all()
+        out.flush()
     };
     write().map_err(Error::io(path))
 }

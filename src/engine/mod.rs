@@ -88,7 +88,10 @@ pub trait Sink<T> {
     fn group(&mut self, request: Request<T>, completions: Vec<Completion>) -> Result<()>;
 
     /// Ten times a second or less.
-    fn progress(&mut self, work: Work);
+    ///
+    /// # Errors
+    /// Any; it ends the run at once.
+    fn progress(&mut self, work: Work) -> Result<()>;
 }
 
 /// A model with slots for sequences.
@@ -187,10 +190,7 @@ impl<'m> Engine<'m> {
             scope.spawn(|_| outcome = self.work_through(requests, sender));
             events.into_iter().try_for_each(|event| match event {
                 Event::Group(request, completions) => sink.group(request, completions),
-                Event::Progress(work) => {
-                    sink.progress(work);
-                    Ok(())
-                }
+                Event::Progress(work) => sink.progress(work),
             })
         });
         taken.and(outcome).map(|()| self.work)
@@ -224,7 +224,9 @@ impl<'m> Engine<'m> {
             }
             if said.elapsed() >= PROGRESS_INTERVAL {
                 said = Instant::now();
-                let _ = events.send(Event::Progress(self.work)); // as above, found out with the next group
+                if events.send(Event::Progress(self.work)).is_err() {
+                    return Ok(()); // as above
+                }
             }
             if let Some(outcome) = ended.take_if(|_| scheduler.is_idle()) {
                 return outcome;

@@ -1,9 +1,9 @@
 //! Scored rollouts to groups: whole, of one sampler, and fit for the model, or refused with the line that is wrong.
 
 use std::collections::{HashMap, HashSet, VecDeque};
-use std::sync::Arc;
 
 use crate::error::{Error, Result};
+use crate::grpo::order::Order;
 use crate::jsonl::Input;
 use crate::model::Config;
 use crate::policy::Identity;
@@ -12,10 +12,8 @@ use crate::record::{Line, Record};
 /// One sampled completion, as trained on.
 #[derive(Debug, Clone)]
 pub struct Completion {
-    /// The record's input, for messages.
-    pub path: Arc<str>,
-    /// The record's line, for messages.
-    pub line: usize,
+    /// The record as it came.
+    pub line: Line,
     /// Its place in the group.
     pub sample_index: u64,
     /// Tokens of the prompt; at least one.
@@ -36,8 +34,6 @@ pub struct Completion {
     pub policy_id: Option<String>,
     /// Step of those weights.
     pub policy_step: Option<u64>,
-    /// Hash of the record's text.
-    pub digest: [u8; 32],
 }
 
 /// All completions of one prompt, in the order of their `sample_index`.
@@ -70,7 +66,7 @@ impl std::str::FromStr for Staleness {
 }
 
 impl Completion {
-    fn parse(line: &Line, record: &Record<'_>, path: &Arc<str>, limits: &Config) -> Result<Self> {
+    fn parse(line: &Line, record: &Record<'_>, limits: &Config) -> Result<Self> {
         if !record.has("reward") {
             return Err(record.error("no field \"reward\": send the rollouts through `score`, or a program of yours"));
         }
@@ -78,8 +74,7 @@ impl Completion {
         let parts = parts.into_iter().flatten().filter_map(|(name, value)| Some((name, value.as_f64()?)));
         let finish_reason: Option<String> = record.get_optional("finish_reason")?;
         let completion = Self {
-            path: Arc::clone(path),
-            line: line.number,
+            line: line.clone(),
             sample_index: record.get("sample_index")?,
             prompt: record.get("prompt_token_ids")?,
             tokens: record.get("completion_token_ids")?,
@@ -90,7 +85,6 @@ impl Completion {
             temperature: record.get_optional("temperature")?.unwrap_or(1.0),
             policy_id: record.get_optional("policy_id")?,
             policy_step: record.get_optional("policy_step")?,
-            digest: blake3::hash(line.text.as_bytes()).into(),
         };
         completion.check(limits).map_err(|what| record.error(what))?;
         Ok(completion)
@@ -154,15 +148,15 @@ impl Completion {
 
     /// An error that names this completion's line.
     pub fn error(&self, what: impl Into<String>) -> Error {
-        Error::Record { path: self.path.to_string(), line: self.line, what: what.into() }
+        self.line.error(what)
     }
 }
 
 /// Whole groups of an input, in the order of their first records. Records of several groups may be mixed.
 pub struct Groups<'a> {
     input: Input,
-    path: Arc<str>,
     limits: &'a Config,
+    order: Option<Order>,
     open: VecDeque<OpenGroup>,
     seen: HashSet<String>,
 }
@@ -170,15 +164,19 @@ pub struct Groups<'a> {
 struct OpenGroup {
     group: Group,
     size: usize,
-    last_line: usize,
 }
 
 impl<'a> Groups<'a> {
     /// Reads `input` for a policy of shape `limits`.
     #[must_use]
     pub fn new(input: Input, limits: &'a Config) -> Self {
-        let path = input.name().into();
-        Self { input, path, limits, open: VecDeque::new(), seen: HashSet::new() }
+        Self { input, limits, order: None, open: VecDeque::new(), seen: HashSet::new() }
+    }
+
+    /// Refuses records in any other order, too.
+    #[must_use]
+    pub fn in_order(self, order: Order) -> Self {
+        Self { order: Some(order), ..self }
     }
 
     fn next_group(&mut self) -> Result<Option<Group>> {
@@ -190,7 +188,7 @@ impl<'a> Groups<'a> {
             }
             match self.input.next() {
                 Some(line) => self.add(&line?)?,
-                None => return self.open.front().map_or(Ok(None), |first| Err(incomplete(&self.path, first))),
+                None => return self.open.front().map_or(Ok(None), |first| Err(incomplete(first))),
             }
         }
     }
@@ -199,7 +197,8 @@ impl<'a> Groups<'a> {
         let record = line.record()?;
         let id: String = record.get("group_id")?;
         let size: usize = record.get("group_size")?;
-        let completion = Completion::parse(line, &record, &self.path, self.limits)?;
+        let completion = Completion::parse(line, &record, self.limits)?;
+        self.order.as_mut().map_or(Ok(()), |order| order.check(&record, completion.sample_index, size))?;
         let sample = completion.sample_index;
         let refuse = |what: String| Err(record.error(format!("group {id}: {what}")));
         if let Some(open) = self.open.iter_mut().find(|open| open.group.id == id) {
@@ -213,7 +212,6 @@ impl<'a> Groups<'a> {
                 return refuse(format!("more than its {size} samples"));
             }
             open.group.completions.push(completion);
-            open.last_line = line.number;
             return Ok(());
         }
         if size == 0 {
@@ -223,7 +221,7 @@ impl<'a> Groups<'a> {
             return refuse(format!("more than its {size} samples"));
         }
         let group = Group { id, completions: vec![completion] };
-        self.open.push_back(OpenGroup { group, size, last_line: line.number });
+        self.open.push_back(OpenGroup { group, size });
         Ok(())
     }
 }
@@ -236,10 +234,10 @@ impl Iterator for Groups<'_> {
     }
 }
 
-fn incomplete(path: &str, open: &OpenGroup) -> Error {
+fn incomplete(open: &OpenGroup) -> Error {
     let (found, size) = (open.group.completions.len(), open.size);
-    let what = format!("group {}: {found} of {size} samples when the input ended", open.group.id);
-    Error::Record { path: path.to_owned(), line: open.last_line, what }
+    let last = open.group.completions.last().expect("opened by its first record");
+    last.error(format!("group {}: {found} of {size} samples when the input ended", open.group.id))
 }
 
 /// The one temperature of a step's completions; 1 when there are none.
@@ -265,7 +263,7 @@ pub fn temperature(groups: &[Group]) -> Result<f32> {
 pub fn digest(groups: &[Group]) -> blake3::Hash {
     let mut hasher = blake3::Hasher::new();
     for completion in groups.iter().flat_map(|group| &group.completions) {
-        hasher.update(&completion.digest);
+        hasher.update(blake3::hash(completion.line.text.as_bytes()).as_bytes());
     }
     hasher.finalize()
 }
@@ -331,7 +329,7 @@ mod tests {
         let shape: Vec<_> = groups.iter().map(|group| (group.id.as_str(), group.completions[0].sample_index)).collect();
         assert_eq!(shape, [("a", 0), ("b", 0)]);
         let first = &groups[0].completions[0];
-        assert!(first.truncated && first.reward.is_none() && first.line == 4);
+        assert!(first.truncated && first.reward.is_none() && first.line.number == 4);
         assert_eq!((temperature(&groups).unwrap(), first.tokens.as_slice()), (0.9, [2, 3].as_slice()));
         let sorted = [record("a", 0, ""), record("a", 1, ""), record("b", 0, ""), record("b", 1, "")];
         assert_eq!(digest(&read(&sorted).unwrap()), digest(&groups));

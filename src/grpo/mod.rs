@@ -2,8 +2,10 @@
 
 pub mod advantage;
 pub mod batch;
+pub mod follow;
 pub mod loss;
 pub mod metrics;
+pub mod order;
 pub mod pack;
 pub mod step;
 pub mod supervised;

@@ -93,6 +93,11 @@ impl<'t> GrpoTrainer<'t> {
         Ok(Self { trainer, config, reference, micro_batch_tokens, dry_run })
     }
 
+    /// The weights, and what belongs to them.
+    pub fn trainer(&mut self) -> &mut Trainer {
+        self.trainer
+    }
+
     /// Trains on `groups`: `num_iterations` optimizer steps, each told to `emit`. A dry run measures one, and changes nothing.
     ///
     /// # Errors

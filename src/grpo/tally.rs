@@ -58,7 +58,7 @@ impl Tally {
         if let Some(completion) = self.not_finite {
             let what = "its recomputed log-probability is not finite; nothing was published";
             let one = completions[completion];
-            return Err(Error::Numerics(format!("{}:{}: {what}", one.path, one.line)));
+            return Err(Error::Numerics(format!("{}:{}: {what}", one.line.path, one.line.number)));
         }
         if !self.loss.is_finite() {
             return Err(Error::Numerics("the loss is not finite; nothing was published".into()));

@@ -168,7 +168,19 @@ impl Trainer {
             self.state.package_version = env!("CARGO_PKG_VERSION").into();
             self.state.save(dir)?;
         }
-        publication.publish()
+        publication.publish()?;
+        self.source = out.to_path_buf(); // where it was opened from may go away now
+        Ok(())
+    }
+
+    /// Writes what sampling needs of the weights into `dir`, and not to the disk: it is for a reader of this moment.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn save_for_sampling(&self, dir: &Path) -> Result<()> {
+        policy::write_config(&self.source, dir, Storage::F32.torch_name())?;
+        self.state.save(dir)?;
+        self.model.save(&dir.join(policy::WEIGHTS), Storage::F32)
     }
 }
 

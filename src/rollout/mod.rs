@@ -1,5 +1,6 @@
 //! Prompts in, rollouts out: what the `rollout` command does between its options and the engine.
 
+mod follow;
 mod prompts;
 mod records;
 
@@ -17,6 +18,7 @@ use crate::progress::Progress;
 use crate::record::Line;
 use crate::tokenizer::{Tokenizer, stop_ids};
 
+pub use follow::follow;
 pub use prompts::{Format, LongPrompt, Prompts, Source};
 pub use records::{Origin, Records};
 
@@ -37,32 +39,49 @@ pub struct Job {
 /// # Errors
 /// What is wrong with an option, the model, a line, or the numbers; lines before a bad one are sampled and written first.
 pub fn run(job: Job, dir: &Path, input: Input, out: &mut Output) -> Result<()> {
-    let Job { prompts, mut settings } = job;
-    settings.sampling.check()?;
-    let identity = policy::identity(dir)?;
-    let model = Model::load(dir)?;
-    settings.stop_ids = stop_ids(dir)?;
-    settings.step = identity.step;
-    let positions = model.config().max_position_embeddings;
-    if settings.max_completion_tokens >= positions {
-        return Err(Error::Usage(format!(
-            "max-completion-tokens leaves no room for a prompt in {positions} positions"
-        )));
-    }
-    let limits = prompts::Limits {
-        positions: positions - settings.max_completion_tokens,
-        vocabulary: model.config().vocab_size,
-    };
-    let tokenizer = Arc::new(Tokenizer::load(dir)?);
-    let source = Source::new(prompts, limits, Arc::clone(&tokenizer));
+    let Ready { model, settings, origin, tokenizer, source } = Ready::new(job, dir, None)?;
     let skipped = source.skipped();
-    let progress = Progress::new("rollout");
-    let origin = Origin { identity, seed: settings.seed, temperature: settings.sampling.temperature };
-    let mut records = Records::new(origin, tokenizer, out, progress);
+    let mut progress = Progress::new("rollout");
     let requests = read_ahead(source, input);
+    let mut records = Records::new(origin, tokenizer, out, &mut progress);
     let work = Engine::new(&model, settings).run(requests, &mut records)?;
     records.finish(work, skipped.load(Ordering::Relaxed));
     Ok(())
+}
+
+/// A job and the model it is for, found to fit together.
+struct Ready {
+    model: Model,
+    settings: Settings,
+    origin: Origin,
+    tokenizer: Arc<Tokenizer>,
+    source: Source,
+}
+
+impl Ready {
+    /// Opens the model in `dir`; see [`Source::new`] for `unique_among`.
+    fn new(job: Job, dir: &Path, unique_among: Option<usize>) -> Result<Self> {
+        let Job { prompts, mut settings } = job;
+        settings.sampling.check()?;
+        let identity = policy::identity(dir)?;
+        let model = Model::load(dir)?;
+        settings.stop_ids = stop_ids(dir)?;
+        settings.step = identity.step;
+        let positions = model.config().max_position_embeddings;
+        if settings.max_completion_tokens >= positions {
+            return Err(Error::Usage(format!(
+                "max-completion-tokens leaves no room for a prompt in {positions} positions"
+            )));
+        }
+        let limits = prompts::Limits {
+            positions: positions - settings.max_completion_tokens,
+            vocabulary: model.config().vocab_size,
+        };
+        let tokenizer = Arc::new(Tokenizer::load(dir)?);
+        let source = Source::new(prompts, limits, Arc::clone(&tokenizer), unique_among);
+        let origin = Origin { identity, seed: settings.seed, temperature: settings.sampling.temperature };
+        Ok(Self { model, settings, origin, tokenizer, source })
+    }
 }
 
 /// Requests from a thread of its own: reading and tokenizing go on beside the sampling, and sampling never waits for a slow writer

@@ -60,14 +60,15 @@ pub struct Source {
     limits: Limits,
     tokenizer: Arc<Tokenizer>,
     seen: HashSet<String>,
+    unique_among: Option<usize>,
     skipped: Arc<AtomicUsize>,
 }
 
 impl Source {
-    /// Nothing read yet.
+    /// Nothing read yet. A prompt stands once among so many, from the first on; once at all without a number.
     #[must_use]
-    pub fn new(prompts: Prompts, limits: Limits, tokenizer: Arc<Tokenizer>) -> Self {
-        Self { prompts, limits, tokenizer, seen: HashSet::new(), skipped: Arc::default() }
+    pub fn new(prompts: Prompts, limits: Limits, tokenizer: Arc<Tokenizer>, unique_among: Option<usize>) -> Self {
+        Self { prompts, limits, tokenizer, seen: HashSet::new(), unique_among, skipped: Arc::default() }
     }
 
     /// The number of prompts left out so far, readable while another thread goes on.
@@ -88,10 +89,15 @@ impl Source {
         if messages.is_empty() {
             return Err(record.error("field \"prompt\" holds no message"));
         }
+        if Some(self.seen.len()) == self.unique_among {
+            self.seen.clear();
+        }
         if !self.seen.insert(prompt_id.clone()) {
-            let what =
-                format!("prompt_id {prompt_id} again: it would give the same samples; run rollout once an epoch");
-            return Err(record.error(what));
+            let remedy = match self.unique_among {
+                None => "run rollout once an epoch",
+                Some(_) => "order the prompts so that a step has it once",
+            };
+            return Err(record.error(format!("prompt_id {prompt_id} again: it would give the same samples; {remedy}")));
         }
         let text = self.tokenizer.chat(&messages).map_err(|what| record.error(format!("chat template: {what}")))?;
         let Some(tokens) = self.fit(&prompt_id, self.tokenizer.encode(&text)?, &record)? else {

@@ -26,13 +26,13 @@ pub struct Records<'a> {
     origin: Origin,
     tokenizer: Arc<Tokenizer>,
     out: &'a mut Output,
-    progress: Progress,
+    progress: &'a mut Progress,
 }
 
 impl<'a> Records<'a> {
     /// Nothing written yet.
     #[must_use]
-    pub fn new(origin: Origin, tokenizer: Arc<Tokenizer>, out: &'a mut Output, progress: Progress) -> Self {
+    pub fn new(origin: Origin, tokenizer: Arc<Tokenizer>, out: &'a mut Output, progress: &'a mut Progress) -> Self {
         Self { origin, tokenizer, out, progress }
     }
 
@@ -72,9 +72,10 @@ impl Sink<Line> for Records<'_> {
         self.out.flush()
     }
 
-    fn progress(&mut self, work: Work) {
+    fn progress(&mut self, work: Work) -> Result<()> {
         let seconds = self.progress.seconds();
         self.progress.tell(|| speed(work, seconds));
+        Ok(())
     }
 }
 

@@ -44,7 +44,9 @@ impl Sink<()> for Groups {
         Ok(())
     }
 
-    fn progress(&mut self, _: Work) {}
+    fn progress(&mut self, _: Work) -> Result<()> {
+        Ok(())
+    }
 }
 
 fn requests(prompts: &[(String, Vec<u32>)]) -> Receiver<Result<Request<()>>> {

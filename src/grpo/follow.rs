@@ -1,0 +1,140 @@
+//! The trainer of a run: a step for each so many groups, its weights handed back at once, a checkpoint now and then.
+//!
+//! A step is final when the run's policy link is renamed, with everything before it on the disk. What a killed run had done beyond
+//! that is removed when it goes on, and comes again with the same bytes.
+
+use std::fs::{File, OpenOptions};
+use std::io::Write;
+use std::path::PathBuf;
+
+use crate::error::{Error, Result};
+use crate::grpo::batch::{Group, Groups};
+use crate::grpo::in_steps;
+use crate::grpo::order::Order;
+use crate::grpo::step::{GrpoConfig, GrpoTrainer};
+use crate::grpo::trainer::Trainer;
+use crate::jsonl::{Input, write_zst};
+use crate::optim::OptimizerConfig;
+use crate::policy::sync;
+use crate::run::{Live, Lock, Run};
+
+/// How a run is trained.
+#[derive(Debug, Clone)]
+pub struct Job {
+    /// Its directory.
+    pub run: Run,
+    /// Groups a step.
+    pub groups_per_step: usize,
+    /// Steps between checkpoints that are kept, at least 1.
+    pub save_every: u64,
+    /// Numbers of a step.
+    pub grpo: GrpoConfig,
+    /// Numbers of the optimizer.
+    pub optimizer: OptimizerConfig,
+    /// Most tokens in the model at once.
+    pub micro_batch_tokens: usize,
+    /// Of the run; a checkpoint knows its own.
+    pub seed: Option<u64>,
+    /// What the checkpoints say made them.
+    pub command_line: Vec<String>,
+}
+
+/// Who hears of what happens.
+pub struct Listeners<'a> {
+    /// Takes each line of metrics.
+    pub metrics: &'a mut dyn FnMut(&[u8]) -> Result<()>,
+    /// Takes words for the user.
+    pub say: &'a dyn Fn(&str),
+}
+
+/// Trains as many steps as `input` holds. What was finished when the input ends is kept, however it ends.
+///
+/// # Errors
+/// [`Error::Usage`] when somebody else trains the run, [`Error::Record`] and [`Error::Data`] for an input that is not the run's
+/// rollouts in their order, [`Error::Numerics`] as [`GrpoTrainer::step`], [`Error::Io`] when the disk refuses.
+pub fn train(job: &Job, input: Input, listeners: Listeners<'_>) -> Result<()> {
+    let run = &job.run;
+    let _lock = Lock::take(run)?;
+    let mut trainer = Trainer::open(&run.policy()?, job.optimizer.clone(), job.seed)?;
+    let state = &trainer.state;
+    run.recover(state.step, job.save_every)?;
+    let order = Order::new(&run.prompts(), state.prompts_consumed)?;
+    let shape = trainer.model.config().clone();
+    let bytes: usize = trainer.model.parameters().iter().map(|values| size_of_val(*values)).sum();
+    let mut keeper = Keeper {
+        job,
+        live: Live::create(run, bytes as u64, listeners.say)?,
+        metrics: open_to_append(run.metrics())?,
+        committed: state.step,
+        written: Vec::new(),
+    };
+    let mut grpo = GrpoTrainer::new(&mut trainer, job.grpo.clone(), job.micro_batch_tokens, false)?;
+    let groups = Groups::new(input, &shape).in_order(order);
+    let mut whole = true;
+    let taken = in_steps(groups, Some(job.groups_per_step), &mut |groups| {
+        let mut lines = Vec::new();
+        let stepped = grpo.step(groups, &mut |line| lines.push(line.to_json()));
+        // A record that is refused has changed nothing; any other failure leaves weights that are worth nothing.
+        whole = matches!(stepped, Err(Error::Record { .. }));
+        stepped?;
+        keeper.keep(grpo.trainer(), groups, &lines)?;
+        whole = true;
+        lines.iter().try_for_each(|line| (listeners.metrics)(line))
+    });
+    if whole {
+        keeper.commit(grpo.trainer())?;
+    }
+    let (taken, size) = (taken?, job.groups_per_step);
+    match (taken.steps, taken.left_over) {
+        (0, 0) => Err(Error::Data("no records in the input".into())),
+        (_, 0) => Ok(()),
+        (_, found) => Err(Error::Data(format!("the input ended after {found} of the {size} groups that a step takes"))),
+    }
+}
+
+fn open_to_append(path: PathBuf) -> Result<File> {
+    OpenOptions::new().append(true).create(true).open(&path).map_err(Error::io(path))
+}
+
+/// Writes what remains of a step.
+struct Keeper<'a> {
+    job: &'a Job,
+    live: Live,
+    metrics: File,
+    /// The policy's step.
+    committed: u64,
+    /// Rollouts of the steps since.
+    written: Vec<PathBuf>,
+}
+
+impl Keeper<'_> {
+    /// After each step: the weights first, because somebody waits for them.
+    fn keep(&mut self, trainer: &mut Trainer, groups: &[Group], metrics: &[Vec<u8>]) -> Result<()> {
+        let step = trainer.state.step;
+        trainer.state.command_line.clone_from(&self.job.command_line);
+        self.live.publish(step, |dir| trainer.save_for_sampling(dir))?;
+        let rollouts = self.job.run.rollouts(step);
+        let completions = groups.iter().flat_map(|group| &group.completions);
+        write_zst(&rollouts, completions.map(|completion| completion.line.text.as_str()))?;
+        self.written.push(rollouts);
+        let lines: Vec<u8> = metrics.iter().flat_map(|line| [line, &b"\n"[..]].concat()).collect();
+        self.metrics.write_all(&lines).map_err(Error::io(self.job.run.metrics()))?;
+        if step.is_multiple_of(self.job.save_every) { self.commit(trainer) } else { Ok(()) }
+    }
+
+    /// Makes all steps so far final; nothing to do when they are.
+    fn commit(&mut self, trainer: &mut Trainer) -> Result<()> {
+        let (run, step) = (&self.job.run, trainer.state.step);
+        if step == self.committed {
+            return Ok(());
+        }
+        for rollouts in self.written.drain(..) {
+            sync(&rollouts)?;
+        }
+        sync(&run.rollouts_dir())?;
+        self.metrics.sync_all().map_err(Error::io(run.metrics()))?;
+        trainer.publish(&run.checkpoint(step), false, self.job.command_line.clone())?;
+        run.point_policy_at(step)?;
+        run.leave(std::mem::replace(&mut self.committed, step), self.job.save_every)
+    }
+}

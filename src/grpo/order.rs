@@ -1,0 +1,91 @@
+//! The order that the records of a run come in: its prompts one after the other, the samples of each from 0 on.
+//!
+//! A stage between sampler and trainer that loses, repeats or reorders records would otherwise show as a wait without end, or as a
+//! run that gives other bytes each time.
+
+use std::path::Path;
+
+use crate::error::{Error, Result};
+use crate::jsonl::Input;
+use crate::record::Record;
+
+/// Which record comes next.
+pub struct Order {
+    prompts: Input,
+    /// The prompt of the group that is under way.
+    prompt_id: String,
+    /// The sample that comes next; 0 between groups.
+    sample: u64,
+}
+
+impl Order {
+    /// The order of the prompts in a file, of which so many were trained on already.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when the file cannot be read, [`Error::Data`] when it has fewer prompts.
+    pub fn new(prompts: &Path, consumed: u64) -> Result<Self> {
+        let mut prompts = Input::open(prompts)?;
+        prompts.skip_consumed(consumed)?;
+        Ok(Self { prompts, prompt_id: String::new(), sample: 0 })
+    }
+
+    /// Takes the next record, one of `group_size` of its prompt.
+    ///
+    /// # Errors
+    /// [`Error::Record`] with the record that came and the one that should have.
+    pub fn check(&mut self, record: &Record<'_>, sample: u64, group_size: usize) -> Result<()> {
+        if self.sample == 0 {
+            let next = self.prompts.next().ok_or_else(|| self.no_more(record))??;
+            self.prompt_id = next.record()?.get("prompt_id")?;
+        }
+        let prompt_id: String = record.get("prompt_id")?;
+        if (&prompt_id, sample) != (&self.prompt_id, self.sample) {
+            let came = format!("prompt {prompt_id}, sample {sample}");
+            let due = format!("prompt {}, sample {}", self.prompt_id, self.sample);
+            return Err(record
+                .error(format!("{came}, where {due} comes next; a stage before lost, repeated or reordered records")));
+        }
+        self.sample = (sample + 1) % group_size.max(1) as u64;
+        Ok(())
+    }
+
+    fn no_more(&self, record: &Record<'_>) -> Error {
+        record.error(format!("a record after those of the last prompt in {}", self.prompts.name()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record::Line;
+
+    fn refusal(records: &[(&str, u64)]) -> Option<String> {
+        let dir = tempfile::tempdir().unwrap();
+        let prompts = dir.path().join("prompts.jsonl");
+        std::fs::write(&prompts, "{\"prompt_id\":\"old\"}\n{\"prompt_id\":\"a\"}\n{\"prompt_id\":\"b\"}\n").unwrap();
+        let mut order = Order::new(&prompts, 1).unwrap();
+        records.iter().find_map(|(prompt, sample)| {
+            let text = format!("{{\"prompt_id\":\"{prompt}\"}}");
+            let line = Line { path: "-".into(), number: 1, text };
+            order.check(&line.record().unwrap(), *sample, 2).err().map(|err| err.to_string())
+        })
+    }
+
+    #[test]
+    fn what_is_lost_repeated_or_reordered_is_named() {
+        assert_eq!(refusal(&[("a", 0), ("a", 1), ("b", 0), ("b", 1)]), None);
+        let cases: [(&[(&str, u64)], &str, &str); 5] = [
+            (&[("a", 0), ("b", 0)], "b, sample 0", "a, sample 1"),
+            (&[("a", 1)], "a, sample 1", "a, sample 0"),
+            (&[("b", 0)], "b, sample 0", "a, sample 0"),
+            (&[("a", 0), ("a", 0)], "a, sample 0", "a, sample 1"),
+            (&[("a", 0), ("a", 1), ("a", 1)], "a, sample 1", "b, sample 0"),
+        ];
+        for (records, came, due) in cases {
+            let message = refusal(records).unwrap();
+            assert!(message.starts_with(&format!("-:1: prompt {came}, where prompt {due}, comes next; ")), "{message}");
+        }
+        let message = refusal(&[("a", 0), ("a", 1), ("b", 0), ("b", 1), ("c", 0)]).unwrap();
+        assert!(message.starts_with("-:1: a record after those of the last prompt in "), "{message}");
+    }
+}

@@ -1,0 +1,137 @@
+//! The weights of the youngest steps, for those who sample: written to memory where the system has a file system in it, mapped from
+//! there by the reader, and never brought to a disk.
+
+use std::fs::{self, DirBuilder};
+use std::os::unix::fs::{DirBuilderExt, symlink};
+use std::path::{Path, PathBuf};
+
+use super::{Run, remove_if_there, step_name};
+use crate::error::{Error, Result};
+
+/// Linux' file system in memory.
+const MEMORY: &str = "/dev/shm";
+
+/// Steps whose weights are there at once: a reader may still be opening the older ones.
+const KEPT: u64 = 2;
+
+/// Where the steps' weights appear; gone when dropped.
+pub struct Live {
+    link: PathBuf,
+    dir: PathBuf,
+}
+
+impl Live {
+    /// Makes the place afresh, for weights of so many bytes. `say` is told when there is no room for them in memory.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn create(run: &Run, bytes: u64, say: &dyn Fn(&str)) -> Result<Self> {
+        Self::create_in(Path::new(MEMORY), run, bytes, say)
+    }
+
+    fn create_in(memory: &Path, run: &Run, bytes: u64, say: &dyn Fn(&str)) -> Result<Self> {
+        let link = run.live_link();
+        remove(&link)?;
+        let dir = match in_memory(memory, run, KEPT * bytes) {
+            Ok(dir) => {
+                symlink(&dir, &link).map_err(Error::io(&link))?;
+                dir
+            }
+            Err(why) => {
+                say(&format!("{}: {why}; the weights of each step go through {}", memory.display(), link.display()));
+                fs::create_dir(&link).map_err(Error::io(&link))?;
+                link.clone()
+            }
+        };
+        Ok(Self { link, dir })
+    }
+
+    /// Lets the weights of a step appear, made by `fill` in the directory it is given; those that nobody can want any more go.
+    ///
+    /// # Errors
+    /// [`Error::Io`], and that of `fill`.
+    pub fn publish(&self, step: u64, fill: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+        if let Some(old) = step.checked_sub(KEPT) {
+            remove(&self.dir.join(step_name(old)))?;
+        }
+        let (unfinished, target) = (self.dir.join("unfinished"), self.dir.join(step_name(step)));
+        fs::create_dir(&unfinished).map_err(Error::io(&unfinished))?;
+        fill(&unfinished)?;
+        fs::rename(&unfinished, &target).map_err(Error::io(&target))
+    }
+}
+
+impl Drop for Live {
+    fn drop(&mut self) {
+        // Nobody is left to tell; the next trainer of the run begins with the same removal.
+        let _ = remove(&self.dir);
+        let _ = remove(&self.link);
+    }
+}
+
+/// A directory of the run's own in memory, that nobody else can read or have made, or why there is none.
+fn in_memory(memory: &Path, run: &Run, bytes: u64) -> std::result::Result<PathBuf, String> {
+    let whole = run.dir().canonicalize().map_err(|err| err.to_string())?;
+    let hash = blake3::hash(whole.as_os_str().as_encoded_bytes()).to_hex();
+    let dir = memory.join(format!("grpo-pipes-{}", &hash[..16]));
+    let room = rustix::fs::statvfs(memory).map_err(|err| err.to_string())?;
+    remove(&dir).map_err(|err| err.to_string())?;
+    if room.f_bavail.saturating_mul(room.f_frsize) < bytes {
+        return Err(format!("no room for {} MiB", bytes.div_ceil(1 << 20)));
+    }
+    DirBuilder::new().mode(0o700).create(&dir).map_err(|err| err.to_string())?;
+    Ok(dir)
+}
+
+/// Removes a link (not what it points to) or a directory.
+fn remove(path: &Path) -> Result<()> {
+    let is_dir = path.symlink_metadata().is_ok_and(|found| found.is_dir());
+    remove_if_there(if is_dir { fs::remove_dir_all(path) } else { fs::remove_file(path) }, path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn publish(live: &Live, step: u64) {
+        live.publish(step, |dir| fs::write(dir.join("x"), step.to_string()).map_err(Error::io(dir))).unwrap();
+    }
+
+    #[test]
+    fn the_last_two_steps_are_there_until_the_end() {
+        let (dir, memory) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let run = Run::new(dir.path());
+        let silent = |words: &str| panic!("said {words}");
+        let killed = Live::create_in(memory.path(), &run, 10, &silent).unwrap();
+        publish(&killed, 9);
+        std::mem::forget(killed);
+
+        let live = Live::create_in(memory.path(), &run, 10, &silent).unwrap();
+        assert!(!run.live(9).exists() && run.live_link().is_symlink());
+        for step in 1..=4 {
+            publish(&live, step);
+        }
+        let there: Vec<bool> = (1..=4).map(|step| run.live(step).exists()).collect();
+        assert_eq!(there, [false, false, true, true]);
+        assert_eq!(fs::read_to_string(run.live(4).join("x")).unwrap(), "4");
+        drop(live);
+        for place in [dir.path(), memory.path()] {
+            assert_eq!(fs::read_dir(place).unwrap().count(), 0);
+        }
+    }
+
+    #[test]
+    fn without_memory_a_directory_serves_and_that_is_said() {
+        let dir = tempfile::tempdir().unwrap();
+        let run = Run::new(dir.path());
+        for (memory, bytes, why) in [("/no/such/place", 1, "No such file"), ("/", u64::MAX / 4, "no room for ")] {
+            let said = std::cell::RefCell::new(String::new());
+            let live = Live::create_in(Path::new(memory), &run, bytes, &|words| said.replace(words.into()).clear());
+            publish(&live.unwrap(), 1);
+            assert!(said.borrow().contains(why), "{}", said.borrow());
+        }
+        let live = Live::create_in(Path::new("/no/such/place"), &run, 1, &|_| ()).unwrap();
+        publish(&live, 1);
+        assert!(run.live(1).join("x").exists() && run.live_link().is_dir() && !run.live_link().is_symlink());
+    }
+}

@@ -1,0 +1,142 @@
+//! A run's directory: what is where in it, and the rename that makes a step of it final.
+//!
+//! Whoever trains a run holds its [`Lock`] and gives its weights back through [`Live`]; who samples for it waits with [`TrainerWatch`].
+
+mod live;
+mod lock;
+mod recover;
+mod wait;
+
+use std::fs;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+
+use crate::error::{Error, Result};
+use crate::policy::sync;
+
+pub use live::Live;
+pub use lock::Lock;
+pub use wait::TrainerWatch;
+
+/// The names in a run's directory.
+#[derive(Debug, Clone)]
+pub struct Run {
+    dir: PathBuf,
+}
+
+impl Run {
+    /// The run in `dir`.
+    #[must_use]
+    pub fn new(dir: &Path) -> Self {
+        Self { dir: dir.to_path_buf() }
+    }
+
+    /// The directory itself.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// The prompts in the order of training.
+    #[must_use]
+    pub fn prompts(&self) -> PathBuf {
+        self.dir.join("prompts.jsonl")
+    }
+
+    /// One line of metrics an optimizer step.
+    #[must_use]
+    pub fn metrics(&self) -> PathBuf {
+        self.dir.join("metrics.jsonl")
+    }
+
+    /// What a step was trained on.
+    #[must_use]
+    pub fn rollouts(&self, step: u64) -> PathBuf {
+        self.rollouts_dir().join(format!("{}.jsonl.zst", step_name(step)))
+    }
+
+    /// Where these are.
+    #[must_use]
+    pub fn rollouts_dir(&self) -> PathBuf {
+        self.dir.join("rollouts")
+    }
+
+    /// The checkpoint of a step.
+    #[must_use]
+    pub fn checkpoint(&self, step: u64) -> PathBuf {
+        self.checkpoints().join(step_name(step))
+    }
+
+    /// The weights of a step for those who sample, while the step is young.
+    #[must_use]
+    pub fn live(&self, step: u64) -> PathBuf {
+        self.live_link().join(step_name(step))
+    }
+
+    /// The checkpoint that the policy is, by its own name: the link may point elsewhere by the next call.
+    ///
+    /// # Errors
+    /// [`Error::Run`] when there is none.
+    pub fn policy(&self) -> Result<PathBuf> {
+        match fs::read_link(self.policy_link()) {
+            Ok(target) => Ok(self.dir.join(target)),
+            Err(err) => Err(Error::run(&self.dir, format!("no link `policy` to a checkpoint: {err}"))),
+        }
+    }
+
+    /// Makes a step final: the policy is its checkpoint from here on, after a crash too.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn point_policy_at(&self, step: u64) -> Result<()> {
+        let unfinished = self.dir.join(".policy");
+        remove_if_there(fs::remove_file(&unfinished), &unfinished)?;
+        let target = Path::new("checkpoints").join(step_name(step));
+        std::os::unix::fs::symlink(target, &unfinished).map_err(Error::io(&unfinished))?;
+        fs::rename(&unfinished, self.policy_link()).map_err(Error::io(self.policy_link()))?;
+        sync(&self.dir)
+    }
+
+    fn policy_link(&self) -> PathBuf {
+        self.dir.join("policy")
+    }
+
+    fn checkpoints(&self) -> PathBuf {
+        self.dir.join("checkpoints")
+    }
+
+    fn live_link(&self) -> PathBuf {
+        self.dir.join("live")
+    }
+}
+
+/// The name of a step's files.
+fn step_name(step: u64) -> String {
+    format!("step_{step:06}")
+}
+
+/// That something is not there is as good as having removed it.
+fn remove_if_there(removed: std::io::Result<()>, path: &Path) -> Result<()> {
+    match removed {
+        Err(err) if err.kind() != ErrorKind::NotFound => Err(Error::io(path)(err)),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_policy_is_a_checkpoint_by_its_own_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let run = Run::new(dir.path());
+        let message = run.policy().unwrap_err().to_string();
+        assert!(message.contains("no link `policy` to a checkpoint: "), "{message}");
+        for step in [7, 8] {
+            run.point_policy_at(step).unwrap();
+            assert_eq!(run.policy().unwrap(), run.checkpoint(step));
+        }
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+}
