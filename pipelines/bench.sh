@@ -117,17 +117,20 @@ train_on() {
     rm -rf "$WORK/trained"
 }
 
-# Whole steps by files from the same start, three processes each, against TRL's; the first two of ten do not count.
+# Whole steps from the same start against TRL's: in one pipe, from one line of metrics to the next, and by files, three processes
+# each. The first two of ten do not count.
 whole_step() {
     local step began
-    rm -rf "$RUN"/checkpoints/step_00000[1-9] "$RUN"/checkpoints/step_00001*
     point_policy_at "$(step_name 0)"
-    : >"$RUN/metrics.jsonl"
     for step in {1..10}; do
         began=$EPOCHREALTIME
-        train_one_step "$step"
+        train_one_step "$step" >"$WORK/output"
         [ "$step" -le 2 ] || calculate "$EPOCHREALTIME - $began"
     done >"$WORK/samples/of_run"
+    note by_files "$(median of_run)"
+    point_policy_at "$(step_name 0)"
+    train_steps | while read -r _; do echo "$EPOCHREALTIME"; done |
+        awk 'NR > 2 { print $1 - before } { before = $1 }' >"$WORK/samples/of_run"
     note whole "$(median of_run)"
     sed -n 's/.*"completions\/mean_length":\([0-9.]*\).*/\1/p' "$RUN/metrics.jsonl" | tail -n 8 |
         awk '{ sum += $1 } END { print sum / NR }' >>"$WORK/samples/whole.length"
@@ -215,7 +218,8 @@ memory_row() { ! measured "$2.peak" || echo "| $1 | $(cell "$2.peak") | $(cell "
 speed_rows() {
     row 'tiny: sampling, 64 sequences (4 prompts x 16), 48 tokens; `generate`' tokens/s tiny_sampling 3x
     row 'tiny: training step, 64 sequences; plain PyTorch' s tiny_training 2x
-    row "tiny: whole GRPO step by files, $PROMPTS_PER_STEP prompts x $NUM_GENERATIONS; TRL" s whole 5x
+    row "tiny: whole GRPO step, $PROMPTS_PER_STEP prompts x $NUM_GENERATIONS; TRL" s whole 5x
+    row "tiny: the same by files, each command started anew" s by_files -
     row '0.5B: sampling, 16 sequences of 1 prompt, 64 tokens; `generate`' tokens/s large_group 2x
     row '0.5B: sampling, 16 sequences of 16 prompts, 64 tokens; `generate`' tokens/s large_prompts 2x
     row '0.5B: training step, 4 x 220 tokens; plain PyTorch' s large_training 1x
@@ -257,7 +261,7 @@ $(memory_rows)
 
 Mean completion length in the whole GRPO steps: ours $(cell whole.length), TRL's $(cell whole.peer.length) tokens.
 
-Commands, DIR for a temporary directory; a whole step by files is \`make step\`:
+Commands, DIR for a temporary directory; whole steps are those of \`make train\` and \`make step\`:
 
 \`\`\`
 $(sed "s|$WORK|DIR|g; s|^$PYTHON |python3 |" "$WORK/commands")

@@ -69,7 +69,7 @@ reached_step() {
     echo $((10#${target#step_}))
 }
 
-# The commit of a step: one rename, so that the policy is always a whole one.
+# One rename, so that the policy is always a whole one.
 point_policy_at() {
     ln -sfn "checkpoints/$1" "$RUN/.policy"
     mv -fT "$RUN/.policy" "$RUN/policy" 2>/dev/null || mv -fh "$RUN/.policy" "$RUN/policy" # GNU, or BSD
@@ -95,49 +95,71 @@ sample() {
 
 # Step NUMBER by files. What an interrupted attempt left is made again: the same numbers give the same bytes.
 train_one_step() {
-    local name=$(step_name "$1") rollouts
-    rollouts=$RUN/rollouts/$name.jsonl
-    [ -n "$SCORER" ] || rollouts+=.zst
-    prompts_of_step "$1" | sample_groups | score_into "$rollouts" || {
+    local scored=$RUN/.scored.tmp
+    prompts_of_step "$1" | sample_groups --model "$RUN/policy" 2>"$RUN/rollout.log" | reward >"$scored" || {
         cat "$RUN/rollout.log" >&2
         die "step $1: sampling or scoring failed"
     }
-    { sed "$1,\$d" "$RUN/metrics.jsonl" && learn_from "$rollouts" "$RUN/checkpoints/$name"; } >"$RUN/.metrics.jsonl"
-    mv "$RUN/.metrics.jsonl" "$RUN/metrics.jsonl"
-    point_policy_at "$name"
-    forget "$(($1 - 1))"
+    learn <"$scored"
+    rm "$scored"
 }
 
 prompts_of_step() {
     sed -n "$((($1 - 1) * PROMPTS_PER_STEP + 1)),$(($1 * PROMPTS_PER_STEP))p" "$RUN/prompts.jsonl"
 }
 
+# All steps that are left, in one pipe: records go forward through it, weights back through $RUN/live. Metrics on stdout.
+train_steps() {
+    sample_as_it_learns | reward | learn || name_the_cause "${PIPESTATUS[@]}"
+}
+
+sample_as_it_learns() {
+    : >"$RUN/rollout.log"
+    { sample_groups "$RUN/prompts.jsonl" --follow "$RUN" --groups-per-step "$PROMPTS_PER_STEP" 2>&1 >&3 | keep_log; } 3>&1
+}
+
+# What rollout says goes to its log, and to the terminal when it is not just how far it is.
+keep_log() {
+    local line
+    while IFS= read -r line; do
+        echo "$line" >>"$RUN/rollout.log"
+        case $line in
+        *" tokens/s" | "rollout: done in "*) ;;
+        *) say "$line" ;;
+        esac
+    done
+}
+
+# name_the_cause CODE_OF_ROLLOUT CODE_OF_SCORE CODE_OF_GRPO_STEP
+name_the_cause() {
+    local name causes=
+    for name in rollout "${SCORER:-score}" grpo-step; do
+        if [ "$1" -gt 128 ]; then
+            causes+=", $name was killed by signal $(($1 - 128))"
+        elif [ "$1" -ne 0 ]; then
+            causes+=", $name ended with code $1"
+        fi
+        shift
+    done
+    die "$RUN stopped at step $(reached_step): ${causes#, }"
+}
+
 sample_groups() {
-    sample --model "$RUN/policy" -n "$NUM_GENERATIONS" --temperature "$TEMPERATURE" --on-long-prompt truncate-left \
-        2>"$RUN/rollout.log"
+    sample -n "$NUM_GENERATIONS" --temperature "$TEMPERATURE" --on-long-prompt truncate-left "$@"
 }
 
 # A stage of the user's takes the place of score: SCORER='./my_reward.py'.
-score_into() {
-    if [ -z "$SCORER" ]; then
-        score --reward "$REWARDS" -o "$1"
-    else
-        $SCORER >"$1.tmp" && mv "$1.tmp" "$1"
-    fi
+reward() {
+    if [ -z "$SCORER" ]; then score --reward "$REWARDS"; else $SCORER; fi
 }
 
-learn_from() {
+# The same arguments whether the steps come one by one or all in a row: checkpoints remember them.
+learn() {
     local reference=()
     [ "$BETA" = 0 ] || reference=(--reference "$RUN/checkpoints/$(step_name 0)")
-    rm -rf "$2"
-    grpo-step "$1" --policy "$RUN/policy" --out "$2" --loss "$LOSS" --epsilon "$EPSILON" \
+    grpo-step --follow "$RUN" --groups-per-step "$PROMPTS_PER_STEP" --save-every "$SAVE_EVERY" --loss "$LOSS" --epsilon "$EPSILON" \
         --beta "$BETA" ${reference[@]+"${reference[@]}"} --max-completion-tokens "$MAX_COMPLETION_TOKENS" \
         --learning-rate "$LEARNING_RATE" --schedule "$SCHEDULE" --warmup-ratio "$WARMUP_RATIO" --total-steps "$STEPS" \
         --adam-beta1 "$ADAM_BETA1" --adam-beta2 "$ADAM_BETA2" --weight-decay "$WEIGHT_DECAY" \
         --max-grad-norm "$MAX_GRAD_NORM" --seed "$SEED"
-}
-
-# Checkpoints between those to keep go as soon as the policy has left them.
-forget() {
-    [ "$1" -eq 0 ] || [ $(($1 % SAVE_EVERY)) -eq 0 ] || rm -rf "$RUN/checkpoints/$(step_name "$1")"
 }

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# One iteration of GRPO by files: prompts -> rollouts -> rewards -> the next checkpoint -> the policy link.
-# Everything a step made can be looked at, replayed, replaced. Killed at any instant, it is simply done again.
+# One iteration of GRPO by files: prompts -> rollouts -> rewards -> the next checkpoint -> the policy link. The same bytes as the
+# resident pipe of train.sh makes. Killed at any instant, it is simply done again. Its metrics go to stdout, too.
 . "$(dirname "$0")/common.sh"
 choose_recipe
 load_recipe

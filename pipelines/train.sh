@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The whole job: data, a start, an evaluation, GRPO step by step, the same evaluation again, an exported model.
+# The whole job: data, a start, an evaluation, GRPO in one pipe, the same evaluation again, an exported model.
 # Each part is skipped when its result is there, so the same command goes on where a run stopped.
 . "$(dirname "$0")/common.sh"
 choose_recipe
@@ -45,9 +45,10 @@ make_start() {
     export-hf "$model" "$start" --dtype f32
 }
 
-# What only served to make something else, or was being made when the run was killed.
+# What only served to make something else, or was being made when the run was killed. Checkpoints are the trainer's own to sweep,
+# which knows whether another one is at work.
 sweep() {
-    rm -rf "$RUN"/checkpoints/supervised "$RUN"/checkpoints/.*.tmp
+    [ -L "$RUN/policy" ] || rm -rf "$RUN"/checkpoints/supervised "$RUN"/checkpoints/.*.tmp
     find "$RUN" -name '.*.tmp' -type f -delete
 }
 
@@ -58,10 +59,18 @@ evaluate_as() {
 
 train() {
     local step
-    for ((step = $(reached_step) + 1; step <= STEPS; step++)); do
-        train_one_step "$step"
+    step=$(reached_step)
+    [ "$step" -eq "$STEPS" ] || train_steps | tell_progress "$step"
+}
+
+# tell_progress STEP: metrics of the steps after STEP on stdin, each tenth of them told. Without the script there is nobody to tell,
+# and the pipe ends with this end of it.
+tell_progress() {
+    local line step=$1
+    while kill -0 $$ 2>/dev/null && IFS= read -r line; do
+        step=$((step + 1))
         if [ $((step % 10)) -eq 0 ] || [ "$step" -eq "$STEPS" ]; then
-            say "step $step/$STEPS: $(tail -n 1 "$RUN/metrics.jsonl" | pick reward kl entropy completions/mean_length)($((SECONDS - began)) s)"
+            say "step $step/$STEPS: $(pick reward kl entropy completions/mean_length <<<"$line")($((SECONDS - began)) s)"
         fi
     done
 }
@@ -97,7 +106,6 @@ make_prompts
 make_start
 sweep
 [ -L "$RUN/policy" ] || point_policy_at "$(step_name 0)"
-touch "$RUN/metrics.jsonl"
 evaluate_as before
 train
 evaluate_as after
