@@ -33,7 +33,7 @@ struct Args {
     #[arg(long, value_name = "RUN", requires = "groups_per_step", conflicts_with_all = ["model", "text", "output"])]
     follow: Option<PathBuf>,
     /// Prompts a step of --follow
-    #[arg(long, value_name = "N", requires = "follow")]
+    #[arg(long, value_name = "N", requires = "follow", conflicts_with = "model")]
     groups_per_step: Option<NonZeroUsize>,
     /// Completions of each prompt
     #[arg(short, long, value_name = "N", default_value = "1")]

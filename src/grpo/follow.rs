@@ -16,7 +16,7 @@ use crate::grpo::trainer::Trainer;
 use crate::jsonl::{Input, write_zst};
 use crate::optim::OptimizerConfig;
 use crate::policy::sync;
-use crate::run::{Live, Lock, Run};
+use crate::run::{Live, Lock, Role, Run};
 
 /// How a run is trained.
 #[derive(Debug, Clone)]
@@ -54,7 +54,7 @@ pub struct Listeners<'a> {
 /// rollouts in their order, [`Error::Numerics`] as [`GrpoTrainer::step`], [`Error::Io`] when the disk refuses.
 pub fn train(job: &Job, input: Input, listeners: Listeners<'_>) -> Result<()> {
     let run = &job.run;
-    let _lock = Lock::take(run)?;
+    let _lock = Lock::take(run, Role::Train)?;
     let mut trainer = Trainer::open(&run.policy()?, job.optimizer.clone(), job.seed)?;
     let state = &trainer.state;
     run.recover(state.step, job.save_every)?;

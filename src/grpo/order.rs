@@ -59,7 +59,10 @@ mod tests {
     use super::*;
     use crate::record::Line;
 
-    fn refusal(records: &[(&str, u64)]) -> Option<String> {
+    /// A prompt and the number of a sample of it.
+    type Sample = (&'static str, u64);
+
+    fn refusal(records: &[Sample]) -> Option<String> {
         let dir = tempfile::tempdir().unwrap();
         let prompts = dir.path().join("prompts.jsonl");
         std::fs::write(&prompts, "{\"prompt_id\":\"old\"}\n{\"prompt_id\":\"a\"}\n{\"prompt_id\":\"b\"}\n").unwrap();
@@ -74,7 +77,7 @@ mod tests {
     #[test]
     fn what_is_lost_repeated_or_reordered_is_named() {
         assert_eq!(refusal(&[("a", 0), ("a", 1), ("b", 0), ("b", 1)]), None);
-        let cases: [(&[(&str, u64)], &str, &str); 5] = [
+        let cases: [(&[Sample], &str, &str); 5] = [
             (&[("a", 0), ("b", 0)], "b, sample 0", "a, sample 1"),
             (&[("a", 1)], "a, sample 1", "a, sample 0"),
             (&[("b", 0)], "b, sample 0", "a, sample 0"),

@@ -13,14 +13,15 @@ use crate::model::Model;
 use crate::policy::{State, identity};
 use crate::progress::Progress;
 use crate::record::Line;
-use crate::run::{Run, TrainerWatch};
+use crate::run::{Lock, Role, Run, TrainerWatch};
 
 /// Samples the rest of a run's prompts, `groups_per_step` from each policy, until they end.
 ///
 /// # Errors
-/// As [`super::run`]; [`Error::Run`] when the trainer or the next stage of the pipe is gone, [`Error::Data`] when the last prompts
+/// As [`super::run`]; [`Error::Usage`] when somebody else samples for the run, [`Error::Run`] when the trainer or the next stage of the pipe is gone, [`Error::Data`] when the last prompts
 /// are too few for a step.
 pub fn follow(job: Job, run: &Run, groups_per_step: usize, mut input: Input, out: &mut Output) -> Result<()> {
+    let _lock = Lock::take(run, Role::Sample)?;
     let dir = run.policy()?;
     input.skip_consumed(State::load(&dir)?.map_or(0, |state| state.prompts_consumed))?;
     let Ready { mut model, mut settings, mut origin, tokenizer, source } =

@@ -1,4 +1,4 @@
-//! One trainer a run: a lock on a file, which the system lets go when its holder ends in any way.
+//! One trainer and one sampler a run: locks on files, which the system lets go when their holder ends in any way.
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{ErrorKind, Write};
@@ -9,11 +9,20 @@ use std::time::Duration;
 use super::Run;
 use crate::error::{Error, Result};
 
-/// Who asks whether the lock is held takes it for a moment; a trainer that meets such a moment tries again.
+/// Who asks whether a lock is held takes it for a moment; who meets such a moment tries again.
 const TRIES: usize = 50;
 const BETWEEN_TRIES: Duration = Duration::from_millis(2);
 
-/// The right to train a run, until it is dropped.
+/// What one process at a time may do for a run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// Train it.
+    Train,
+    /// Sample for it. A second sampler would wait for a trainer that reads from the first.
+    Sample,
+}
+
+/// The right to a role in a run, until it is dropped.
 pub struct Lock {
     _file: File,
 }
@@ -23,8 +32,8 @@ impl Lock {
     ///
     /// # Errors
     /// [`Error::Usage`] with the number of the process that has it, [`Error::Io`] when there is no such directory.
-    pub fn take(run: &Run) -> Result<Self> {
-        let path = path(run);
+    pub fn take(run: &Run, role: Role) -> Result<Self> {
+        let path = path(run, role);
         // The file says who holds the lock, so a holder's number is not cut off by merely opening it.
         let opened = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path);
         let mut file = opened.map_err(Error::io(&path))?;
@@ -41,15 +50,19 @@ impl Lock {
         }
         let owner = std::fs::read_to_string(&path).unwrap_or_default();
         let (dir, owner) = (run.dir().display(), owner.trim());
-        Err(Error::Usage(format!("{dir}: process {owner} trains this run already; wait for it, or end it")))
+        let does = match role {
+            Role::Train => "trains",
+            Role::Sample => "samples for",
+        };
+        Err(Error::Usage(format!("{dir}: process {owner} {does} this run already; wait for it, or end it")))
     }
 
-    /// Whether somebody trains the run now.
+    /// Whether somebody has the role now.
     ///
     /// # Errors
     /// [`Error::Io`].
-    pub fn is_held(run: &Run) -> Result<bool> {
-        let path = path(run);
+    pub fn is_held(run: &Run, role: Role) -> Result<bool> {
+        let path = path(run, role);
         let file = match File::open(&path) {
             Err(err) if err.kind() == ErrorKind::NotFound => return Ok(false),
             opened => opened.map_err(Error::io(&path))?,
@@ -62,8 +75,11 @@ impl Lock {
     }
 }
 
-fn path(run: &Run) -> PathBuf {
-    run.dir().join("lock")
+fn path(run: &Run, role: Role) -> PathBuf {
+    run.dir().join(match role {
+        Role::Train => "lock",
+        Role::Sample => "sampler.lock",
+    })
 }
 
 #[cfg(test)]
@@ -74,14 +90,15 @@ mod tests {
     fn a_run_has_one_trainer_and_everybody_can_ask_for_it() {
         let dir = tempfile::tempdir().unwrap();
         let run = Run::new(dir.path());
-        assert!(!Lock::is_held(&run).unwrap());
-        let lock = Lock::take(&run).unwrap();
-        assert!(Lock::is_held(&run).unwrap());
-        let error = Lock::take(&run).err().unwrap();
+        assert!(!Lock::is_held(&run, Role::Train).unwrap());
+        let lock = Lock::take(&run, Role::Train).unwrap();
+        assert!(Lock::is_held(&run, Role::Train).unwrap());
+        let error = Lock::take(&run, Role::Train).err().unwrap();
         assert_eq!(error.exit_code(), 2);
         assert!(error.to_string().contains(&format!("process {} trains", std::process::id())), "{error}");
+        let _sampler = Lock::take(&run, Role::Sample).unwrap();
         drop(lock);
-        assert!(!Lock::is_held(&run).unwrap());
-        let _lock = Lock::take(&run).unwrap();
+        assert!(!Lock::is_held(&run, Role::Train).unwrap());
+        let _lock = Lock::take(&run, Role::Train).unwrap();
     }
 }

@@ -15,7 +15,7 @@ use crate::error::{Error, Result};
 use crate::policy::sync;
 
 pub use live::Live;
-pub use lock::Lock;
+pub use lock::{Lock, Role};
 pub use wait::TrainerWatch;
 
 /// The names in a run's directory.

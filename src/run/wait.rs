@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use super::{Lock, Run};
+use super::{Lock, Role, Run};
 use crate::error::{Error, Result};
 use crate::jsonl::stdout_is_closed;
 
@@ -47,7 +47,7 @@ impl<'a> TrainerWatch<'a> {
         if stdout_is_closed() {
             return Err(Error::run(self.run.dir(), "the next stage of the pipe is gone; see what that said"));
         }
-        if Lock::is_held(self.run)? {
+        if Lock::is_held(self.run, Role::Train)? {
             self.seen = true;
         } else if self.seen {
             return Err(Error::run(self.run.dir(), "its trainer, grpo-step --follow, is gone; see what that said"));
@@ -116,7 +116,7 @@ mod tests {
         let silent = |words: &str| panic!("said {words}");
         let mut trainer = TrainerWatch::of(&run, &silent);
         trainer.wait_for_start(1).unwrap();
-        let lock = Lock::take(&run).unwrap();
+        let lock = Lock::take(&run, Role::Train).unwrap();
         std::thread::scope(|scope| {
             scope.spawn(|| {
                 sleep(Duration::from_millis(20));

@@ -178,6 +178,8 @@ fn what_is_not_there_or_in_the_way_or_contradictory_is_told() {
         (&model, "--init --seed 1", 2, "--init is for a directory without"),
         (&model, "--init", 2, "--seed"),
         (&model, "--dry-run", 2, "--out"),
+        (&model, "--save-every 2", 2, "--follow"),
+        (&model, "--follow x --groups-per-step 2", 2, "--policy"),
         (&model, "--groups-per-step 5", 3, "the input ended after 4 of the 5 that a step takes"),
     ];
     for (policy, options, code, message) in cases {

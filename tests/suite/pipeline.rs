@@ -1,152 +1,80 @@
-//! `pipelines/train.sh`, the script behind `make train`, on numbers so small that it ends in seconds.
+//! `pipelines/train.sh`, the script behind `make train`, from its first part to its last.
 
-use std::collections::BTreeMap;
-use std::os::unix::fs::symlink;
-use std::os::unix::process::CommandExt;
-use std::path::Path;
-use std::process::{Command, Output, Stdio};
-use std::time::{Duration, Instant};
-
-use tempfile::TempDir;
-
-/// Numbers of a run that learns nothing, in all of its parts.
-const NUMBERS: [(&str, &str); 9] = [
-    ("RECIPE", "tiny"),
-    ("NAME", "run"),
-    ("SUPERVISED_STEPS", "30"),
-    ("STEPS", "5"),
-    ("SAVE_EVERY", "2"),
-    ("PROMPTS_PER_STEP", "2"),
-    ("NUM_GENERATIONS", "4"),
-    ("TEST_PROMPTS", "12"),
-    ("TEST_SAMPLES", "2"),
-];
-
-/// A directory that looks like the project's, with `runs/` of its own.
-fn root() -> TempDir {
-    let project = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let root = tempfile::tempdir().unwrap();
-    symlink(project.join("pipelines"), root.path().join("pipelines")).unwrap();
-    std::fs::create_dir(root.path().join("target")).unwrap();
-    let commands = Path::new(env!("CARGO_BIN_EXE_rollout")).parent().unwrap();
-    symlink(commands, root.path().join("target/release")).unwrap();
-    root
-}
-
-fn script(root: &TempDir, name: &str, more: &[(&str, &str)]) -> Command {
-    let mut command = Command::new("bash");
-    command.arg(format!("pipelines/{name}")).current_dir(root.path()).stdin(Stdio::null());
-    command.envs(NUMBERS).envs(more.iter().copied());
-    command
-}
-
-fn train(root: &TempDir, more: &[(&str, &str)]) -> Output {
-    script(root, "train.sh", more).output().unwrap()
-}
-
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).into_owned()
-}
-
-/// Every file of the run with its hash. Logs tell speeds, which differ.
-fn files(root: &TempDir) -> BTreeMap<String, blake3::Hash> {
-    fn walk(dir: &Path, found: &mut BTreeMap<String, blake3::Hash>) {
-        for entry in std::fs::read_dir(dir).unwrap() {
-            let path = entry.unwrap().path();
-            if path.is_dir() && !path.is_symlink() {
-                walk(&path, found);
-            } else if path.is_file() && path.extension().is_none_or(|extension| extension != "log") {
-                found.insert(path.display().to_string(), blake3::hash(&std::fs::read(&path).unwrap()));
-            }
-        }
-    }
-    let mut found = BTreeMap::new();
-    walk(&root.path().join("runs"), &mut found);
-    let strip = |(name, hash): (String, _)| (name[root.path().as_os_str().len()..].to_owned(), hash);
-    found.into_iter().map(strip).collect()
-}
-
-/// Kills the run and all of its commands as soon as it has come to the given file.
-fn train_until(root: &TempDir, file: &str) {
-    let mut command = script(root, "train.sh", &[]);
-    let mut run = command.stdout(Stdio::null()).stderr(Stdio::null()).process_group(0).spawn().unwrap();
-    let began = Instant::now();
-    while !root.path().join(file).exists() {
-        assert!(
-            began.elapsed() < Duration::from_secs(120) && run.try_wait().unwrap().is_none(),
-            "never came to {file}"
-        );
-        std::thread::sleep(Duration::from_millis(1));
-    }
-    // The shell's own kill: some programs of that name read a group's number as other options.
-    let kill = format!("kill -KILL -- -{}", run.id());
-    assert!(Command::new("bash").args(["-c", &kill]).status().unwrap().success());
-    run.wait().unwrap();
-}
+use crate::runs::{Root, text};
 
 #[test]
 fn a_run_trains_evaluates_and_exports_and_gives_the_same_bytes_again_even_when_killed() {
-    let whole = root();
-    let done = train(&whole, &[]);
+    let whole = Root::new(&[]);
+    let done = whole.train(&[]);
     assert!(done.status.success(), "{}", text(&done.stderr));
     let table = text(&done.stdout);
     assert!(table.starts_with("12 held-out problems"), "{table}");
     assert_eq!(table.lines().filter(|line| line.matches(" %").count() == 2).count(), 8, "{table}");
-    let wanted = files(&whole);
+    assert!(text(&done.stderr).contains("step 5/5: reward "), "{}", text(&done.stderr));
+    let files = whole.files();
     for name in
         ["metrics.jsonl", "eval/after.greedy.json", "export/model.safetensors", "rollouts/step_000005.jsonl.zst"]
     {
-        assert!(wanted.contains_key(&format!("/runs/run/{name}")), "{name}: {wanted:?}");
+        assert!(files.contains_key(&format!("runs/run/{name}")), "{name}: {files:?}");
     }
-    let kept = std::fs::read_dir(whole.path().join("runs/run/checkpoints")).unwrap().count();
+    let kept = std::fs::read_dir(whole.run("checkpoints")).unwrap().count();
     assert_eq!(kept, 4, "steps 0, 2, 4 and 5");
+    assert!(!whole.run("live").exists());
 
-    let killed = root();
-    for file in [
-        "runs/run/prompts.jsonl",
-        "runs/run/checkpoints/step_000000",
-        "runs/run/rollouts/step_000002.jsonl.zst",
-        "runs/run/checkpoints/step_000004",
-    ] {
-        train_until(&killed, file);
+    let killed = Root::new(&[]);
+    for file in
+        ["prompts.jsonl", "checkpoints/step_000000", "rollouts/step_000002.jsonl.zst", "checkpoints/step_000004"]
+    {
+        let mut run = killed.start();
+        run.wait_for(&killed.run(file));
+        run.kill_all();
     }
-    let done = train(&killed, &[]);
-    assert!(done.status.success(), "{}", text(&done.stderr));
-    let found = files(&killed);
-    assert_eq!(found.keys().collect::<Vec<_>>(), wanted.keys().collect::<Vec<_>>());
-    let different: Vec<_> = found.iter().filter(|(name, hash)| wanted[*name] != **hash).map(|(name, _)| name).collect();
-    assert_eq!(different, Vec::<&String>::new());
+    killed.train_whole();
+    killed.assert_same_files(&whole);
 }
 
 #[test]
 fn a_run_refuses_other_numbers_and_takes_a_stage_of_the_users() {
-    let root = root();
-    let scorer = "awk {sub(/}$/,\",\\\"reward\\\":\"NR%3\"}\");print}";
-    let done = train(&root, &[("SCORER", scorer), ("STEPS", "2")]);
+    let root = Root::new(&[]);
+    std::fs::write(root.path("scorer.sh"), SCORER).unwrap();
+    let scorer = "bash scorer.sh";
+    let done = root.train(&[("SCORER", scorer), ("STEPS", "2")]);
     assert!(done.status.success(), "{}", text(&done.stderr));
-    let metrics = std::fs::read_to_string(root.path().join("runs/run/metrics.jsonl")).unwrap();
+    let metrics = std::fs::read_to_string(root.run("metrics.jsonl")).unwrap();
     assert_eq!(metrics.lines().count(), 2);
-    assert!(root.path().join("runs/run/rollouts/step_000002.jsonl").is_file());
+    assert!(root.run("rollouts/step_000002.jsonl.zst").is_file());
 
-    let done = train(&root, &[("SCORER", scorer), ("STEPS", "3")]);
+    let done = root.train(&[("SCORER", scorer), ("STEPS", "3")]);
     assert_eq!(done.status.code(), Some(2));
     let said = text(&done.stderr);
     assert!(said.contains("was: STEPS=2") && said.contains("now: STEPS=3"), "{said}");
 
-    let done = script(&root, "step.sh", &[("STEPS", "2")]).output().unwrap();
+    let done = root.script("step.sh", &[("STEPS", "2")]).output().unwrap();
     assert_eq!(done.status.code(), Some(2), "another scorer");
     assert!(text(&done.stderr).contains("now: SCORER="), "{}", text(&done.stderr));
 
-    let done = script(&root, "step.sh", &[("SCORER", scorer), ("STEPS", "2")]).output().unwrap();
+    let done = root.script("step.sh", &[("SCORER", scorer), ("STEPS", "2")]).output().unwrap();
     assert_eq!(done.status.code(), Some(2));
     assert!(text(&done.stderr).contains("has done all of its 2 steps"), "{}", text(&done.stderr));
 }
 
+/// Rewards that differ within a group, record by record.
+const SCORER: &str = r#"while IFS= read -r line; do
+    at=$((at + 1))
+    printf '%s,"reward":%d}\n' "${line%\}}" $((at % 3))
+done
+"#;
+
 #[test]
 fn a_stage_that_fails_stops_the_run_before_it_learns() {
-    let root = root();
-    let done = train(&root, &[("SCORER", "false")]);
+    let root = Root::new(&[("SCORER", "false")]);
+    let done = root.train(&[]);
+    assert_eq!(done.status.code(), Some(1));
+    let said = text(&done.stderr);
+    assert!(said.contains("runs/run stopped at step 0: ") && said.contains("false ended with code 1"), "{said}");
+    assert!(!root.run("checkpoints/step_000001").exists());
+
+    let done = root.script("step.sh", &[]).output().unwrap();
     assert_eq!(done.status.code(), Some(1));
     assert!(text(&done.stderr).contains("step 1: sampling or scoring failed"), "{}", text(&done.stderr));
-    assert!(!root.path().join("runs/run/checkpoints/step_000001").exists());
 }

@@ -1,9 +1,14 @@
 //! `rollout` as a process.
 
-use std::fs::OpenOptions;
-use std::process::Stdio;
+use std::fs::{self, OpenOptions};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::path::Path;
+use std::process::{Command, Stdio};
 
+use grpo_pipes::policy::{State, copy_companions, identity};
+use grpo_pipes::run::{Live, Lock, Role, Run};
 use serde_json::{Value, json};
+use tempfile::TempDir;
 
 use crate::fixtures::directory;
 use crate::process::{Finished, check_help, lines, run, run_into};
@@ -159,9 +164,117 @@ fn options_out_of_range_are_usage_errors() {
     }
 }
 
+/// A run whose policy is the tiny model, and its prompts; `live` makes the next step of it.
+fn start_run(prompts: &[Value]) -> (TempDir, Run) {
+    let dir = tempfile::tempdir().unwrap();
+    let run = Run::new(dir.path());
+    fs::create_dir_all(run.checkpoint(0)).unwrap();
+    copy_model(&run.checkpoint(0));
+    run.point_policy_at(0).unwrap();
+    fs::write(run.prompts(), lines(prompts)).unwrap();
+    (dir, run)
+}
+
+fn copy_model(to: &Path) {
+    let tiny = directory().join("tiny-qwen2");
+    copy_companions(&tiny, to, "float32").unwrap();
+    fs::copy(tiny.join("model.safetensors"), to.join("model.safetensors")).unwrap();
+}
+
+fn state(step: u64) -> State {
+    State {
+        step,
+        optimizer_steps: step,
+        seed: 0,
+        prompts_consumed: 2 * step,
+        tokens_consumed: 0,
+        policy_id: format!("weights of {step}"),
+        parent_policy_id: String::new(),
+        command_line: Vec::new(),
+        package_version: String::new(),
+    }
+}
+
+fn following(run: &Run) -> Command {
+    let mut command = Command::new(ROLLOUT);
+    command.arg(run.prompts()).arg("--follow").arg(run.dir()).args(["--groups-per-step", "2", "-n", "2"]);
+    command.args(["--max-completion-tokens", "8"]);
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+}
+
+#[test]
+fn a_followed_run_is_sampled_step_by_step_as_each_step_alone_would_be() {
+    // The second step has a prompt of the first again, as the next epoch may.
+    let prompts = [prompt(0), prompt(1), prompt(1), prompt(2)];
+    let (_dir, run) = start_run(&prompts);
+    fs::create_dir_all(run.live(1)).unwrap(); // of a trainer that was killed
+    let mut child = following(&run).spawn().unwrap();
+    std::thread::sleep(std::time::Duration::from_millis(100));
+    let _lock = Lock::take(&run, Role::Train).unwrap();
+    fs::remove_dir_all(run.dir().join("live")).unwrap();
+    let live = Live::create(&run, 1, &|_| ()).unwrap();
+    let mut stdout = BufReader::new(child.stdout.take().unwrap());
+    let mut first = String::new();
+    for _ in 0..4 {
+        stdout.read_line(&mut first).unwrap();
+    }
+    let publish = |dir: &Path| {
+        copy_model(dir);
+        state(1).save(dir)
+    };
+    live.publish(1, publish).unwrap();
+    assert_eq!(identity(&run.live(1)).unwrap().step, 1);
+    let mut second = String::new();
+    stdout.read_to_string(&mut second).unwrap();
+    assert!(child.wait().unwrap().success());
+
+    let alone = |model: &Path, prompts: &[Value]| {
+        run_with(&["--model", model.to_str().unwrap(), "-n", "2", "--max-completion-tokens", "8"], &lines(prompts))
+    };
+    assert_eq!(first, alone(&run.checkpoint(0), &prompts[..2]));
+    assert_eq!(second, alone(&run.live(1), &prompts[2..]));
+    assert_ne!(
+        serde_json::from_str::<Value>(second.lines().next().unwrap()).unwrap()["completion_token_ids"],
+        serde_json::from_str::<Value>(first.lines().nth(2).unwrap()).unwrap()["completion_token_ids"],
+        "another step draws otherwise"
+    );
+}
+
+fn run_with(arguments: &[&str], input: &str) -> String {
+    let done = run(ROLLOUT, arguments, input);
+    assert_eq!(done.code, Some(0), "{}", done.stderr);
+    done.stdout
+}
+
+#[test]
+fn a_followed_run_refuses_what_is_no_step() {
+    let cases = [
+        (vec![prompt(0), prompt(0)], ":2: prompt_id a/0 again: it would give the same samples; order the prompts so"),
+        (vec![prompt(0)], "the prompts ended after 1 of the 2 that a step takes"),
+    ];
+    for (prompts, message) in cases {
+        let (_dir, run) = start_run(&prompts);
+        let done = following(&run).output().unwrap();
+        let said = String::from_utf8(done.stderr).unwrap();
+        assert_eq!((done.status.code(), done.stdout.len()), (Some(3), 0), "{said}");
+        assert!(said.contains(message), "{said}");
+    }
+    let (_dir, run) = start_run(&[prompt(0), prompt(1)]);
+    state(2).save(&run.checkpoint(0)).unwrap();
+    let done = following(&run).output().unwrap();
+    let said = String::from_utf8(done.stderr).unwrap();
+    assert!(said.contains(": 2 prompts, but the policy was trained on 4 of them already"), "{said}");
+
+    for wrong in [&["--on-long-prompt", "skip"][..], &["--model", "x"], &["-o", "x"], &["--text"]] {
+        let done = following(&run).args(wrong).output().unwrap();
+        assert_eq!(done.status.code(), Some(2), "{wrong:?}: {}", String::from_utf8_lossy(&done.stderr));
+    }
+    assert_eq!(rollout(&["--groups-per-step", "2"], "").code, Some(2));
+}
+
 #[test]
 fn a_group_leaves_as_soon_as_it_is_whole() {
-    use std::io::{BufRead, BufReader, Write};
     let model = directory().join("tiny-qwen2");
     let mut command = std::process::Command::new(ROLLOUT);
     command.args(arguments(model.to_str().unwrap(), &[])).stdin(Stdio::piped()).stdout(Stdio::piped());

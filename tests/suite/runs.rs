@@ -1,0 +1,178 @@
+//! Runs of `pipelines/train.sh` on numbers so small that they end in seconds.
+
+use std::collections::BTreeMap;
+use std::os::unix::fs::symlink;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use tempfile::TempDir;
+
+/// Numbers of a run that learns nothing, in all of its parts.
+const NUMBERS: [(&str, &str); 9] = [
+    ("RECIPE", "tiny"),
+    ("NAME", "run"),
+    ("SUPERVISED_STEPS", "30"),
+    ("STEPS", "5"),
+    ("SAVE_EVERY", "2"),
+    ("PROMPTS_PER_STEP", "2"),
+    ("NUM_GENERATIONS", "4"),
+    ("TEST_PROMPTS", "12"),
+    ("TEST_SAMPLES", "2"),
+];
+
+/// A directory that looks like the project's, with `runs/` of its own, and numbers that differ from [`NUMBERS`].
+pub struct Root {
+    dir: TempDir,
+    numbers: Vec<(&'static str, String)>,
+}
+
+impl Root {
+    pub fn new(numbers: &[(&'static str, &str)]) -> Self {
+        let project = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let dir = tempfile::tempdir().unwrap();
+        symlink(project.join("pipelines"), dir.path().join("pipelines")).unwrap();
+        std::fs::create_dir(dir.path().join("target")).unwrap();
+        let commands = Path::new(env!("CARGO_BIN_EXE_rollout")).parent().unwrap();
+        symlink(commands, dir.path().join("target/release")).unwrap();
+        Self { dir, numbers: numbers.iter().map(|(name, value)| (*name, (*value).to_owned())).collect() }
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    pub fn run(&self, name: &str) -> PathBuf {
+        self.path("runs/run").join(name)
+    }
+
+    pub fn script(&self, name: &str, more: &[(&str, &str)]) -> Command {
+        let mut command = Command::new("bash");
+        command.arg(format!("pipelines/{name}")).current_dir(self.dir.path()).stdin(Stdio::null());
+        command.envs(NUMBERS).envs(self.numbers.iter().cloned()).envs(more.iter().copied());
+        command
+    }
+
+    pub fn train(&self, more: &[(&str, &str)]) -> Output {
+        self.script("train.sh", more).output().unwrap()
+    }
+
+    /// Trains, and it must succeed.
+    pub fn train_whole(&self) {
+        let done = self.train(&[]);
+        assert!(done.status.success(), "{}", text(&done.stderr));
+    }
+
+    /// A run that has all that comes before the first step, from one that is done: it is taken back to its start.
+    pub fn back_to_the_start(&self) -> Self {
+        let numbers: Vec<_> = self.numbers.iter().map(|(name, value)| (*name, value.as_str())).collect();
+        let copy = Self::new(&numbers);
+        let copied = Command::new("cp").arg("-a").arg(self.path("runs")).arg(copy.path("runs")).status().unwrap();
+        assert!(copied.success());
+        std::fs::remove_file(copy.run("policy")).unwrap();
+        symlink("checkpoints/step_000000", copy.run("policy")).unwrap();
+        copy
+    }
+
+    /// Every file of the run with its hash. Logs tell speeds, which differ, and the lock the last trainer's process.
+    pub fn files(&self) -> BTreeMap<String, blake3::Hash> {
+        let mut found = BTreeMap::new();
+        walk(&self.path("runs"), &mut found);
+        let strip =
+            |(path, hash): (PathBuf, _)| (path.strip_prefix(self.dir.path()).unwrap().display().to_string(), hash);
+        found.into_iter().map(strip).collect()
+    }
+
+    /// Fails with the names of files that are not the same in both runs.
+    pub fn assert_same_files(&self, other: &Self) {
+        let (ours, theirs) = (self.files(), other.files());
+        let names: std::collections::BTreeSet<_> = ours.keys().chain(theirs.keys()).collect();
+        let different: Vec<_> = names.into_iter().filter(|name| ours.get(*name) != theirs.get(*name)).collect();
+        assert_eq!(different, Vec::<&String>::new());
+    }
+
+    /// Starts training in a process group of its own.
+    pub fn start(&self) -> Started {
+        let mut command = self.script("train.sh", &[]);
+        let child = command.stdout(Stdio::null()).stderr(Stdio::piped()).process_group(0).spawn().unwrap();
+        Started { child }
+    }
+}
+
+fn walk(dir: &Path, found: &mut BTreeMap<PathBuf, blake3::Hash>) {
+    for entry in std::fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        let own = path.extension().is_some_and(|extension| extension == "log")
+            || path.ends_with("lock")
+            || path.extension().is_some_and(|extension| extension == "lock");
+        if path.is_dir() && !path.is_symlink() {
+            walk(&path, found);
+        } else if path.is_file() && !own {
+            found.insert(path.clone(), blake3::hash(&std::fs::read(&path).unwrap()));
+        }
+    }
+}
+
+/// A run under way; killed, with all of its commands, when dropped.
+pub struct Started {
+    pub child: Child,
+}
+
+impl Started {
+    /// Waits until the run has come to a file, or ended.
+    pub fn wait_for(&mut self, file: &Path) {
+        let began = Instant::now();
+        while !file.exists() {
+            let running = self.child.try_wait().unwrap().is_none();
+            let in_time = began.elapsed() < Duration::from_secs(120);
+            assert!(running && in_time, "never came to {}", file.display());
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    /// The processes of the group, by number and name.
+    pub fn processes(&self) -> Vec<(String, String)> {
+        let ps = Command::new("ps").args(["-A", "-o", "pid=,pgid=,stat=,comm="]).output().unwrap();
+        let group = self.child.id().to_string();
+        let listed = text(&ps.stdout);
+        let fields = listed.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+        let ours = fields.filter(|fields| fields.len() > 3 && fields[1] == group && !fields[2].starts_with('Z'));
+        ours.map(|fields| (fields[0].to_owned(), fields[3].to_owned())).collect()
+    }
+
+    /// Kills one of the processes.
+    pub fn kill_one(&self, name: &str) {
+        let processes = self.processes();
+        let (id, _) = processes.iter().find(|(_, other)| other == name).unwrap_or_else(|| panic!("{processes:?}"));
+        kill(id);
+    }
+
+    /// Kills all of them at once.
+    pub fn kill_all(mut self) {
+        self.end();
+    }
+
+    fn end(&mut self) {
+        if !self.processes().is_empty() {
+            kill(&format!("-{}", self.child.id()));
+        }
+        self.child.wait().unwrap();
+    }
+}
+
+impl Drop for Started {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+/// The shell's own kill: some programs of that name read a group's number as other options.
+fn kill(id: &str) {
+    // What has ended by itself meanwhile is no failure.
+    Command::new("bash").args(["-c", &format!("kill -KILL -- {id}")]).stderr(Stdio::null()).status().unwrap();
+}
+
+pub fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
