@@ -108,11 +108,13 @@ struct Keeper<'a> {
 }
 
 impl Keeper<'_> {
-    /// After each step: the weights first, because somebody waits for them.
+    /// After each step: the weights first, because somebody may be waiting for them.
     fn keep(&mut self, trainer: &mut Trainer, groups: &[Group], metrics: &[Vec<u8>]) -> Result<()> {
         let step = trainer.state.step;
         trainer.state.command_line.clone_from(&self.job.command_line);
-        self.live.publish(step, |dir| trainer.save_for_sampling(dir))?;
+        if Lock::is_held(&self.job.run, Role::Sample)? {
+            self.live.publish(step, |dir| trainer.save_for_sampling(dir))?;
+        }
         let rollouts = self.job.run.rollouts(step);
         let completions = groups.iter().flat_map(|group| &group.completions);
         write_zst(&rollouts, completions.map(|completion| completion.line.text.as_str()))?;
