@@ -86,7 +86,7 @@ mod tests {
         ];
         for (records, came, due) in cases {
             let message = refusal(records).unwrap();
-            assert!(message.starts_with(&format!("-:1: prompt {came}, where prompt {due}, comes next; ")), "{message}");
+            assert!(message.starts_with(&format!("-:1: prompt {came}, where prompt {due} comes next; ")), "{message}");
         }
         let message = refusal(&[("a", 0), ("a", 1), ("b", 0), ("b", 1), ("c", 0)]).unwrap();
         assert!(message.starts_with("-:1: a record after those of the last prompt in "), "{message}");
