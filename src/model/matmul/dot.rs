@@ -49,13 +49,14 @@ struct Columns<'a> {
     to: usize,
 }
 
-/// Rows and columns of the register block: 24 accumulators of the 32 vector registers, and 10 loads for 24 multiply-adds.
-const ROWS: usize = 6;
-const COLS: usize = 4;
-/// Depth of a block: four rows of the weight, 16 KiB, stay in the first-level cache.
+/// Rows and columns of the register block: 24 accumulators of the 32 vector registers, and 10 loads for 24 multiply-adds. The more
+/// columns, the seldomer x comes from the second-level cache.
+const ROWS: usize = 4;
+const COLS: usize = 6;
+/// Depth of a block: the rows of the weight, 24 KiB, and of x, 16 KiB, stay in the first-level cache.
 const DEPTH: usize = 1024;
-/// Rows of x, at most 1 MiB of a block's depth, that stay in the second-level cache while the weight streams past.
-const ROW_PANEL: usize = 252;
+/// Rows of x, 1 MiB of a block's depth, that stay in the second-level cache while the weight streams past.
+const ROW_PANEL: usize = 256;
 
 impl Kernel for Columns<'_> {
     type Out = ();
@@ -76,8 +77,6 @@ impl Kernel for Columns<'_> {
                         unsafe {
                             match rows.end - row {
                                 ROWS.. => dot_block::<S, ROWS>(t, &block),
-                                5 => dot_block::<S, 5>(t, &block),
-                                4 => dot_block::<S, 4>(t, &block),
                                 3 => dot_block::<S, 3>(t, &block),
                                 2 => dot_block::<S, 2>(t, &block),
                                 _ => dot_block::<S, 1>(t, &block),
@@ -107,7 +106,7 @@ fn share_of_next_columns(block: usize, blocks: usize, k: usize) -> [usize; COLS]
     std::array::from_fn(|c| if c * blocks / COLS == block { COLS * k } else { 0 })
 }
 
-/// R x 4 dot products along the depth, sixteen lanes at a time; the tail is padded with zeros, which changes no sum. Columns beyond
+/// R x [`COLS`] dot products along the depth, sixteen lanes at a time; the tail is padded with zeros, which changes no sum. Columns beyond
 /// the last are computed from the last again and dropped.
 #[inline(always)]
 unsafe fn dot_block<S: Simd, const R: usize>(t: &Product<'_>, block: &Block) {
@@ -126,11 +125,16 @@ unsafe fn dot_block<S: Simd, const R: usize>(t: &Product<'_>, block: &Block) {
                 }
             }
         }
-        for (four, acc) in acc.chunks(COLS).enumerate() {
-            let padded = std::array::from_fn(|r| if r < acc.len() { acc[r] } else { [S::splat(0.0); COLS] });
-            for (r, sums) in S::sum_block(&padded).iter().enumerate().take(acc.len()) {
-                finish(t, block, block.row + four * COLS + r, *sums);
+        let mut sums = [[0.0; COLS]; R];
+        for first in (0..COLS).step_by(4) {
+            let of = |r: usize, c: usize| if r < R && c < COLS { acc[r][c] } else { S::splat(0.0) };
+            let four = S::sum_block(&std::array::from_fn(|r| std::array::from_fn(|c| of(r, first + c))));
+            for (sums, four) in sums.iter_mut().zip(four) {
+                sums[first..].iter_mut().zip(four).for_each(|(sum, four)| *sum = four);
             }
+        }
+        for (r, sums) in sums.into_iter().enumerate() {
+            finish(t, block, block.row + r, sums);
         }
     }
 }
@@ -157,7 +161,7 @@ unsafe fn dot_lanes<S: Simd, const R: usize>(
     }
 }
 
-/// Adds four sums of one row to what they start from, or to those of the depth before.
+/// Adds the sums of one row to what they start from, or to those of the depth before.
 #[inline(always)]
 unsafe fn finish(t: &Product<'_>, block: &Block, row: usize, sums: [f32; COLS]) {
     unsafe {
@@ -177,7 +181,7 @@ unsafe fn finish(t: &Product<'_>, block: &Block, row: usize, sums: [f32; COLS]) 
     }
 }
 
-/// The first `len` of four numbers, zeros after them.
+/// The first `len` of some numbers, zeros after them.
 #[inline(always)]
 unsafe fn first(from: *const f32, len: usize) -> [f32; COLS] {
     let mut numbers = [0.0; COLS];
