@@ -24,6 +24,9 @@ pub use scheduler::{Scheduler, Start};
 /// Models up to this many bytes of weights prefill several prompts side by side; larger ones share out each product.
 const SMALL_MODEL: usize = 16 << 20;
 
+/// Most tokens of prompts packed together: enough for products at full speed, and bounds memory [tokens].
+const PREFILL_TOKENS: usize = 512;
+
 /// Groups made ahead of a sink that is slow to take them.
 const EVENTS: usize = 64;
 
@@ -260,14 +263,14 @@ impl<'m> Engine<'m> {
         self.check(groups)
     }
 
-    /// The prompts' keys, values and logits, each computed alone.
+    /// The prompts' keys, values and logits: each alone on a thread, or packed where a product is worth all threads.
     fn prefill<T>(&self, requests: Vec<&Request<T>>) -> Vec<Prompt> {
         let tokens: Vec<&[u32]> = requests.iter().map(|request| &request.tokens[..]).collect();
         let weights: usize = self.model.parameters().iter().map(|parameter| size_of_val(*parameter)).sum();
         let computed: Vec<(KvCache, Vec<f32>)> = if weights <= SMALL_MODEL {
-            tokens.par_iter().map(|tokens| self.model.prefill(tokens)).collect()
+            tokens.par_iter().flat_map_iter(|tokens| self.model.prefill(&[tokens])).collect()
         } else {
-            tokens.iter().map(|tokens| self.model.prefill(tokens)).collect()
+            in_runs(&tokens, PREFILL_TOKENS).into_iter().flat_map(|run| self.model.prefill(run)).collect()
         };
         let prompts = requests.into_iter().zip(computed).map(|(request, (cache, logits))| {
             let stream = Stream::new(self.settings.seed, self.settings.step, &request.prompt_id);
@@ -359,6 +362,22 @@ fn sample(rows: &mut [Row<'_>], samplers: &mut [Sampler], settings: &Settings) {
     });
 }
 
+/// Cuts prompts into runs of at most `max_tokens`; a longer one is a run of its own.
+fn in_runs<'a, 'b>(mut prompts: &'a [&'b [u32]], max_tokens: usize) -> Vec<&'a [&'b [u32]]> {
+    let mut runs = Vec::new();
+    while !prompts.is_empty() {
+        let mut tokens = 0;
+        let fit = prompts.iter().take_while(|prompt| {
+            tokens += prompt.len();
+            tokens <= max_tokens
+        });
+        let (run, rest) = prompts.split_at(fit.count().max(1));
+        runs.push(run);
+        prompts = rest;
+    }
+    runs
+}
+
 enum Next<T> {
     Request(Request<T>),
     Later,
@@ -373,5 +392,21 @@ fn receive<T>(requests: &Receiver<Result<Request<T>>>, wait: bool) -> Next<T> {
         Ok(Err(err)) => Next::End(Err(err)),
         Err(TryRecvError::Empty) => Next::Later,
         Err(TryRecvError::Disconnected) => Next::End(Ok(())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn runs_of_prompts_are_full_and_a_long_prompt_goes_alone() {
+        let prompts: Vec<Vec<u32>> = [3, 3, 9, 2, 4, 1].map(|len| vec![0; len]).to_vec();
+        let prompts: Vec<&[u32]> = prompts.iter().map(Vec::as_slice).collect();
+        let lengths = |max| -> Vec<Vec<usize>> {
+            in_runs(&prompts, max).into_iter().map(|run| run.iter().map(|prompt| prompt.len()).collect()).collect()
+        };
+        assert_eq!(lengths(6), [vec![3, 3], vec![9], vec![2, 4], vec![1]]);
+        assert_eq!(lengths(100), [[3, 3, 9, 2, 4, 1]]);
     }
 }

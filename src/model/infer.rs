@@ -2,7 +2,7 @@
 
 use rayon::prelude::*;
 
-use super::attention::{Heads, attend};
+use super::attention::{Heads, Layout, attend, attend_packed};
 use super::block::{self, Activations, Scratch};
 use super::matmul::{RowsMut, Start, linear};
 use super::ops::rms_norm;
@@ -20,28 +20,41 @@ pub struct DecodeRow<'a> {
 }
 
 impl Model {
-    /// Runs a prompt of at least one token: its keys and values, and the logits `(V)` after its last token.
+    /// Runs prompts of at least one token each, packed: the keys and values of each, and the logits `(V)` after its last token.
     #[must_use]
-    pub fn prefill(&self, tokens: &[u32]) -> (KvCache, Vec<f32>) {
-        let (heads, rows) = (Heads::of(self.config()), tokens.len());
-        let mut cache = KvCache::new(self.config(), rows);
-        let mut x = Floats::zeros(rows * self.config().hidden_size);
-        self.embed(tokens, &mut x);
-        let positions: Vec<u32> = (0..rows as u32).collect();
-        let (mut kept, mut scratch) = (Activations::new(self, rows), Scratch::new(self, rows));
+    pub fn prefill(&self, prompts: &[&[u32]]) -> Vec<(KvCache, Vec<f32>)> {
+        let (heads, d, tokens) = (Heads::of(self.config()), self.config().hidden_size, prompts.concat());
+        let ends = prompts.iter().scan(0, |end, prompt| {
+            *end += prompt.len();
+            Some(*end)
+        });
+        let starts: Vec<usize> = [0].into_iter().chain(ends).collect();
+        let layout = Layout { starts: &starts, prefixes: &vec![None; prompts.len()] };
+        let mut caches: Vec<_> = prompts.iter().map(|prompt| KvCache::new(self.config(), prompt.len())).collect();
+        let mut x = Floats::zeros(tokens.len() * d);
+        self.embed(&tokens, &mut x);
+        let positions: Vec<u32> = prompts.iter().flat_map(|prompt| 0..prompt.len() as u32).collect();
+        let (mut kept, mut scratch) = (Activations::new(self, tokens.len()), Scratch::new(self, tokens.len()));
         for layer in 0..self.config().num_hidden_layers {
-            let mut attend_prompt = |layer: usize, qkv: &[f32], out: &mut [f32], log_sum: &mut [f32]| {
-                for (t, row) in qkv.chunks_exact(heads.row()).enumerate() {
-                    cache.write(layer, t, heads, row);
+            let mut attend_prompts = |layer: usize, qkv: &[f32], out: &mut [f32], log_sum: &mut [f32]| {
+                let mut rows = qkv.chunks_exact(heads.row());
+                for (cache, prompt) in caches.iter_mut().zip(prompts) {
+                    rows.by_ref().take(prompt.len()).enumerate().for_each(|(t, row)| cache.write(layer, t, heads, row));
                 }
-                attend_rows(heads, (qkv, out, log_sum), |t| vec![cache.segment(layer, t + 1)]);
+                attend_packed(heads, qkv, layout, out, log_sum);
             };
-            block::forward(self, layer, (&mut x, &positions), &mut kept, &mut scratch, &mut attend_prompt);
+            block::forward(self, layer, (&mut x, &positions), &mut kept, &mut scratch, &mut attend_prompts);
         }
-        cache.advance(rows);
-        let mut logits = vec![0.0; self.config().vocab_size];
-        self.logits(&x[(rows - 1) * self.config().hidden_size..], &mut logits);
-        (cache, logits)
+        let last: Vec<f32> = starts[1..].iter().flat_map(|end| &x[(end - 1) * d..end * d]).copied().collect();
+        let vocabulary = self.config().vocab_size;
+        let mut logits = vec![0.0; prompts.len() * vocabulary];
+        self.logits(&last, &mut logits);
+        let run = caches.into_iter().zip(prompts).zip(logits.chunks_exact(vocabulary));
+        run.map(|((mut cache, prompt), logits)| {
+            cache.advance(prompt.len());
+            (cache, logits.to_vec())
+        })
+        .collect()
     }
 
     /// One step of many sequences: appends each row's token and writes the logits after it to `logits`, `(rows, V)`.
@@ -70,9 +83,12 @@ impl Model {
                 for (row, qkv) in rows.iter_mut().zip(qkv.chunks_exact(heads.row())) {
                     row.own.write(layer, 0, heads, qkv);
                 }
-                let rows = &*rows;
-                attend_rows(heads, (qkv, out, log_sum), |i| {
-                    vec![rows[i].prompt.segment(layer, 0), rows[i].own.segment(layer, 1)]
+                let width = heads.queries * heads.dim;
+                let rows = rows.par_iter().zip(qkv.par_chunks(heads.row()));
+                let outputs = out.par_chunks_mut(width).zip(log_sum.par_chunks_mut(heads.queries));
+                rows.zip(outputs).with_min_len(8).for_each(|((row, qkv), (out, log_sum))| {
+                    let segments = [row.prompt.segment(layer, 0), row.own.segment(layer, 1)];
+                    attend(heads, &qkv[..width], &segments, out, log_sum);
                 });
             };
             block::forward(self, layer, (&mut x, &positions), &mut kept, &mut scratch, &mut attend_caches);
@@ -97,17 +113,4 @@ impl Model {
         rms_norm(x, self.final_norm(), self.config().rms_norm_eps, &mut normed, &mut scale);
         linear(&normed, self.head(), (rows, v, d), Start::Zero, RowsMut::new(logits, v, 0));
     }
-}
-
-/// Each row of `qkv` attends over the segments that `segments(row)` names.
-fn attend_rows<'c>(
-    heads: Heads,
-    (qkv, out, log_sum): (&[f32], &mut [f32], &mut [f32]),
-    segments: impl Fn(usize) -> Vec<super::attention::Segment<'c>> + Sync,
-) {
-    let width = heads.queries * heads.dim;
-    let rows = qkv.par_chunks(heads.row()).zip(out.par_chunks_mut(width)).zip(log_sum.par_chunks_mut(heads.queries));
-    rows.enumerate().with_min_len(8).for_each(|(i, ((qkv, out), log_sum))| {
-        attend(heads, &qkv[..width], &segments(i), out, log_sum);
-    });
 }

@@ -48,7 +48,7 @@ fn lay(sequences: &[(Vec<u32>, Vec<u32>)]) -> (Packed, Vec<Target>) {
 
 /// Logits after each token: prefill of the first, decode of the rest.
 fn decoded_logits(model: &Model, sequence: &[u32], prefilled: usize) -> Vec<Vec<f32>> {
-    let (prompt, logits) = model.prefill(&sequence[..prefilled]);
+    let (prompt, logits) = model.prefill(&[&sequence[..prefilled]]).remove(0);
     let mut own = KvCache::new(model.config(), sequence.len());
     let mut all = vec![logits];
     for &token in &sequence[prefilled..] {
@@ -165,16 +165,19 @@ fn a_row_has_the_same_bits_alone_in_any_batch_and_in_prefill() {
     for model in [tiny(), odd()] {
         let vocab = model.config().vocab_size;
         let sequences: Vec<Vec<u32>> = (0..23).map(|i| tokens(3 + i * 2, vocab, i)).collect();
-        let mut caches: Vec<_> =
-            sequences.iter().map(|s| (model.prefill(&s[..s.len() - 1]).0, KvCache::new(model.config(), 1))).collect();
+        let prompts: Vec<&[u32]> = sequences.iter().map(|s| &s[..s.len() - 1]).collect();
+        let packed = model.prefill(&prompts).into_iter();
+        let mut caches: Vec<_> = packed.map(|(cache, _)| (cache, KvCache::new(model.config(), 1))).collect();
         let mut rows: Vec<DecodeRow<'_>> = (sequences.iter().zip(&mut caches))
             .map(|(s, (prompt, own))| DecodeRow { token: s[s.len() - 1], prompt, own })
             .collect();
         let mut together = vec![0.0; rows.len() * vocab];
         model.decode(&mut rows, &mut together);
-        for (sequence, together) in sequences.iter().zip(together.chunks(vocab)) {
+        let whole: Vec<&[u32]> = sequences.iter().map(Vec::as_slice).collect();
+        let packed = model.prefill(&whole);
+        for ((sequence, together), packed) in sequences.iter().zip(together.chunks(vocab)).zip(packed) {
             assert_eq!(decoded_logits(&model, sequence, 2).pop().unwrap(), together);
-            assert_eq!(model.prefill(sequence).1, together);
+            assert_eq!(packed.1, together);
         }
     }
 }
