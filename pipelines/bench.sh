@@ -82,7 +82,7 @@ random_model() {
 }
 
 # Random weights earn no rewards: made up ones, different within a group, give every token a gradient.
-reward() { awk '{ sub(/}$/, ",\"reward\":" (NR * 7 % 5) "}"); print }'; }
+made_up_rewards() { awk '{ sub(/}$/, ",\"reward\":" (NR * 7 % 5) "}"); print }'; }
 
 # sampling NAME MODEL PROMPTS GENERATIONS TOKENS TIMES: tokens/s. Ours: the process from start to end, over TIMES x PROMPTS prompts.
 sampling() {
@@ -160,7 +160,7 @@ measure_tiny() {
     say "tiny shape: making what is measured on"
     random_model "$MODEL" "$TINY"
     prepare train 256 -o "$TINY.prompts"
-    head -n 120 "$TINY.prompts" | rollout --model "$TINY" -n 16 --max-completion-tokens 48 2>/dev/null | reward >"$TINY.scored"
+    head -n 120 "$TINY.prompts" | rollout --model "$TINY" -n 16 --max-completion-tokens 48 2>/dev/null | made_up_rewards >"$TINY.scored"
     start_run
     head -n 64 "$TINY.prompts" | rollout --model "$RUN/checkpoints/$(step_name 0)" -n 16 --max-completion-tokens 48 \
         >"$WORK/some_rollouts.jsonl" 2>/dev/null
@@ -183,7 +183,7 @@ measure_large() {
     prompt=$(head -n 1 "$model.prompts" | rollout --model "$model" --max-completion-tokens 1 2>/dev/null |
         sed 's/.*"prompt_token_ids":\[\([0-9,]*\)\].*/\1/' | tr , '\n' | wc -l)
     for _ in 1 2 3; do head -n 1 "$model.prompts"; done | awk '{ sub(/"prompt_id":"/, "&" NR "/"); print }' |
-        rollout --model "$model" -n 4 --max-sequences 12 --max-completion-tokens $((220 - prompt)) 2>/dev/null | reward >"$model.scored"
+        rollout --model "$model" -n 4 --max-sequences 12 --max-completion-tokens $((220 - prompt)) 2>/dev/null | made_up_rewards >"$model.scored"
     for ((i = 1; i <= LARGE_REPEATS; i++)); do
         say "0.5B shape: $i of $LARGE_REPEATS"
         sampling large_group "$model" 1 16 64 1

@@ -8,8 +8,9 @@ use super::{Lock, Role, Run};
 use crate::error::{Error, Result};
 use crate::jsonl::stdout_is_closed;
 
-/// Between two looks for the weights.
+/// Between two looks for the weights, at first and at last; on the way a fraction of the wait so far.
 const LOOK: Duration = Duration::from_micros(500);
+const LAST_LOOK: Duration = Duration::from_millis(10);
 
 /// Between two looks for the trainer while waiting.
 const PROBE: Duration = Duration::from_millis(100);
@@ -98,7 +99,7 @@ impl<'a> TrainerWatch<'a> {
                 (self.say)(&reason());
                 explained = true;
             }
-            sleep(LOOK);
+            sleep((began.elapsed() / 64).clamp(LOOK, LAST_LOOK));
         }
         self.waited += began.elapsed();
         Ok(())
