@@ -1,9 +1,8 @@
 //! Packed sequences through the model: log-probabilities of chosen tokens, and the gradient of a loss over them.
 //!
-//! While the weights fit in a core's own cache a batch is cut into spans, small enough that their activations
-//! stay there too, and threads share out the spans. The cuts depend on the batch alone, and the spans' gradients are added in
-//! order, so the sums are the same bits on any number of threads. Larger models run a batch as one span, and threads share out
-//! each product.
+//! While the weights fit in a core's own cache a batch is cut into spans, and threads share out the spans. The cuts depend on the
+//! batch alone, and the spans' gradients are added in order, so the sums are the same bits on any number of threads. Larger models
+//! run a batch as one span, and threads share out each product.
 
 use std::sync::Mutex;
 
@@ -138,7 +137,7 @@ impl Packed {
     }
 }
 
-/// Tokens of a span: enough that turning a weight costs little beside its product, few enough for a cache.
+/// Tokens of a span: enough for products at full speed, few enough that every thread gets several spans of a batch.
 const SPAN_TOKENS: usize = 512;
 
 impl Model {

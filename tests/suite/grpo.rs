@@ -364,7 +364,7 @@ fn assert_weights(reference: &Reference, (run, step): (&str, usize), start: &ByN
         let (norm, want) = (squares.sum::<f64>().sqrt(), want.as_f64().unwrap());
         // A weight's own rounding is up to 1e-4 of what one step adds to it. What all keys share moves no softmax: of a key's bias
         // the slowly turning elements have a gradient that is rounding alone, and Adam brings any gradient to the same size.
-        let rounding = if name.ends_with("k_proj.bias") { 1e-3 } else { 1e-4 };
+        let rounding = if name.ends_with("k_proj.bias") { 3e-4 } else { 1e-4 };
         assert!((norm - want).abs() <= rounding * step as f64 * want, "{run} step {step} {name}: {norm} for {want}");
     }
     if norms.values().any(|norm| norm.as_f64() != Some(0.0)) {

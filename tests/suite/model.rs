@@ -13,17 +13,26 @@ fn tiny() -> Model {
     Model::load(&directory().join("tiny-qwen2")).unwrap()
 }
 
-/// A shape in which nothing is a multiple of a vector, and more than one block of everything.
+/// A shape in which nothing is a multiple of a vector, and more than one block of everything but of the depth of a product.
 fn odd() -> Model {
+    shaped(30, 71, 0.2)
+}
+
+/// The same with products over long depths, one of them more than one block.
+fn deep() -> Model {
+    shaped(150, 1100, 0.05)
+}
+
+fn shaped(hidden: usize, intermediate: usize, range: f32) -> Model {
     let config: Config = serde_json::from_value(serde_json::json!({
-        "model_type": "qwen2", "vocab_size": 37, "hidden_size": 30, "intermediate_size": 71, "num_hidden_layers": 2,
+        "model_type": "qwen2", "vocab_size": 37, "hidden_size": hidden, "intermediate_size": intermediate, "num_hidden_layers": 2,
         "num_attention_heads": 3, "num_key_value_heads": 1, "max_position_embeddings": 300, "rms_norm_eps": 1e-5,
-        "rope_theta": 10000.0, "tie_word_embeddings": false, "initializer_range": 0.2
+        "rope_theta": 10000.0, "tie_word_embeddings": false, "initializer_range": range
     }))
     .unwrap();
     let mut model = Model::random(config, 3);
     for (i, parameter) in model.parameters_mut().into_iter().enumerate() {
-        parameter.iter_mut().enumerate().for_each(|(j, x)| *x += 0.1 * ((i * 31 + j * 7) as f32).sin());
+        parameter.iter_mut().enumerate().for_each(|(j, x)| *x += 0.5 * range * ((i * 31 + j * 7) as f32).sin());
     }
     model
 }
@@ -120,14 +129,15 @@ fn supervised_gradients_equal_torch() {
 }
 
 #[test]
-fn an_odd_shape_equals_the_plain_model() {
-    let model = odd();
-    let plain = PlainQwen2::of(&model);
-    let sequence = tokens(150, 37, 1);
-    let got = decoded_logits(&model, &sequence, 40).concat();
-    let want: Vec<f32> = plain.logits(&sequence)[39..].concat().iter().map(|&x| x as f32).collect();
-    let off = worst(&got, &want);
-    assert!(off < 1e-4, "{off}");
+fn odd_and_deep_shapes_equal_the_plain_model() {
+    for model in [odd(), deep()] {
+        let plain = PlainQwen2::of(&model);
+        let sequence = tokens(150, 37, 1);
+        let got = decoded_logits(&model, &sequence, 40).concat();
+        let want: Vec<f32> = plain.logits(&sequence)[39..].concat().iter().map(|&x| x as f32).collect();
+        let off = worst(&got, &want);
+        assert!(off < 1e-4, "{off}");
+    }
 }
 
 #[test]
@@ -162,7 +172,7 @@ fn every_gradient_equals_finite_differences_of_the_plain_model() {
 
 #[test]
 fn a_row_has_the_same_bits_alone_in_any_batch_and_in_prefill() {
-    for model in [tiny(), odd()] {
+    for model in [tiny(), odd(), deep()] {
         let vocab = model.config().vocab_size;
         let sequences: Vec<Vec<u32>> = (0..23).map(|i| tokens(3 + i * 2, vocab, i)).collect();
         let prompts: Vec<&[u32]> = sequences.iter().map(|s| &s[..s.len() - 1]).collect();
@@ -198,7 +208,7 @@ fn a_sequence_has_the_same_log_probabilities_alone_and_packed() {
 
 #[test]
 fn a_prompt_run_once_gives_the_bits_and_the_gradient_of_one_run_for_each_completion() {
-    for (model, vocab) in [(tiny(), 300), (odd(), 37)] {
+    for (model, vocab) in [(tiny(), 300), (odd(), 37), (deep(), 37)] {
         let prompts = [tokens(19, vocab, 1), tokens(2, vocab, 2), tokens(33, vocab, 3)];
         let completions: Vec<_> = (0..9).map(|i| tokens(1 + 5 * i % 23, vocab, i + 9)).collect();
         let member = |i: usize| Sequence { prompt: &prompts[i / 3], completion: &completions[i] };
