@@ -19,6 +19,7 @@ pub mod tokenizer;
 
 pub mod engine;
 pub mod floats;
+pub mod gpu;
 pub mod model;
 pub mod tensorfile;
 

@@ -123,6 +123,12 @@ impl Model {
         self.tensors.iter().map(|tensor| size_of_val(&**tensor)).sum::<usize>() <= CACHED_WEIGHTS
     }
 
+    /// Cosines, then sines of the rotary angles of the first `positions` positions, `(positions, E / 2)` each.
+    #[must_use]
+    pub fn rope_table(&self, positions: usize) -> Vec<f32> {
+        self.rope.table(positions)
+    }
+
     fn rope(&self) -> &ops::Rope {
         &self.rope
     }

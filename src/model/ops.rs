@@ -167,6 +167,12 @@ impl Rope {
         self.cos.len() / self.half
     }
 
+    /// Cosines, then sines of the first `positions` positions, `(positions, E / 2)` each.
+    pub fn table(&self, positions: usize) -> Vec<f32> {
+        let numbers = positions * self.half;
+        [&self.cos[..numbers], &self.sin[..numbers]].concat()
+    }
+
     /// Rotates the first `heads` heads of each row of `x`, `(T, stride)`, in place.
     pub fn apply(&self, x: &mut [f32], stride: usize, heads: usize, positions: &[u32], turn: Turn) {
         x.par_chunks_mut(ROW_BLOCK * stride).zip(positions.par_chunks(ROW_BLOCK)).for_each(|(x, positions)| {

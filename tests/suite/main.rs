@@ -6,6 +6,7 @@ mod engine;
 mod evaluate;
 mod export_hf;
 mod fixtures;
+mod gpu;
 mod grpo;
 mod grpo_step;
 mod gsm8k_prep;

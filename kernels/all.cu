@@ -1,0 +1,2 @@
+// All kernels in one unit.
+#include "norm.cu"

@@ -1,0 +1,162 @@
+// What all kernels share: number types, sums across threads, the matrix instruction. Compiled by nvcc for GPUs and, through the
+// shim of tests/shim/, by a C++ compiler for the tests' twins.
+//
+// A kernel is declared with KERNEL(threads, name, parameters...) and launched with exactly that many threads a block. Everything
+// that is summed is summed in an order that follows from the shapes alone, never from timing or from other rows of the batch.
+#pragma once
+
+#ifdef __CUDACC__
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#define KERNEL(threads, name, ...) extern "C" __global__ void __launch_bounds__(threads) name(__VA_ARGS__)
+#define DYNAMIC_SHARED(name) extern __shared__ __align__(16) unsigned char name[]
+#else
+#include "shim.h"
+#endif
+
+typedef float f32;
+typedef unsigned int u32;
+typedef unsigned long long u64;
+
+constexpr u32 WARP = 32;
+constexpr u32 ALL_LANES = 0xffffffffu;
+
+// ---- numbers ----------------------------------------------------------------------------------------------------------------
+
+#ifdef __CUDACC__
+typedef __nv_bfloat16 bf16;
+typedef __half f16;
+#endif
+
+__device__ __forceinline__ float to_float(float x) { return x; }
+__device__ __forceinline__ float to_float(bf16 x) { return __bfloat162float(x); }
+__device__ __forceinline__ float to_float(f16 x) { return __half2float(x); }
+
+template <class T> __device__ __forceinline__ T from_float(float x);
+template <> __device__ __forceinline__ float from_float<float>(float x) { return x; }
+template <> __device__ __forceinline__ bf16 from_float<bf16>(float x) { return __float2bfloat16_rn(x); }
+template <> __device__ __forceinline__ f16 from_float<f16>(float x) { return __float2half_rn(x); }
+
+// 16 bytes of T: 4 of f32, 8 of the 16-bit types.
+template <class T> struct alignas(16) Pack {
+  static constexpr u32 SIZE = 16 / sizeof(T);
+  T of[SIZE];
+};
+
+template <class T> __device__ __forceinline__ Pack<T> load_pack(const T *from) {
+  return *reinterpret_cast<const Pack<T> *>(from);
+}
+
+template <class T> __device__ __forceinline__ void store_pack(T *to, const Pack<T> &pack) {
+  *reinterpret_cast<Pack<T> *>(to) = pack;
+}
+
+// Cephes' expf with the steps of src/model/simd.rs, so that the same logits give the same weights on CPU and GPU.
+__device__ __forceinline__ float exp_of(float x) {
+  const float round = 12582912.0f;
+  float bounded = fminf(fmaxf(x, -87.3f), 88.0f);
+  float shifted = fmaf(bounded, 1.44269504088896340736f, round);
+  float n = __fsub_rn(shifted, round);
+  float r = fmaf(n, 2.1219444e-4f, fmaf(n, -0.6933594f, bounded));
+  float p = 1.9875691e-4f;
+  p = fmaf(p, r, 1.3982e-3f);
+  p = fmaf(p, r, 8.333452e-3f);
+  p = fmaf(p, r, 4.1665796e-2f);
+  p = fmaf(p, r, 1.6666665e-1f);
+  p = fmaf(p, r, 0.5f);
+  p = __fadd_rn(fmaf(__fmul_rn(p, r), r, r), 1.0f);
+  float scale = __uint_as_float((__float_as_uint(shifted) << 23) + 0x3f800000u);
+  return x < -87.3f ? 0.0f : __fmul_rn(p, scale);
+}
+
+// ---- sums across threads ------------------------------------------------------------------------------------------------------
+
+template <class N> __device__ __forceinline__ N warp_sum(N x) {
+  for (u32 far = WARP / 2; far > 0; far /= 2) x += __shfl_xor_sync(ALL_LANES, x, far);
+  return x;
+}
+
+__device__ __forceinline__ float warp_max(float x) {
+  for (u32 far = WARP / 2; far > 0; far /= 2) x = fmaxf(x, __shfl_xor_sync(ALL_LANES, x, far));
+  return x;
+}
+
+// The sum over a block of THREADS, in every thread. `room` is shared memory for one number a warp; free again on return.
+template <u32 THREADS, class N> __device__ N block_sum(N x, N *room) {
+  x = warp_sum(x);
+  if (threadIdx.x % WARP == 0) room[threadIdx.x / WARP] = x;
+  __syncthreads();
+  N sum = 0;
+  for (u32 warp = 0; warp < THREADS / WARP; warp++) sum += room[warp];
+  __syncthreads();
+  return sum;
+}
+
+// The largest over a block; as block_sum.
+template <u32 THREADS> __device__ float block_max(float x, float *room) {
+  x = warp_max(x);
+  if (threadIdx.x % WARP == 0) room[threadIdx.x / WARP] = x;
+  __syncthreads();
+  float largest = room[0];
+  for (u32 warp = 1; warp < THREADS / WARP; warp++) largest = fmaxf(largest, room[warp]);
+  __syncthreads();
+  return largest;
+}
+
+// ---- matrix instruction and asynchronous copies -----------------------------------------------------------------------------
+
+// d (16 x 8) += a (16 x 16) b (16 x 8) of a warp, accumulated in f32. With g = lane / 4 and t = lane % 4 a lane holds, two
+// neighbours of the depth in a word, a: (g, 2t) (g + 8, 2t) (g, 2t + 8) (g + 8, 2t + 8); b: (2t, g) (2t + 8, g);
+// d: (g, 2t) (g, 2t + 1) (g + 8, 2t) (g + 8, 2t + 1). PTX ISA, "Matrix Fragments for mma.m16n8k16".
+template <class T> __device__ void multiply_tile(float (&d)[4], const u32 (&a)[4], const u32 (&b)[2]);
+
+#ifdef __CUDACC__
+
+template <> __device__ __forceinline__ void multiply_tile<bf16>(float (&d)[4], const u32 (&a)[4], const u32 (&b)[2]) {
+#if __CUDA_ARCH__ >= 800
+  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+               : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+#else
+  __trap(); // bf16 is refused on such a device before anything is launched
+#endif
+}
+
+template <> __device__ __forceinline__ void multiply_tile<f16>(float (&d)[4], const u32 (&a)[4], const u32 (&b)[2]) {
+#if __CUDA_ARCH__ >= 800
+  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+               : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+#else // Turing: twice the depth of 8
+  for (u32 half = 0; half < 2; half++)
+    asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5}, {%6}, {%0,%1,%2,%3};"
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+                 : "r"(a[2 * half]), "r"(a[2 * half + 1]), "r"(b[half]));
+#endif
+}
+
+// Copies 16 bytes to shared memory, or zeros where `valid` is false; done when wait_copies says so.
+__device__ __forceinline__ void copy16(void *to, const void *from, bool valid) {
+#if __CUDA_ARCH__ >= 800
+  u32 address = static_cast<u32>(__cvta_generic_to_shared(to));
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(address), "l"(from), "r"(valid ? 16 : 0));
+#else
+  *reinterpret_cast<uint4 *>(to) = valid ? *reinterpret_cast<const uint4 *>(from) : make_uint4(0, 0, 0, 0);
+#endif
+}
+
+// Ends a batch of copies.
+__device__ __forceinline__ void commit_copies() {
+#if __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.commit_group;");
+#endif
+}
+
+// Waits until at most N batches of this thread's copies are under way; other threads' need a barrier besides.
+template <u32 N> __device__ __forceinline__ void wait_copies() {
+#if __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.wait_group %0;" ::"n"(N));
+#endif
+}
+
+#endif

@@ -1,0 +1,194 @@
+//! What a GPU offers: memory, copies, kernels, matrix products, recorded sequences of them.
+//!
+//! Everything above this file is written once for any [`Driver`]: CUDA (`super::cuda`, with the feature `cuda`), and in the tests
+//! a C++ shim that runs the kernels' own source on the CPU under sanitizers.
+
+use std::any::Any;
+
+use crate::error::Result;
+
+/// A place in the device's memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Address(pub u64);
+
+impl Address {
+    /// `bytes` further on.
+    #[must_use]
+    pub fn offset(self, bytes: usize) -> Self {
+        Self(self.0 + bytes as u64)
+    }
+}
+
+/// Numbers on the device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Dtype {
+    /// 32 bits, for checks.
+    F32,
+    /// The upper half of an f32.
+    Bf16,
+    /// IEEE half precision, for cards without bf16.
+    F16,
+}
+
+impl Dtype {
+    /// Of one number.
+    #[must_use]
+    pub fn bytes(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::Bf16 | Self::F16 => 2,
+        }
+    }
+
+    /// How kernels for it are called: `name_bf16`.
+    #[must_use]
+    pub fn suffix(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::Bf16 => "bf16",
+            Self::F16 => "f16",
+        }
+    }
+}
+
+/// An argument of a kernel, in the width of its parameter.
+#[derive(Debug, Clone, Copy)]
+pub enum Argument {
+    /// A pointer.
+    Address(Address),
+    /// `u32`.
+    U32(u32),
+    /// `u64`.
+    U64(u64),
+    /// `float`.
+    F32(f32),
+}
+
+impl Argument {
+    /// Its bits, low first, and its size in bytes.
+    #[must_use]
+    pub fn bits(self) -> (u64, usize) {
+        match self {
+            Self::Address(Address(bits)) | Self::U64(bits) => (bits, 8),
+            Self::U32(bits) => (bits.into(), 4),
+            Self::F32(x) => (x.to_bits().into(), 4),
+        }
+    }
+}
+
+/// How many blocks of how many threads, with how much dynamic shared memory a block [bytes].
+#[derive(Debug, Clone, Copy)]
+pub struct Grid {
+    /// Blocks in x, y, z.
+    pub blocks: [u32; 3],
+    /// Threads a block, those the kernel is made for.
+    pub threads: u32,
+    /// Bytes.
+    pub shared: u32,
+}
+
+/// A matrix in device memory, rows after each other, `stride` numbers from one to the next.
+#[derive(Debug, Clone, Copy)]
+pub struct Matrix {
+    /// Its first number.
+    pub at: Address,
+    /// Numbers from one row to the next.
+    pub stride: usize,
+    /// Of its numbers.
+    pub dtype: Dtype,
+}
+
+/// `out (m, n) = a (m, k) b (k, n) + beta out`, accumulated in f32.
+#[derive(Debug, Clone, Copy)]
+pub struct Product {
+    /// `(m, k)`, or `(k, m)` where `a_turned`.
+    pub a: Matrix,
+    /// Whether `a` is stored transposed.
+    pub a_turned: bool,
+    /// `(k, n)`, or `(n, k)` where `b_turned`: a weight `(out, in)` as it is stored.
+    pub b: Matrix,
+    /// Whether `b` is stored transposed.
+    pub b_turned: bool,
+    /// `(m, n)`.
+    pub out: Matrix,
+    /// m, n, k.
+    pub shape: [usize; 3],
+    /// 0 or 1.
+    pub beta: f32,
+}
+
+/// Memory that host and device both see; the device writes, the host reads what [`Driver::wait`] has made sure of.
+#[derive(Debug, Clone, Copy)]
+pub struct Shared {
+    /// As the device names it.
+    pub at: Address,
+    /// As the host names it.
+    pub host: usize,
+    /// Bytes.
+    pub bytes: usize,
+}
+
+/// A sequence of launches, copies and products, recorded once; given back by [`Driver::record`].
+pub type Recording = Box<dyn Any + Send>;
+
+/// A moment in the device's work, given by [`Driver::mark`].
+pub type Mark = Box<dyn Any + Send>;
+
+/// One GPU and its one queue of work: what is asked for is done in order, after the call has returned, unless it says otherwise.
+///
+/// # Errors
+/// Every call returns [`crate::Error::Device`] with what the device said; work that failed earlier may show only then.
+pub trait Driver: Send + Sync {
+    /// The card's name.
+    fn name(&self) -> String;
+
+    /// Whether kernels and products for it run on this card.
+    fn supports(&self, dtype: Dtype) -> bool;
+
+    /// Free and all memory [bytes].
+    fn memory(&self) -> Result<(usize, usize)>;
+
+    /// Memory, 256-byte aligned, not cleared.
+    fn allocate(&self, bytes: usize) -> Result<Address>;
+
+    /// Gives memory back, after all work asked for so far.
+    fn release(&self, at: Address);
+
+    /// Memory that the host sees too, zeroed; it lives as long as the driver.
+    fn allocate_shared(&self, bytes: usize) -> Result<Shared>;
+
+    /// Host to device; the bytes may change once it returns.
+    fn upload(&self, to: Address, bytes: &[u8]) -> Result<()>;
+
+    /// Device to host, after all work asked for so far.
+    fn download(&self, from: Address, bytes: &mut [u8]) -> Result<()>;
+
+    /// Within the device.
+    fn copy(&self, to: Address, from: Address, bytes: usize) -> Result<()>;
+
+    /// Zeroes.
+    fn clear(&self, at: Address, bytes: usize) -> Result<()>;
+
+    /// Runs a kernel of `kernels/`.
+    ///
+    /// The arguments must be what the kernel takes, good for all that the grid reads and writes: [`super::kernels`] sees to it.
+    fn launch(&self, kernel: &str, grid: Grid, arguments: &[Argument]) -> Result<()>;
+
+    /// A matrix product.
+    fn product(&self, product: &Product) -> Result<()>;
+
+    /// Records what `work` asks for instead of doing it.
+    fn record(&self, work: &mut dyn FnMut() -> Result<()>) -> Result<Recording>;
+
+    /// Does what was recorded.
+    fn replay(&self, recording: &Recording) -> Result<()>;
+
+    /// The moment when all work asked for so far is done.
+    fn mark(&self) -> Result<Mark>;
+
+    /// Waits for it.
+    fn wait(&self, mark: &Mark) -> Result<()>;
+
+    /// Device time between two marks [s], once both are past.
+    fn seconds_between(&self, from: &Mark, to: &Mark) -> Result<f64>;
+}

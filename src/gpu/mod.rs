@@ -1,0 +1,12 @@
+//! The model on a GPU: the same transformer as [`crate::model`], with kernels of our own (`kernels/`) and the card's library for
+//! large matrix products.
+//!
+//! Knows nothing of text, records or rewards. [`driver`] is what any device must offer; all else is written once on top of it.
+
+mod buffer;
+pub mod driver;
+pub mod kernels;
+mod weights;
+
+pub use buffer::{Buffer, Numbers};
+pub use weights::{Layer, Layout, Weights};

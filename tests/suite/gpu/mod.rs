@@ -1,0 +1,57 @@
+//! The GPU's kernels and engine, run on the CPU by a shim under sanitizers, against plain twins.
+
+mod norm;
+mod shim;
+
+use std::process::Command;
+use std::sync::Arc;
+
+use grpo_pipes::gpu::driver::{Driver, Dtype};
+
+/// All tests named `on_the_shim`, in a process that loads AddressSanitizer first.
+#[test]
+fn kernels_run_under_sanitizers() {
+    let library = match shim::library() {
+        Ok(library) => library,
+        Err(why) => return eprintln!("skipped: the kernels' shim cannot be compiled here: {why}"),
+    };
+    let Some(sanitizer) = shim::sanitizer() else {
+        return eprintln!("skipped: the C++ compiler has no AddressSanitizer");
+    };
+    let mut tests = Command::new(std::env::current_exe().unwrap());
+    tests.args(["on_the_shim", "--ignored", "--test-threads=2"]).env("GRPO_PIPES_SHIM", &library);
+    tests.env("LD_PRELOAD", sanitizer).env("ASAN_OPTIONS", "detect_leaks=0:detect_stack_use_after_return=0");
+    let done = tests.output().unwrap();
+    std::fs::remove_file(library).unwrap();
+    let (out, err) = (String::from_utf8_lossy(&done.stdout), String::from_utf8_lossy(&done.stderr));
+    assert!(done.status.success(), "{out}\n{err}");
+    assert!(!out.contains("running 0 tests"), "{out}");
+}
+
+/// A GPU of the shim's.
+fn shim() -> Arc<dyn Driver> {
+    Arc::new(shim::Shim::new())
+}
+
+const DTYPES: [Dtype; 3] = [Dtype::F32, Dtype::Bf16, Dtype::F16];
+
+/// Half a unit in the last place of numbers of about 1.
+fn rounding(dtype: Dtype) -> f64 {
+    match dtype {
+        Dtype::F32 => 1e-6,
+        Dtype::Bf16 => 4e-3,
+        Dtype::F16 => 5e-4,
+    }
+}
+
+/// Numbers from -1 to 1, the same ones for the same seed.
+fn numbers(seed: u64, len: usize) -> Vec<f32> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+    };
+    (0..len).map(|_| next()).collect()
+}
