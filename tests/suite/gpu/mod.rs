@@ -3,6 +3,7 @@
 mod norm;
 mod shim;
 
+use std::io::Write;
 use std::process::Command;
 use std::sync::Arc;
 
@@ -13,10 +14,10 @@ use grpo_pipes::gpu::driver::{Driver, Dtype};
 fn kernels_run_under_sanitizers() {
     let library = match shim::library() {
         Ok(library) => library,
-        Err(why) => return eprintln!("skipped: the kernels' shim cannot be compiled here: {why}"),
+        Err(why) => return skipped(&format!("the kernels' shim cannot be compiled here: {why}")),
     };
     let Some(sanitizer) = shim::sanitizer() else {
-        return eprintln!("skipped: the C++ compiler has no AddressSanitizer");
+        return skipped("the C++ compiler has no AddressSanitizer");
     };
     let mut tests = Command::new(std::env::current_exe().unwrap());
     tests.args(["on_the_shim", "--ignored", "--test-threads=2"]).env("GRPO_PIPES_SHIM", &library);
@@ -26,6 +27,10 @@ fn kernels_run_under_sanitizers() {
     let (out, err) = (String::from_utf8_lossy(&done.stdout), String::from_utf8_lossy(&done.stderr));
     assert!(done.status.success(), "{out}\n{err}");
     assert!(!out.contains("running 0 tests"), "{out}");
+}
+
+fn skipped(why: &str) {
+    let _ = writeln!(std::io::stderr(), "skipped: {why}");
 }
 
 /// A GPU of the shim's.
