@@ -20,6 +20,12 @@ impl Stream {
         Self { key: [word(0), word(1)] }
     }
 
+    /// What names the stream, for a generator elsewhere.
+    #[must_use]
+    pub fn key(&self) -> [u32; 2] {
+        self.key
+    }
+
     /// One number in \[0, 1), a multiple of 2^-53, for a token: `position` counts the tokens of the completion from 0.
     #[must_use]
     pub fn uniform(&self, sample_index: u64, position: u64) -> f64 {

@@ -4,6 +4,7 @@
 //! Knows nothing of text, records or rewards. [`driver`] is what any device must offer; all else is written once on top of it.
 
 mod buffer;
+pub mod decode;
 pub mod driver;
 pub mod kernels;
 mod weights;

@@ -6,7 +6,7 @@ use std::sync::mpsc::{Receiver, sync_channel};
 use super::records::Records;
 use super::{Job, Ready, read_ahead};
 use crate::cli::note;
-use crate::engine::{Completion, Engine, Request, Sink, Work};
+use crate::engine::{Completion, CpuDecoder, Engine, Request, Sink, Work};
 use crate::error::{Error, Result};
 use crate::jsonl::{Input, Output};
 use crate::model::Model;
@@ -37,7 +37,9 @@ pub fn follow(job: Job, run: &Run, groups_per_step: usize, mut input: Input, out
     while !batch.is_empty() {
         let records = Records::new(origin.clone(), Arc::clone(&tokenizer), out, &mut progress);
         let mut sink = Watched { records, watch: &mut watch };
-        Engine::new(&model, settings.clone()).run(ready_now(batch), &mut sink).map_err(|err| in_a_pipe(err, run))?;
+        Engine::new(&mut CpuDecoder::new(&model, &settings), settings.clone())
+            .run(ready_now(batch), &mut sink)
+            .map_err(|err| in_a_pipe(err, run))?;
         batch = next_batch(&requests, groups_per_step)?;
         if !batch.is_empty() {
             let dir = watch.wait_for_weights(settings.step + 1)?;

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, sync_channel};
 
-use crate::engine::{Engine, Request, Settings};
+use crate::engine::{CpuDecoder, Engine, Request, Settings};
 use crate::error::{Error, Result};
 use crate::jsonl::{Input, Output};
 use crate::model::Model;
@@ -44,7 +44,7 @@ pub fn run(job: Job, dir: &Path, input: Input, out: &mut Output) -> Result<()> {
     let mut progress = Progress::new("rollout");
     let requests = read_ahead(source, input);
     let mut records = Records::new(origin, tokenizer, out, &mut progress);
-    let work = Engine::new(&model, settings).run(requests, &mut records)?;
+    let work = Engine::new(&mut CpuDecoder::new(&model, &settings), settings.clone()).run(requests, &mut records)?;
     records.finish(work, skipped.load(Ordering::Relaxed));
     Ok(())
 }

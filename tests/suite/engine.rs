@@ -2,7 +2,7 @@
 
 use std::sync::mpsc::{Receiver, channel};
 
-use grpo_pipes::engine::{Completion, Engine, Request, Sampling, Settings, Sink, Work};
+use grpo_pipes::engine::{Completion, CpuDecoder, Engine, Request, Sampling, Settings, Sink, Work};
 use grpo_pipes::model::{Model, Packed, Target};
 use grpo_pipes::{Error, Result};
 
@@ -59,7 +59,8 @@ fn requests(prompts: &[(String, Vec<u32>)]) -> Receiver<Result<Request<()>>> {
 
 fn sampled(model: &Model, settings: Settings, prompts: &[(String, Vec<u32>)]) -> Vec<(String, Vec<Completion>)> {
     let mut sink = Groups::default();
-    let work = Engine::new(model, settings).run(requests(prompts), &mut sink).unwrap();
+    let mut decoder = CpuDecoder::new(model, &settings);
+    let work = Engine::new(&mut decoder, settings).run(requests(prompts), &mut sink).unwrap();
     let completions = || sink.groups.iter().flat_map(|(_, completions)| completions);
     assert_eq!(work.sequences, completions().count());
     assert_eq!(work.tokens, completions().map(|one| one.tokens.len()).sum::<usize>());
@@ -155,8 +156,9 @@ fn what_came_before_a_bad_request_is_sampled() {
         sender.send(Ok(Request { prompt_id, tokens, payload: () })).unwrap();
     }
     sender.send(Err(Error::Data("bad".into()))).unwrap();
-    let mut sink = Groups::default();
-    let outcome = Engine::new(&tiny(), settings()).run(receiver, &mut sink);
+    let sink = Groups::default();
+    let (model, mut sink) = (tiny(), sink);
+    let outcome = Engine::new(&mut CpuDecoder::new(&model, &settings()), settings()).run(receiver, &mut sink);
     assert_eq!(outcome.unwrap_err().exit_code(), 3);
     assert_eq!(sink.groups.len(), 2);
 }
@@ -165,7 +167,9 @@ fn what_came_before_a_bad_request_is_sampled() {
 fn a_sink_that_refuses_ends_the_run() {
     let mut sink = Groups { refuse_after: Some(1), ..Groups::default() };
     let model = tiny();
-    let outcome = Engine::new(&model, Settings { max_sequences: 2, ..settings() }).run(requests(&prompts()), &mut sink);
+    let settings = Settings { max_sequences: 2, ..settings() };
+    let mut decoder = CpuDecoder::new(&model, &settings);
+    let outcome = Engine::new(&mut decoder, settings).run(requests(&prompts()), &mut sink);
     assert!(matches!(outcome, Err(Error::Output(_))));
     assert_eq!(sink.groups.len(), 1);
 }
@@ -175,7 +179,8 @@ fn logits_that_are_not_finite_name_prompt_sample_and_position() {
     let mut model = tiny();
     model.parameters_mut()[1][0] = f32::NAN;
     let mut sink = Groups::default();
-    let outcome = Engine::new(&model, settings()).run(requests(&prompts()[2..3]), &mut sink);
+    let mut decoder = CpuDecoder::new(&model, &settings());
+    let outcome = Engine::new(&mut decoder, settings()).run(requests(&prompts()[2..3]), &mut sink);
     let err = outcome.unwrap_err();
     assert_eq!(err.to_string(), "prompt p/2, sample 0, position 0: logits are not finite");
     assert_eq!(err.exit_code(), 4);

@@ -1,5 +1,7 @@
 //! The GPU's kernels and engine, run on the CPU by a shim under sanitizers, against plain twins.
 
+mod draw;
+mod linear_rows;
 mod norm;
 mod shim;
 
@@ -59,4 +61,14 @@ fn numbers(seed: u64, len: usize) -> Vec<f32> {
         (state >> 40) as f32 / (1u64 << 23) as f32 - 1.0
     };
     (0..len).map(|_| next()).collect()
+}
+
+/// Numbers as the device holds them.
+fn rounded(dtype: Dtype, numbers: &[f32]) -> Vec<f32> {
+    let round = |x: &f32| match dtype {
+        Dtype::F32 => *x,
+        Dtype::Bf16 => half::bf16::from_f32(*x).to_f32(),
+        Dtype::F16 => half::f16::from_f32(*x).to_f32(),
+    };
+    numbers.iter().map(round).collect()
 }

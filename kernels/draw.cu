@@ -1,0 +1,295 @@
+#include "slots.cuh"
+
+// Logits to a token and its log-probability, with the definitions, the order of sums and the random numbers of
+// src/engine/sampler.rs and src/rng.rs: the same logits give the same token on CPU and GPU.
+
+constexpr u32 DRAW_THREADS = 1024;
+constexpr u32 DRAW_WARPS = DRAW_THREADS / WARP;
+constexpr u32 DRAW_BLOCK = 1024; // tokens whose weights are summed at once
+constexpr u32 DRAW_LANES = 8;    // chains of such a sum
+
+// One of the words of a log entry; the other is the log-probability.
+constexpr u32 DRAWN_FLAG = 1u << 30, NOT_FINITE_FLAG = 1u << 31;
+
+struct Distribution {
+  float temperature;
+  u32 top_k;
+  float top_p, min_p, penalty;
+};
+
+struct Draw {
+  Slots slots;
+  const u32 *slot_of_row; // none: the one slot `only` draws its first token from its prompt's logits
+  u32 only;
+  const float *logits; // (rows or prompts, vocabulary)
+  u32 vocabulary;
+  Distribution distribution;
+  const u32 *stops;
+  u32 stop_count, limit;
+  u32 *seen; // (slots, words)
+  u32 words;
+  u32 *log; // (slots, limit, 2)
+};
+
+// Philox4x32-10 as src/rng.rs: a multiple of 2^-53 in [0, 1).
+__device__ double uniform(u32 key_low, u32 key_high, u32 sample, u32 position) {
+  u32 counter[4] = {sample, 0, position, 0}, key[2] = {key_low, key_high};
+  for (u32 round = 0; round < 10; round++) {
+    u32 low0 = 0xd2511f53u * counter[0], high0 = __umulhi(0xd2511f53u, counter[0]);
+    u32 low1 = 0xcd9e8d57u * counter[2], high1 = __umulhi(0xcd9e8d57u, counter[2]);
+    counter[0] = high1 ^ counter[1] ^ key[0], counter[1] = low1;
+    counter[2] = high0 ^ counter[3] ^ key[1], counter[3] = low0;
+    key[0] += 0x9e3779b9u, key[1] += 0xbb67ae85u;
+  }
+  u64 bits = u64(counter[0]) << 32 | counter[1];
+  return double(bits >> 11) * (1.0 / double(1ull << 53));
+}
+
+// Floats in the order of their values, as numbers without sign.
+__device__ __forceinline__ u32 ordered(float x) {
+  u32 bits = __float_as_uint(x);
+  return bits >> 31 ? ~bits : bits | 0x80000000u;
+}
+
+// A row of logits, with what is left of its tokens.
+struct Row {
+  const float *logits;
+  const u32 *seen; // none without a penalty
+  float penalty, scale, max;
+  u32 vocabulary;
+  u32 least_score;             // top-k: the smallest that stays, `ordered`
+  u32 least_weight, last_tied; // top-p and min-p: the smallest weight that stays, as bits, and the last token that has it
+
+  __device__ float score(u32 token) const {
+    float x = logits[token];
+    if (seen && (seen[token / 32] >> token % 32 & 1)) x = x < 0 ? __fmul_rn(x, penalty) : x / penalty;
+    return x;
+  }
+  __device__ float unfiltered(u32 token) const {
+    float x = score(token);
+    return ordered(x) < least_score ? 0.0f : exp_of(__fsub_rn(__fmul_rn(x, scale), max));
+  }
+  __device__ float weight(u32 token) const {
+    float w = unfiltered(token);
+    u32 bits = __float_as_uint(w);
+    return bits > least_weight || (bits == least_weight && token <= last_tied) ? w : 0.0f;
+  }
+};
+
+// Shared memory of a draw.
+struct DrawRoom {
+  float floats[DRAW_WARPS];
+  u32 words[DRAW_WARPS];
+  u64 masses[256];
+  u32 ties[DRAW_THREADS];
+  float weights[DRAW_BLOCK];
+  u32 choice[2];
+  u64 mass;
+  double total;
+};
+
+// The sum of all weights; each block's is left in `sums`, the lanes of a block as chains of their own, as the CPU adds them.
+__device__ double sum_weights(const Row &row, double *chains, double *sums, DrawRoom &room) {
+  const u32 blocks = (row.vocabulary + DRAW_BLOCK - 1) / DRAW_BLOCK;
+  for (u32 chain = threadIdx.x; chain < blocks * DRAW_LANES; chain += DRAW_THREADS) {
+    u32 first = chain / DRAW_LANES * DRAW_BLOCK, last = min(first + DRAW_BLOCK, row.vocabulary);
+    double sum = 0;
+    for (u32 token = first + chain % DRAW_LANES; token < last; token += DRAW_LANES) sum += double(row.weight(token));
+    chains[chain] = sum;
+  }
+  __syncthreads();
+  for (u32 block = threadIdx.x; block < blocks; block += DRAW_THREADS) {
+    double sum = 0;
+    for (u32 lane = 0; lane < DRAW_LANES; lane++) sum += chains[block * DRAW_LANES + lane];
+    sums[block] = sum;
+  }
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    room.total = 0;
+    for (u32 block = 0; block < blocks; block++) room.total += sums[block];
+  }
+  __syncthreads();
+  double total = room.total;
+  __syncthreads();
+  return total;
+}
+
+// The key (32 bits) at which the mass of all greater keys first falls short of `wanted`, by four digits of eight bits from the
+// top; `above` is that mass.
+template <class Key, class Mass> __device__ u32 select(u32 count, u64 wanted, u64 &above, DrawRoom &room, Key key, Mass mass) {
+  u32 prefix = 0;
+  u64 passed = 0;
+  for (u32 shift = 24;; shift -= 8) {
+    for (u32 i = threadIdx.x; i < 256; i += DRAW_THREADS) room.masses[i] = 0;
+    __syncthreads();
+    for (u32 token = threadIdx.x; token < count; token += DRAW_THREADS) {
+      u32 bits = key(token);
+      if (shift == 24 || bits >> (shift + 8) == prefix >> (shift + 8)) atomicAdd(&room.masses[bits >> shift & 255], mass(token));
+    }
+    __syncthreads();
+    if (threadIdx.x == 0) {
+      u32 digit = 255;
+      while (digit > 0 && passed + room.masses[digit] < wanted) passed += room.masses[digit--];
+      room.choice[0] = digit, room.mass = passed;
+    }
+    __syncthreads();
+    prefix |= room.choice[0] << shift, passed = room.mass;
+    __syncthreads();
+    if (shift == 0) break;
+  }
+  above = passed;
+  return prefix;
+}
+
+// Weights in units of 2^-40, so that their sums do not depend on the order.
+constexpr float MASS_UNITS = 1099511627776.0f;
+
+// Keeps a token while those likelier, or as likely with a lower id, do not reach top_p of the total yet.
+__device__ void keep_top_p(Row &row, float top_p, double total, DrawRoom &room) {
+  u64 above;
+  u64 wanted = u64(double(top_p) * total * double(MASS_UNITS));
+  auto key = [&](u32 token) { return __float_as_uint(row.unfiltered(token)); };
+  auto mass = [&](u32 token) { return u64(row.unfiltered(token) * MASS_UNITS); };
+  u32 least = select(row.vocabulary, wanted, above, room, key, mass);
+  u64 each = max(u64(__uint_as_float(least) * MASS_UNITS), u64(1));
+  u32 ties = u32(min((wanted - min(above, wanted) + each - 1) / each, u64(row.vocabulary)));
+  ties = max(ties, 1u);
+  // Each thread counts the ties of a run of tokens; the run that holds the last one to stay looks for it.
+  u32 run = (row.vocabulary + DRAW_THREADS - 1) / DRAW_THREADS;
+  u32 first = min(threadIdx.x * run, row.vocabulary), last = min(first + run, row.vocabulary), mine = 0;
+  for (u32 token = first; token < last; token++) mine += key(token) == least;
+  room.ties[threadIdx.x] = mine;
+  if (threadIdx.x == 0) room.choice[1] = row.vocabulary;
+  __syncthreads();
+  u32 before = 0;
+  for (u32 i = 0; i < threadIdx.x; i++) before += room.ties[i];
+  for (u32 token = first; token < last && before < ties; token++)
+    if (key(token) == least && ++before == ties) room.choice[1] = token;
+  __syncthreads();
+  row.least_weight = least, row.last_tied = room.choice[1];
+  __syncthreads();
+}
+
+// The token where the running sum of weights passes `target`, never one of weight 0.
+__device__ u32 find(const Row &row, double target, const double *sums, DrawRoom &room) {
+  const u32 blocks = (row.vocabulary + DRAW_BLOCK - 1) / DRAW_BLOCK;
+  if (threadIdx.x == 0) {
+    double passed = 0;
+    u32 found = 0;
+    for (u32 block = 0; block < blocks; block++) {
+      if (!(sums[block] > 0)) continue;
+      found = block;
+      if (passed + sums[block] > target) break;
+      passed += sums[block];
+    }
+    room.choice[0] = found, room.total = passed;
+  }
+  __syncthreads();
+  u32 first = room.choice[0] * DRAW_BLOCK, token = first + threadIdx.x;
+  room.weights[threadIdx.x] = token < row.vocabulary ? row.weight(token) : 0.0f;
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    double passed = room.total;
+    u32 found = 0;
+    for (u32 i = 0; i < DRAW_BLOCK; i++) {
+      if (!(room.weights[i] > 0)) continue;
+      found = first + i;
+      passed += double(room.weights[i]);
+      if (passed > target) break;
+    }
+    room.choice[0] = found;
+  }
+  __syncthreads();
+  return room.choice[0];
+}
+
+// The largest scaled score; not finite when a logit is not.
+__device__ float row_max(const Row &row, DrawRoom &room) {
+  float largest = -INFINITY;
+  u32 bad = 0;
+  for (u32 token = threadIdx.x; token < row.vocabulary; token += DRAW_THREADS) {
+    bad |= !isfinite(row.logits[token]);
+    largest = fmaxf(largest, __fmul_rn(row.score(token), row.scale));
+  }
+  largest = block_max<DRAW_THREADS>(largest, room.floats);
+  return block_sum<DRAW_THREADS>(bad, room.words) ? NAN : largest;
+}
+
+// The first token of the largest score.
+__device__ u32 likeliest(const Row &row, DrawRoom &room) {
+  u32 first = row.vocabulary;
+  for (u32 token = threadIdx.x; token < row.vocabulary && first == row.vocabulary; token += DRAW_THREADS)
+    if (__fmul_rn(row.score(token), row.scale) == row.max) first = token;
+  for (u32 far = WARP / 2; far > 0; far /= 2) first = min(first, __shfl_xor_sync(ALL_LANES, first, far));
+  if (threadIdx.x % WARP == 0) room.words[threadIdx.x / WARP] = first;
+  __syncthreads();
+  for (u32 warp = 0; warp < DRAW_WARPS; warp++) first = min(first, room.words[warp]);
+  __syncthreads();
+  return first;
+}
+
+// What the slot's sequence becomes with this token, and what the host is told of it.
+__device__ void extend(const Draw &draw, u32 slot, u32 token, float logprob, u32 flag) {
+  u32 drawn = draw.slots.at(Slots::DRAWN, slot);
+  u32 *entry = draw.log + (u64(slot) * draw.limit + drawn) * 2;
+  entry[1] = __float_as_uint(logprob);
+  entry[0] = token | flag;
+  __threadfence_system();
+  bool stops = flag != DRAWN_FLAG || drawn + 1 == draw.limit;
+  for (u32 i = 0; i < draw.stop_count; i++) stops |= draw.stops[i] == token;
+  draw.slots.at(Slots::TOKEN, slot) = token;
+  draw.slots.at(Slots::DRAWN, slot) = drawn + 1;
+  if (stops) draw.slots.at(Slots::RUNNING, slot) = 0;
+  if (draw.words) draw.seen[u64(slot) * draw.words + token / 32] |= 1u << token % 32;
+}
+
+// One block a row draws its slot's next token.
+__device__ void draw_token(const Draw &draw) {
+  DYNAMIC_SHARED(memory);
+  __shared__ DrawRoom room;
+  const u32 slot = draw.slot_of_row ? draw.slot_of_row[blockIdx.x] : draw.only;
+  if (!draw.slots.runs(slot)) return;
+  const Distribution &to = draw.distribution;
+  const u32 index = draw.slot_of_row ? blockIdx.x : draw.slots.at(Slots::PROMPT, slot);
+  const bool greedy = to.temperature == 0;
+  Row row{draw.logits + u64(index) * draw.vocabulary, draw.words ? draw.seen + u64(slot) * draw.words : nullptr, to.penalty,
+          greedy ? 1.0f : 1.0f / to.temperature, 0, draw.vocabulary, 0, 0, draw.vocabulary};
+  row.max = row_max(row, room);
+  if (!isfinite(row.max)) {
+    if (threadIdx.x == 0) extend(draw, slot, 0, 0, NOT_FINITE_FLAG);
+    return;
+  }
+  if (!greedy && to.top_k > 0 && to.top_k < row.vocabulary) {
+    u64 above;
+    auto key = [&](u32 token) { return ordered(row.score(token)); };
+    row.least_score = select(row.vocabulary, to.top_k, above, room, key, [](u32) { return u64(1); });
+  }
+  const u32 blocks = (row.vocabulary + DRAW_BLOCK - 1) / DRAW_BLOCK;
+  double *sums = reinterpret_cast<double *>(memory), *chains = sums + blocks;
+  double total = sum_weights(row, chains, sums, room);
+  float log_sum = float(log(total));
+  if (!greedy && (to.top_p < 1 || to.min_p > 0)) {
+    if (to.top_p < 1) keep_top_p(row, to.top_p, total, room);
+    u32 least = __float_as_uint(to.min_p); // the likeliest token's weight is 1
+    if (least > row.least_weight) row.least_weight = least, row.last_tied = row.vocabulary;
+    double kept = sum_weights(row, chains, sums, room);
+    log_sum += float(log(kept / total));
+    total = kept;
+  }
+  u32 token;
+  if (greedy) {
+    token = likeliest(row, room);
+  } else {
+    double u = uniform(draw.slots.at(Slots::KEY_LOW, slot), draw.slots.at(Slots::KEY_HIGH, slot),
+                       draw.slots.at(Slots::SAMPLE, slot), draw.slots.at(Slots::DRAWN, slot));
+    token = find(row, __dmul_rn(u, total), sums, room);
+  }
+  if (threadIdx.x == 0) extend(draw, slot, token, row.score(token) * row.scale - row.max - log_sum, DRAWN_FLAG);
+}
+
+KERNEL(DRAW_THREADS, draw, u32 *state, u32 count, const u32 *slot_of_row, u32 only, const float *logits, u32 vocabulary,
+       float temperature, u32 top_k, float top_p, float min_p, float penalty, const u32 *stops, u32 stop_count, u32 limit,
+       u32 *seen, u32 words, u32 *log) {
+  draw_token({{state, count}, slot_of_row, only, logits, vocabulary, {temperature, top_k, top_p, min_p, penalty}, stops,
+              stop_count, limit, seen, words, log});
+}

@@ -1,0 +1,152 @@
+#include "common.cuh"
+
+// y (rows, width) = x (rows, depth) weight (width, depth)^T for the few rows of a decode step, where the time is that of reading
+// the weights once. Blocks share out the weights' rows (x), tokens in TOKENS (y), and the depth in `splits` (z), whose partial
+// results are added by whoever reads them. A token's sums are made in an order that follows from (depth, splits) alone: its
+// result is the same bits in any batch.
+
+constexpr u32 ROWS_THREADS = 128; // four warps, each with 16 rows of the weights
+constexpr u32 ROWS_TILE = 64;
+constexpr u32 ROWS_DEPTH = 64; // numbers of the depth in a stage: 128 bytes, 8 packs
+constexpr u32 ROWS_STAGES = 4;
+
+// Partial results in f32, (splits, rows, width).
+struct Sums {
+  float *out;
+  u32 rows, width;
+  static constexpr u32 RESULTS = ROWS_TILE;
+
+  // Which row of the weights is row `i` of this block's tile; `width` rows or more is none.
+  __device__ u32 weight_row(u32 i) const { return blockIdx.x * RESULTS + i; }
+  __device__ u32 weight_rows() const { return width; }
+
+  // `low` and `high` are the results of rows i and i + 8 of the tile for `token`.
+  __device__ void write(u32 token, u32 i, float low, float high) const {
+    float *row = out + (u64(blockIdx.z) * rows + token) * width + blockIdx.x * RESULTS;
+    if (blockIdx.x * RESULTS + i < width) row[i] = low;
+    if (blockIdx.x * RESULTS + i + 8 < width) row[i + 8] = high;
+  }
+};
+
+// silu(gate) * up, (rows, width); the weights are gate (width, depth), then up. Gate and up of one result lie 8 rows apart in a
+// tile, where the matrix instruction gives both to one lane.
+template <class T> struct Swiglu {
+  T *out;
+  u32 rows, width;
+  static constexpr u32 RESULTS = ROWS_TILE / 2;
+
+  __device__ u32 result(u32 i) const { return blockIdx.x * RESULTS + i / 16 * 8 + i % 8; }
+  __device__ u32 weight_row(u32 i) const {
+    u32 row = result(i);
+    if (row >= width) return weight_rows();
+    return i % 16 < 8 ? row : width + row;
+  }
+  __device__ u32 weight_rows() const { return 2 * width; }
+
+  __device__ void write(u32 token, u32 i, float gate, float up) const {
+    if (result(i) < width) out[u64(token) * width + result(i)] = from_float<T>(gate / (1.0f + exp_of(-gate)) * up);
+  }
+};
+
+// The part of the depth that split `z` sums, in stages.
+struct Part {
+  u32 from, to;
+  __device__ static Part of(u32 depth, u32 splits) {
+    u32 stages = (depth + ROWS_DEPTH - 1) / ROWS_DEPTH, share = (stages + splits - 1) / splits;
+    return {min(blockIdx.z * share, stages), min(blockIdx.z * share + share, stages)};
+  }
+};
+
+// A row of 8 packs in shared memory, turned around for every second row: the eight lanes that read together hit all banks.
+__device__ __forceinline__ u32 place(u32 row, u32 pack) { return row * 8 + (pack ^ (row % 2 * 4)); }
+
+template <class T, u32 TOKENS, class Result>
+__device__ void linear_rows(const T *weight, const T *x, Result result, u32 depth, u32 splits) {
+  DYNAMIC_SHARED(memory);
+  constexpr u32 STAGE = (ROWS_TILE + TOKENS) * 8; // packs
+  uint4 *stages = reinterpret_cast<uint4 *>(memory);
+  const u32 warp = threadIdx.x / WARP, g = threadIdx.x % WARP / 4, t = threadIdx.x % 4;
+  const u32 first_token = blockIdx.y * TOKENS;
+  const Part part = Part::of(depth, splits);
+
+  auto fetch = [&](u32 stage) {
+    uint4 *to = stages + stage % ROWS_STAGES * STAGE;
+    for (u32 i = threadIdx.x; i < STAGE && stage < part.to; i += ROWS_THREADS) {
+      u32 row = i / 8, pack = i % 8, k = stage * ROWS_DEPTH + pack * 8;
+      bool of_weight = row < ROWS_TILE;
+      u32 index = of_weight ? result.weight_row(row) : first_token + row - ROWS_TILE;
+      bool valid = k < depth && index < (of_weight ? result.weight_rows() : result.rows);
+      copy16(to + place(row, pack), (of_weight ? weight : x) + (valid ? u64(index) * depth + k : 0), valid);
+    }
+    commit_copies();
+  };
+
+  float sums[TOKENS / 8][4] = {};
+  for (u32 ahead = 0; ahead + 1 < ROWS_STAGES; ahead++) fetch(part.from + ahead);
+  for (u32 stage = part.from; stage < part.to; stage++) {
+    wait_copies<ROWS_STAGES - 2>();
+    __syncthreads(); // this stage is there, and the one before it may be overwritten
+    fetch(stage + ROWS_STAGES - 1);
+    const uint4 *tile = stages + stage % ROWS_STAGES * STAGE;
+    for (u32 half = 0; half < 2; half++) {
+      // A lane's 16 bytes are 8 neighbours of the depth: two instructions' worth. Weights and x are permuted alike.
+      uint4 low = tile[place(warp * 16 + g, half * 4 + t)], high = tile[place(warp * 16 + g + 8, half * 4 + t)];
+      const u32 first[4] = {low.x, high.x, low.y, high.y}, second[4] = {low.z, high.z, low.w, high.w};
+#pragma unroll
+      for (u32 tokens = 0; tokens < TOKENS / 8; tokens++) {
+        uint4 there = tile[place(ROWS_TILE + tokens * 8 + g, half * 4 + t)];
+        multiply_tile<T>(sums[tokens], first, {there.x, there.y});
+        multiply_tile<T>(sums[tokens], second, {there.z, there.w});
+      }
+    }
+  }
+#pragma unroll
+  for (u32 tokens = 0; tokens < TOKENS / 8; tokens++)
+    for (u32 i = 0; i < 2; i++) {
+      u32 token = first_token + tokens * 8 + 2 * t + i;
+      if (token < result.rows) result.write(token, warp * 16 + g, sums[tokens][i], sums[tokens][2 + i]);
+    }
+}
+
+// The same in f32 on plain arithmetic: for checks, not for speed. A thread has 8 tokens of one row of the weights and of the row
+// 8 further on.
+template <u32 TOKENS, class Result>
+__device__ void linear_rows_plain(const float *weight, const float *x, Result result, u32 depth, u32 splits) {
+  const Part part = Part::of(depth, splits);
+  const u32 last = min(part.to * ROWS_DEPTH, depth);
+  for (u32 i = threadIdx.x; i < ROWS_TILE / 2 * (TOKENS / 8); i += ROWS_THREADS) {
+    u32 pair = i % (ROWS_TILE / 2), row = pair / 8 * 16 + pair % 8, first_token = blockIdx.y * TOKENS + i / (ROWS_TILE / 2) * 8;
+    u32 rows[2] = {result.weight_row(row), result.weight_row(row + 8)};
+    for (u32 token = first_token; token < min(first_token + 8, result.rows); token++) {
+      float sums[2] = {};
+      for (u32 half = 0; half < 2; half++)
+        for (u32 k = part.from * ROWS_DEPTH; k < last && rows[half] < result.weight_rows(); k++)
+          sums[half] = fmaf(weight[u64(rows[half]) * depth + k], x[u64(token) * depth + k], sums[half]);
+      result.write(token, row, sums[0], sums[1]);
+    }
+  }
+}
+
+#define LINEAR_ROWS(T, TOKENS)                                                                                                 \
+  KERNEL(ROWS_THREADS, linear_rows_##T##_##TOKENS, const T *weight, const T *x, float *out, u32 rows, u32 width, u32 depth,    \
+         u32 splits) {                                                                                                         \
+    linear_rows<T, TOKENS>(weight, x, Sums{out, rows, width}, depth, splits);                                                  \
+  }                                                                                                                            \
+  KERNEL(ROWS_THREADS, swiglu_rows_##T##_##TOKENS, const T *weight, const T *x, T *out, u32 rows, u32 width, u32 depth) {      \
+    linear_rows<T, TOKENS>(weight, x, Swiglu<T>{out, rows, width}, depth, 1);                                                  \
+  }
+#define LINEAR_ROWS_PLAIN(TOKENS)                                                                                              \
+  KERNEL(ROWS_THREADS, linear_rows_f32_##TOKENS, const f32 *weight, const f32 *x, float *out, u32 rows, u32 width, u32 depth,  \
+         u32 splits) {                                                                                                         \
+    linear_rows_plain<TOKENS>(weight, x, Sums{out, rows, width}, depth, splits);                                               \
+  }                                                                                                                            \
+  KERNEL(ROWS_THREADS, swiglu_rows_f32_##TOKENS, const f32 *weight, const f32 *x, f32 *out, u32 rows, u32 width, u32 depth) {  \
+    linear_rows_plain<TOKENS>(weight, x, Swiglu<f32>{out, rows, width}, depth, 1);                                             \
+  }
+#define LINEAR_ROWS_OF(T) LINEAR_ROWS(T, 8) LINEAR_ROWS(T, 16) LINEAR_ROWS(T, 32) LINEAR_ROWS(T, 64)
+LINEAR_ROWS_OF(bf16)
+LINEAR_ROWS_OF(f16)
+LINEAR_ROWS_PLAIN(8)
+LINEAR_ROWS_PLAIN(16)
+LINEAR_ROWS_PLAIN(32)
+LINEAR_ROWS_PLAIN(64)

@@ -1,0 +1,194 @@
+//! The model on the CPU.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use rayon::prelude::*;
+
+use super::decoder::{Decoder, Drawn, Prompt};
+use super::sampler::Sampler;
+use super::scheduler::Start;
+use super::{Sampling, Settings};
+use crate::error::Result;
+use crate::model::{DecodeRow, KvCache, Model};
+use crate::rng::Stream;
+
+/// Models up to this many bytes of weights prefill several prompts side by side; larger ones share out each product.
+const SMALL_MODEL: usize = 16 << 20;
+
+/// Most tokens of prompts packed together: enough for products at full speed, and bounds memory [tokens].
+const PREFILL_TOKENS: usize = 512;
+
+/// A model with a place for each sequence.
+pub struct CpuDecoder<'m> {
+    model: &'m Model,
+    sampling: Sampling,
+    max_completion_tokens: usize,
+    prompts: HashMap<usize, Arc<Prefilled>>,
+    slots: Vec<Slot>,
+    samplers: Vec<Sampler>,
+    logits: Vec<f32>,
+}
+
+#[derive(Default)]
+struct Slot {
+    /// Memory for the completion's keys and values, taken when the slot is first used and kept.
+    own: Option<KvCache>,
+    sequence: Option<Sequence>,
+}
+
+struct Prefilled {
+    cache: KvCache,
+    logits: Vec<f32>,
+    stream: Stream,
+    tokens: Vec<u32>,
+}
+
+struct Sequence {
+    sample: usize,
+    prompt: Arc<Prefilled>,
+    tokens: Vec<u32>,
+}
+
+impl<'m> CpuDecoder<'m> {
+    /// Room for the sequences of `settings`; nothing is computed.
+    #[must_use]
+    pub fn new(model: &'m Model, settings: &Settings) -> Self {
+        Self {
+            model,
+            sampling: settings.sampling,
+            max_completion_tokens: settings.max_completion_tokens,
+            prompts: HashMap::new(),
+            slots: (0..settings.max_sequences).map(|_| Slot::default()).collect(),
+            samplers: (0..rayon::current_num_threads()).map(|_| Sampler::default()).collect(),
+            logits: Vec::new(),
+        }
+    }
+}
+
+impl Decoder for CpuDecoder<'_> {
+    /// Each prompt alone on a thread, or packed where a product is worth all threads.
+    fn prefill(&mut self, prompts: &[Prompt<'_>]) -> Result<()> {
+        let tokens: Vec<&[u32]> = prompts.iter().map(|prompt| prompt.tokens).collect();
+        let weights: usize = self.model.parameters().iter().map(|parameter| size_of_val(*parameter)).sum();
+        let computed: Vec<(KvCache, Vec<f32>)> = if weights <= SMALL_MODEL {
+            tokens.par_iter().flat_map_iter(|tokens| self.model.prefill(&[tokens])).collect()
+        } else {
+            in_runs(&tokens, PREFILL_TOKENS).into_iter().flat_map(|run| self.model.prefill(run)).collect()
+        };
+        for (prompt, (cache, logits)) in prompts.iter().zip(computed) {
+            let prefilled = Prefilled { cache, logits, stream: prompt.stream, tokens: prompt.tokens.to_vec() };
+            self.prompts.insert(prompt.group, Arc::new(prefilled));
+        }
+        Ok(())
+    }
+
+    fn begin(&mut self, starts: &[Start], drawn: &mut Vec<Drawn>) -> Result<()> {
+        for start in starts {
+            let slot = &mut self.slots[start.slot];
+            match &mut slot.own {
+                Some(own) => own.clear(),
+                None => slot.own = Some(KvCache::new(self.model.config(), self.max_completion_tokens)),
+            }
+            let tokens = Vec::with_capacity(self.max_completion_tokens);
+            slot.sequence =
+                Some(Sequence { sample: start.sample, prompt: Arc::clone(&self.prompts[&start.group]), tokens });
+        }
+        let running = self.slots.iter_mut().enumerate().filter_map(|(i, slot)| Some((i, slot.sequence.as_mut()?)));
+        let new = running.filter(|(_, sequence)| sequence.tokens.is_empty());
+        let mut rows: Vec<_> = new.map(|(slot, sequence)| Row { slot, logits: None, sequence }).collect();
+        drawn.par_extend(draw(&mut rows, &mut self.samplers, &self.sampling));
+        Ok(())
+    }
+
+    fn step(&mut self, drawn: &mut Vec<Drawn>) -> Result<()> {
+        let mut rows: Vec<DecodeRow<'_>> = Vec::with_capacity(self.slots.len());
+        for slot in &mut self.slots {
+            if let (Some(sequence), Some(own)) = (&slot.sequence, &mut slot.own) {
+                let token = *sequence.tokens.last().expect("drawn when it started");
+                rows.push(DecodeRow { token, prompt: &sequence.prompt.cache, own });
+            }
+        }
+        if rows.is_empty() {
+            return Ok(());
+        }
+        let vocabulary = self.model.config().vocab_size;
+        self.logits.resize(rows.len() * vocabulary, 0.0);
+        self.model.decode(&mut rows, &mut self.logits);
+        let running = self.slots.iter_mut().enumerate().filter_map(|(i, slot)| Some((i, slot.sequence.as_mut()?)));
+        let logits = self.logits.chunks_exact(vocabulary).map(Some);
+        let mut rows: Vec<_> =
+            running.zip(logits).map(|((slot, sequence), logits)| Row { slot, logits, sequence }).collect();
+        drawn.par_extend(draw(&mut rows, &mut self.samplers, &self.sampling));
+        Ok(())
+    }
+
+    fn end(&mut self, slot: usize) {
+        self.slots[slot].sequence = None;
+    }
+
+    fn forget(&mut self, group: usize) {
+        self.prompts.remove(&group);
+    }
+}
+
+/// A sequence and the logits of its next token, those of its prompt for `None`.
+struct Row<'a> {
+    slot: usize,
+    logits: Option<&'a [f32]>,
+    sequence: &'a mut Sequence,
+}
+
+/// One token more for each row, the rows shared out in as many runs as there are samplers.
+fn draw<'a>(
+    rows: &'a mut [Row<'_>],
+    samplers: &'a mut [Sampler],
+    sampling: &'a Sampling,
+) -> impl ParallelIterator<Item = Drawn> + 'a {
+    let share = rows.len().div_ceil(samplers.len()).max(1);
+    let runs = rows.par_chunks_mut(share).zip(samplers);
+    runs.flat_map_iter(move |(rows, sampler)| rows.iter_mut().map(move |row| row.draw(sampler, sampling)))
+}
+
+impl Row<'_> {
+    fn draw(&mut self, sampler: &mut Sampler, sampling: &Sampling) -> Drawn {
+        let Sequence { sample, prompt, tokens } = self.sequence;
+        let uniform = prompt.stream.uniform(*sample as u64, tokens.len() as u64);
+        let logits = self.logits.unwrap_or(&prompt.logits);
+        let drawn = sampler.draw(logits, [&prompt.tokens, tokens], uniform, sampling);
+        tokens.extend(drawn.map(|(token, _)| token));
+        Drawn { slot: self.slot, drawn }
+    }
+}
+
+/// Cuts prompts into runs of at most `max_tokens`; a longer one is a run of its own.
+fn in_runs<'a, 'b>(mut prompts: &'a [&'b [u32]], max_tokens: usize) -> Vec<&'a [&'b [u32]]> {
+    let mut runs = Vec::new();
+    while !prompts.is_empty() {
+        let mut tokens = 0;
+        let fit = prompts.iter().take_while(|prompt| {
+            tokens += prompt.len();
+            tokens <= max_tokens
+        });
+        let (run, rest) = prompts.split_at(fit.count().max(1));
+        runs.push(run);
+        prompts = rest;
+    }
+    runs
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn runs_of_prompts_are_full_and_a_long_prompt_goes_alone() {
+        let prompts: Vec<Vec<u32>> = [3, 3, 9, 2, 4, 1].map(|len| vec![0; len]).to_vec();
+        let prompts: Vec<&[u32]> = prompts.iter().map(Vec::as_slice).collect();
+        let lengths = |max| -> Vec<Vec<usize>> {
+            in_runs(&prompts, max).into_iter().map(|run| run.iter().map(|prompt| prompt.len()).collect()).collect()
+        };
+        assert_eq!(lengths(6), [vec![3, 3], vec![9], vec![2, 4], vec![1]]);
+        assert_eq!(lengths(100), [[3, 3, 9, 2, 4, 1]]);
+    }
+}

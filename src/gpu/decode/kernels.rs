@@ -1,0 +1,221 @@
+//! `kernels/{linear_rows,decode,draw}.cu` as functions: what each reads and writes is checked before it is launched.
+
+use super::super::buffer::{Buffer, Numbers};
+use super::super::driver::{Address, Argument, Driver, Grid, Shared};
+use super::super::kernels::Partial;
+use super::super::weights::Weights;
+use super::slots::Slots;
+use crate::engine::Sampling;
+use crate::error::{Error, Result};
+
+/// Numbers of the depth that a block reads at a time, and rows of the weights that it has.
+const TILE: usize = 64;
+
+/// Blocks that keep a large card busy; with fewer the depth is cut.
+const BLOCKS: usize = 128;
+
+/// In how many parts the depth of a product over few rows is summed. Follows from the weight's shape alone, so that a row's result
+/// does not depend on the batch.
+#[must_use]
+pub fn splits(width: usize, depth: usize) -> usize {
+    let (tiles, stages) = (width.div_ceil(TILE), depth.div_ceil(TILE));
+    let wanted = (BLOCKS / tiles).clamp(1, stages);
+    stages.div_ceil(stages.div_ceil(wanted))
+}
+
+/// Tokens a block has: the fewest that hold all rows, at most 64.
+fn tokens(rows: usize) -> usize {
+    rows.next_power_of_two().clamp(8, TILE)
+}
+
+fn grid(rows: usize, width: usize, splits: usize, dtype_is_plain: bool) -> Grid {
+    let tokens = tokens(rows);
+    let shared = if dtype_is_plain { 0 } else { 4 * (TILE + tokens) * TILE * 2 };
+    let blocks = [width.div_ceil(TILE), rows.div_ceil(tokens), splits].map(|n| n as u32);
+    Grid { blocks, threads: 128, shared: shared as u32 }
+}
+
+/// `out (splits, rows, width) = x (rows, depth) weight (width, depth)^T`, in as many parts as [`splits`] says.
+///
+/// # Errors
+/// [`Error::Device`], as all of them.
+pub fn linear_rows<'o>(
+    driver: &dyn Driver,
+    (weight, x): (Address, &Numbers),
+    out: &'o Buffer<f32>,
+    [rows, width, depth]: [usize; 3],
+) -> Result<Partial<'o>> {
+    let (splits, dtype) = (splits(width, depth), x.dtype());
+    assert!(x.len() >= rows * depth && out.len() >= splits * rows * width);
+    let arguments = [
+        weight.into(),
+        x.at(0).into(),
+        out.at(0).into(),
+        rows.into(),
+        width.into(),
+        depth.into(),
+        Argument::from(splits),
+    ];
+    let kernel = format!("linear_rows_{}_{}", dtype.suffix(), tokens(rows));
+    driver.launch(&kernel, grid(rows, width, splits, dtype.bytes() == 4), &arguments)?;
+    Ok(Partial { sums: out, splits })
+}
+
+/// `out (rows, width) = silu(gate) * up` with gate and up from `x (rows, depth)` and `weight (2 width, depth)`.
+///
+/// # Errors
+/// As [`linear_rows`].
+pub fn swiglu_rows(
+    driver: &dyn Driver,
+    (weight, x): (Address, &Numbers),
+    out: &Numbers,
+    [rows, width, depth]: [usize; 3],
+) -> Result<()> {
+    assert!(x.len() >= rows * depth && out.len() >= rows * width && out.dtype() == x.dtype());
+    let arguments = [weight.into(), x.at(0).into(), out.at(0).into(), rows.into(), width.into(), Argument::from(depth)];
+    let kernel = format!("swiglu_rows_{}_{}", x.dtype().suffix(), tokens(rows));
+    driver.launch(&kernel, grid(rows, 2 * width, 1, x.dtype().bytes() == 4), &arguments)
+}
+
+/// The residual stream `x (rows, D)` of the slots' last tokens.
+///
+/// # Errors
+/// As [`linear_rows`].
+pub fn embed_slots(
+    driver: &dyn Driver,
+    weights: &Weights,
+    slots: &Slots,
+    slot_of_row: &Buffer<u32>,
+    x: &Buffer<f32>,
+) -> Result<()> {
+    let width = weights.config.hidden_size;
+    assert!(x.len() >= slot_of_row.len() * width);
+    let arguments = [
+        slots.state.at(0).into(),
+        slots.count().into(),
+        slot_of_row.at(0).into(),
+        weights.embedding().into(),
+        x.at(0).into(),
+        Argument::from(width),
+    ];
+    let grid = Grid { blocks: [slot_of_row.len() as u32, 1, 1], threads: 128, shared: 0 };
+    driver.launch(&format!("embed_slots_{}", weights.matrices.dtype().suffix()), grid, &arguments)
+}
+
+/// Attention of one layer of a step: `qkv` are queries, keys and values before bias and rope; keys and values go into the caches.
+///
+/// # Errors
+/// As [`linear_rows`].
+pub fn decode_attention(
+    driver: &dyn Driver,
+    weights: &Weights,
+    (slots, layer): (&Slots, usize),
+    slot_of_row: &Buffer<u32>,
+    qkv: Partial<'_>,
+    out: &Numbers,
+) -> Result<()> {
+    let (config, rows) = (&weights.config, slot_of_row.len());
+    let (heads, kv_heads, dim) = (config.num_attention_heads, config.num_key_value_heads, config.head_dim());
+    assert!(out.len() >= rows * heads * dim && out.dtype() == slots.dtype());
+    assert!(qkv.sums.len() >= qkv.splits * rows * (heads + 2 * kv_heads) * dim);
+    let [prompt_keys, prompt_values] = slots.prompt_caches(layer);
+    let [keys, values] = slots.caches(layer);
+    let arguments = [
+        slots.state.at(0).into(),
+        slots.count().into(),
+        slot_of_row.at(0).into(),
+        qkv.sums.at(0).into(),
+        qkv.splits.into(),
+        weights.layer(layer).qkv_bias.into(),
+        weights.rope.at(0).into(),
+        weights.positions.into(),
+        prompt_keys.into(),
+        prompt_values.into(),
+        slots.shape.max_prompt_tokens.into(),
+        keys.into(),
+        values.into(),
+        slots.shape.max_completion_tokens.into(),
+        out.at(0).into(),
+        heads.into(),
+        Argument::from(kv_heads),
+    ];
+    let grid = Grid { blocks: [rows as u32, kv_heads as u32, 1], threads: 256, shared: 0 };
+    driver.launch(&format!("decode_attention_{}_{dim}", out.dtype().suffix()), grid, &arguments)
+}
+
+/// Where a draw's logits are, and whose they are.
+#[derive(Clone, Copy)]
+pub enum Drawers<'a> {
+    /// A row for each of these slots.
+    Rows(&'a Buffer<u32>),
+    /// The first token of this slot's sample: the row of its prompt.
+    First(usize),
+}
+
+/// What ends completions, and where the host finds what was drawn.
+pub struct Ends {
+    /// Tokens that end a completion.
+    pub stops: Buffer<u32>,
+    /// Entries of two words `(slots, limit)`: the token with a flag, the bits of the log-probability.
+    pub log: Shared,
+}
+
+/// Draws each row's next token from `logits (rows, V)`.
+///
+/// # Errors
+/// As [`linear_rows`].
+pub fn draw(
+    driver: &dyn Driver,
+    slots: &Slots,
+    drawers: Drawers<'_>,
+    (logits, vocabulary): (&Buffer<f32>, usize),
+    sampling: &Sampling,
+    ends: &Ends,
+) -> Result<()> {
+    let (rows, slot_of_row, only) = match drawers {
+        Drawers::Rows(rows) => (rows.len(), rows.at(0), 0),
+        Drawers::First(slot) => (1, Address(0), slot),
+    };
+    assert!(
+        logits.len() >= rows * vocabulary && ends.log.bytes >= 8 * slots.count() * slots.shape.max_completion_tokens
+    );
+    let arguments = [
+        slots.state.at(0).into(),
+        slots.count().into(),
+        slot_of_row.into(),
+        only.into(),
+        logits.at(0).into(),
+        vocabulary.into(),
+        sampling.temperature.into(),
+        sampling.top_k.min(vocabulary).into(),
+        sampling.top_p.into(),
+        sampling.min_p.into(),
+        sampling.repetition_penalty.into(),
+        ends.stops.at(0).into(),
+        ends.stops.len().into(),
+        slots.shape.max_completion_tokens.into(),
+        slots.seen.at(0).into(),
+        slots.words.into(),
+        Argument::from(ends.log.at),
+    ];
+    let shared = vocabulary.div_ceil(1024) * 9 * size_of::<f64>();
+    driver.launch("draw", Grid { blocks: [rows as u32, 1, 1], threads: 1024, shared: shared as u32 }, &arguments)
+}
+
+/// Refuses shapes that the kernels are not made for.
+///
+/// # Errors
+/// [`Error::Device`] naming the number.
+pub fn check(weights: &Weights) -> Result<()> {
+    let (config, dim) = (&weights.config, weights.config.head_dim());
+    let group = config.num_attention_heads / config.num_key_value_heads;
+    if ![16, 32, 64, 128].contains(&dim) {
+        return Err(Error::Device(format!("heads of width {dim}: the GPU's kernels are made for 16, 32, 64 and 128")));
+    }
+    if group > 8 {
+        return Err(Error::Device(format!(
+            "{group} query heads for a key head: the GPU's kernels are made for up to 8"
+        )));
+    }
+    Ok(())
+}

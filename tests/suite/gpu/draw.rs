@@ -1,0 +1,113 @@
+use grpo_pipes::engine::{Sampler, Sampling};
+use grpo_pipes::gpu::Buffer;
+use grpo_pipes::gpu::decode::kernels::{Drawers, Ends, draw};
+use grpo_pipes::gpu::decode::{Begin, Shape, Slots};
+use grpo_pipes::gpu::driver::{Dtype, Shared};
+use grpo_pipes::model::Config;
+use grpo_pipes::rng::Stream;
+
+use super::{numbers, shim};
+use crate::fixtures::directory;
+
+const ROWS: usize = 3;
+const LIMIT: usize = 6;
+
+fn distributions() -> Vec<Sampling> {
+    let plain = Sampling::default();
+    vec![
+        plain,
+        Sampling { temperature: 0.7, ..plain },
+        Sampling { temperature: 0.0, ..plain },
+        Sampling { top_k: 5, ..plain },
+        Sampling { top_p: 0.8, ..plain },
+        Sampling { min_p: 0.1, temperature: 1.3, ..plain },
+        Sampling { repetition_penalty: 1.7, temperature: 0.0, ..plain },
+        Sampling { top_k: 40, top_p: 0.9, min_p: 0.02, repetition_penalty: 1.2, temperature: 0.9 },
+    ]
+}
+
+/// Logits of one draw: some equal, so that ties are met.
+fn logits(round: usize, vocabulary: usize) -> Vec<f32> {
+    numbers(round as u64, ROWS * vocabulary).iter().map(|x| (x * 64.0).round() / 8.0).collect()
+}
+
+/// What was drawn at `position` of a slot, of logs of `limit` entries a slot.
+fn entry(log: Shared, limit: usize, slot: usize, position: usize) -> (u32, f32) {
+    let words = (log.host + (slot * limit + position) * 8) as *const [u32; 2];
+    #[allow(unsafe_code)]
+    // SAFETY: the shim's memory, of that size.
+    let [word, bits] = unsafe { words.read_volatile() };
+    (word, f32::from_bits(bits))
+}
+
+/// Every token and log-probability is the CPU sampler's, whatever the distribution.
+#[test]
+#[ignore = "run by kernels_run_under_sanitizers"]
+fn draws_are_the_cpus_on_the_shim() {
+    let mut config = Config::load(&directory().join("tiny-qwen2")).unwrap();
+    config.vocab_size = 2500;
+    let shape = Shape { slots: 4, max_prompt_tokens: 8, max_completion_tokens: LIMIT };
+    for sampling in distributions() {
+        let gpu = shim();
+        let slots = Slots::new(&gpu, &config, shape, Dtype::F32, sampling.repetition_penalty != 1.0).unwrap();
+        let log = gpu.allocate_shared(4 * LIMIT * 8).unwrap();
+        let ends = Ends { stops: Buffer::of(&gpu, &[2499u32]).unwrap(), log };
+        let rows = Buffer::of(&gpu, &[2u32, 0, 3]).unwrap();
+        let prompt = [5u32, 7, 2400];
+        let stream = Stream::new(3, 1, "p");
+        if slots.words > 0 {
+            let tokens = Buffer::of(&gpu, &prompt).unwrap();
+            slots.mark_seen(&*gpu, 1, (tokens.at(0), prompt.len())).unwrap();
+        }
+        for (sample, slot) in [2, 0, 3].into_iter().enumerate() {
+            slots.begin(&*gpu, Begin { slot, prompt: 1, prompt_len: 3, key: stream.key(), sample }).unwrap();
+        }
+        let mut sampler = Sampler::default();
+        let mut history = vec![Vec::new(); ROWS];
+        for round in 0..LIMIT - 1 {
+            let logits = logits(round, config.vocab_size);
+            let on_gpu = Buffer::of(&gpu, &logits).unwrap();
+            draw(&*gpu, &slots, Drawers::Rows(&rows), (&on_gpu, config.vocab_size), &sampling, &ends).unwrap();
+            for (row, slot) in [2, 0, 3].into_iter().enumerate() {
+                let logits = &logits[row * config.vocab_size..][..config.vocab_size];
+                let uniform = stream.uniform(row as u64, round as u64);
+                let (token, logprob) = sampler.draw(logits, [&prompt, &history[row]], uniform, &sampling).unwrap();
+                history[row].push(token);
+                let (word, got) = entry(log, LIMIT, slot, round);
+                assert_eq!(word, token | 1 << 30, "{sampling:?}, row {row}, draw {round}");
+                assert!((got - logprob).abs() < 2e-5, "{sampling:?}: {got} for {logprob}");
+            }
+        }
+    }
+}
+
+/// An end token, the limit and logits that are not finite end a sequence; a slot that has ended draws nothing more.
+#[test]
+#[ignore = "run by kernels_run_under_sanitizers"]
+fn ends_of_sequences_on_the_shim() {
+    let gpu = shim();
+    let config = Config::load(&directory().join("tiny-qwen2")).unwrap();
+    let (vocabulary, greedy) = (config.vocab_size, Sampling { temperature: 0.0, ..Sampling::default() });
+    let shape = Shape { slots: 3, max_prompt_tokens: 8, max_completion_tokens: 4 };
+    let slots = Slots::new(&gpu, &config, shape, Dtype::F32, false).unwrap();
+    let log = gpu.allocate_shared(3 * 4 * 8).unwrap();
+    let ends = Ends { stops: Buffer::of(&gpu, &[9u32, 11]).unwrap(), log };
+    for slot in 0..3 {
+        slots.begin(&*gpu, Begin { slot, prompt: 0, prompt_len: 1, key: [0, 0], sample: slot }).unwrap();
+    }
+    let rows = Buffer::of(&gpu, &[0u32, 1, 2, u32::MAX]).unwrap();
+    let mut table = vec![0.0; 4 * vocabulary];
+    for round in 0..6 {
+        table.fill(0.0);
+        table[if round == 1 { 11 } else { 3 }] = 1.0; // row 0 stops at its second token
+        table[vocabulary + 5] = 1.0; // row 1 goes on to the limit
+        table[2 * vocabulary + 7] = if round == 2 { f32::INFINITY } else { 1.0 };
+        let logits = Buffer::of(&gpu, &table).unwrap();
+        draw(&*gpu, &slots, Drawers::Rows(&rows), (&logits, vocabulary), &greedy, &ends).unwrap();
+    }
+    let words = |slot| -> Vec<u32> { (0..4).map(|position| entry(log, 4, slot, position).0).collect() };
+    let token = |token: u32| token | 1 << 30;
+    assert_eq!(words(0), [token(3), token(11), 0, 0]);
+    assert_eq!(words(1), [token(5); 4]);
+    assert_eq!(words(2), [token(7), token(7), 1 << 31, 0]);
+}
