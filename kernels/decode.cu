@@ -174,3 +174,25 @@ template <class T, u32 E> __device__ void decode_attention(const DecodeAttention
 DECODE(f32)
 DECODE(bf16)
 DECODE(f16)
+
+// Keys and values of packed prompts into their caches, (slots, K, capacity, E): row `blockIdx.x` of qkv (rows, (H + 2 K) E) is
+// position `place[2 row + 1]` of the prompt at `place[2 row]`.
+template <class T>
+__device__ void cache_rows(const T *qkv, const u32 *place, T *keys, T *values, u32 capacity, u32 heads, u32 kv_heads, u32 dim) {
+  const u32 slot = place[2 * blockIdx.x], position = place[2 * blockIdx.x + 1];
+  const T *row = qkv + u64(blockIdx.x) * (heads + 2 * kv_heads) * dim + heads * dim;
+  for (u32 i = threadIdx.x; i < 2 * kv_heads * dim; i += 128) {
+    u32 head = i / dim % kv_heads;
+    T *cache = i < kv_heads * dim ? keys : values;
+    cache[((u64(slot) * kv_heads + head) * capacity + position) * dim + i % dim] = row[i];
+  }
+}
+
+#define CACHE_ROWS(T)                                                                                                          \
+  KERNEL(128, cache_rows_##T, const T *qkv, const u32 *place, T *keys, T *values, u32 capacity, u32 heads, u32 kv_heads,       \
+         u32 dim) {                                                                                                            \
+    cache_rows<T>(qkv, place, keys, values, capacity, heads, kv_heads, dim);                                                   \
+  }
+CACHE_ROWS(f32)
+CACHE_ROWS(bf16)
+CACHE_ROWS(f16)

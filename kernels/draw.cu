@@ -233,8 +233,8 @@ __device__ void extend(const Draw &draw, u32 slot, u32 token, float logprob, u32
   u32 drawn = draw.slots.at(Slots::DRAWN, slot);
   u32 *entry = draw.log + (u64(slot) * draw.limit + drawn) * 2;
   entry[1] = __float_as_uint(logprob);
+  __threadfence_system(); // the host looks at the first word, then reads the second
   entry[0] = token | flag;
-  __threadfence_system();
   bool stops = flag != DRAWN_FLAG || drawn + 1 == draw.limit;
   for (u32 i = 0; i < draw.stop_count; i++) stops |= draw.stops[i] == token;
   draw.slots.at(Slots::TOKEN, slot) = token;

@@ -130,6 +130,10 @@ impl Decoder for CpuDecoder<'_> {
     fn forget(&mut self, group: usize) {
         self.prompts.remove(&group);
     }
+
+    fn first_not_finite(&mut self, tokens: &[u32]) -> Result<Option<usize>> {
+        Ok(self.model.first_not_finite(tokens))
+    }
 }
 
 /// A sequence and the logits of its next token, those of its prompt for `None`.
@@ -162,7 +166,7 @@ impl Row<'_> {
 }
 
 /// Cuts prompts into runs of at most `max_tokens`; a longer one is a run of its own.
-fn in_runs<'a, 'b>(mut prompts: &'a [&'b [u32]], max_tokens: usize) -> Vec<&'a [&'b [u32]]> {
+pub(super) fn in_runs<'a, 'b>(mut prompts: &'a [&'b [u32]], max_tokens: usize) -> Vec<&'a [&'b [u32]]> {
     let mut runs = Vec::new();
     while !prompts.is_empty() {
         let mut tokens = 0;

@@ -45,4 +45,7 @@ pub trait Decoder: Send {
 
     /// All samples of a group have ended.
     fn forget(&mut self, group: usize);
+
+    /// The first layer in which these tokens meet numbers that are not finite, if there is one.
+    fn first_not_finite(&mut self, tokens: &[u32]) -> Result<Option<usize>>;
 }

@@ -238,9 +238,10 @@ impl<'d> Engine<'d> {
             let sequence = self.slots[slot].as_mut().expect("only slots with a sequence draw");
             let (group, sample) = (sequence.group, sequence.sample);
             let Some((token, logprob)) = drawn else {
-                let (prompt_id, position) = (&groups.at(group).request.prompt_id, sequence.completion.tokens.len());
-                let where_to = format!("prompt {prompt_id}, sample {sample}, position {position}");
-                return Err(Error::Numerics(format!("{where_to}: logits are not finite")));
+                let tokens = [&groups.at(group).request.tokens[..], &sequence.completion.tokens].concat();
+                let layer = self.decoder.first_not_finite(&tokens)?;
+                let at = format!("prompt {}, sample {sample}", groups.at(group).request.prompt_id);
+                return Err(not_finite(self.settings.step, &at, sequence.completion.tokens.len(), layer));
             };
             sequence.completion.tokens.push(token);
             sequence.completion.logprobs.push(logprob);
@@ -269,6 +270,11 @@ impl Sequence {
         let (tokens, logprobs) = (Vec::with_capacity(limit), Vec::with_capacity(limit));
         Self { group: start.group, sample: start.sample, completion: Completion { tokens, logprobs, stopped: false } }
     }
+}
+
+fn not_finite(step: u64, sequence: &str, position: usize, layer: Option<usize>) -> Error {
+    let place = layer.map_or("the LM head".into(), |layer| format!("layer {layer}"));
+    Error::Numerics(format!("step {step}, {sequence}, position {position}: logits are not finite, first in {place}"))
 }
 
 enum Next<T> {

@@ -23,29 +23,15 @@ impl Model {
     /// Runs prompts of at least one token each, packed: the keys and values of each, and the logits `(V)` after its last token.
     #[must_use]
     pub fn prefill(&self, prompts: &[&[u32]]) -> Vec<(KvCache, Vec<f32>)> {
-        let (heads, d, tokens) = (Heads::of(self.config()), self.config().hidden_size, prompts.concat());
-        let ends = prompts.iter().scan(0, |end, prompt| {
-            *end += prompt.len();
-            Some(*end)
-        });
-        let starts: Vec<usize> = [0].into_iter().chain(ends).collect();
-        let layout = Layout { starts: &starts, prefixes: &vec![None; prompts.len()] };
+        let (heads, d) = (Heads::of(self.config()), self.config().hidden_size);
         let mut caches: Vec<_> = prompts.iter().map(|prompt| KvCache::new(self.config(), prompt.len())).collect();
-        let mut x = Floats::zeros(tokens.len() * d);
-        self.embed(&tokens, &mut x);
-        let positions: Vec<u32> = prompts.iter().flat_map(|prompt| 0..prompt.len() as u32).collect();
-        let (mut kept, mut scratch) = (Activations::new(self, tokens.len()), Scratch::new(self, tokens.len()));
-        for layer in 0..self.config().num_hidden_layers {
-            let mut attend_prompts = |layer: usize, qkv: &[f32], out: &mut [f32], log_sum: &mut [f32]| {
-                let mut rows = qkv.chunks_exact(heads.row());
-                for (cache, prompt) in caches.iter_mut().zip(prompts) {
-                    rows.by_ref().take(prompt.len()).enumerate().for_each(|(t, row)| cache.write(layer, t, heads, row));
-                }
-                attend_packed(heads, qkv, layout, out, log_sum);
-            };
-            block::forward(self, layer, (&mut x, &positions), &mut kept, &mut scratch, &mut attend_prompts);
-        }
-        let last: Vec<f32> = starts[1..].iter().flat_map(|end| &x[(end - 1) * d..end * d]).copied().collect();
+        let x = self.run_packed(prompts, &mut |layer, qkv| {
+            let mut rows = qkv.chunks_exact(heads.row());
+            for (cache, prompt) in caches.iter_mut().zip(prompts) {
+                rows.by_ref().take(prompt.len()).enumerate().for_each(|(t, row)| cache.write(layer, t, heads, row));
+            }
+        });
+        let last: Vec<f32> = ends(prompts).flat_map(|end| &x[(end - 1) * d..end * d]).copied().collect();
         let vocabulary = self.config().vocab_size;
         let mut logits = vec![0.0; prompts.len() * vocabulary];
         self.logits(&last, &mut logits);
@@ -55,6 +41,38 @@ impl Model {
             (cache, logits.to_vec())
         })
         .collect()
+    }
+
+    /// The first layer in which these tokens meet numbers that are not finite: where to look when logits are not.
+    #[must_use]
+    pub fn first_not_finite(&self, tokens: &[u32]) -> Option<usize> {
+        let mut first = None;
+        let _ = self.run_packed(&[tokens], &mut |layer, qkv| {
+            if first.is_none() && !qkv.iter().all(|x| x.is_finite()) {
+                first = Some(layer);
+            }
+        });
+        first
+    }
+
+    /// The residual stream `(T, D)` of packed sequences after all blocks; `each` is told of every layer's queries, keys and
+    /// values after rope.
+    fn run_packed(&self, prompts: &[&[u32]], each: &mut dyn FnMut(usize, &[f32])) -> Floats {
+        let (heads, tokens) = (Heads::of(self.config()), prompts.concat());
+        let starts: Vec<usize> = [0].into_iter().chain(ends(prompts)).collect();
+        let layout = Layout { starts: &starts, prefixes: &vec![None; prompts.len()] };
+        let mut x = Floats::zeros(tokens.len() * self.config().hidden_size);
+        self.embed(&tokens, &mut x);
+        let positions: Vec<u32> = prompts.iter().flat_map(|prompt| 0..prompt.len() as u32).collect();
+        let (mut kept, mut scratch) = (Activations::new(self, tokens.len()), Scratch::new(self, tokens.len()));
+        for layer in 0..self.config().num_hidden_layers {
+            let mut attend_prompts = |layer: usize, qkv: &[f32], out: &mut [f32], log_sum: &mut [f32]| {
+                each(layer, qkv);
+                attend_packed(heads, qkv, layout, out, log_sum);
+            };
+            block::forward(self, layer, (&mut x, &positions), &mut kept, &mut scratch, &mut attend_prompts);
+        }
+        x
     }
 
     /// One step of many sequences: appends each row's token and writes the logits after it to `logits`, `(rows, V)`.
@@ -113,4 +131,12 @@ impl Model {
         rms_norm(x, self.final_norm(), self.config().rms_norm_eps, &mut normed, &mut scale);
         linear(&normed, self.head(), (rows, v, d), Start::Zero, RowsMut::new(logits, v, 0));
     }
+}
+
+/// Where each prompt ends among all tokens.
+fn ends(prompts: &[&[u32]]) -> impl Iterator<Item = usize> {
+    prompts.iter().scan(0, |end, prompt| {
+        *end += prompt.len();
+        Some(*end)
+    })
 }

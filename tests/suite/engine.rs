@@ -175,13 +175,17 @@ fn a_sink_that_refuses_ends_the_run() {
 }
 
 #[test]
-fn logits_that_are_not_finite_name_prompt_sample_and_position() {
-    let mut model = tiny();
-    model.parameters_mut()[1][0] = f32::NAN;
-    let mut sink = Groups::default();
-    let mut decoder = CpuDecoder::new(&model, &settings());
-    let outcome = Engine::new(&mut decoder, settings()).run(requests(&prompts()[2..3]), &mut sink);
-    let err = outcome.unwrap_err();
-    assert_eq!(err.to_string(), "prompt p/2, sample 0, position 0: logits are not finite");
-    assert_eq!(err.exit_code(), 4);
+fn logits_that_are_not_finite_name_step_prompt_sample_position_and_layer() {
+    let norms = [(1, "layer 0"), (1 + 12, "layer 1"), (tiny().parameters().len() - 1, "the LM head")];
+    for (parameter, place) in norms {
+        let mut model = tiny();
+        model.parameters_mut()[parameter][0] = f32::NAN;
+        let mut sink = Groups::default();
+        let settings = Settings { step: 7, ..settings() };
+        let mut decoder = CpuDecoder::new(&model, &settings);
+        let outcome = Engine::new(&mut decoder, settings).run(requests(&prompts()[2..3]), &mut sink);
+        let err = outcome.unwrap_err();
+        let want = format!("step 7, prompt p/2, sample 0, position 0: logits are not finite, first in {place}");
+        assert_eq!((err.to_string(), err.exit_code()), (want, 4));
+    }
 }

@@ -1,9 +1,10 @@
 //! `kernels/{linear_rows,decode,draw}.cu` as functions: what each reads and writes is checked before it is launched.
 
 use super::super::buffer::{Buffer, Numbers};
-use super::super::driver::{Address, Argument, Driver, Grid, Shared};
+use super::super::driver::{Address, Argument, Driver, Grid};
 use super::super::kernels::Partial;
 use super::super::weights::Weights;
+use super::log::Log;
 use super::slots::Slots;
 use crate::engine::Sampling;
 use crate::error::{Error, Result};
@@ -156,8 +157,8 @@ pub enum Drawers<'a> {
 pub struct Ends {
     /// Tokens that end a completion.
     pub stops: Buffer<u32>,
-    /// Entries of two words `(slots, limit)`: the token with a flag, the bits of the log-probability.
-    pub log: Shared,
+    /// Written by the device, read by the host.
+    pub log: Log,
 }
 
 /// Draws each row's next token from `logits (rows, V)`.
@@ -176,9 +177,7 @@ pub fn draw(
         Drawers::Rows(rows) => (rows.len(), rows.at(0), 0),
         Drawers::First(slot) => (1, Address(0), slot),
     };
-    assert!(
-        logits.len() >= rows * vocabulary && ends.log.bytes >= 8 * slots.count() * slots.shape.max_completion_tokens
-    );
+    assert!(logits.len() >= rows * vocabulary && ends.log.len() >= slots.count() * slots.shape.max_completion_tokens);
     let arguments = [
         slots.state.at(0).into(),
         slots.count().into(),
@@ -196,10 +195,40 @@ pub fn draw(
         slots.shape.max_completion_tokens.into(),
         slots.seen.at(0).into(),
         slots.words.into(),
-        Argument::from(ends.log.at),
+        Argument::from(ends.log.at()),
     ];
     let shared = vocabulary.div_ceil(1024) * 9 * size_of::<f64>();
     driver.launch("draw", Grid { blocks: [rows as u32, 1, 1], threads: 1024, shared: shared as u32 }, &arguments)
+}
+
+/// Keys and values of packed prompts into the caches of a layer: row `i` of `qkv (rows, (H + 2 K) E)` goes to the prompt and the
+/// position that `places (rows, 2)` says.
+///
+/// # Errors
+/// As [`linear_rows`].
+pub fn cache_rows(
+    driver: &dyn Driver,
+    weights: &Weights,
+    (slots, layer): (&Slots, usize),
+    qkv: &Numbers,
+    places: &Buffer<u32>,
+) -> Result<()> {
+    let (config, rows) = (&weights.config, places.len() / 2);
+    let (heads, kv_heads, dim) = (config.num_attention_heads, config.num_key_value_heads, config.head_dim());
+    assert!(qkv.len() >= rows * (heads + 2 * kv_heads) * dim && qkv.dtype() == slots.dtype());
+    let [keys, values] = slots.prompt_caches(layer);
+    let arguments = [
+        qkv.at(0).into(),
+        places.at(0).into(),
+        keys.into(),
+        values.into(),
+        slots.shape.max_prompt_tokens.into(),
+        heads.into(),
+        kv_heads.into(),
+        Argument::from(dim),
+    ];
+    let grid = Grid { blocks: [rows as u32, 1, 1], threads: 128, shared: 0 };
+    driver.launch(&format!("cache_rows_{}", qkv.dtype().suffix()), grid, &arguments)
 }
 
 /// Refuses shapes that the kernels are not made for.

@@ -1,6 +1,10 @@
 //! A decode step on a GPU: from the last token of every slot to its next, without the host.
 
 pub mod kernels;
+mod log;
 mod slots;
+mod step;
 
+pub use log::{Entry, Log};
 pub use slots::{Begin, Shape, Slots};
+pub use step::Stepper;

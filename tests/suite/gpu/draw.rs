@@ -1,8 +1,8 @@
 use grpo_pipes::engine::{Sampler, Sampling};
 use grpo_pipes::gpu::Buffer;
 use grpo_pipes::gpu::decode::kernels::{Drawers, Ends, draw};
-use grpo_pipes::gpu::decode::{Begin, Shape, Slots};
-use grpo_pipes::gpu::driver::{Dtype, Shared};
+use grpo_pipes::gpu::decode::{Begin, Entry, Log, Shape, Slots};
+use grpo_pipes::gpu::driver::Dtype;
 use grpo_pipes::model::Config;
 use grpo_pipes::rng::Stream;
 
@@ -31,15 +31,6 @@ fn logits(round: usize, vocabulary: usize) -> Vec<f32> {
     numbers(round as u64, ROWS * vocabulary).iter().map(|x| (x * 64.0).round() / 8.0).collect()
 }
 
-/// What was drawn at `position` of a slot, of logs of `limit` entries a slot.
-fn entry(log: Shared, limit: usize, slot: usize, position: usize) -> (u32, f32) {
-    let words = (log.host + (slot * limit + position) * 8) as *const [u32; 2];
-    #[allow(unsafe_code)]
-    // SAFETY: the shim's memory, of that size.
-    let [word, bits] = unsafe { words.read_volatile() };
-    (word, f32::from_bits(bits))
-}
-
 /// Every token and log-probability is the CPU sampler's, whatever the distribution.
 #[test]
 #[ignore = "run by kernels_run_under_sanitizers"]
@@ -50,7 +41,7 @@ fn draws_are_the_cpus_on_the_shim() {
     for sampling in distributions() {
         let gpu = shim();
         let slots = Slots::new(&gpu, &config, shape, Dtype::F32, sampling.repetition_penalty != 1.0).unwrap();
-        let log = gpu.allocate_shared(4 * LIMIT * 8).unwrap();
+        let log = Log::new(&gpu, 4, LIMIT).unwrap();
         let ends = Ends { stops: Buffer::of(&gpu, &[2499u32]).unwrap(), log };
         let rows = Buffer::of(&gpu, &[2u32, 0, 3]).unwrap();
         let prompt = [5u32, 7, 2400];
@@ -73,8 +64,8 @@ fn draws_are_the_cpus_on_the_shim() {
                 let uniform = stream.uniform(row as u64, round as u64);
                 let (token, logprob) = sampler.draw(logits, [&prompt, &history[row]], uniform, &sampling).unwrap();
                 history[row].push(token);
-                let (word, got) = entry(log, LIMIT, slot, round);
-                assert_eq!(word, token | 1 << 30, "{sampling:?}, row {row}, draw {round}");
+                let Some(Entry::Token(drawn, got)) = ends.log.entry(slot, round) else { panic!("nothing was drawn") };
+                assert_eq!(drawn, token, "{sampling:?}, row {row}, draw {round}");
                 assert!((got - logprob).abs() < 2e-5, "{sampling:?}: {got} for {logprob}");
             }
         }
@@ -90,7 +81,7 @@ fn ends_of_sequences_on_the_shim() {
     let (vocabulary, greedy) = (config.vocab_size, Sampling { temperature: 0.0, ..Sampling::default() });
     let shape = Shape { slots: 3, max_prompt_tokens: 8, max_completion_tokens: 4 };
     let slots = Slots::new(&gpu, &config, shape, Dtype::F32, false).unwrap();
-    let log = gpu.allocate_shared(3 * 4 * 8).unwrap();
+    let log = Log::new(&gpu, 3, 4).unwrap();
     let ends = Ends { stops: Buffer::of(&gpu, &[9u32, 11]).unwrap(), log };
     for slot in 0..3 {
         slots.begin(&*gpu, Begin { slot, prompt: 0, prompt_len: 1, key: [0, 0], sample: slot }).unwrap();
@@ -105,9 +96,14 @@ fn ends_of_sequences_on_the_shim() {
         let logits = Buffer::of(&gpu, &table).unwrap();
         draw(&*gpu, &slots, Drawers::Rows(&rows), (&logits, vocabulary), &greedy, &ends).unwrap();
     }
-    let words = |slot| -> Vec<u32> { (0..4).map(|position| entry(log, 4, slot, position).0).collect() };
-    let token = |token: u32| token | 1 << 30;
-    assert_eq!(words(0), [token(3), token(11), 0, 0]);
-    assert_eq!(words(1), [token(5); 4]);
-    assert_eq!(words(2), [token(7), token(7), 1 << 31, 0]);
+    let drawn = |slot| -> Vec<Option<Entry>> { (0..4).map(|position| ends.log.entry(slot, position)).collect() };
+    let tokens = |slot| -> Vec<u32> {
+        let token = |entry| if let Some(Entry::Token(token, _)) = entry { Some(token) } else { None };
+        drawn(slot).into_iter().map_while(token).collect()
+    };
+    assert_eq!((tokens(0), drawn(0)[2]), (vec![3, 11], None));
+    assert_eq!(tokens(1), [5; 4]);
+    assert_eq!((tokens(2), &drawn(2)[2..]), (vec![7, 7], &[Some(Entry::NotFinite), None][..]));
+    ends.log.clear(1);
+    assert_eq!((tokens(1).len(), tokens(0).len()), (0, 2));
 }

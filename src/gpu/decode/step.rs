@@ -1,0 +1,170 @@
+//! The whole step, from the slots' last tokens to their next ones, recorded once for each number of rows and replayed.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use super::super::buffer::{Buffer, Numbers};
+use super::super::driver::{Driver, Recording};
+use super::super::kernels::{Partial, add_norm};
+use super::super::weights::Weights;
+use super::kernels::{Drawers, Ends, decode_attention, draw, embed_slots, linear_rows, splits, swiglu_rows};
+use super::log::Log;
+use super::slots::{Shape, Slots};
+use crate::engine::Sampling;
+use crate::error::Result;
+use crate::model::Config;
+
+/// A row that has no slot.
+const NONE: u32 = u32::MAX;
+
+/// Steps of a model's sequences.
+pub struct Stepper {
+    driver: Arc<dyn Driver>,
+    sampling: Sampling,
+    ends: Ends,
+    room: Room,
+    /// By their number of rows.
+    recordings: HashMap<usize, Recorded>,
+}
+
+/// A step for so many rows.
+struct Recorded {
+    /// What the device reads.
+    slot_of_row: Buffer<u32>,
+    /// The same, as last uploaded.
+    slots: Vec<u32>,
+    recording: Recording,
+}
+
+/// Memory of a step for the most rows.
+struct Room {
+    /// Residual stream, `(rows, D)`.
+    x: Buffer<f32>,
+    /// `(rows, D)`.
+    normed: Numbers,
+    /// Parts of products.
+    sums: Buffer<f32>,
+    /// `(rows, H E)`.
+    attended: Numbers,
+    /// `(rows, F)`.
+    act: Numbers,
+    /// `(rows, V)`.
+    logits: Buffer<f32>,
+}
+
+impl Room {
+    fn sums_len(config: &Config, rows: usize) -> usize {
+        let (d, f) = (config.hidden_size, config.intermediate_size);
+        let products = [(d + 2 * config.kv_dim(), d), (d, d), (d, f)];
+        products.iter().map(|&(width, depth)| splits(width, depth) * rows * width).max().expect("three")
+    }
+
+    fn new(driver: &Arc<dyn Driver>, weights: &Weights, rows: usize) -> Result<Self> {
+        let (config, dtype) = (&weights.config, weights.matrices.dtype());
+        Ok(Self {
+            x: Buffer::new(driver, rows * config.hidden_size)?,
+            normed: Numbers::new(driver, dtype, rows * config.hidden_size)?,
+            sums: Buffer::new(driver, Self::sums_len(config, rows))?,
+            attended: Numbers::new(driver, dtype, rows * config.hidden_size)?,
+            act: Numbers::new(driver, dtype, rows * config.intermediate_size)?,
+            logits: Buffer::new(driver, rows * config.vocab_size)?,
+        })
+    }
+}
+
+impl Stepper {
+    /// Bytes that steps of up to `slots` rows work in.
+    #[must_use]
+    pub fn room_bytes(weights: &Weights, slots: usize) -> usize {
+        let (config, number) = (&weights.config, weights.matrices.dtype().bytes());
+        let (d, f, v) = (config.hidden_size, config.intermediate_size, config.vocab_size);
+        4 * (slots * (d + v) + Room::sums_len(config, slots)) + number * slots * (2 * d + f)
+    }
+
+    /// Room for `shape.slots` rows; `stops` are the tokens that end a completion.
+    ///
+    /// # Errors
+    /// [`crate::Error::Device`] when there is no room.
+    pub fn new(
+        driver: &Arc<dyn Driver>,
+        weights: &Weights,
+        shape: Shape,
+        sampling: Sampling,
+        stops: &[u32],
+    ) -> Result<Self> {
+        let log = Log::new(driver, shape.slots, shape.max_completion_tokens)?;
+        Ok(Self {
+            driver: Arc::clone(driver),
+            sampling,
+            ends: Ends { stops: Buffer::of(driver, stops)?, log },
+            room: Room::new(driver, weights, shape.slots)?,
+            recordings: HashMap::new(),
+        })
+    }
+
+    /// What was drawn.
+    #[must_use]
+    pub fn log(&self) -> &Log {
+        &self.ends.log
+    }
+
+    /// Draws a slot's first token from its prompt's row of `logits (slots, V)`.
+    ///
+    /// # Errors
+    /// [`crate::Error::Device`].
+    pub fn first(&self, slots: &Slots, slot: usize, logits: &Buffer<f32>, vocabulary: usize) -> Result<()> {
+        draw(&*self.driver, slots, Drawers::First(slot), (logits, vocabulary), &self.sampling, &self.ends)
+    }
+
+    /// One token more for each slot of `running`, which is not empty; a slot that has ended on the device draws nothing.
+    ///
+    /// # Errors
+    /// [`crate::Error::Device`].
+    pub fn step(&mut self, weights: &Weights, slots: &Slots, running: &[usize]) -> Result<()> {
+        let rows = running.len().next_power_of_two().min(slots.count());
+        let fits = |step: &Recorded| running.iter().all(|&slot| step.slots.contains(&(slot as u32)));
+        if !self.recordings.contains_key(&rows) {
+            let recorded = self.record(weights, slots, rows)?;
+            self.recordings.insert(rows, recorded);
+        }
+        let step = self.recordings.get_mut(&rows).expect("recorded above");
+        if !fits(step) {
+            step.slots.fill(NONE);
+            step.slots.iter_mut().zip(running).for_each(|(row, &slot)| *row = slot as u32);
+            step.slot_of_row.upload(0, &step.slots)?;
+        }
+        self.driver.replay(&step.recording)
+    }
+
+    fn record(&self, weights: &Weights, slots: &Slots, rows: usize) -> Result<Recorded> {
+        let none = vec![NONE; rows];
+        let slot_of_row = Buffer::of(&self.driver, &none)?;
+        let recording = self.driver.record(&mut || self.launch(weights, slots, &slot_of_row))?;
+        Ok(Recorded { slot_of_row, slots: none, recording })
+    }
+
+    fn launch(&self, weights: &Weights, slots: &Slots, slot_of_row: &Buffer<u32>) -> Result<()> {
+        let (driver, room, config) = (&*self.driver, &self.room, &weights.config);
+        let (rows, d, f) = (slot_of_row.len(), config.hidden_size, config.intermediate_size);
+        let norm = |weight, partial| {
+            add_norm(driver, &room.x, partial, (weight, config.rms_norm_eps), &room.normed, [rows, d])
+        };
+        embed_slots(driver, weights, slots, slot_of_row, &room.x)?;
+        let mut pending = Partial { sums: &room.sums, splits: 0 };
+        for layer in 0..config.num_hidden_layers {
+            let w = weights.layer(layer);
+            norm(w.input_norm, pending)?;
+            let width = d + 2 * config.kv_dim();
+            let qkv = linear_rows(driver, (w.qkv, &room.normed), &room.sums, [rows, width, d])?;
+            decode_attention(driver, weights, (slots, layer), slot_of_row, qkv, &room.attended)?;
+            let attended = linear_rows(driver, (w.o, &room.attended), &room.sums, [rows, d, d])?;
+            norm(w.post_norm, attended)?;
+            swiglu_rows(driver, (w.gate_up, &room.normed), &room.act, [rows, f, d])?;
+            pending = linear_rows(driver, (w.down, &room.act), &room.sums, [rows, d, f])?;
+        }
+        norm(weights.final_norm(), pending)?;
+        let v = config.vocab_size;
+        linear_rows(driver, (weights.head(), &room.normed), &room.logits, [rows, v, d])?;
+        draw(driver, slots, Drawers::Rows(slot_of_row), (&room.logits, v), &self.sampling, &self.ends)
+    }
+}
