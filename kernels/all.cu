@@ -1,5 +1,11 @@
 // All kernels in one unit.
+#include "attend.cu"
+#include "attend_backward.cu"
 #include "decode.cu"
 #include "draw.cu"
+#include "head.cu"
 #include "linear_rows.cu"
 #include "norm.cu"
+#include "optimizer.cu"
+#include "packed.cu"
+#include "packed_backward.cu"

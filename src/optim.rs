@@ -11,7 +11,7 @@ use crate::floats::Floats;
 use crate::tensorfile::{self, Storage, Tensor, TensorFile};
 
 /// Numbers that one thread updates at a time. Sums over chunks are added in order, so threads do not change a bit.
-const CHUNK: usize = 1 << 15;
+pub(crate) const CHUNK: usize = 1 << 15;
 
 /// Added to the norm before dividing by it, as `torch.nn.utils.clip_grad_norm_` does.
 const CLIP_EPSILON: f64 = 1e-6;
@@ -113,8 +113,8 @@ impl OptimizerConfig {
 pub struct Moments {
     /// Updates made.
     pub steps: u64,
-    first: Vec<Floats>,
-    second: Vec<Floats>,
+    pub(crate) first: Vec<Floats>,
+    pub(crate) second: Vec<Floats>,
 }
 
 /// What a moment's name starts with, before its parameter's.
@@ -212,19 +212,21 @@ pub fn update<T: Deref<Target = [f32]> + Sync>(
 }
 
 /// The numbers of one update, computed in f64 and rounded once, as PyTorch does with its scalars.
-struct Rule {
-    gradient_scale: f32,
-    keep: f32,
-    first_rate: f32,
-    second_keep: f32,
-    second_rate: f32,
-    correction_root: f32,
-    epsilon: f32,
-    step_size: f32,
+pub struct Rule {
+    pub(crate) gradient_scale: f32,
+    pub(crate) keep: f32,
+    pub(crate) first_rate: f32,
+    pub(crate) second_keep: f32,
+    pub(crate) second_rate: f32,
+    pub(crate) correction_root: f32,
+    pub(crate) epsilon: f32,
+    pub(crate) step_size: f32,
 }
 
 impl Rule {
-    fn new(config: &OptimizerConfig, rate: f64, norm: f64, step: u64) -> Self {
+    /// Of update `step`, counted from 1, at learning rate `rate`, of gradients of this norm.
+    #[must_use]
+    pub fn new(config: &OptimizerConfig, rate: f64, norm: f64, step: u64) -> Self {
         let correction = |beta: f64| 1.0 - beta.powf(step as f64);
         let limit = config.max_grad_norm;
         let gradient_scale = if limit > 0.0 { (limit / (norm + CLIP_EPSILON)).min(1.0) } else { 1.0 };

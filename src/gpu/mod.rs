@@ -7,6 +7,7 @@ mod buffer;
 pub mod decode;
 pub mod driver;
 pub mod kernels;
+pub mod packed;
 mod weights;
 
 pub use buffer::{Buffer, Numbers};

@@ -58,6 +58,22 @@ pub struct Weights {
     pub positions: usize,
 }
 
+impl Layer {
+    /// Of block `layer`, by where each parameter is, in the order of [`Config::parameters`].
+    pub(super) fn of(layer: usize, parameter: impl Fn(usize) -> Address) -> Self {
+        let parameter = |i: usize| parameter(1 + LAYER * layer + i);
+        Self {
+            input_norm: parameter(0),
+            qkv: parameter(1),
+            qkv_bias: parameter(2),
+            o: parameter(7),
+            post_norm: parameter(8),
+            gate_up: parameter(9),
+            down: parameter(11),
+        }
+    }
+}
+
 impl Layout {
     /// For a shape.
     ///
@@ -126,29 +142,19 @@ impl Weights {
     /// `(D)`.
     #[must_use]
     pub fn final_norm(&self) -> Address {
-        self.parameter(1 + LAYER * self.config.num_hidden_layers)
+        self.parameter(final_norm_index(&self.config))
     }
 
     /// `(V, D)`.
     #[must_use]
     pub fn head(&self) -> Address {
-        let own = 2 + LAYER * self.config.num_hidden_layers;
-        self.parameter(if self.config.tie_word_embeddings { 0 } else { own })
+        self.parameter(head_index(&self.config))
     }
 
     /// Of block `layer`.
     #[must_use]
     pub fn layer(&self, layer: usize) -> Layer {
-        let parameter = |i: usize| self.parameter(1 + LAYER * layer + i);
-        Layer {
-            input_norm: parameter(0),
-            qkv: parameter(1),
-            qkv_bias: parameter(2),
-            o: parameter(7),
-            post_norm: parameter(8),
-            gate_up: parameter(9),
-            down: parameter(11),
-        }
+        Layer::of(layer, |index| self.parameter(index))
     }
 
     fn parameter(&self, index: usize) -> Address {
@@ -162,3 +168,13 @@ impl Weights {
 
 /// Parameters of a block, in the order of [`Config::parameters`].
 const LAYER: usize = 12;
+
+/// The final norm's among the parameters.
+pub(super) fn final_norm_index(config: &Config) -> usize {
+    1 + LAYER * config.num_hidden_layers
+}
+
+/// The LM head's among the parameters.
+pub(super) fn head_index(config: &Config) -> usize {
+    if config.tie_word_embeddings { 0 } else { 1 + final_norm_index(config) }
+}

@@ -91,7 +91,7 @@ impl Packed {
     }
 
     /// Position of each token, counted from the start of its prefix.
-    pub(super) fn positions(&self) -> Vec<u32> {
+    pub(crate) fn positions(&self) -> Vec<u32> {
         let len = |sequence: usize| self.starts[sequence + 1] - self.starts[sequence];
         let first = |sequence: usize| self.prefixes[sequence].map_or(0, len);
         let of = |sequence| first(sequence) as u32..(first(sequence) + len(sequence)) as u32;

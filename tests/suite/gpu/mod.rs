@@ -3,6 +3,7 @@
 mod draw;
 mod linear_rows;
 mod norm;
+mod packed;
 mod shim;
 
 use std::io::Write;

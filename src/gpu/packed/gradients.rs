@@ -1,0 +1,61 @@
+//! Gradients of all parameters in one array of f32, in the places of [`Layout`].
+
+use std::sync::Arc;
+
+use crate::error::Result;
+use crate::gpu::driver::{Address, Driver};
+use crate::gpu::weights::{final_norm_index, head_index};
+use crate::gpu::{Buffer, Layer, Layout};
+use crate::model::Config;
+
+/// What a step adds up.
+pub struct Gradients {
+    /// In the places of `layout`.
+    pub numbers: Buffer<f32>,
+    /// Of the parameters.
+    pub layout: Layout,
+    config: Config,
+}
+
+impl Gradients {
+    /// All zero.
+    ///
+    /// # Errors
+    /// [`crate::Error::Device`] when the shape does not suit the kernels or there is no room.
+    pub fn zeros(driver: &Arc<dyn Driver>, config: &Config) -> Result<Self> {
+        let layout = Layout::of(config)?;
+        Ok(Self { numbers: Buffer::zeros(driver, layout.all)?, layout, config: config.clone() })
+    }
+
+    /// Of each parameter, in the order of [`Config::parameters`].
+    ///
+    /// # Errors
+    /// [`crate::Error::Device`] when the device fails.
+    pub fn to_vecs(&self) -> Result<Vec<Vec<f32>>> {
+        let of = |((_, shape), &at): (&(String, Vec<usize>), &usize)| {
+            let mut numbers = vec![0.0; shape.iter().product()];
+            self.numbers.download(at, &mut numbers).map(|()| numbers)
+        };
+        self.config.parameters().iter().zip(&self.layout.at).map(of).collect()
+    }
+
+    pub(super) fn embedding(&self) -> Address {
+        self.parameter(0)
+    }
+
+    pub(super) fn final_norm(&self) -> Address {
+        self.parameter(final_norm_index(&self.config))
+    }
+
+    pub(super) fn head(&self) -> Address {
+        self.parameter(head_index(&self.config))
+    }
+
+    pub(super) fn layer(&self, layer: usize) -> Layer {
+        Layer::of(layer, |index| self.parameter(index))
+    }
+
+    fn parameter(&self, index: usize) -> Address {
+        self.numbers.at(self.layout.at[index])
+    }
+}

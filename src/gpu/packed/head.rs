@@ -1,0 +1,169 @@
+//! LM head on the rows that predict a target, some at a time: full logits never exist.
+//!
+//! Between a chunk's softmax and its backward the host turns log-probabilities into slopes. That is a round trip of some ten
+//! microseconds a chunk; the logits computed a second time instead would cost a third of the head's products.
+
+use std::sync::Arc;
+
+use super::backward::{Backward, input_gradient, segments, weight_gradient};
+use super::forward::Forward;
+use super::gradients::Gradients;
+use super::kernels::{self, Chunk, Into, Norm, Sum};
+use crate::error::Result;
+use crate::gpu::driver::{Driver, Dtype, Matrix};
+use crate::gpu::{Buffer, Numbers, Weights};
+use crate::model::{Target, TokenStats};
+
+/// dLoss / dlogprob of a target, by its index and its log-probability.
+pub type Slope<'a> = &'a dyn Fn(usize, f32) -> f32;
+
+/// Memory of the head.
+pub struct Head {
+    driver: Arc<dyn Driver>,
+    /// Rows of logits held at once.
+    chunk: usize,
+    logits: Buffer<f32>,
+    stats: Buffer<f32>,
+}
+
+/// A batch's targets on the device.
+pub(super) struct Targets {
+    rows: Buffer<u32>,
+    tokens: Buffer<u32>,
+    /// Hidden states after the final norm, `(N, D)`.
+    hidden: Numbers,
+}
+
+/// Where a loss sends its gradients.
+pub(super) struct Learning<'a> {
+    pub slope: Slope<'a>,
+    pub gradients: &'a Gradients,
+    pub backward: &'a Backward,
+    /// T.
+    pub rows: usize,
+}
+
+impl Head {
+    /// With room for as many rows as fit into `bytes`, at least one.
+    ///
+    /// # Errors
+    /// [`crate::Error::Device`] when there is none.
+    pub fn new(forward: &Forward, bytes: usize) -> Result<Self> {
+        let (driver, stride) = (Arc::clone(&forward.driver), kernels::stride(&forward.shape));
+        let chunk = (bytes / (4 * stride)).max(1);
+        let (logits, stats) = (Buffer::new(&driver, chunk * stride)?, Buffer::new(&driver, 4 * chunk)?);
+        Ok(Self { driver, chunk, logits, stats })
+    }
+
+    /// Log-probability and entropy of each target after the forward of its batch; with `learning`, the gradients of the head too,
+    /// and that of the residual stream. Returns whether any target had a slope.
+    pub(super) fn run(
+        &self,
+        forward: &Forward,
+        weights: &Weights,
+        (targets, temperature): (&[Target], f32),
+        learning: Option<&Learning<'_>>,
+    ) -> Result<(Vec<TokenStats>, bool)> {
+        let (mut all, mut learned) = (Vec::with_capacity(targets.len()), false);
+        if targets.is_empty() {
+            return Ok((all, learned));
+        }
+        let on_device = self.pick(forward, weights, targets)?;
+        let d_hidden =
+            learning.map(|_| Buffer::zeros(&self.driver, targets.len() * forward.shape.width)).transpose()?;
+        // As even as can be: a short last chunk would be a slow one.
+        let size = targets.len().div_ceil(targets.len().div_ceil(self.chunk));
+        for from in (0..targets.len()).step_by(size) {
+            let rows = size.min(targets.len() - from);
+            let tokens = on_device.tokens.at(from);
+            let chunk = Chunk { logits: &self.logits, tokens, stats: &self.stats, rows, temperature };
+            self.softmax(forward, weights, &on_device, (from, chunk), &mut all)?;
+            let (Some(learning), Some(d_hidden)) = (learning, &d_hidden) else { continue };
+            let slopes: Vec<f32> =
+                all[from..].iter().enumerate().map(|(i, stats)| (learning.slope)(from + i, stats.logprob)).collect();
+            if slopes.iter().all(|slope| *slope == 0.0) {
+                continue; // groups without signal cost no backward of the head
+            }
+            learned = true;
+            let to = (d_hidden, learning.gradients);
+            self.backward(forward, weights, (&on_device.hidden, from, chunk), &slopes, to)?;
+        }
+        if let (true, Some(learning), Some(d_hidden)) = (learned, learning, d_hidden) {
+            self.to_stream(forward, weights, (targets, &on_device.rows), &d_hidden, learning)?;
+        }
+        Ok((all, learned))
+    }
+
+    fn pick(&self, forward: &Forward, weights: &Weights, targets: &[Target]) -> Result<Targets> {
+        let column = |of: &dyn Fn(&Target) -> u32| {
+            let numbers: Vec<u32> = targets.iter().map(of).collect();
+            Buffer::of(&self.driver, &numbers)
+        };
+        let rows = column(&|target| target.row as u32)?;
+        let hidden = Numbers::new(&self.driver, forward.dtype, targets.len() * forward.shape.width)?;
+        forward.hidden(weights, &rows, &hidden)?;
+        Ok(Targets { rows, tokens: column(&|target| target.token)?, hidden })
+    }
+
+    fn softmax(
+        &self,
+        forward: &Forward,
+        weights: &Weights,
+        targets: &Targets,
+        (from, chunk): (usize, Chunk<'_>),
+        all: &mut Vec<TokenStats>,
+    ) -> Result<()> {
+        let (shape, d) = (&forward.shape, forward.shape.width);
+        let logits = Matrix { at: self.logits.at(0), stride: kernels::stride(shape), dtype: Dtype::F32 };
+        let size = [chunk.rows, shape.vocabulary, d];
+        let head = forward.weight(weights.head(), d);
+        kernels::linear(&*self.driver, targets.hidden.matrix(from * d, d), head, logits, size)?;
+        kernels::head_stats(&*self.driver, chunk, shape)?;
+        let mut stats = vec![0.0; 4 * chunk.rows];
+        self.stats.download(0, &mut stats)?;
+        all.extend(stats.as_chunks::<4>().0.iter().map(|row| TokenStats { logprob: row[0], entropy: row[1] }));
+        Ok(())
+    }
+
+    fn backward(
+        &self,
+        forward: &Forward,
+        weights: &Weights,
+        (hidden, from, chunk): (&Numbers, usize, Chunk<'_>),
+        slopes: &[f32],
+        (d_hidden, gradients): (&Buffer<f32>, &Gradients),
+    ) -> Result<()> {
+        let (driver, shape, dtype, d) = (&*self.driver, &forward.shape, forward.dtype, forward.shape.width);
+        let slopes = Buffer::of(&self.driver, slopes)?;
+        kernels::head_backward(driver, chunk, slopes.at(0), (shape, dtype))?;
+        let stride = kernels::stride(shape) * 4 / dtype.bytes();
+        let d_logits = Matrix { at: self.logits.at(0), stride, dtype };
+        let size = [chunk.rows, shape.vocabulary, d];
+        let to = Matrix { at: d_hidden.at(from * d), stride: d, dtype: Dtype::F32 };
+        input_gradient(driver, d_logits, forward.weight(weights.head(), d), to, size)?;
+        weight_gradient(driver, d_logits, hidden.matrix(from * d, d), gradients.head(), size)
+    }
+
+    /// Through the final norm, and to the rows that targets follow.
+    fn to_stream(
+        &self,
+        forward: &Forward,
+        weights: &Weights,
+        (targets, rows): (&[Target], &Buffer<u32>),
+        d_hidden: &Buffer<f32>,
+        learning: &Learning<'_>,
+    ) -> Result<()> {
+        let (shape, backward) = (&forward.shape, learning.backward);
+        let norm = Norm {
+            x: &forward.room().x_out,
+            index: Some(rows),
+            weight: weights.final_norm(),
+            d_weight: Sum { partial: &backward.partial, to: learning.gradients.final_norm() },
+        };
+        let of = (shape, forward.dtype);
+        kernels::norm_backward(&*self.driver, &norm, (d_hidden, targets.len()), Into::Place, of)?;
+        let keys: Vec<u32> = targets.iter().map(|target| target.row as u32).collect();
+        let by_row = segments(&self.driver, &keys, Some(learning.rows))?;
+        kernels::scatter_rows(&*self.driver, d_hidden, &by_row, (&backward.dx, &backward.d), shape)
+    }
+}

@@ -1,0 +1,229 @@
+//! The kernels of the backward: norms, the MLP's activation, attention, sums over rows.
+
+use super::{Rope, Shape, count, rows};
+use crate::error::Result;
+use crate::gpu::driver::{Address, Driver, Dtype, Grid};
+use crate::gpu::packed::Batch;
+use crate::gpu::{Buffer, Numbers};
+
+/// Blocks that share out the rows of a sum over all rows, at most.
+pub const BLOCKS: usize = 512;
+
+/// A sum over rows: room for the parts of [`BLOCKS`] blocks, and where their sum is added.
+#[derive(Clone, Copy)]
+pub struct Sum<'a> {
+    /// `(BLOCKS, width)`.
+    pub partial: &'a Buffer<f32>,
+    /// `(width)`.
+    pub to: Address,
+}
+
+impl Sum<'_> {
+    /// Adds what the blocks left.
+    fn finish(&self, driver: &dyn Driver, blocks: usize, width: usize) -> Result<()> {
+        let arguments = [self.partial.at(0).into(), self.to.into(), blocks.into(), width.into()];
+        driver.launch("add_columns", line(width.div_ceil(32), 256), &arguments)
+    }
+}
+
+fn line(blocks: usize, threads: u32) -> Grid {
+    Grid { blocks: [count(blocks), 1, 1], threads, shared: 0 }
+}
+
+/// A norm to run backward.
+pub struct Norm<'a> {
+    /// What it read, `(.., D)`.
+    pub x: &'a Buffer<f32>,
+    /// The row of `x` of each row, if not its own.
+    pub index: Option<&'a Buffer<u32>>,
+    /// `(D)`.
+    pub weight: Address,
+    /// Gradient of the weight.
+    pub d_weight: Sum<'a>,
+}
+
+/// Where the gradient of a norm's input goes.
+#[derive(Clone, Copy)]
+pub enum Into<'a> {
+    /// Added to the first, `(T, D)`; the second is the sum as the products read it.
+    Added(&'a Buffer<f32>, &'a Numbers),
+    /// In the place of the gradient of what the norm gave.
+    Place,
+}
+
+/// Backward of [`super::norm_rows`] from `d_normed (count, D)`.
+pub fn norm_backward(
+    driver: &dyn Driver,
+    norm: &Norm<'_>,
+    (d_normed, count): (&Buffer<f32>, usize),
+    into: Into<'_>,
+    (shape, dtype): (&Shape, Dtype),
+) -> Result<()> {
+    let (numbers, blocks) = (count * shape.width, count.min(BLOCKS));
+    let (dx, d, fresh) = match into {
+        Into::Added(dx, d) => {
+            assert!(dx.len().min(d.len()) >= numbers && d.dtype() == dtype);
+            (dx, d.at(0), 0usize)
+        }
+        Into::Place => (d_normed, Address(0), 1),
+    };
+    assert!(d_normed.len() >= numbers && norm.d_weight.partial.len() >= blocks * shape.width);
+    assert!(norm.index.map_or(norm.x.len() >= numbers, |index| index.len() >= count));
+    let arguments = [
+        d_normed.at(0).into(),
+        norm.x.at(0).into(),
+        norm.index.map_or(Address(0), |index| index.at(0)).into(),
+        norm.weight.into(),
+        dx.at(0).into(),
+        d.into(),
+        norm.d_weight.partial.at(0).into(),
+        count.into(),
+        shape.width.into(),
+        shape.epsilon.into(),
+        fresh.into(),
+    ];
+    let grid = Grid { shared: super::count(4 * shape.width), ..line(blocks, 128) };
+    driver.launch(&format!("norm_backward_{}", dtype.suffix()), grid, &arguments)?;
+    norm.d_weight.finish(driver, blocks, shape.width)
+}
+
+/// Adds the column sums of `x (count, width)`.
+pub fn column_sums(driver: &dyn Driver, x: &Numbers, [rows, width]: [usize; 2], sum: Sum<'_>) -> Result<()> {
+    let blocks = rows.min(BLOCKS);
+    assert!(x.len() >= rows * width && sum.partial.len() >= blocks * width);
+    let arguments = [x.at(0).into(), sum.partial.at(0).into(), rows.into(), width.into()];
+    let grid = Grid { blocks: [count(width.div_ceil(128)), count(blocks), 1], threads: 128, shared: 0 };
+    driver.launch(&format!("column_sums_{}", x.dtype().suffix()), grid, &arguments)?;
+    sum.finish(driver, blocks, width)
+}
+
+/// `gate_up (T, 2 F)` becomes its gradient, `act` (in: its gradient) the activation again.
+pub fn swiglu_backward(
+    driver: &dyn Driver,
+    count: usize,
+    gate_up: &Numbers,
+    act: &Numbers,
+    shape: &Shape,
+) -> Result<()> {
+    assert!(gate_up.len() >= 2 * count * shape.mlp && act.len() >= count * shape.mlp && act.dtype() == gate_up.dtype());
+    let arguments = [gate_up.at(0).into(), act.at(0).into(), shape.mlp.into()];
+    rows(driver, ("swiglu_backward", act.dtype()), [count, 256], &arguments)
+}
+
+/// What attention left, and the gradient of what it gave.
+#[derive(Clone, Copy)]
+pub struct Attended<'a> {
+    /// `(T, (H + 2 K) E)` after rope.
+    pub qkv: &'a Numbers,
+    /// `(T, H E)`.
+    pub out: &'a Numbers,
+    /// `(T, H)`.
+    pub log_sum: &'a Buffer<f32>,
+    /// `(T, H E)`.
+    pub d_out: &'a Numbers,
+}
+
+/// Where the gradients of queries, keys and values go, and what making them takes.
+#[derive(Clone, Copy)]
+pub struct Attending<'a> {
+    /// `(T, (H + 2 K) E)`, before rope.
+    pub d_qkv: &'a Numbers,
+    /// `(T, H)`.
+    pub along: &'a Buffer<f32>,
+    /// `(entries, 2 K E)`.
+    pub partial: &'a Buffer<f32>,
+}
+
+/// Backward of [`super::attend`] and of the turn by the angles before it.
+pub fn attend_backward(
+    driver: &dyn Driver,
+    batch: &Batch,
+    kept: Attended<'_>,
+    to: Attending<'_>,
+    (shape, rope): (&Shape, Rope),
+) -> Result<()> {
+    let (dtype, out) = (kept.qkv.dtype(), batch.rows * shape.heads * shape.dim);
+    let width = 2 * shape.kv_heads * shape.dim;
+    assert!(kept.qkv.len().min(to.d_qkv.len()) >= batch.rows * shape.qkv());
+    assert!(kept.out.len().min(kept.d_out.len()) >= out && to.partial.len() >= batch.entries * width);
+    assert!(kept.log_sum.len().min(to.along.len()) >= batch.rows * shape.heads);
+    let queries = [
+        kept.qkv.at(0).into(),
+        kept.out.at(0).into(),
+        kept.d_out.at(0).into(),
+        kept.log_sum.at(0).into(),
+        batch.sequences().into(),
+        batch.query_tile().into(),
+        rope.table.into(),
+        rope.positions.into(),
+        to.d_qkv.at(0).into(),
+        to.along.at(0).into(),
+        shape.kv_heads.into(),
+        shape.scale().into(),
+    ];
+    shape.attention(driver, ("attend_queries", dtype), [batch.query_tiles, shape.heads], &queries)?;
+    let keys = [
+        kept.qkv.at(0).into(),
+        kept.d_out.at(0).into(),
+        kept.log_sum.at(0).into(),
+        to.along.at(0).into(),
+        batch.sequences().into(),
+        batch.key_tile().into(),
+        rope.table.into(),
+        rope.positions.into(),
+        to.partial.at(0).into(),
+        shape.heads.into(),
+        shape.scale().into(),
+    ];
+    shape.attention(driver, ("attend_keys", dtype), [batch.key_tiles, shape.kv_heads], &keys)?;
+    let join = [
+        to.partial.at(0).into(),
+        batch.sequences().into(),
+        batch.owners().into(),
+        batch.positions().into(),
+        to.d_qkv.at(0).into(),
+        width.into(),
+        shape.qkv().into(),
+    ];
+    rows(driver, ("join_keys", dtype), [batch.rows, 128], &join)
+}
+
+/// Rows that are added to others: `order[from[i]..from[i + 1]]` to row `to[i]`.
+pub struct Segments {
+    /// Rows of the source.
+    pub order: Buffer<u32>,
+    /// Where each segment starts, and the end.
+    pub from: Buffer<u32>,
+    /// Rows of the target; none where segment i is row i's.
+    pub to: Buffer<u32>,
+}
+
+/// `sums (.., D)` += the rows of `x (T, D)` that `segments` say.
+pub fn add_rows(driver: &dyn Driver, x: &Buffer<f32>, segments: &Segments, sums: Address, shape: &Shape) -> Result<()> {
+    let Segments { order, from, to } = segments;
+    assert!(from.len() == to.len() + 1 && x.len() >= order.len() * shape.width);
+    let arguments =
+        [x.at(0).into(), order.at(0).into(), from.at(0).into(), to.at(0).into(), sums.into(), shape.width.into()];
+    driver.launch("add_rows", line(to.len(), 256), &arguments)
+}
+
+/// `dx (T, D)` = the sums of rows of `x` that `segments` say, one for each row; `d` the same as the products read it.
+pub fn scatter_rows(
+    driver: &dyn Driver,
+    x: &Buffer<f32>,
+    segments: &Segments,
+    (dx, d): (&Buffer<f32>, &Numbers),
+    shape: &Shape,
+) -> Result<()> {
+    let count = segments.from.len() - 1;
+    assert!(x.len() >= segments.order.len() * shape.width && dx.len().min(d.len()) >= count * shape.width);
+    let arguments = [
+        x.at(0).into(),
+        segments.order.at(0).into(),
+        segments.from.at(0).into(),
+        dx.at(0).into(),
+        d.at(0).into(),
+        shape.width.into(),
+    ];
+    rows(driver, ("scatter_rows", d.dtype()), [count, 256], &arguments)
+}

@@ -1,0 +1,62 @@
+//! Softmax of some rows of logits, and its backward.
+
+use super::{Shape, rows};
+use crate::error::Result;
+use crate::gpu::Buffer;
+use crate::gpu::driver::{Address, Driver, Dtype, Grid};
+
+/// Some rows of logits, and of what belongs to them.
+#[derive(Clone, Copy)]
+pub struct Chunk<'a> {
+    /// `(rows, stride)`.
+    pub logits: &'a Buffer<f32>,
+    /// `(rows)`.
+    pub tokens: Address,
+    /// `(rows, 4)`: log-probability, entropy, and what the backward needs.
+    pub stats: &'a Buffer<f32>,
+    /// How many.
+    pub rows: usize,
+    /// Logits are divided by it.
+    pub temperature: f32,
+}
+
+/// Numbers from one row of logits to the next: whole packs of the products' type.
+#[must_use]
+pub fn stride(shape: &Shape) -> usize {
+    shape.vocabulary.next_multiple_of(8)
+}
+
+/// Log-probability and entropy of each row.
+pub fn head_stats(driver: &dyn Driver, chunk: Chunk<'_>, shape: &Shape) -> Result<()> {
+    let Chunk { logits, tokens, stats, rows, temperature } = chunk;
+    assert!(logits.len() >= rows * stride(shape) && stats.len() >= 4 * rows);
+    let arguments = [
+        logits.at(0).into(),
+        tokens.into(),
+        stats.at(0).into(),
+        shape.vocabulary.into(),
+        stride(shape).into(),
+        (1.0 / temperature).into(),
+    ];
+    driver.launch("head_stats", Grid { blocks: [super::count(rows), 1, 1], threads: 512, shared: 0 }, &arguments)
+}
+
+/// The logits become their gradient as the products read it, row by row in the first part of the row's memory.
+pub fn head_backward(
+    driver: &dyn Driver,
+    chunk: Chunk<'_>,
+    slopes: Address,
+    (shape, dtype): (&Shape, Dtype),
+) -> Result<()> {
+    assert!(chunk.logits.len() >= chunk.rows * stride(shape) && chunk.stats.len() >= 4 * chunk.rows);
+    let arguments = [
+        chunk.logits.at(0).into(),
+        chunk.tokens.into(),
+        chunk.stats.at(0).into(),
+        slopes.into(),
+        shape.vocabulary.into(),
+        stride(shape).into(),
+        (1.0 / chunk.temperature).into(),
+    ];
+    rows(driver, ("head_backward", dtype), [chunk.rows, 512], &arguments)
+}

@@ -1,0 +1,20 @@
+//! Packed sequences through the model on a device: the forward that training and prefill share, and the backward.
+//!
+//! The same chain as `model::block` and `model::backward`, with the residual stream and every sum in f32 and what the products
+//! read in the type of the weights.
+
+mod backward;
+mod batch;
+mod forward;
+mod gradients;
+mod head;
+pub mod kernels;
+mod learner;
+mod optimizer;
+
+pub use batch::{Batch, TileRows};
+pub use forward::{Forward, Hook, Keep};
+pub use gradients::Gradients;
+pub use head::Slope;
+pub use learner::Learner;
+pub use optimizer::Optimizer;

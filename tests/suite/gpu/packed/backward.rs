@@ -1,0 +1,180 @@
+use std::sync::Arc;
+
+use grpo_pipes::gpu::driver::{Driver, Dtype};
+use grpo_pipes::gpu::packed::kernels::{Attended, Attending, Rope, Shape, attend, attend_backward};
+use grpo_pipes::gpu::packed::{Batch, Gradients, Keep, Learner};
+use grpo_pipes::gpu::{Buffer, Numbers, Weights};
+use grpo_pipes::model::{self, Model, Packed, Target, TokenStats};
+
+use super::super::{DTYPES, numbers, shim};
+use super::attention::{SHAPES, seen, shape};
+use super::{cosine, family, model, packed, unshared};
+use crate::fixtures::{distance, worst};
+
+/// Attention backward as its formulas say it, in f64, and the turn back by the angles of rope.
+fn plain(shape: &Shape, packed: &Packed, (qkv, d_out, rope): (&[f32], &[f32], &[f32])) -> Vec<f32> {
+    let (width, dim, scale) = (shape.qkv(), shape.dim, 1.0 / (shape.dim as f64).sqrt());
+    let mut d = vec![0.0f64; qkv.len()];
+    let of = |row: usize, head: usize| qkv[row * width + head * dim..][..dim].iter().map(|x| f64::from(*x));
+    for (row, head) in (0..packed.tokens.len()).flat_map(|row| (0..shape.heads).map(move |head| (row, head))) {
+        let key = shape.heads + head / (shape.heads / shape.kv_heads);
+        let (value, seen) = (key + shape.kv_heads, seen(packed, row));
+        let d_out: Vec<f64> = d_out[(row * shape.heads + head) * dim..][..dim].iter().map(|x| f64::from(*x)).collect();
+        let score = |at: &usize| (scale * of(row, head).zip(of(*at, key)).map(|(q, k)| q * k).sum::<f64>()).exp();
+        let mut p: Vec<f64> = seen.iter().map(score).collect();
+        let sum: f64 = p.iter().sum();
+        p.iter_mut().for_each(|p| *p /= sum);
+        let dp: Vec<f64> = seen.iter().map(|at| of(*at, value).zip(&d_out).map(|(v, d)| v * d).sum()).collect();
+        let along: f64 = p.iter().zip(&dp).map(|(p, dp)| p * dp).sum();
+        for ((at, p), dp) in seen.iter().zip(&p).zip(&dp) {
+            let ds = p * (dp - along) * scale;
+            for e in 0..dim {
+                d[row * width + head * dim + e] += ds * f64::from(qkv[at * width + key * dim + e]);
+                d[at * width + key * dim + e] += ds * f64::from(qkv[row * width + head * dim + e]);
+                d[at * width + value * dim + e] += p * d_out[e];
+            }
+        }
+    }
+    turn_back(shape, packed, &mut d, rope);
+    d.iter().map(|d| *d as f32).collect()
+}
+
+fn turn_back(shape: &Shape, packed: &Packed, d: &mut [f64], rope: &[f32]) {
+    let half = shape.dim / 2;
+    for (row, d) in d.chunks_exact_mut(shape.qkv()).enumerate() {
+        let position = seen(packed, row).len() - 1;
+        for head in d.chunks_exact_mut(shape.dim).take(shape.heads + shape.kv_heads) {
+            for e in 0..half {
+                let cosine = f64::from(rope[position * half + e]);
+                let sine = f64::from(rope[rope.len() / 2 + position * half + e]);
+                (head[e], head[e + half]) =
+                    (head[e] * cosine + head[e + half] * sine, head[e + half] * cosine - head[e] * sine);
+            }
+        }
+    }
+}
+
+#[test]
+#[ignore = "run by kernels_run_under_sanitizers"]
+fn attention_backward_on_the_shim() {
+    let gpu = shim();
+    for (case, heads) in SHAPES.into_iter().enumerate() {
+        let shape = shape(heads);
+        let packed = if case % 2 == 0 { family() } else { packed(&[(65, false), (2, true), (1, false), (33, true)]) };
+        let (rows, half) = (packed.tokens.len(), shape.dim / 2);
+        let angles = (0..100 * half).map(|i| (i / half) as f32 * 0.9f32.powi((i % half) as i32));
+        let rope: Vec<f32> = angles.clone().map(f32::cos).chain(angles.map(f32::sin)).collect();
+        for dtype in DTYPES {
+            let batch = Batch::new(&gpu, &packed, shape.tile_rows(dtype)).unwrap();
+            let random = |seed: u64, width: usize| {
+                let numbers: Vec<f32> = numbers(seed, rows * width).iter().map(|x| 1.5 * x).collect();
+                Numbers::of(&gpu, dtype, &numbers).unwrap()
+            };
+            let (qkv, d_out) = (random(case as u64, shape.qkv()), random(50, shape.width));
+            let out = Numbers::new(&gpu, dtype, rows * shape.width).unwrap();
+            let log_sum = Buffer::new(&gpu, rows * shape.heads).unwrap();
+            attend(&*gpu, &batch, &qkv, (&out, &log_sum), &shape).unwrap();
+            let d_qkv = Numbers::new(&gpu, dtype, rows * shape.qkv()).unwrap();
+            let along = Buffer::new(&gpu, rows * shape.heads).unwrap();
+            let partial = Buffer::new(&gpu, batch.entries * 2 * shape.kv_heads * shape.dim).unwrap();
+            let kept = Attended { qkv: &qkv, out: &out, log_sum: &log_sum, d_out: &d_out };
+            let to = Attending { d_qkv: &d_qkv, along: &along, partial: &partial };
+            let table = Buffer::of(&gpu, &rope).unwrap();
+            attend_backward(&*gpu, &batch, kept, to, (&shape, Rope { table: table.at(0), positions: 100 })).unwrap();
+            let want = plain(&shape, &packed, (&qkv.to_vec().unwrap(), &d_out.to_vec().unwrap(), &rope));
+            let off = distance(&d_qkv.to_vec().unwrap(), &want);
+            let allowed = if dtype == Dtype::F32 { 2e-6 } else { 2.0 * super::super::rounding(dtype) };
+            assert!(off < allowed, "{heads:?} {dtype:?}: {off}");
+        }
+    }
+}
+
+/// Two targets after the last row of each prompt, one after each other row.
+fn targets(packed: &Packed) -> Vec<Target> {
+    let twice = |row: usize| if packed.starts.contains(&(row + 1)) { 2 } else { 1 };
+    let of = |row: usize| (0..twice(row)).map(move |k| Target { row, token: ((row * 11 + k * 5 + 3) % 43) as u32 });
+    (0..packed.tokens.len()).filter(|row| row % 5 != 1).flat_map(of).collect()
+}
+
+fn slope(i: usize, logprob: f32) -> f32 {
+    (i as f32 * 0.7).cos() * (1.0 + 0.1 * logprob)
+}
+
+/// Gradients and stats of one batch on the device.
+fn on_gpu(
+    gpu: &Arc<dyn Driver>,
+    model: &Model,
+    packed: &Packed,
+    (dtype, keep): (Dtype, Keep),
+) -> (Vec<Vec<f32>>, Vec<TokenStats>) {
+    let weights = Weights::of(gpu, model, dtype, 100).unwrap();
+    let gradients = Gradients::zeros(gpu, model.config()).unwrap();
+    let mut learner = Learner::new(gpu, &weights, keep, 4 * 48 * 9).unwrap();
+    let with = (&targets(packed)[..], 0.9);
+    let stats = learner.accumulate(&weights, packed, with, (&gradients, &slope)).unwrap();
+    (gradients.to_vecs().unwrap(), stats)
+}
+
+fn on_cpu(model: &Model, packed: &Packed) -> (Vec<Vec<f32>>, Vec<TokenStats>) {
+    let mut gradients = model::Gradients::zeros(model.config());
+    let stats = model.accumulate(packed, &targets(packed), 0.9, &mut gradients, &slope);
+    (gradients.0.iter().map(|gradient| gradient.to_vec()).collect(), stats)
+}
+
+fn norm(x: &[f32]) -> f64 {
+    x.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>().sqrt()
+}
+
+#[test]
+#[ignore = "run by kernels_run_under_sanitizers"]
+fn gradients_of_each_tensor_equal_the_cpus_on_the_shim() {
+    let gpu = shim();
+    for (heads, tied) in [([7, 1, 16], false), ([2, 2, 32], true)] {
+        let (model, packed) = (model(heads, tied), family());
+        let (want, want_stats) = on_cpu(&model, &packed);
+        for dtype in DTYPES {
+            let (got, stats) = on_gpu(&gpu, &model, &packed, (dtype, Keep::All));
+            let logprobs = |stats: &[TokenStats]| stats.iter().map(|one| one.logprob).collect::<Vec<_>>();
+            let entropies = |stats: &[TokenStats]| stats.iter().map(|one| one.entropy).collect::<Vec<_>>();
+            let near = if dtype == Dtype::F32 { 1e-5 } else { 0.1 };
+            assert!(worst(&logprobs(&stats), &logprobs(&want_stats)) < near, "{dtype:?}");
+            assert!(worst(&entropies(&stats), &entropies(&want_stats)) < near, "{dtype:?}");
+            for (((name, _), got), want) in model.config().parameters().iter().zip(&got).zip(&want) {
+                if dtype == Dtype::F32 {
+                    assert!(distance(got, want) < 1e-4, "{name}: {}", distance(got, want));
+                } else {
+                    assert!(cosine(got, want) > 0.999, "{name} {dtype:?}: {}", cosine(got, want));
+                    assert!((norm(got) / norm(want) - 1.0).abs() < 0.02, "{name} {dtype:?}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+#[ignore = "run by kernels_run_under_sanitizers"]
+fn gradients_have_the_same_bits_again_and_whatever_is_kept_on_the_shim() {
+    let (gpu, model, packed) = (shim(), model([2, 2, 16], true), family());
+    let (want, _) = on_gpu(&gpu, &model, &packed, (Dtype::Bf16, Keep::All));
+    for keep in [Keep::All, Keep::NoMlp, Keep::Inputs] {
+        assert!(on_gpu(&gpu, &model, &packed, (Dtype::Bf16, keep)).0 == want, "{keep:?}");
+    }
+}
+
+#[test]
+#[ignore = "run by kernels_run_under_sanitizers"]
+fn a_prompt_run_once_gives_the_gradient_of_one_run_for_each_completion_on_the_shim() {
+    let (gpu, model, packed) = (shim(), model([2, 1, 16], true), family());
+    let (plain, rows) = unshared(&packed);
+    let weights = Weights::of(&gpu, &model, Dtype::F32, 100).unwrap();
+    let mut learner = Learner::new(&gpu, &weights, Keep::All, 1 << 20).unwrap();
+    let mut of = |packed: &Packed, targets: &[Target]| {
+        let gradients = Gradients::zeros(&gpu, model.config()).unwrap();
+        learner.accumulate(&weights, packed, (targets, 1.0), (&gradients, &|_, _| 0.1)).unwrap();
+        gradients.to_vecs().unwrap().concat()
+    };
+    let once = targets(&packed);
+    let each: Vec<Target> = once.iter().map(|target| Target { row: rows[target.row], ..*target }).collect();
+    let off = distance(&of(&packed, &once), &of(&plain, &each));
+    assert!(off < 1e-6, "{off}");
+}
