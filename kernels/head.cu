@@ -5,8 +5,8 @@
 // Rows are `stride` numbers apart, a multiple of 4. For row r of logits (rows, vocabulary), times `scale` = 1 / temperature: stats
 // (rows, 4) = log-probability of tokens[r], entropy [nats], the largest logit, log of the sum of e^(logit - largest). A logit that
 // is not a number makes the log-probability none. One block a row.
-KERNEL(512, head_stats, const float *logits, const u32 *tokens, float *stats, u32 vocabulary, u32 stride, float scale) {
-  constexpr u32 THREADS = 512, SIZE = Pack<float>::SIZE;
+KERNEL(256, head_stats, const float *logits, const u32 *tokens, float *stats, u32 vocabulary, u32 stride, float scale) {
+  constexpr u32 THREADS = 256, SIZE = Pack<float>::SIZE;
   __shared__ float room[THREADS / WARP];
   const float *row = logits + u64(blockIdx.x) * stride;
   float top = -INFINITY, sum = 0, weighted = 0; // of e^(z - top), of e^(z - top) (z - top)
