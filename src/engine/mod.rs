@@ -6,6 +6,7 @@
 
 mod cpu;
 mod decoder;
+mod gpu;
 mod sampler;
 mod scheduler;
 
@@ -18,6 +19,7 @@ use crate::rng::Stream;
 
 pub use cpu::CpuDecoder;
 pub use decoder::{Decoder, Drawn, Prompt};
+pub use gpu::{GpuDecoder, OnGpu};
 pub use sampler::{Sampler, Sampling};
 pub use scheduler::{Scheduler, Start};
 

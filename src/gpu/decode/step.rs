@@ -4,8 +4,9 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::super::buffer::{Buffer, Numbers};
-use super::super::driver::{Driver, Recording};
+use super::super::driver::{Address, Driver, Dtype, Matrix, Recording};
 use super::super::kernels::{Partial, add_norm};
+use super::super::packed::kernels as packed;
 use super::super::weights::Weights;
 use super::kernels::{Drawers, Ends, decode_attention, draw, embed_slots, linear_rows, splits, swiglu_rows};
 use super::log::Log;
@@ -17,12 +18,18 @@ use crate::model::Config;
 /// A row that has no slot.
 const NONE: u32 = u32::MAX;
 
+/// Up to so many rows the weights' bytes are what takes time, and our products read them once; beyond, the card's library is for.
+const FEW_ROWS: usize = 128;
+
 /// Steps of a model's sequences.
 pub struct Stepper {
     driver: Arc<dyn Driver>,
     sampling: Sampling,
     ends: Ends,
     room: Room,
+    shape: packed::Shape,
+    /// Whether a row's result must not depend on how many there are.
+    batch_invariant: bool,
     /// By their number of rows.
     recordings: HashMap<usize, Recorded>,
 }
@@ -46,6 +53,8 @@ struct Room {
     sums: Buffer<f32>,
     /// `(rows, H E)`.
     attended: Numbers,
+    /// `(rows, 2 F)`, for many rows.
+    gate_up: Option<Numbers>,
     /// `(rows, F)`.
     act: Numbers,
     /// `(rows, V)`.
@@ -59,9 +68,11 @@ impl Room {
         products.iter().map(|&(width, depth)| splits(width, depth) * rows * width).max().expect("three")
     }
 
-    fn new(driver: &Arc<dyn Driver>, weights: &Weights, rows: usize) -> Result<Self> {
+    fn new(driver: &Arc<dyn Driver>, weights: &Weights, rows: usize, by_library: bool) -> Result<Self> {
         let (config, dtype) = (&weights.config, weights.matrices.dtype());
+        let gate_up = || Numbers::new(driver, dtype, rows * 2 * config.intermediate_size);
         Ok(Self {
+            gate_up: by_library.then(gate_up).transpose()?,
             x: Buffer::new(driver, rows * config.hidden_size)?,
             normed: Numbers::new(driver, dtype, rows * config.hidden_size)?,
             sums: Buffer::new(driver, Self::sums_len(config, rows))?,
@@ -75,13 +86,14 @@ impl Room {
 impl Stepper {
     /// Bytes that steps of up to `slots` rows work in.
     #[must_use]
-    pub fn room_bytes(weights: &Weights, slots: usize) -> usize {
-        let (config, number) = (&weights.config, weights.matrices.dtype().bytes());
+    pub fn room_bytes(config: &Config, dtype: Dtype, slots: usize) -> usize {
         let (d, f, v) = (config.hidden_size, config.intermediate_size, config.vocab_size);
-        4 * (slots * (d + v) + Room::sums_len(config, slots)) + number * slots * (2 * d + f)
+        let gate_up = if slots > FEW_ROWS { 2 * f } else { 0 };
+        4 * (slots * (d + v) + Room::sums_len(config, slots)) + dtype.bytes() * slots * (2 * d + f + gate_up)
     }
 
-    /// Room for `shape.slots` rows; `stops` are the tokens that end a completion.
+    /// Room for `shape.slots` rows; `stops` are the tokens that end a completion. With `batch_invariant` a row's bits never depend
+    /// on how many there are.
     ///
     /// # Errors
     /// [`crate::Error::Device`] when there is no room.
@@ -89,15 +101,17 @@ impl Stepper {
         driver: &Arc<dyn Driver>,
         weights: &Weights,
         shape: Shape,
-        sampling: Sampling,
-        stops: &[u32],
+        (sampling, stops): (Sampling, &[u32]),
+        batch_invariant: bool,
     ) -> Result<Self> {
         let log = Log::new(driver, shape.slots, shape.max_completion_tokens)?;
         Ok(Self {
             driver: Arc::clone(driver),
             sampling,
             ends: Ends { stops: Buffer::of(driver, stops)?, log },
-            room: Room::new(driver, weights, shape.slots)?,
+            room: Room::new(driver, weights, shape.slots, !batch_invariant && shape.slots > FEW_ROWS)?,
+            shape: packed::Shape::of(&weights.config)?,
+            batch_invariant,
             recordings: HashMap::new(),
         })
     }
@@ -155,16 +169,48 @@ impl Stepper {
             let w = weights.layer(layer);
             norm(w.input_norm, pending)?;
             let width = d + 2 * config.kv_dim();
-            let qkv = linear_rows(driver, (w.qkv, &room.normed), &room.sums, [rows, width, d])?;
+            let qkv = self.linear((w.qkv, &room.normed), &room.sums, [rows, width, d])?;
             decode_attention(driver, weights, (slots, layer), slot_of_row, qkv, &room.attended)?;
-            let attended = linear_rows(driver, (w.o, &room.attended), &room.sums, [rows, d, d])?;
+            let attended = self.linear((w.o, &room.attended), &room.sums, [rows, d, d])?;
             norm(w.post_norm, attended)?;
-            swiglu_rows(driver, (w.gate_up, &room.normed), &room.act, [rows, f, d])?;
-            pending = linear_rows(driver, (w.down, &room.act), &room.sums, [rows, d, f])?;
+            self.swiglu((w.gate_up, &room.normed), [rows, f, d])?;
+            pending = self.linear((w.down, &room.act), &room.sums, [rows, d, f])?;
         }
         norm(weights.final_norm(), pending)?;
         let v = config.vocab_size;
-        linear_rows(driver, (weights.head(), &room.normed), &room.logits, [rows, v, d])?;
+        self.linear((weights.head(), &room.normed), &room.logits, [rows, v, d])?;
         draw(driver, slots, Drawers::Rows(slot_of_row), (&room.logits, v), &self.sampling, &self.ends)
+    }
+
+    fn by_library(&self, rows: usize) -> bool {
+        rows > FEW_ROWS && !self.batch_invariant
+    }
+
+    /// See [`linear_rows`].
+    fn linear<'o>(
+        &self,
+        (weight, x): (Address, &Numbers),
+        out: &'o Buffer<f32>,
+        [rows, width, depth]: [usize; 3],
+    ) -> Result<Partial<'o>> {
+        if !self.by_library(rows) {
+            return linear_rows(&*self.driver, (weight, x), out, [rows, width, depth]);
+        }
+        let weight = Matrix { at: weight, stride: depth, dtype: x.dtype() };
+        let sums = Matrix { at: out.at(0), stride: width, dtype: Dtype::F32 };
+        packed::linear(&*self.driver, x.matrix(0, depth), weight, sums, [rows, width, depth])?;
+        Ok(Partial { sums: out, splits: 1 })
+    }
+
+    /// See [`swiglu_rows`]; into the room's `act`.
+    fn swiglu(&self, (weight, x): (Address, &Numbers), [rows, width, depth]: [usize; 3]) -> Result<()> {
+        let (driver, act) = (&*self.driver, &self.room.act);
+        let Some(gate_up) = self.room.gate_up.as_ref().filter(|_| self.by_library(rows)) else {
+            return swiglu_rows(driver, (weight, x), act, [rows, width, depth]);
+        };
+        let weight = Matrix { at: weight, stride: depth, dtype: x.dtype() };
+        let out = gate_up.matrix(0, 2 * width);
+        packed::linear(driver, x.matrix(0, depth), weight, out, [rows, 2 * width, depth])?;
+        packed::swiglu(driver, rows, gate_up, act, &self.shape)
     }
 }

@@ -1,6 +1,7 @@
 //! The GPU's kernels and engine, run on the CPU by a shim under sanitizers, against plain twins.
 
 mod draw;
+mod engine;
 mod linear_rows;
 mod norm;
 mod packed;

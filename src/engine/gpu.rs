@@ -1,0 +1,218 @@
+//! The model on a GPU.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+
+use super::Settings;
+use super::cpu::in_runs;
+use super::decoder::{Decoder, Drawn, Prompt};
+use super::scheduler::Start;
+use crate::error::Result;
+use crate::gpu::decode::kernels::{cache_rows, check, linear_rows};
+use crate::gpu::decode::{Begin, Entry, Shape, Slots, Stepper};
+use crate::gpu::driver::{Driver, Dtype, Mark};
+use crate::gpu::packed::{Forward, Keep};
+use crate::gpu::{Buffer, Numbers, Weights};
+use crate::model::{Model, Packed};
+
+/// Most tokens of prompts packed together: enough for products at full speed, and bounds memory [tokens].
+const PREFILL_TOKENS: usize = 8192;
+
+/// Steps asked for beyond the one whose tokens are waited for: the device always has the next one to go on with.
+const AHEAD: usize = 1;
+
+/// A model on a device, with a place for each sequence.
+pub struct GpuDecoder {
+    driver: Arc<dyn Driver>,
+    weights: Weights,
+    forward: Forward,
+    slots: Slots,
+    stepper: Stepper,
+    /// Of each prompt's last token, `(slots, V)`.
+    prompt_logits: Buffer<f32>,
+    prompts: HashMap<usize, Placed>,
+    free: Vec<usize>,
+    /// How many tokens were taken from a running slot's log.
+    taken: Vec<Option<usize>>,
+    under_way: VecDeque<Mark>,
+    limit: usize,
+    batch_invariant: bool,
+}
+
+/// How to sample on a GPU.
+#[derive(Debug, Clone, Copy)]
+pub struct OnGpu {
+    /// Of weights and caches.
+    pub dtype: Dtype,
+    /// The longest prompt.
+    pub max_prompt_tokens: usize,
+    /// Whether a completion must be the same bits whatever else is sampled. Else so are all up to 128 rows, but products of more
+    /// rows, and of prompts run together, are summed as the card's library likes it.
+    pub batch_invariant: bool,
+}
+
+/// A prompt that was run.
+#[derive(Clone, Copy)]
+struct Placed {
+    at: usize,
+    len: usize,
+    key: [u32; 2],
+}
+
+impl GpuDecoder {
+    /// Copies the model to the device and makes room for the sequences of `settings`.
+    ///
+    /// # Errors
+    /// [`crate::Error::Device`] when the kernels do not suit the model, or there is no room.
+    pub fn new(driver: &Arc<dyn Driver>, model: &Model, settings: &Settings, on: OnGpu) -> Result<Self> {
+        let (slots, limit) = (settings.max_sequences, settings.max_completion_tokens);
+        let OnGpu { dtype, max_prompt_tokens, batch_invariant } = on;
+        let weights = Weights::of(driver, model, dtype, max_prompt_tokens + limit)?;
+        check(&weights)?;
+        let shape = Shape { slots, max_prompt_tokens, max_completion_tokens: limit };
+        let ends = (settings.sampling, &settings.stop_ids[..]);
+        let penalised = settings.sampling.repetition_penalty != 1.0;
+        Ok(Self {
+            driver: Arc::clone(driver),
+            forward: Forward::new(driver, &weights, Keep::Nothing)?,
+            slots: Slots::new(driver, model.config(), shape, dtype, penalised)?,
+            stepper: Stepper::new(driver, &weights, shape, ends, batch_invariant)?,
+            prompt_logits: Buffer::new(driver, slots * model.config().vocab_size)?,
+            weights,
+            prompts: HashMap::new(),
+            free: (0..slots).rev().collect(),
+            taken: vec![None; slots],
+            under_way: VecDeque::new(),
+            limit,
+            batch_invariant,
+        })
+    }
+
+    /// Takes over the weights of a model of the same shape; nothing is being sampled.
+    ///
+    /// # Errors
+    /// [`crate::Error::Device`].
+    pub fn set_weights(&mut self, model: &Model) -> Result<()> {
+        self.weights.upload(model)
+    }
+
+    /// Runs prompts packed, and leaves keys, values and logits in their places.
+    fn run_prompts(&mut self, prompts: &[&[u32]], places: &[usize]) -> Result<()> {
+        let ends = prompts.iter().scan(0, |end, prompt| {
+            *end += prompt.len();
+            Some(*end)
+        });
+        let starts: Vec<usize> = [0].into_iter().chain(ends).collect();
+        let positions = prompts.iter().zip(places);
+        let rows = positions.flat_map(|(prompt, &at)| (0..prompt.len() as u32).flat_map(move |i| [at as u32, i]));
+        let rows = Buffer::of(&self.driver, &rows.collect::<Vec<u32>>())?;
+        let last: Vec<u32> = starts[1..].iter().map(|&end| end as u32 - 1).collect();
+        let packed = Packed { tokens: prompts.concat(), starts, prefixes: vec![None; prompts.len()] };
+        let batch = self.forward.batch(&packed)?;
+        let Self { driver, weights, forward, slots, .. } = self;
+        forward.run(weights, &batch, &mut |layer, qkv| cache_rows(&**driver, weights, (slots, layer), qkv, &rows))?;
+        self.logits_of(&Buffer::of(&self.driver, &last)?, places)
+    }
+
+    /// The logits of these rows of the last batch, each to its prompt's place.
+    fn logits_of(&self, rows: &Buffer<u32>, places: &[usize]) -> Result<()> {
+        let (d, v) = (self.weights.config.hidden_size, self.weights.config.vocab_size);
+        let hidden = Numbers::new(&self.driver, self.slots.dtype(), rows.len() * d)?;
+        self.forward.hidden(&self.weights, rows, &hidden)?;
+        let logits = Buffer::new(&self.driver, rows.len() * v)?;
+        linear_rows(&*self.driver, (self.weights.head(), &hidden), &logits, [rows.len(), v, d])?;
+        for (row, at) in places.iter().enumerate() {
+            self.driver.copy(self.prompt_logits.at(at * v), logits.at(row * v), v * size_of::<f32>())?;
+        }
+        Ok(())
+    }
+
+    /// Takes what has been drawn since the last look.
+    fn collect(&mut self, drawn: &mut Vec<Drawn>) {
+        for (slot, taken) in self.taken.iter_mut().enumerate() {
+            let Some(taken) = taken else { continue };
+            while *taken < self.limit
+                && let Some(entry) = self.stepper.log().entry(slot, *taken)
+            {
+                *taken += 1;
+                let token = match entry {
+                    Entry::Token(token, logprob) => Some((token, logprob)),
+                    Entry::NotFinite => None,
+                };
+                drawn.push(Drawn { slot, drawn: token });
+            }
+        }
+    }
+}
+
+impl Decoder for GpuDecoder {
+    fn prefill(&mut self, prompts: &[Prompt<'_>]) -> Result<()> {
+        let tokens: Vec<&[u32]> = prompts.iter().map(|prompt| prompt.tokens).collect();
+        let mut places = Vec::with_capacity(prompts.len());
+        for prompt in prompts {
+            let at = self.free.pop().expect("there are as many places as slots, and each group has a sample in one");
+            places.push(at);
+            let placed = Placed { at, len: prompt.tokens.len(), key: prompt.stream.key() };
+            self.prompts.insert(prompt.group, placed);
+            if self.slots.words > 0 {
+                let tokens = Buffer::of(&self.driver, prompt.tokens)?;
+                self.slots.mark_seen(&*self.driver, at, (tokens.at(0), prompt.tokens.len()))?;
+            }
+        }
+        let mut from = 0;
+        let together = if self.batch_invariant { 1 } else { PREFILL_TOKENS };
+        for run in in_runs(&tokens, together) {
+            self.run_prompts(run, &places[from..from + run.len()])?;
+            from += run.len();
+        }
+        Ok(())
+    }
+
+    fn begin(&mut self, starts: &[Start], _: &mut Vec<Drawn>) -> Result<()> {
+        for start in starts {
+            let Placed { at, len, key } = self.prompts[&start.group];
+            self.stepper.log().clear(start.slot);
+            let begin = Begin { slot: start.slot, prompt: at, prompt_len: len, key, sample: start.sample };
+            self.slots.begin(&*self.driver, begin)?;
+            self.stepper.first(&self.slots, start.slot, &self.prompt_logits, self.weights.config.vocab_size)?;
+            self.taken[start.slot] = Some(0);
+        }
+        Ok(())
+    }
+
+    fn step(&mut self, drawn: &mut Vec<Drawn>) -> Result<()> {
+        let running: Vec<usize> = (0..self.taken.len()).filter(|&slot| self.taken[slot].is_some()).collect();
+        self.stepper.step(&self.weights, &self.slots, &running)?;
+        self.under_way.push_back(self.driver.mark()?);
+        if self.under_way.len() > AHEAD {
+            let oldest = self.under_way.pop_front().expect("more than none");
+            self.driver.wait(&oldest)?;
+        }
+        self.collect(drawn);
+        Ok(())
+    }
+
+    fn end(&mut self, slot: usize) {
+        self.taken[slot] = None;
+    }
+
+    fn forget(&mut self, group: usize) {
+        if let Some(placed) = self.prompts.remove(&group) {
+            self.free.push(placed.at);
+        }
+    }
+
+    fn first_not_finite(&mut self, tokens: &[u32]) -> Result<Option<usize>> {
+        let packed = Packed { tokens: tokens.to_vec(), starts: vec![0, tokens.len()], prefixes: vec![None] };
+        let batch = self.forward.batch(&packed)?;
+        let mut first = None;
+        self.forward.run(&self.weights, &batch, &mut |layer, qkv| {
+            let width = qkv.len() / batch.rows.max(1);
+            if first.is_none() && !qkv.to_vec()?.iter().take(batch.rows * width).all(|x| x.is_finite()) {
+                first = Some(layer);
+            }
+            Ok(())
+        })?;
+        Ok(first)
+    }
+}

@@ -1,0 +1,126 @@
+//! The whole engine on the shim, against the engine on the CPU.
+
+use std::sync::mpsc::channel;
+
+use grpo_pipes::engine::{
+    Completion, CpuDecoder, Decoder, Engine, GpuDecoder, OnGpu, Request, Sampling, Settings, Sink, Work,
+};
+use grpo_pipes::gpu::driver::Dtype;
+use grpo_pipes::model::Model;
+use grpo_pipes::{Error, Result};
+
+use super::shim;
+use crate::fixtures::directory;
+
+const MAX_PROMPT: usize = 16;
+
+struct Groups(Vec<Vec<Completion>>);
+
+impl Sink<()> for Groups {
+    fn group(&mut self, _: Request<()>, completions: Vec<Completion>) -> Result<()> {
+        self.0.push(completions);
+        Ok(())
+    }
+
+    fn progress(&mut self, _: Work) -> Result<()> {
+        Ok(())
+    }
+}
+
+fn tiny() -> Model {
+    Model::load(&directory().join("tiny-qwen2")).unwrap()
+}
+
+fn settings(sampling: Sampling) -> Settings {
+    Settings {
+        group_size: 3,
+        max_sequences: 5,
+        max_completion_tokens: 7,
+        sampling,
+        stop_ids: (300..320).collect(),
+        seed: 1,
+        step: 0,
+    }
+}
+
+/// Groups of prompts of several lengths, one of them a single token.
+fn sampled(decoder: &mut dyn Decoder, settings: Settings, prompts: usize) -> Result<Vec<Vec<Completion>>> {
+    let (sender, receiver) = channel();
+    for i in 0..prompts as u32 {
+        let tokens = (0..1 + 4 * i % 15).map(|j| (j * 37 + i * 11) % 317).collect();
+        sender.send(Ok(Request { prompt_id: format!("p/{i}"), tokens, payload: () })).unwrap();
+    }
+    drop(sender);
+    let mut sink = Groups(Vec::new());
+    Engine::new(decoder, settings).run(receiver, &mut sink)?;
+    Ok(sink.0)
+}
+
+fn on_gpu(model: &Model, dtype: Dtype, settings: &Settings, prompts: usize) -> Result<Vec<Vec<Completion>>> {
+    let on = OnGpu { dtype, max_prompt_tokens: MAX_PROMPT, batch_invariant: true };
+    let mut decoder = GpuDecoder::new(&shim(), model, settings, on)?;
+    sampled(&mut decoder, settings.clone(), prompts)
+}
+
+fn largest_difference(got: &[Vec<Completion>], want: &[Vec<Completion>]) -> f32 {
+    let pairs = got.iter().flatten().zip(want.iter().flatten());
+    let off = |(got, want): (&Completion, &Completion)| -> f32 {
+        got.logprobs.iter().zip(&want.logprobs).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
+    };
+    pairs.map(off).fold(0.0, f32::max)
+}
+
+/// Slots refilled as sequences end, prompts shared by groups, tokens taken a step late: the same completions as on the CPU.
+#[test]
+#[ignore = "run by kernels_run_under_sanitizers"]
+fn completions_in_f32_are_the_cpus_on_the_shim() {
+    let model = tiny();
+    for sampling in [Sampling::default(), Sampling { temperature: 0.0, repetition_penalty: 1.5, ..Sampling::default() }]
+    {
+        let settings = settings(sampling);
+        let want = sampled(&mut CpuDecoder::new(&model, &settings), settings.clone(), 6).unwrap();
+        let got = on_gpu(&model, Dtype::F32, &settings, 6).unwrap();
+        let tokens = |groups: &[Vec<Completion>]| -> Vec<(Vec<u32>, bool)> {
+            groups.iter().flatten().map(|one| (one.tokens.clone(), one.stopped)).collect()
+        };
+        assert_eq!(tokens(&got), tokens(&want));
+        assert!(largest_difference(&got, &want) < 1e-4);
+    }
+}
+
+/// What else is in the batch changes nothing, in the arithmetic of the tensor cores too.
+#[test]
+#[ignore = "run by kernels_run_under_sanitizers"]
+fn completions_do_not_depend_on_the_batch_on_the_shim() {
+    let model = tiny();
+    let settings = settings(Sampling::default());
+    let whole = on_gpu(&model, Dtype::Bf16, &settings, 3).unwrap();
+    let narrow = Settings { max_sequences: 2, ..settings };
+    assert_eq!(on_gpu(&model, Dtype::Bf16, &narrow, 3).unwrap(), whole);
+}
+
+/// Beyond 128 rows the products are the library's.
+#[test]
+#[ignore = "run by kernels_run_under_sanitizers"]
+fn many_rows_give_the_cpus_completions_on_the_shim() {
+    let model = tiny();
+    let settings =
+        Settings { group_size: 129, max_sequences: 129, max_completion_tokens: 2, ..settings(Sampling::default()) };
+    let want = sampled(&mut CpuDecoder::new(&model, &settings), settings.clone(), 1).unwrap();
+    let on = OnGpu { dtype: Dtype::F32, max_prompt_tokens: MAX_PROMPT, batch_invariant: false };
+    let mut decoder = GpuDecoder::new(&shim(), &model, &settings, on).unwrap();
+    let got = sampled(&mut decoder, settings, 1).unwrap();
+    assert!(got[0].iter().zip(&want[0]).all(|(got, want)| got.tokens == want.tokens));
+    assert!(largest_difference(&got, &want) < 1e-4);
+}
+
+#[test]
+#[ignore = "run by kernels_run_under_sanitizers"]
+fn logits_that_are_not_finite_end_the_run_on_the_shim() {
+    let mut model = tiny();
+    model.parameters_mut()[1 + 12][0] = f32::NAN;
+    let settings = settings(Sampling::default());
+    let err = on_gpu(&model, Dtype::F32, &settings, 1).unwrap_err();
+    assert_eq!(err.to_string(), "step 0, prompt p/0, sample 0, position 0: logits are not finite, first in layer 1");
+    assert!(matches!(err, Error::Numerics(_)));
+}
