@@ -4,9 +4,11 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Parser, ValueEnum};
-use grpo_pipes::cli::{InputArgs, OutputArgs, run_filter};
+use clap::Parser;
+use grpo_pipes::cli::{InputArgs, OutputArgs, note, run_filter};
+use grpo_pipes::device::Device;
 use grpo_pipes::engine::{Sampling, Settings};
+use grpo_pipes::gpu::driver::Driver;
 use grpo_pipes::gsm8k::prompt::SYSTEM_PROMPT;
 use grpo_pipes::jsonl::{Input, Output};
 use grpo_pipes::rollout::{Format, Job, LongPrompt, Prompts, follow, run};
@@ -74,17 +76,10 @@ struct Args {
     /// Sequences sampled at once; changes speed and memory, never a completion
     #[arg(long, value_name = "N", default_value = "64")]
     max_sequences: NonZeroUsize,
-    /// Where to compute
-    #[arg(long, value_enum, default_value_t = Device::Auto)]
+    /// Where to compute: auto, cpu, cuda, or cuda:N for GPU N counted from 0. `auto` takes the first GPU if there is one that
+    /// this build can use, else the processor, and says so
+    #[arg(long, value_name = "auto|cpu|cuda[:N]", default_value_t = Device::Auto)]
     device: Device,
-}
-
-#[derive(Clone, Copy, ValueEnum)]
-enum Device {
-    /// The best there is
-    Auto,
-    /// The processor, all threads
-    Cpu,
 }
 
 fn main() -> ExitCode {
@@ -93,7 +88,9 @@ fn main() -> ExitCode {
 }
 
 fn rollout(args: &Args, out: &mut Output) -> Result<()> {
-    let (Device::Auto | Device::Cpu) = args.device;
+    if let Some(gpu) = args.device.open(|why| note("rollout", why))? {
+        return sample_on_gpu(&*gpu);
+    }
     let input = Input::open(&args.input.file)?;
     let format = match (&args.system_prompt, args.text) {
         (_, false) => Format::Records,
@@ -126,4 +123,9 @@ fn rollout(args: &Args, out: &mut Output) -> Result<()> {
         (_, _, Some(model)) => run(job, &hub::model_dir(model)?, input, out),
         _ => unreachable!("clap asks for --model, or for --follow with --groups-per-step"),
     }
+}
+
+/// The place where the engine on a GPU is started.
+fn sample_on_gpu(gpu: &dyn Driver) -> Result<()> {
+    Err(Error::Device(format!("rollout cannot sample on the {} yet: --device cpu", gpu.name())))
 }

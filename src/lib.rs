@@ -17,6 +17,7 @@ pub mod gsm8k;
 pub mod hub;
 pub mod tokenizer;
 
+pub mod device;
 pub mod engine;
 pub mod floats;
 pub mod gpu;

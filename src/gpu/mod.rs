@@ -4,6 +4,10 @@
 //! Knows nothing of text, records or rewards. [`driver`] is what any device must offer; all else is written once on top of it.
 
 mod buffer;
+#[cfg(any(feature = "cuda", test))]
+mod columns;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 pub mod decode;
 pub mod driver;
 pub mod kernels;

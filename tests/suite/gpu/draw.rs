@@ -6,7 +6,7 @@ use grpo_pipes::gpu::driver::Dtype;
 use grpo_pipes::model::Config;
 use grpo_pipes::rng::Stream;
 
-use super::{numbers, shim};
+use super::{numbers, gpu};
 use crate::fixtures::directory;
 
 const ROWS: usize = 3;
@@ -33,13 +33,13 @@ fn logits(round: usize, vocabulary: usize) -> Vec<f32> {
 
 /// Every token and log-probability is the CPU sampler's, whatever the distribution.
 #[test]
-#[ignore = "run by kernels_run_under_sanitizers"]
-fn draws_are_the_cpus_on_the_shim() {
+#[ignore = "run by the tests of gpu/mod.rs"]
+fn draws_are_the_cpus_on_a_gpu() {
     let mut config = Config::load(&directory().join("tiny-qwen2")).unwrap();
     config.vocab_size = 2500;
     let shape = Shape { slots: 4, max_prompt_tokens: 8, max_completion_tokens: LIMIT };
     for sampling in distributions() {
-        let gpu = shim();
+        let gpu = gpu();
         let slots = Slots::new(&gpu, &config, shape, Dtype::F32, sampling.repetition_penalty != 1.0).unwrap();
         let log = Log::new(&gpu, 4, LIMIT).unwrap();
         let ends = Ends { stops: Buffer::of(&gpu, &[2499u32]).unwrap(), log };
@@ -74,9 +74,9 @@ fn draws_are_the_cpus_on_the_shim() {
 
 /// An end token, the limit and logits that are not finite end a sequence; a slot that has ended draws nothing more.
 #[test]
-#[ignore = "run by kernels_run_under_sanitizers"]
-fn ends_of_sequences_on_the_shim() {
-    let gpu = shim();
+#[ignore = "run by the tests of gpu/mod.rs"]
+fn ends_of_sequences_on_a_gpu() {
+    let gpu = gpu();
     let config = Config::load(&directory().join("tiny-qwen2")).unwrap();
     let (vocabulary, greedy) = (config.vocab_size, Sampling { temperature: 0.0, ..Sampling::default() });
     let shape = Shape { slots: 3, max_prompt_tokens: 8, max_completion_tokens: 4 };

@@ -2,7 +2,7 @@ use grpo_pipes::gpu::decode::kernels::{linear_rows, splits, swiglu_rows};
 use grpo_pipes::gpu::driver::Dtype;
 use grpo_pipes::gpu::{Buffer, Numbers};
 
-use super::{DTYPES, numbers, rounded, rounding, shim};
+use super::{DTYPES, numbers, rounded, rounding, gpu};
 use crate::fixtures::distance;
 
 /// y = x w^T in f64.
@@ -19,9 +19,9 @@ fn whole(parts: &[f32], len: usize) -> Vec<f32> {
 }
 
 #[test]
-#[ignore = "run by kernels_run_under_sanitizers"]
-fn linear_rows_on_the_shim() {
-    let gpu = shim();
+#[ignore = "run by the tests of gpu/mod.rs"]
+fn linear_rows_on_a_gpu() {
+    let gpu = gpu();
     for [rows, width, depth] in [[1, 72, 200], [9, 40, 64], [17, 130, 328], [70, 65, 72]] {
         for dtype in DTYPES {
             let (x, w) = (rounded(dtype, &numbers(1, rows * depth)), rounded(dtype, &numbers(2, width * depth)));
@@ -36,9 +36,9 @@ fn linear_rows_on_the_shim() {
 }
 
 #[test]
-#[ignore = "run by kernels_run_under_sanitizers"]
-fn a_row_is_the_same_bits_in_any_batch_on_the_shim() {
-    let (gpu, width, depth) = (shim(), 80, 392);
+#[ignore = "run by the tests of gpu/mod.rs"]
+fn a_row_is_the_same_bits_in_any_batch_on_a_gpu() {
+    let (gpu, width, depth) = (gpu(), 80, 392);
     for dtype in [Dtype::Bf16, Dtype::F32] {
         let (x, w) = (numbers(1, 40 * depth), numbers(2, width * depth));
         let weight = Numbers::of(&gpu, dtype, &w).unwrap();
@@ -57,9 +57,9 @@ fn a_row_is_the_same_bits_in_any_batch_on_the_shim() {
 }
 
 #[test]
-#[ignore = "run by kernels_run_under_sanitizers"]
-fn swiglu_rows_on_the_shim() {
-    let gpu = shim();
+#[ignore = "run by the tests of gpu/mod.rs"]
+fn swiglu_rows_on_a_gpu() {
+    let gpu = gpu();
     for [rows, width, depth] in [[3, 40, 72], [20, 24, 136]] {
         for dtype in DTYPES {
             let (x, w) = (rounded(dtype, &numbers(3, rows * depth)), rounded(dtype, &numbers(4, 2 * width * depth)));

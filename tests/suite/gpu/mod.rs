@@ -1,6 +1,7 @@
-//! The GPU's kernels and engine, run on the CPU by a shim under sanitizers, against plain twins.
+//! The GPU's kernels and engine against plain twins: run on the CPU by a shim under sanitizers, and on a GPU where there is one.
 
 mod draw;
+mod driver;
 mod engine;
 mod linear_rows;
 mod norm;
@@ -13,7 +14,7 @@ use std::sync::Arc;
 
 use grpo_pipes::gpu::driver::{Driver, Dtype};
 
-/// All tests named `on_the_shim`, in a process that loads AddressSanitizer first.
+/// All tests named `on_a_gpu` on the shim, in a process that loads AddressSanitizer first.
 #[test]
 fn kernels_run_under_sanitizers() {
     let library = match shim::library() {
@@ -24,7 +25,7 @@ fn kernels_run_under_sanitizers() {
         return skipped("the C++ compiler has no AddressSanitizer");
     };
     let mut tests = Command::new(std::env::current_exe().unwrap());
-    tests.args(["on_the_shim", "--ignored", "--test-threads=2"]).env("GRPO_PIPES_SHIM", &library);
+    tests.args(["on_a_gpu", "--ignored", "--test-threads=2"]).env("GRPO_PIPES_SHIM", &library);
     tests.env("LD_PRELOAD", sanitizer).env("ASAN_OPTIONS", "detect_leaks=0:detect_stack_use_after_return=0");
     let done = tests.output().unwrap();
     std::fs::remove_file(library).unwrap();
@@ -37,10 +38,51 @@ fn skipped(why: &str) {
     let _ = writeln!(std::io::stderr(), "skipped: {why}");
 }
 
-/// A GPU of the shim's.
-fn shim() -> Arc<dyn Driver> {
-    Arc::new(shim::Shim::new())
+/// The same tests on the first GPU, each in a process of its own: after a kernel's bad access nothing works in that process.
+#[cfg(feature = "cuda")]
+#[test]
+fn kernels_run_on_a_real_gpu() {
+    match grpo_pipes::gpu::cuda::open(0) {
+        Ok(gpu) => drop(writeln!(std::io::stderr(), "GPU: {}", gpu.name())),
+        Err(why) => return skipped(&why.to_string()),
+    }
+    let tests = || Command::new(std::env::current_exe().unwrap());
+    let list = tests().args(["on_a_gpu", "--ignored", "--list", "--format=terse"]).output().unwrap();
+    let list = String::from_utf8(list.stdout).unwrap();
+    let names: Vec<&str> = list.lines().filter_map(|line| line.strip_suffix(": test")).collect();
+    assert!(!names.is_empty(), "{list}");
+    let mut failed = String::new();
+    for name in names {
+        let done = tests().args(["--exact", name, "--ignored"]).env_remove("GRPO_PIPES_SHIM").output().unwrap();
+        let verdict = if done.status.success() { "ok" } else { "FAILED" };
+        drop(writeln!(std::io::stderr(), "{name}: {verdict}"));
+        if !done.status.success() {
+            failed += &format!("{name}: {}\n{}\n", done.status, String::from_utf8_lossy(&done.stdout));
+        }
+    }
+    assert!(failed.is_empty(), "{failed}");
 }
+
+/// The shim's, where the tests are run on it, else the first GPU.
+fn gpu() -> Arc<dyn Driver> {
+    match std::env::var_os("GRPO_PIPES_SHIM") {
+        Some(library) => Arc::new(shim::Shim::new(&library)),
+        None => real_gpu(),
+    }
+}
+
+#[cfg(feature = "cuda")]
+fn real_gpu() -> Arc<dyn Driver> {
+    grpo_pipes::gpu::cuda::open(0).unwrap()
+}
+
+#[cfg(not(feature = "cuda"))]
+fn real_gpu() -> Arc<dyn Driver> {
+    panic!("run by kernels_run_under_sanitizers; or build with --features cuda")
+}
+
+/// The name of the shim's GPU.
+const SHIM: &str = "a C++ shim";
 
 const DTYPES: [Dtype; 3] = [Dtype::F32, Dtype::Bf16, Dtype::F16];
 

@@ -1,13 +1,13 @@
 use grpo_pipes::gpu::kernels::{Partial, add_norm};
 use grpo_pipes::gpu::{Buffer, Numbers};
 
-use super::{DTYPES, numbers, rounding, shim};
+use super::{DTYPES, gpu, numbers, rounding};
 use crate::fixtures::distance;
 
 #[test]
-#[ignore = "run by kernels_run_under_sanitizers"]
-fn add_norm_on_the_shim() {
-    let gpu = shim();
+#[ignore = "run by the tests of gpu/mod.rs"]
+fn add_norm_on_a_gpu() {
+    let gpu = gpu();
     for (case, &[rows, width, splits]) in [[3, 896, 2], [1, 8, 0], [5, 264, 7]].iter().enumerate() {
         for dtype in DTYPES {
             let (x, weight) = (numbers(case as u64, rows * width), numbers(77, width));

@@ -3,7 +3,7 @@
 #![allow(unsafe_code)] // calls into the shim
 
 use std::any::Any;
-use std::ffi::{CString, c_char, c_uint, c_void};
+use std::ffi::{CString, OsStr, c_char, c_uint, c_void};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Mutex, MutexGuard, OnceLock};
@@ -71,9 +71,8 @@ enum Call {
 }
 
 impl Shim {
-    /// Loads the library named by `GRPO_PIPES_SHIM`.
-    pub fn new() -> Self {
-        let path = std::env::var_os("GRPO_PIPES_SHIM").expect("run by kernels_run_under_sanitizers");
+    /// Loads what [`library`] made.
+    pub fn new(path: &OsStr) -> Self {
         // SAFETY: ours; its start only fills a table.
         let library = unsafe { Library::new(path) }.unwrap();
         Self { library, recording: Mutex::new(None) }
@@ -135,7 +134,7 @@ impl Shim {
 
 impl Driver for Shim {
     fn name(&self) -> String {
-        "a C++ shim".into()
+        super::SHIM.into()
     }
 
     fn supports(&self, _: Dtype) -> bool {

@@ -1,0 +1,114 @@
+//! Where to compute: `--device`.
+
+use std::fmt;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use crate::error::Result;
+use crate::gpu::driver::Driver;
+
+/// What was asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Device {
+    /// The first GPU if there is one and this build can use it, else the CPU.
+    Auto,
+    /// The processor, all threads.
+    Cpu,
+    /// A GPU, counted from 0.
+    Cuda(usize),
+}
+
+impl Device {
+    /// Opens the GPU that was asked for or, with `auto`, found; `None` is the CPU. `say` hears what `auto` chose and why.
+    ///
+    /// # Errors
+    /// [`crate::Error::Device`] when a GPU that was asked for cannot be used.
+    pub fn open(self, say: impl FnOnce(&str)) -> Result<Option<Arc<dyn Driver>>> {
+        self.open_with(open_gpu, say)
+    }
+
+    fn open_with(
+        self,
+        open_gpu: impl FnOnce(usize) -> Result<Arc<dyn Driver>>,
+        say: impl FnOnce(&str),
+    ) -> Result<Option<Arc<dyn Driver>>> {
+        match self {
+            Self::Cpu => Ok(None),
+            Self::Cuda(ordinal) => open_gpu(ordinal).map(Some),
+            Self::Auto => match open_gpu(0) {
+                Ok(gpu) => {
+                    say(&format!("computing on the GPU: {}", gpu.name()));
+                    Ok(Some(gpu))
+                }
+                Err(why) => {
+                    say(&format!("computing on the CPU: {why}"));
+                    Ok(None)
+                }
+            },
+        }
+    }
+}
+
+#[cfg(feature = "cuda")]
+use crate::gpu::cuda::open as open_gpu;
+
+#[cfg(not(feature = "cuda"))]
+fn open_gpu(_: usize) -> Result<Arc<dyn Driver>> {
+    Err(crate::Error::Device("not built with CUDA: make CUDA=1".into()))
+}
+
+impl FromStr for Device {
+    type Err = String;
+
+    fn from_str(text: &str) -> std::result::Result<Self, String> {
+        match text.split_once(':') {
+            None if text == "auto" => Ok(Self::Auto),
+            None if text == "cpu" => Ok(Self::Cpu),
+            None if text == "cuda" => Ok(Self::Cuda(0)),
+            Some(("cuda", number)) => {
+                number.parse().map(Self::Cuda).map_err(|_| format!("{number:?} is no number of a GPU"))
+            }
+            _ => Err("it is auto, cpu, cuda or cuda:N".into()),
+        }
+    }
+}
+
+impl fmt::Display for Device {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Auto => f.write_str("auto"),
+            Self::Cpu => f.write_str("cpu"),
+            Self::Cuda(ordinal) => write!(f, "cuda:{ordinal}"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Error;
+
+    #[test]
+    fn devices_are_read_as_they_are_written() {
+        for (text, device) in [("auto", Device::Auto), ("cpu", Device::Cpu), ("cuda:3", Device::Cuda(3))] {
+            assert_eq!(text.parse(), Ok(device));
+            assert_eq!(device.to_string(), text);
+        }
+        assert_eq!("cuda".parse(), Ok(Device::Cuda(0)));
+        for text in ["", "gpu", "CUDA", "cuda:", "cuda:-1", "cuda:1:2", "cpu:0", "auto:0"] {
+            assert!(text.parse::<Device>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn auto_falls_back_to_the_cpu_and_says_why_but_a_gpu_asked_for_must_be_there() {
+        let none = |ordinal| Err(Error::Device(format!("no GPU {ordinal}")));
+        let mut said = String::new();
+        assert!(Device::Auto.open_with(none, |why| said = why.into()).unwrap().is_none());
+        assert_eq!(said, "computing on the CPU: no GPU 0");
+        let silent = |why: &str| panic!("{why}");
+        assert!(Device::Cpu.open_with(|_| panic!("not asked for"), silent).unwrap().is_none());
+        let err = Device::Cuda(2).open_with(none, silent).err().unwrap();
+        assert_eq!((err.to_string().as_str(), err.exit_code()), ("no GPU 2", 1));
+    }
+}

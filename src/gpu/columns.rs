@@ -1,0 +1,84 @@
+//! Matrices as a library sees them that stores columns after each other, as cuBLAS does: every row-major matrix is its transpose.
+
+use super::driver::{Dtype, Matrix, Product};
+
+/// A stored matrix, columns after each other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Operand {
+    /// Numbers in a column, as stored.
+    pub rows: usize,
+    /// As stored.
+    pub columns: usize,
+    /// Numbers from one column to the next.
+    pub stride: usize,
+    /// Of its numbers.
+    pub dtype: Dtype,
+    /// Whether the product takes it transposed.
+    pub turned: bool,
+}
+
+/// The transpose of a [`Product`]: `out^T (n, m) = b^T (n, k) a^T (k, m)`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Columns {
+    /// b.
+    pub first: Operand,
+    /// a.
+    pub second: Operand,
+    /// `(n, m)`.
+    pub out: Operand,
+}
+
+impl Columns {
+    /// The same product.
+    pub fn of(product: &Product) -> Self {
+        let [m, n, k] = product.shape;
+        Self {
+            first: operand(&product.b, [k, n], product.b_turned),
+            second: operand(&product.a, [m, k], product.a_turned),
+            out: operand(&product.out, [m, n], false),
+        }
+    }
+}
+
+/// `shape` is that of the factor, rows first; `turned` says that its transpose is stored.
+fn operand(matrix: &Matrix, shape: [usize; 2], turned: bool) -> Operand {
+    let [stored_rows, stored_columns] = if turned { [shape[1], shape[0]] } else { shape };
+    Operand { rows: stored_columns, columns: stored_rows, stride: matrix.stride, dtype: matrix.dtype, turned }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gpu::driver::Address;
+
+    /// What BLAS reads at row `i`, column `j` of a factor.
+    fn factor(numbers: &[f64], operand: &Operand, i: usize, j: usize) -> f64 {
+        let [row, column] = if operand.turned { [j, i] } else { [i, j] };
+        assert!(row < operand.rows && column < operand.columns, "({row}, {column}) of {operand:?}");
+        numbers[column * operand.stride + row]
+    }
+
+    #[test]
+    fn blas_computes_the_same_product_whichever_factor_is_stored_transposed() {
+        let [m, n, k] = [2, 3, 4];
+        let numbers = |seed: usize| -> Vec<f64> { (0..40).map(|i| ((seed * 31 + i * i * 7) % 11) as f64).collect() };
+        let (a, b) = (numbers(1), numbers(2));
+        for (a_turned, b_turned) in [(false, false), (false, true), (true, false), (true, true)] {
+            let (a_stride, b_stride, out_stride) =
+                (if a_turned { m } else { k } + 1, if b_turned { k } else { n } + 2, n + 3);
+            let matrix = |stride| Matrix { at: Address(0), stride, dtype: Dtype::F32 };
+            let [a_matrix, b_matrix, out] = [a_stride, b_stride, out_stride].map(matrix);
+            let product = Product { a: a_matrix, a_turned, b: b_matrix, b_turned, out, shape: [m, n, k], beta: 0.0 };
+            let Columns { first, second, out } = Columns::of(&product);
+            assert_eq!((out.rows, out.columns, out.stride, out.turned), (n, m, out_stride, false));
+            for (row, column) in (0..m).flat_map(|row| (0..n).map(move |column| (row, column))) {
+                let in_a = |l| if a_turned { a[l * a_stride + row] } else { a[row * a_stride + l] };
+                let in_b = |l| if b_turned { b[column * b_stride + l] } else { b[l * b_stride + column] };
+                let want: f64 = (0..k).map(|l| in_a(l) * in_b(l)).sum();
+                // Row `row` of ours is column `row` of theirs.
+                let got: f64 = (0..k).map(|l| factor(&b, &first, column, l) * factor(&a, &second, l, row)).sum();
+                assert_eq!(got, want, "{a_turned} {b_turned}");
+            }
+        }
+    }
+}

@@ -1,0 +1,97 @@
+//! One card's context and its one stream.
+
+use std::borrow::Cow;
+use std::ffi::CStr;
+
+use cudarc::driver::result::{self, DriverError};
+use cudarc::driver::sys;
+
+use crate::error::{Error, Result};
+
+/// The primary context of a card, current on a thread after [`Context::bind`], and the stream that all work goes through.
+pub struct Context {
+    device: sys::CUdevice,
+    handle: sys::CUcontext,
+    pub stream: sys::CUstream,
+}
+
+// SAFETY: the driver's handles may be used by any thread on which the context is current; all methods make it so.
+unsafe impl Send for Context {}
+// SAFETY: as above; the driver serialises calls.
+unsafe impl Sync for Context {}
+
+impl Context {
+    /// Of card `ordinal`, once [`super::libraries::open`] has found the driver.
+    ///
+    /// # Errors
+    /// [`Error::Device`] when the driver does not start, or there is no such card.
+    pub fn new(ordinal: usize) -> Result<Self> {
+        result::init().map_err(failed("starting the driver"))?;
+        let count = result::device::get_count().map_err(failed("counting the cards"))?;
+        let index = i32::try_from(ordinal).ok().filter(|&index| index < count);
+        let index =
+            index.ok_or_else(|| Error::Device(format!("no GPU {ordinal} on this machine, which has {count}")))?;
+        let device = result::device::get(index).map_err(failed("opening the card"))?;
+        // SAFETY: a device of this driver.
+        let handle = unsafe { result::primary_ctx::retain(device) }.map_err(failed("opening the card"))?;
+        // SAFETY: just retained.
+        unsafe { result::ctx::set_current(handle) }.map_err(failed("opening the card"))?;
+        // Beside the stream that other users of the card in this process synchronise with.
+        let stream = result::stream::create(result::stream::StreamKind::NonBlocking);
+        Ok(Self { device, handle, stream: stream.map_err(failed("making a stream"))? })
+    }
+
+    /// Makes it current on this thread.
+    pub fn bind(&self) -> Result<()> {
+        // SAFETY: retained until dropped.
+        unsafe { result::ctx::set_current(self.handle) }.map_err(failed("using the card"))
+    }
+
+    /// Waits for all work asked for so far.
+    pub fn synchronize(&self) -> Result<()> {
+        self.bind()?;
+        // SAFETY: the stream lives as long as this.
+        unsafe { result::stream::synchronize(self.stream) }.map_err(failed("waiting for the GPU"))
+    }
+
+    /// Of the card, as its maker calls it.
+    pub fn name(&self) -> Result<String> {
+        result::device::get_name(self.device).map_err(failed("reading the card's name"))
+    }
+
+    /// 90 for sm_90.
+    pub fn capability(&self) -> Result<i32> {
+        use sys::CUdevice_attribute_enum::{
+            CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR as MAJOR,
+            CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR as MINOR,
+        };
+        // SAFETY: a device of this driver.
+        let number =
+            |which| unsafe { result::device::get_attribute(self.device, which) }.map_err(failed("asking the card"));
+        Ok(10 * number(MAJOR)? + number(MINOR)?)
+    }
+}
+
+impl Drop for Context {
+    fn drop(&mut self) {
+        // What fails here has been told by the call that broke the context.
+        let _ = self.synchronize();
+        // SAFETY: made by `new`, and used by nobody any more.
+        unsafe {
+            let _ = result::stream::destroy(self.stream);
+            let _ = result::primary_ctx::release(self.device);
+        }
+    }
+}
+
+/// What the driver said, and during what; made for `map_err(failed("..."))`. It may be the fault of work asked for earlier.
+pub fn failed(what: &str) -> impl FnOnce(DriverError) -> Error {
+    move |err| {
+        let (what_is_wrong, name) = (text(err.error_string()), text(err.error_name()));
+        Error::Device(format!("GPU: {what}: {what_is_wrong} ({name})"))
+    }
+}
+
+fn text(said: std::result::Result<&CStr, DriverError>) -> Cow<'_, str> {
+    said.map_or("an error it has no words for".into(), CStr::to_string_lossy)
+}

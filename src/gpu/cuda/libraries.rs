@@ -1,0 +1,89 @@
+//! Where the driver's library and cuBLASLt are. Nothing is linked: a binary with CUDA starts on a machine without.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+
+use cudarc::{cublaslt, driver};
+use libloading::Library;
+
+use crate::error::{Error, Result};
+
+/// Those whose calls have been tried, the newest first.
+const CUBLASLT: [&str; 2] = ["libcublasLt.so.13", "libcublasLt.so.12"];
+
+/// Makes sure that both libraries are there: cudarc opens them at the first call, and panics where it cannot.
+///
+/// # Errors
+/// [`Error::Device`] naming the one that is missing and what to do.
+pub fn open() -> Result<()> {
+    // SAFETY: opens and closes the driver's library, whose start has no effect of its own.
+    if !unsafe { driver::sys::is_culib_present() } {
+        return Err(Error::Device("no NVIDIA driver on this machine (libcuda.so.1 is not found)".into()));
+    }
+    let directories = directories(|name| std::env::var_os(name));
+    if cublaslt_is_present() || (hold_cublaslt(&directories) && cublaslt_is_present()) {
+        return Ok(());
+    }
+    Err(Error::Device(format!(
+        "{} is not found: install the CUDA toolkit, or nvidia-cublas into a Python environment, and set CUDA_HOME, VIRTUAL_ENV or \
+         LD_LIBRARY_PATH to where it is",
+        CUBLASLT.join(" or ")
+    )))
+}
+
+fn cublaslt_is_present() -> bool {
+    // SAFETY: as for the driver's library.
+    unsafe { cublaslt::sys::is_culib_present() }
+}
+
+/// Opens cuBLASLt by its full path, for good: opened by its name alone, the loader gives the same one then.
+fn hold_cublaslt(directories: &[PathBuf]) -> bool {
+    let places = directories.iter().flat_map(|directory| CUBLASLT.iter().map(move |name| directory.join(name)));
+    // SAFETY: as for the driver's library.
+    let held = places.into_iter().find_map(|path| unsafe { Library::new(path) }.ok());
+    held.map(std::mem::forget).is_some()
+}
+
+/// Where toolkits and Python packages put libraries that the loader does not know of.
+fn directories(environment: impl Fn(&str) -> Option<OsString>) -> Vec<PathBuf> {
+    let toolkits = environment("CUDA_HOME").map(PathBuf::from).into_iter().chain([PathBuf::from("/usr/local/cuda")]);
+    let mut all: Vec<PathBuf> = toolkits.map(|toolkit| toolkit.join("lib64")).collect();
+    if let Some(python) = environment("VIRTUAL_ENV") {
+        for version in entries(&Path::new(&python).join("lib")) {
+            let packages = entries(&version.join("site-packages/nvidia"));
+            all.extend(packages.into_iter().map(|package| package.join("lib")).filter(|lib| lib.is_dir()));
+        }
+    }
+    all
+}
+
+/// What is in a directory, in order; nothing if it cannot be read.
+fn entries(directory: &Path) -> Vec<PathBuf> {
+    let found = std::fs::read_dir(directory).into_iter().flatten().filter_map(|entry| Some(entry.ok()?.path()));
+    let mut found: Vec<PathBuf> = found.collect();
+    found.sort();
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn toolkits_and_python_environments_are_looked_through() {
+        let python = tempfile::tempdir().unwrap();
+        let nvidia = python.path().join("lib/python3.12/site-packages/nvidia");
+        for package in ["cublas/lib", "cu13/lib", "no_libraries"] {
+            std::fs::create_dir_all(nvidia.join(package)).unwrap();
+        }
+        let given = |name: &str| match name {
+            "CUDA_HOME" => Some("/opt/toolkit".into()),
+            "VIRTUAL_ENV" => Some(python.path().into()),
+            _ => None,
+        };
+        let own = ["/opt/toolkit/lib64", "/usr/local/cuda/lib64"].map(PathBuf::from);
+        let packages = ["cu13/lib", "cublas/lib"].map(|package| nvidia.join(package));
+        assert_eq!(directories(given), [&own[..], &packages].concat());
+        assert_eq!(directories(|_| None), [PathBuf::from("/usr/local/cuda/lib64")]);
+    }
+}

@@ -1,0 +1,273 @@
+//! [`Driver`] for NVIDIA's cards, over the driver's library and cuBLASLt.
+
+#![allow(unsafe_code)] // calls of the driver; what they are given is made in this directory, or is the caller's as `Driver` says
+
+mod context;
+mod libraries;
+mod products;
+mod recorded;
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::ffi::{CString, c_void};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use cudarc::driver::result::{self, DriverError};
+use cudarc::driver::sys;
+
+use self::context::{Context, failed};
+use self::products::Products;
+use self::recorded::{Event, Graph};
+use super::driver::{Address, Argument, Driver, Dtype, Grid, Mark, Product, Recording, Shared};
+use crate::error::{Error, Result};
+
+/// The kernels, for all cards: build.rs.
+static KERNELS: &Aligned<[u8]> = &Aligned(*include_bytes!(concat!(env!("OUT_DIR"), "/kernels.fatbin")));
+
+/// The driver reads words in it.
+#[repr(align(16))]
+struct Aligned<B: ?Sized>(B);
+
+/// The oldest card there are kernels for, the first with f16 in its matrix units.
+const OLDEST_CARD: i32 = 75;
+
+/// Dynamic shared memory that a kernel may have without asking for more [bytes].
+const SHARED_MEMORY: u32 = 48 << 10;
+
+/// A kernel, and the dynamic shared memory that it may have so far.
+struct Kernel {
+    function: sys::CUfunction,
+    shared: u32,
+}
+
+struct Cuda {
+    context: Arc<Context>,
+    name: String,
+    capability: i32,
+    module: sys::CUmodule,
+    kernels: Mutex<HashMap<String, Kernel>>,
+    products: Products,
+    shared: Mutex<Vec<usize>>,
+    recording: AtomicBool,
+}
+
+// SAFETY: see Context.
+unsafe impl Send for Cuda {}
+// SAFETY: as above; what changes is behind locks.
+unsafe impl Sync for Cuda {}
+
+/// Opens card `ordinal`, counted from 0.
+///
+/// # Errors
+/// [`Error::Device`] naming what is missing: driver, library, card; or what the driver said.
+pub fn open(ordinal: usize) -> Result<Arc<dyn Driver>> {
+    libraries::open()?;
+    let context = Arc::new(Context::new(ordinal)?);
+    let (name, capability) = (context.name()?, context.capability()?);
+    if capability < OLDEST_CARD {
+        return Err(Error::Device(format!(
+            "GPU {ordinal} is a {name} of sm_{capability}; kernels are for sm_{OLDEST_CARD} (Turing) and newer"
+        )));
+    }
+    // SAFETY: the whole image, aligned.
+    let module = unsafe { result::module::load_data(KERNELS.0.as_ptr().cast()) }.map_err(refused)?;
+    let products = Products::new()?;
+    let (kernels, shared, recording) = (Mutex::default(), Mutex::default(), AtomicBool::new(false));
+    Ok(Arc::new(Cuda { context, name, capability, module, kernels, products, shared, recording }))
+}
+
+/// The kernels did not load: mostly a driver that is older than the compiler.
+fn refused(err: DriverError) -> Error {
+    let mut version = 0;
+    // SAFETY: writes one number.
+    let _ = unsafe { sys::cuDriverGetVersion(&raw mut version) };
+    let (major, minor, compiled) = (version / 1000, version % 1000 / 10, env!("NVCC_VERSION"));
+    failed(&format!(
+        "loading kernels compiled by CUDA {compiled} with a driver of CUDA {major}.{minor} (update the older one)"
+    ))(err)
+}
+
+impl Cuda {
+    /// What cannot be recorded must not be asked for meanwhile: it would be left out, or read memory that is gone.
+    fn bind(&self, what: &str) -> Result<()> {
+        if self.recording.load(Ordering::Relaxed) {
+            return Err(Error::Device(format!("GPU: {what} cannot be recorded")));
+        }
+        self.context.bind()
+    }
+
+    /// A kernel that may have so much dynamic shared memory.
+    fn kernel(&self, name: &str, shared: u32) -> Result<sys::CUfunction> {
+        use sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES as LIMIT;
+        let mut kernels = self.kernels.lock().unwrap_or_else(PoisonError::into_inner);
+        let kernel = match kernels.entry(name.into()) {
+            Entry::Occupied(kernel) => kernel.into_mut(),
+            Entry::Vacant(room) => {
+                let c_name = CString::new(name).expect("names of kernels are identifiers");
+                // SAFETY: the module lives as long as this.
+                let function = unsafe { result::module::get_function(self.module, c_name) };
+                let function = function.map_err(failed(&format!("finding the kernel {name}")))?;
+                room.insert(Kernel { function, shared: SHARED_MEMORY })
+            }
+        };
+        if shared > kernel.shared {
+            // SAFETY: a function of the module; the driver refuses what the card does not have.
+            let allowed = unsafe { result::function::set_function_attribute(kernel.function, LIMIT, shared as i32) };
+            allowed.map_err(failed(&format!("giving the kernel {name} {shared} bytes of shared memory a block")))?;
+            kernel.shared = shared;
+        }
+        Ok(kernel.function)
+    }
+}
+
+impl Driver for Cuda {
+    fn name(&self) -> String {
+        self.name.clone()
+    }
+
+    fn supports(&self, dtype: Dtype) -> bool {
+        match dtype {
+            Dtype::F32 | Dtype::F16 => true, // all cards there are kernels for
+            Dtype::Bf16 => self.capability >= 80,
+        }
+    }
+
+    fn memory(&self) -> Result<(usize, usize)> {
+        self.context.bind()?;
+        result::mem_get_info().map_err(failed("asking how much memory is free"))
+    }
+
+    fn allocate(&self, bytes: usize) -> Result<Address> {
+        self.bind("making room in memory")?;
+        // SAFETY: memory that was never written is the caller's to write first.
+        unsafe { result::malloc_sync(bytes) }.map(Address).map_err(|err| match self.memory() {
+            Ok((free, all)) if err.0 == sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY => {
+                let [bytes, free, all] = [bytes, free, all].map(|bytes| bytes as f64 / f64::from(1 << 30));
+                Error::Device(format!("GPU: no room for {bytes:.2} GiB: {free:.2} of {all:.2} GiB are free"))
+            }
+            _ => failed("making room in memory")(err),
+        })
+    }
+
+    fn release(&self, at: Address) {
+        assert!(!self.recording.load(Ordering::Relaxed), "memory is freed while work on it is recorded");
+        if self.context.synchronize().is_ok() {
+            // SAFETY: from `allocate`, and no work uses it any more.
+            let _ = unsafe { result::free_sync(at.0) };
+        }
+    }
+
+    fn allocate_shared(&self, bytes: usize) -> Result<Shared> {
+        self.bind("making room in shared memory")?;
+        // SAFETY: freed when this is dropped, and zeroed over its whole length before anyone sees it.
+        let (host, at) = unsafe {
+            let host = result::malloc_host(bytes, sys::CU_MEMHOSTALLOC_DEVICEMAP).map_err(failed("pinning memory"))?;
+            self.shared.lock().unwrap_or_else(PoisonError::into_inner).push(host as usize);
+            host.cast::<u8>().write_bytes(0, bytes);
+            let mut at = 0;
+            sys::cuMemHostGetDevicePointer_v2(&raw mut at, host, 0).result().map_err(failed("mapping memory"))?;
+            (host as usize, at)
+        };
+        Ok(Shared { at: Address(at), host, bytes })
+    }
+
+    fn upload(&self, to: Address, bytes: &[u8]) -> Result<()> {
+        self.bind("a copy from the host")?;
+        // SAFETY: the device's side is the caller's; the host's is read before `synchronize` returns.
+        unsafe { result::memcpy_htod_async(to.0, bytes, self.context.stream) }.map_err(failed("copying to the GPU"))?;
+        self.context.synchronize()
+    }
+
+    fn download(&self, from: Address, bytes: &mut [u8]) -> Result<()> {
+        self.bind("a copy to the host")?;
+        // SAFETY: the device's side is the caller's; the host's is written before `synchronize` returns.
+        unsafe { result::memcpy_dtoh_async(bytes, from.0, self.context.stream) }
+            .map_err(failed("copying from the GPU"))?;
+        self.context.synchronize()
+    }
+
+    fn copy(&self, to: Address, from: Address, bytes: usize) -> Result<()> {
+        if bytes == 0 {
+            return Ok(()); // the card would take it for a mistake, as in what follows
+        }
+        self.context.bind()?;
+        // SAFETY: both sides are the caller's. This call takes shared memory on either side, too.
+        let done = unsafe { sys::cuMemcpyAsync(to.0, from.0, bytes, self.context.stream) };
+        done.result().map_err(failed("copying on the GPU"))
+    }
+
+    fn clear(&self, at: Address, bytes: usize) -> Result<()> {
+        if bytes == 0 {
+            return Ok(());
+        }
+        self.context.bind()?;
+        // SAFETY: the caller's memory.
+        unsafe { result::memset_d8_async(at.0, 0, bytes, self.context.stream) }.map_err(failed("clearing memory"))
+    }
+
+    fn launch(&self, kernel: &str, grid: Grid, arguments: &[Argument]) -> Result<()> {
+        if grid.blocks.contains(&0) {
+            return Ok(());
+        }
+        self.context.bind()?;
+        let function = self.kernel(kernel, grid.shared)?;
+        let mut bits: Vec<u64> = arguments.iter().map(|one| one.bits().0).collect();
+        // Low bytes first, so that a pointer to the bits is one to the narrower number.
+        let mut pointers: Vec<*mut c_void> = bits.iter_mut().map(|bits| (&raw mut *bits).cast()).collect();
+        let ([x, y, z], threads, stream) = (grid.blocks, (grid.threads, 1, 1), self.context.stream);
+        // SAFETY: arguments are copied before it returns; that they are the kernel's is the caller's part.
+        unsafe { result::launch_kernel(function, (x, y, z), threads, grid.shared, stream, &mut pointers) }
+            .map_err(|err| failed(&format!("launching {kernel} with {grid:?}"))(err))
+    }
+
+    fn product(&self, product: &Product) -> Result<()> {
+        if product.shape[..2].contains(&0) {
+            return Ok(());
+        }
+        self.context.bind()?;
+        self.products.multiply(&self.context, product)
+    }
+
+    fn record(&self, work: &mut dyn FnMut() -> Result<()>) -> Result<Recording> {
+        assert!(!self.recording.swap(true, Ordering::Relaxed), "a recording within a recording");
+        let recorded = Graph::record(&self.context, work);
+        self.recording.store(false, Ordering::Relaxed);
+        Ok(Box::new(recorded?))
+    }
+
+    fn replay(&self, recording: &Recording) -> Result<()> {
+        recording.downcast_ref::<Graph>().expect("recorded by this driver").replay()
+    }
+
+    fn mark(&self) -> Result<Mark> {
+        self.bind("a mark")?;
+        Ok(Box::new(Event::now(&self.context)?))
+    }
+
+    fn wait(&self, mark: &Mark) -> Result<()> {
+        event(mark).wait()
+    }
+
+    fn seconds_between(&self, from: &Mark, to: &Mark) -> Result<f64> {
+        event(from).seconds_to(event(to))
+    }
+}
+
+fn event(mark: &Mark) -> &Event {
+    mark.downcast_ref().expect("made by this driver")
+}
+
+impl Drop for Cuda {
+    fn drop(&mut self) {
+        // What fails here has been told by the call that broke the context.
+        let _ = self.context.synchronize();
+        self.products.close();
+        for host in std::mem::take(&mut *self.shared.lock().unwrap_or_else(PoisonError::into_inner)) {
+            // SAFETY: from `allocate_shared`, and no work uses it any more.
+            let _ = unsafe { result::free_host(host as *mut c_void) };
+        }
+        // SAFETY: as above.
+        let _ = unsafe { result::module::unload(self.module) };
+    }
+}

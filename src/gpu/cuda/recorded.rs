@@ -1,0 +1,118 @@
+//! What outlives a call: recorded work and moments of the stream.
+
+use std::sync::Arc;
+
+use cudarc::driver::result::{event, graph};
+use cudarc::driver::sys;
+
+use super::context::{Context, failed};
+use crate::error::Result;
+
+/// Work recorded once, to be done again and again.
+pub struct Graph {
+    context: Arc<Context>,
+    work: sys::CUgraphExec,
+}
+
+// SAFETY: see Context.
+unsafe impl Send for Graph {}
+
+impl Graph {
+    /// Records what `work` asks of the context's stream.
+    pub fn record(context: &Arc<Context>, work: &mut dyn FnMut() -> Result<()>) -> Result<Self> {
+        // A kernel that is first met while recording is loaded then, which the other modes do not allow.
+        let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED;
+        context.bind()?;
+        // SAFETY: the stream lives as long as its context, as in all that follows.
+        unsafe { cudarc::driver::result::stream::begin_capture(context.stream, mode) }.map_err(failed("recording"))?;
+        let outcome = work();
+        // SAFETY: as above. Also after an error: the stream does nothing else until its recording ends.
+        let drawn = unsafe { cudarc::driver::result::stream::end_capture(context.stream) };
+        if outcome.is_err() {
+            // SAFETY: it was just made, and nothing was made of it.
+            let _ = drawn.map(|drawn| unsafe { graph::destroy(drawn) });
+            outcome?;
+            unreachable!("returned its error");
+        }
+        let drawn = drawn.map_err(failed("recording"))?;
+        // SAFETY: it was just made; what is made of it does not need it.
+        let made = unsafe {
+            let made = graph::instantiate(drawn, sys::CUgraphInstantiate_flags(0));
+            let _ = graph::destroy(drawn);
+            made
+        };
+        let recorded = Self { context: Arc::clone(context), work: made.map_err(failed("recording"))? };
+        // SAFETY: as above. Else the first replay would wait for it.
+        unsafe { graph::upload(recorded.work, context.stream) }.map_err(failed("recording"))?;
+        Ok(recorded)
+    }
+
+    /// Does it.
+    pub fn replay(&self) -> Result<()> {
+        self.context.bind()?;
+        // SAFETY: made by `record`.
+        unsafe { graph::launch(self.work, self.context.stream) }.map_err(failed("replaying recorded work"))
+    }
+}
+
+impl Drop for Graph {
+    fn drop(&mut self) {
+        if self.context.bind().is_ok() {
+            // SAFETY: made by `record`; the driver waits for replays under way.
+            let _ = unsafe { graph::exec_destroy(self.work) };
+        }
+    }
+}
+
+/// A moment in the stream's work.
+pub struct Event {
+    context: Arc<Context>,
+    event: sys::CUevent,
+}
+
+// SAFETY: see Context.
+unsafe impl Send for Event {}
+
+impl Event {
+    /// After all work asked for so far.
+    pub fn now(context: &Arc<Context>) -> Result<Self> {
+        context.bind()?;
+        let event = event::create(sys::CUevent_flags::CU_EVENT_DEFAULT).map_err(failed("marking a moment"))?;
+        let made = Self { context: Arc::clone(context), event };
+        // SAFETY: both live.
+        unsafe { event::record(event, context.stream) }.map_err(failed("marking a moment"))?;
+        Ok(made)
+    }
+
+    /// Until it is past.
+    pub fn wait(&self) -> Result<()> {
+        self.context.bind()?;
+        // SAFETY: made by `now`.
+        unsafe { event::synchronize(self.event) }.map_err(failed("waiting for the GPU"))
+    }
+
+    /// Device time to a later moment [s], once both are past.
+    pub fn seconds_to(&self, later: &Self) -> Result<f64> {
+        type Elapsed = unsafe extern "C" fn(*mut f32, sys::CUevent, sys::CUevent) -> sys::CUresult;
+        let mut milliseconds = 0.0;
+        self.context.bind()?;
+        // cudarc's bindings of CUDA 13 know only the second version, which drivers have since 12.8.
+        // SAFETY: cuda.h, cuEventElapsedTime; both events were made by `now`.
+        let said = unsafe {
+            let elapsed = sys::culib().get::<Elapsed>(b"cuEventElapsedTime");
+            elapsed.map(|elapsed| elapsed(&raw mut milliseconds, self.event, later.event))
+        };
+        let said = said.unwrap_or(sys::CUresult::CUDA_ERROR_NOT_FOUND);
+        said.result().map_err(failed("reading the time between two moments"))?;
+        Ok(f64::from(milliseconds) / 1e3)
+    }
+}
+
+impl Drop for Event {
+    fn drop(&mut self) {
+        if self.context.bind().is_ok() {
+            // SAFETY: made by `now`.
+            let _ = unsafe { event::destroy(self.event) };
+        }
+    }
+}
