@@ -1,9 +1,11 @@
-# What a user runs. `make train` and `make test` need Rust and a C compiler alone.
-.PHONY: all train step placebo test check bench clean
+# What a user runs. `make train` and `make test` need Rust and a C compiler alone; with CUDA=1 all is built for NVIDIA GPUs, too.
+.PHONY: all train step placebo test test-gpu check check-cuda bench clean
 .DELETE_ON_ERROR:
 
+FEATURES = $(if $(filter 1,$(CUDA)),--features cuda)
+
 all:
-	cargo build --release
+	cargo build --release $(FEATURES)
 
 # RECIPE=auto|tiny|qwen2.5-0.5b|qwen2.5-0.5b-small-gpu, SEED, NAME, SCORER and every number of the recipe can be set.
 train: all
@@ -18,11 +20,19 @@ placebo: all
 	NAME=$${NAME:-placebo} SCORER='bash pipelines/placebo.sh' bash pipelines/train.sh
 
 test:
-	cargo test --release
+	cargo test --release $(FEATURES)
+
+# The GPU's tests on the GPU of this machine; without one they say so and pass.
+test-gpu:
+	cargo test --release --features cuda --test suite gpu:: -- --nocapture
 
 check:
 	cargo fmt --check
-	cargo clippy --all-targets -- -D warnings
+	cargo clippy --all-targets $(FEATURES) -- -D warnings
+
+# Compiles and links everything for GPUs, without a GPU; without nvcc it first fetches one into target/.
+check-cuda:
+	bash pipelines/check-cuda.sh
 
 # PYTHON: a Python with the packages of tests/bench/peers/requirements.txt; without them only our side is measured.
 bench: all

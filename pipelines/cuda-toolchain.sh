@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # What compiles the GPU's kernels, where no CUDA toolkit is installed: NVIDIA's own Python wheels, unpacked. Needs no GPU, driver or
-# root, about 100 MB of downloads and 210 MB on the disk; nothing of it is needed to run what was built.
+# root, about 100 MB of downloads and 270 MB on the disk; nothing of it is needed to run what was built.
 #
 #   CUDA_HOME=$(bash pipelines/cuda-toolchain.sh) cargo build --release --features cuda
 set -euo pipefail

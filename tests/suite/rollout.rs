@@ -5,6 +5,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
+use grpo_pipes::device::Device;
 use grpo_pipes::policy::{State, copy_companions, identity};
 use grpo_pipes::run::{Live, Lock, Role, Run};
 use serde_json::{Value, json};
@@ -31,7 +32,7 @@ const FIELDS: [&str; 12] = [
 ];
 
 fn arguments<'a>(model: &'a str, more: &[&'a str]) -> Vec<&'a str> {
-    [&["--model", model, "--max-completion-tokens", "8"], more].concat()
+    [&["--model", model, "--max-completion-tokens", "8", "--device", "cpu"], more].concat()
 }
 
 fn rollout(more: &[&str], input: &str) -> Finished {
@@ -47,6 +48,27 @@ fn prompt(i: usize) -> Value {
 #[test]
 fn the_help_is_the_golden_one() {
     check_help(ROLLOUT, "rollout");
+}
+
+#[test]
+fn a_device_that_is_not_there_is_named_in_one_line_and_auto_does_without() {
+    let Err(why) = Device::Cuda(0).open(|_| ()) else { return }; // there is one
+    let (input, model) = (lines(&[prompt(0)]), directory().join("tiny-qwen2"));
+    let model = ["--model", model.to_str().unwrap(), "--max-completion-tokens", "8"];
+    let rollout = |more: &[&str]| run(ROLLOUT, &[&model, more].concat(), &input);
+    let auto = rollout(&[]);
+    assert_eq!(auto.code, Some(0), "{}", auto.stderr);
+    let said = format!("rollout: computing on the CPU: {why}\n");
+    assert!(auto.stderr.starts_with(&said), "{}", auto.stderr);
+    let cpu = rollout(&["--device", "cpu"]);
+    assert_eq!((cpu.code, cpu.stdout), (Some(0), auto.stdout));
+    assert!(!cpu.stderr.contains("computing on"), "{}", cpu.stderr);
+    for device in ["cuda", "cuda:0"] {
+        let done = rollout(&["--device", device]);
+        assert_eq!((done.code, done.stdout.as_str()), (Some(1), ""));
+        assert_eq!(done.stderr, format!("rollout: {why}\n"));
+    }
+    assert_eq!(rollout(&["--device", "gpu"]).code, Some(2));
 }
 
 #[test]
