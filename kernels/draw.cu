@@ -287,9 +287,9 @@ __device__ void draw_token(const Draw &draw) {
   if (threadIdx.x == 0) extend(draw, slot, token, row.score(token) * row.scale - row.max - log_sum, DRAWN_FLAG);
 }
 
-KERNEL(DRAW_THREADS, draw, u32 *state, u32 count, const u32 *slot_of_row, u32 only, const float *logits, u32 vocabulary,
-       float temperature, u32 top_k, float top_p, float min_p, float penalty, const u32 *stops, u32 stop_count, u32 limit,
-       u32 *seen, u32 words, u32 *log) {
+KERNEL_ALONE(DRAW_THREADS, draw, u32 *state, u32 count, const u32 *slot_of_row, u32 only, const float *logits, u32 vocabulary,
+             float temperature, u32 top_k, float top_p, float min_p, float penalty, const u32 *stops, u32 stop_count, u32 limit,
+             u32 *seen, u32 words, u32 *log) {
   draw_token({{state, count}, slot_of_row, only, logits, vocabulary, {temperature, top_k, top_p, min_p, penalty}, stops,
               stop_count, limit, seen, words, log});
 }

@@ -1,5 +1,8 @@
 # What ptxas -v said, as a table: registers a thread of each kernel on each card, and its static shared memory. A register that does
-# not fit is spilled to memory, at many times the cost: that fails, as a warning does.
+# not fit is spilled to memory, at many times the cost: that fails, as a warning does, but for the few that ptxas gives up so that
+# more blocks run at once.
+
+BEGIN { FEW = 64 } # bytes stored and loaded a thread
 
 /Compiling entry function/ {
     split($0, quoted, "'")
@@ -24,14 +27,14 @@ END {
     if (!rows) { print "no kernel in what ptxas said"; exit 1 }
     printf "%-40s", "registers a thread"
     for (c = 1; c <= columns; c++) printf "%8s", cards[c]
-    print "  static shared memory"
+    print "  static shared memory (+ bytes spilled)"
     for (r = 1; r <= rows; r++) {
         kernel = kernels[r]
         printf "%-40s", kernel
-        for (c = 1; c <= columns; c++) printf "%8s", registers[kernel, cards[c]]
+        for (c = 1; c <= columns; c++) printf "%8s", registers[kernel, cards[c]] (spilled[kernel, cards[c]] ? "+" spilled[kernel, cards[c]] : "")
         print "  " shared[kernel] " B"
         for (c = 1; c <= columns; c++)
-            if (spilled[kernel, cards[c]]) { print kernel " spills " spilled[kernel, cards[c]] " bytes on " cards[c]; bad = 1 }
+            if (spilled[kernel, cards[c]] > FEW) { print kernel " spills " spilled[kernel, cards[c]] " bytes on " cards[c]; bad = 1 }
     }
     exit bad
 }

@@ -89,6 +89,7 @@ struct Register {
   extern "C" void name(__VA_ARGS__);                                                                                           \
   static shim::Register register_##name(#name, threads, name);                                                                 \
   extern "C" void name(__VA_ARGS__)
+#define KERNEL_ALONE KERNEL
 #define DYNAMIC_SHARED(name) unsigned char *name = shim::dynamic_shared
 
 inline void __syncthreads() { shim::block_barrier(); }

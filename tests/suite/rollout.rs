@@ -220,7 +220,7 @@ fn state(step: u64) -> State {
 fn following(run: &Run) -> Command {
     let mut command = Command::new(ROLLOUT);
     command.arg(run.prompts()).arg("--follow").arg(run.dir()).args(["--groups-per-step", "2", "-n", "2"]);
-    command.args(["--max-completion-tokens", "8"]);
+    command.args(["--max-completion-tokens", "8", "--device", "cpu"]);
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     command
 }

@@ -86,4 +86,21 @@ mod tests {
         assert_eq!(directories(given), [&own[..], &packages].concat());
         assert_eq!(directories(|_| None), [PathBuf::from("/usr/local/cuda/lib64")]);
     }
+
+    #[test]
+    fn a_library_held_by_its_path_is_found_by_its_name() {
+        let toolkit = tempfile::tempdir().unwrap();
+        if cublaslt_is_present() {
+            return; // with or without us
+        }
+        let library = toolkit.path().join(CUBLASLT[0]);
+        let mut compiler = std::process::Command::new("cc");
+        compiler.args(["-shared", "-nostdlib", "-x", "c", "/dev/null", "-o"]).arg(&library);
+        let made = compiler.arg(format!("-Wl,-soname,{}", CUBLASLT[0])).status();
+        if !made.is_ok_and(|made| made.success()) {
+            return; // no C compiler
+        }
+        assert!(!hold_cublaslt(&["no/such/directory".into()]) && !cublaslt_is_present());
+        assert!(hold_cublaslt(&["no/such/directory".into(), toolkit.path().into()]) && cublaslt_is_present());
+    }
 }

@@ -59,6 +59,7 @@ fn draws_are_the_cpus_on_a_gpu() {
             let logits = logits(round, config.vocab_size);
             let on_gpu = Buffer::of(&gpu, &logits).unwrap();
             draw(&*gpu, &slots, Drawers::Rows(&rows), (&on_gpu, config.vocab_size), &sampling, &ends).unwrap();
+            gpu.wait(&gpu.mark().unwrap()).unwrap();
             for (row, slot) in [2, 0, 3].into_iter().enumerate() {
                 let logits = &logits[row * config.vocab_size..][..config.vocab_size];
                 let uniform = stream.uniform(row as u64, round as u64);
@@ -96,6 +97,7 @@ fn ends_of_sequences_on_a_gpu() {
         let logits = Buffer::of(&gpu, &table).unwrap();
         draw(&*gpu, &slots, Drawers::Rows(&rows), (&logits, vocabulary), &greedy, &ends).unwrap();
     }
+    gpu.wait(&gpu.mark().unwrap()).unwrap();
     let drawn = |slot| -> Vec<Option<Entry>> { (0..4).map(|position| ends.log.entry(slot, position)).collect() };
     let tokens = |slot| -> Vec<u32> {
         let token = |entry| if let Some(Entry::Token(token, _)) = entry { Some(token) } else { None };

@@ -112,9 +112,7 @@ fn products_are_those_of_plain_loops_on_a_gpu() {
         let to = if factors == Dtype::F32 { vec![Dtype::F32] } else { vec![factors, Dtype::F32] };
         for (to, turns) in to.into_iter().flat_map(|to| turns.clone().map(move |turns| (to, turns))) {
             // Whole tiles, single rows, and odd sizes at odd places.
-            for (shape, shift) in
-                [([64, 128, 64], 0), ([1, 72, 40], 8), ([5, 1, 24], 0), ([17, 35, 129], 1), ([0, 4, 8], 0)]
-            {
+            for (shape, shift) in [([64, 128, 64], 0), ([1, 72, 40], 8), ([5, 1, 24], 0), ([17, 35, 129], 1)] {
                 let error = product_error(&gpu, (factors, to), shape, turns, shift);
                 // Sums of eighths are exact in f32; only what is stored in 16 bits is rounded.
                 let limit = if to == Dtype::F32 { 0.0 } else { super::rounding(to) };
@@ -127,6 +125,21 @@ fn products_are_those_of_plain_loops_on_a_gpu() {
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+#[ignore = "run by the tests of gpu/mod.rs"]
+fn a_product_of_no_rows_and_a_grid_of_no_blocks_do_nothing_on_a_gpu() {
+    let gpu = gpu();
+    let numbers = Numbers::of(&gpu, Dtype::F32, &[1.0; 32]).unwrap();
+    let (a, b, out) = (numbers.matrix(0, 8), numbers.matrix(0, 4), numbers.matrix(0, 4));
+    for shape in [[0, 4, 8], [4, 0, 8]] {
+        let product = Product { a, a_turned: false, b, b_turned: false, out, shape, beta: 0.0 };
+        gpu.product(&product).unwrap();
+    }
+    let arguments = [a.at.into(), 8.into(), b.at.into(), Argument::from(1)]; // mark_seen(tokens, len, seen, words)
+    gpu.launch("mark_seen", Grid { blocks: [0, 1, 1], threads: 256, shared: 0 }, &arguments).unwrap();
+    assert_eq!(numbers.to_vec().unwrap(), [1.0; 32]);
 }
 
 /// Numbers whose products need all 24 bits: with fewer (TensorFloat-32) it is off by more than a thousandth.

@@ -2,7 +2,7 @@ use grpo_pipes::gpu::decode::kernels::{linear_rows, splits, swiglu_rows};
 use grpo_pipes::gpu::driver::Dtype;
 use grpo_pipes::gpu::{Buffer, Numbers};
 
-use super::{DTYPES, numbers, rounded, rounding, gpu};
+use super::{DTYPES, gpu, numbers, rounded, rounding};
 use crate::fixtures::distance;
 
 /// y = x w^T in f64.
