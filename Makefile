@@ -1,5 +1,5 @@
 # What a user runs. `make train` and `make test` need Rust and a C compiler alone; with CUDA=1 all is built for NVIDIA GPUs, too.
-.PHONY: all train step placebo test test-gpu check check-cuda bench clean
+.PHONY: all train step placebo test test-gpu check check-cuda bench bench-gpu clean
 .DELETE_ON_ERROR:
 
 FEATURES = $(if $(filter 1,$(CUDA)),--features cuda)
@@ -39,6 +39,13 @@ bench: all
 	mkdir -p tests/bench/results
 	bash pipelines/bench.sh >tests/bench/results/.new
 	mv tests/bench/results/.new tests/bench/results/$$(date -u +%F)-cpu.md
+
+# With CUDA=1, on a machine with a GPU; PYTHON has torch and transformers for the peers' side.
+bench-gpu: all
+	cargo build --release --features cuda --example bench-gpu
+	mkdir -p tests/bench/results
+	bash pipelines/bench-gpu.sh >tests/bench/results/.new
+	mv tests/bench/results/.new tests/bench/results/$$(date -u +%F)-gpu.md
 
 clean:
 	cargo clean

@@ -9,11 +9,11 @@ use super::decoder::{Decoder, Drawn, Prompt};
 use super::scheduler::Start;
 use crate::error::Result;
 use crate::gpu::decode::kernels::{cache_rows, check, linear_rows};
-use crate::gpu::decode::{Begin, Entry, Shape, Slots, Stepper};
+use crate::gpu::decode::{Begin, Entry, Plan, Shape, Slots, Stepper};
 use crate::gpu::driver::{Driver, Dtype, Mark};
 use crate::gpu::packed::{Forward, Keep};
 use crate::gpu::{Buffer, Numbers, Weights};
-use crate::model::{Model, Packed};
+use crate::model::{Config, Model, Packed};
 
 /// Most tokens of prompts packed together: enough for products at full speed, and bounds memory [tokens].
 const PREFILL_TOKENS: usize = 8192;
@@ -59,17 +59,34 @@ struct Placed {
     key: [u32; 2],
 }
 
+impl OnGpu {
+    /// What sampling with these settings takes of the card's memory.
+    ///
+    /// # Errors
+    /// [`crate::Error::Device`] when the kernels do not suit the model.
+    pub fn plan(&self, config: &Config, settings: &Settings) -> Result<Plan> {
+        Plan::of(config, self.shape(settings), self.dtype, PREFILL_TOKENS)
+    }
+
+    fn shape(&self, settings: &Settings) -> Shape {
+        Shape {
+            slots: settings.max_sequences,
+            max_prompt_tokens: self.max_prompt_tokens,
+            max_completion_tokens: settings.max_completion_tokens,
+        }
+    }
+}
+
 impl GpuDecoder {
     /// Copies the model to the device and makes room for the sequences of `settings`.
     ///
     /// # Errors
     /// [`crate::Error::Device`] when the kernels do not suit the model, or there is no room.
     pub fn new(driver: &Arc<dyn Driver>, model: &Model, settings: &Settings, on: OnGpu) -> Result<Self> {
-        let (slots, limit) = (settings.max_sequences, settings.max_completion_tokens);
-        let OnGpu { dtype, max_prompt_tokens, batch_invariant } = on;
-        let weights = Weights::of(driver, model, dtype, max_prompt_tokens + limit)?;
+        let (shape, OnGpu { dtype, batch_invariant, .. }) = (on.shape(settings), on);
+        let (slots, limit) = (shape.slots, shape.max_completion_tokens);
+        let weights = Weights::of(driver, model, dtype, shape.max_prompt_tokens + limit)?;
         check(&weights)?;
-        let shape = Shape { slots, max_prompt_tokens, max_completion_tokens: limit };
         let ends = (settings.sampling, &settings.stop_ids[..]);
         let penalised = settings.sampling.repetition_penalty != 1.0;
         Ok(Self {

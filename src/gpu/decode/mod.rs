@@ -2,9 +2,11 @@
 
 pub mod kernels;
 mod log;
+mod plan;
 mod slots;
 mod step;
 
 pub use log::{Entry, Log};
+pub use plan::Plan;
 pub use slots::{Begin, Shape, Slots};
 pub use step::Stepper;

@@ -11,12 +11,14 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+DEVICE = os.environ.get("PEER_DEVICE", "cpu")
+DTYPE = torch.float32 if DEVICE == "cpu" else torch.bfloat16
 
 
 def load(directory):
     tokenizer = AutoTokenizer.from_pretrained(directory, padding_side="left")
-    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
-    return model, tokenizer
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=DTYPE)
+    return model.to(DEVICE), tokenizer
 
 
 def seconds(function, times, warm_up):
@@ -25,5 +27,7 @@ def seconds(function, times, warm_up):
     for i in range(warm_up + times):
         began = time.perf_counter()
         function(i)
+        if DEVICE != "cpu":
+            torch.cuda.synchronize()
         taken.append(time.perf_counter() - began)
     return statistics.median(taken[warm_up:])

@@ -7,7 +7,7 @@ import argparse
 import json
 
 import torch
-from common import load, seconds
+from common import DEVICE, load, seconds
 
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("model")
@@ -24,7 +24,7 @@ model.eval()
 with open(args.records) as lines:
     prompts = [json.loads(line)["prompt"] for _, line in zip(range(args.prompts), lines)]
 texts = [tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True) for prompt in prompts]
-batch = tokenizer(texts, return_tensors="pt", padding=True)
+batch = tokenizer(texts, return_tensors="pt", padding=True).to(DEVICE)
 sampling = dict(do_sample=True, temperature=1.0, top_k=0, top_p=1.0)
 
 

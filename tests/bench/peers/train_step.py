@@ -8,7 +8,7 @@ import argparse
 import json
 
 import torch
-from common import load, seconds
+from common import DEVICE, load, seconds
 
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("model")
@@ -47,7 +47,7 @@ optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6, weight_decay=0.0, fus
 
 
 def train(i):
-    ids, attention, completions, mask, old, advantages = steps[i % len(steps)]
+    ids, attention, completions, mask, old, advantages = (part.to(DEVICE) for part in steps[i % len(steps)])
     kept = completions.shape[1] + 1
     logits = model(ids, attention_mask=attention, logits_to_keep=kept, use_cache=False).logits[:, :-1]
     logprobs = logits.gather(2, completions.unsqueeze(2)).squeeze(2) - logits.logsumexp(2)

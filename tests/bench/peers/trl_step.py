@@ -7,7 +7,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from common import load
+from common import DEVICE, load
 from datasets import Dataset, disable_progress_bars
 from transformers import TrainerCallback
 from transformers.trainer_callback import PrinterCallback
@@ -48,8 +48,8 @@ model, tokenizer = load(args.model)
 with tempfile.TemporaryDirectory() as directory:
     config = GRPOConfig(
         output_dir=directory,
-        use_cpu=True,
-        bf16=False,
+        use_cpu=DEVICE == "cpu",
+        bf16=DEVICE != "cpu",
         gradient_checkpointing=False,
         per_device_train_batch_size=args.prompts_per_step * args.generations,
         num_generations=args.generations,

@@ -6,7 +6,7 @@ use grpo_pipes::gpu::driver::Dtype;
 use grpo_pipes::model::Config;
 use grpo_pipes::rng::Stream;
 
-use super::{numbers, gpu};
+use super::{gpu, numbers};
 use crate::fixtures::directory;
 
 const ROWS: usize = 3;

@@ -9,7 +9,7 @@ use grpo_pipes::gpu::driver::Dtype;
 use grpo_pipes::model::Model;
 use grpo_pipes::{Error, Result};
 
-use super::shim;
+use super::gpu;
 use crate::fixtures::directory;
 
 const MAX_PROMPT: usize = 16;
@@ -58,7 +58,7 @@ fn sampled(decoder: &mut dyn Decoder, settings: Settings, prompts: usize) -> Res
 
 fn on_gpu(model: &Model, dtype: Dtype, settings: &Settings, prompts: usize) -> Result<Vec<Vec<Completion>>> {
     let on = OnGpu { dtype, max_prompt_tokens: MAX_PROMPT, batch_invariant: true };
-    let mut decoder = GpuDecoder::new(&shim(), model, settings, on)?;
+    let mut decoder = GpuDecoder::new(&gpu(), model, settings, on)?;
     sampled(&mut decoder, settings.clone(), prompts)
 }
 
@@ -73,7 +73,7 @@ fn largest_difference(got: &[Vec<Completion>], want: &[Vec<Completion>]) -> f32 
 /// Slots refilled as sequences end, prompts shared by groups, tokens taken a step late: the same completions as on the CPU.
 #[test]
 #[ignore = "run by kernels_run_under_sanitizers"]
-fn completions_in_f32_are_the_cpus_on_the_shim() {
+fn completions_in_f32_are_the_cpus_on_a_gpu() {
     let model = tiny();
     for sampling in [Sampling::default(), Sampling { temperature: 0.0, repetition_penalty: 1.5, ..Sampling::default() }]
     {
@@ -91,7 +91,7 @@ fn completions_in_f32_are_the_cpus_on_the_shim() {
 /// What else is in the batch changes nothing, in the arithmetic of the tensor cores too.
 #[test]
 #[ignore = "run by kernels_run_under_sanitizers"]
-fn completions_do_not_depend_on_the_batch_on_the_shim() {
+fn completions_do_not_depend_on_the_batch_on_a_gpu() {
     let model = tiny();
     let settings = settings(Sampling::default());
     let whole = on_gpu(&model, Dtype::Bf16, &settings, 3).unwrap();
@@ -102,13 +102,13 @@ fn completions_do_not_depend_on_the_batch_on_the_shim() {
 /// Beyond 128 rows the products are the library's.
 #[test]
 #[ignore = "run by kernels_run_under_sanitizers"]
-fn many_rows_give_the_cpus_completions_on_the_shim() {
+fn many_rows_give_the_cpus_completions_on_a_gpu() {
     let model = tiny();
     let settings =
         Settings { group_size: 129, max_sequences: 129, max_completion_tokens: 2, ..settings(Sampling::default()) };
     let want = sampled(&mut CpuDecoder::new(&model, &settings), settings.clone(), 1).unwrap();
     let on = OnGpu { dtype: Dtype::F32, max_prompt_tokens: MAX_PROMPT, batch_invariant: false };
-    let mut decoder = GpuDecoder::new(&shim(), &model, &settings, on).unwrap();
+    let mut decoder = GpuDecoder::new(&gpu(), &model, &settings, on).unwrap();
     let got = sampled(&mut decoder, settings, 1).unwrap();
     assert!(got[0].iter().zip(&want[0]).all(|(got, want)| got.tokens == want.tokens));
     assert!(largest_difference(&got, &want) < 1e-4);
@@ -116,7 +116,7 @@ fn many_rows_give_the_cpus_completions_on_the_shim() {
 
 #[test]
 #[ignore = "run by kernels_run_under_sanitizers"]
-fn logits_that_are_not_finite_end_the_run_on_the_shim() {
+fn logits_that_are_not_finite_end_the_run_on_a_gpu() {
     let mut model = tiny();
     model.parameters_mut()[1 + 12][0] = f32::NAN;
     let settings = settings(Sampling::default());

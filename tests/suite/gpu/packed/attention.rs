@@ -6,7 +6,7 @@ use grpo_pipes::gpu::packed::kernels::{Shape, attend};
 use grpo_pipes::gpu::{Buffer, Numbers};
 use grpo_pipes::model::Packed;
 
-use super::super::{DTYPES, numbers, rounding, shim};
+use super::super::{DTYPES, gpu, numbers, rounding};
 use super::{family, packed};
 use crate::fixtures::distance;
 
@@ -47,8 +47,8 @@ pub const SHAPES: [[usize; 3]; 5] = [[7, 1, 16], [4, 2, 32], [2, 1, 64], [1, 1, 
 
 #[test]
 #[ignore = "run by kernels_run_under_sanitizers"]
-fn attention_on_the_shim() {
-    let gpu = shim();
+fn attention_on_a_gpu() {
+    let gpu = gpu();
     for (case, heads) in SHAPES.into_iter().enumerate() {
         let shape = shape(heads);
         let packed = if case % 2 == 0 { family() } else { packed(&[(65, false), (2, true), (1, false), (33, true)]) };

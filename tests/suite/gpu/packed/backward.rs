@@ -6,7 +6,7 @@ use grpo_pipes::gpu::packed::{Batch, Gradients, Keep, Learner};
 use grpo_pipes::gpu::{Buffer, Numbers, Weights};
 use grpo_pipes::model::{self, Model, Packed, Target, TokenStats};
 
-use super::super::{DTYPES, numbers, shim};
+use super::super::{DTYPES, gpu, numbers};
 use super::attention::{SHAPES, seen, shape};
 use super::{cosine, family, model, packed, unshared};
 use crate::fixtures::{distance, worst};
@@ -56,8 +56,8 @@ fn turn_back(shape: &Shape, packed: &Packed, d: &mut [f64], rope: &[f32]) {
 
 #[test]
 #[ignore = "run by kernels_run_under_sanitizers"]
-fn attention_backward_on_the_shim() {
-    let gpu = shim();
+fn attention_backward_on_a_gpu() {
+    let gpu = gpu();
     for (case, heads) in SHAPES.into_iter().enumerate() {
         let shape = shape(heads);
         let packed = if case % 2 == 0 { family() } else { packed(&[(65, false), (2, true), (1, false), (33, true)]) };
@@ -127,8 +127,8 @@ fn norm(x: &[f32]) -> f64 {
 
 #[test]
 #[ignore = "run by kernels_run_under_sanitizers"]
-fn gradients_of_each_tensor_equal_the_cpus_on_the_shim() {
-    let gpu = shim();
+fn gradients_of_each_tensor_equal_the_cpus_on_a_gpu() {
+    let gpu = gpu();
     for (heads, tied) in [([7, 1, 16], false), ([2, 2, 32], true)] {
         let (model, packed) = (model(heads, tied), family());
         let (want, want_stats) = on_cpu(&model, &packed);
@@ -153,8 +153,8 @@ fn gradients_of_each_tensor_equal_the_cpus_on_the_shim() {
 
 #[test]
 #[ignore = "run by kernels_run_under_sanitizers"]
-fn gradients_have_the_same_bits_again_and_whatever_is_kept_on_the_shim() {
-    let (gpu, model, packed) = (shim(), model([2, 2, 16], true), family());
+fn gradients_have_the_same_bits_again_and_whatever_is_kept_on_a_gpu() {
+    let (gpu, model, packed) = (gpu(), model([2, 2, 16], true), family());
     let (want, _) = on_gpu(&gpu, &model, &packed, (Dtype::Bf16, Keep::All));
     for keep in [Keep::All, Keep::NoMlp, Keep::Inputs] {
         assert!(on_gpu(&gpu, &model, &packed, (Dtype::Bf16, keep)).0 == want, "{keep:?}");
@@ -163,8 +163,8 @@ fn gradients_have_the_same_bits_again_and_whatever_is_kept_on_the_shim() {
 
 #[test]
 #[ignore = "run by kernels_run_under_sanitizers"]
-fn a_prompt_run_once_gives_the_gradient_of_one_run_for_each_completion_on_the_shim() {
-    let (gpu, model, packed) = (shim(), model([2, 1, 16], true), family());
+fn a_prompt_run_once_gives_the_gradient_of_one_run_for_each_completion_on_a_gpu() {
+    let (gpu, model, packed) = (gpu(), model([2, 1, 16], true), family());
     let (plain, rows) = unshared(&packed);
     let weights = Weights::of(&gpu, &model, Dtype::F32, 100).unwrap();
     let mut learner = Learner::new(&gpu, &weights, Keep::All, 1 << 20).unwrap();

@@ -5,7 +5,7 @@ use grpo_pipes::gpu::packed::{Forward, Keep, kernels};
 use grpo_pipes::gpu::{Buffer, Numbers, Weights};
 use grpo_pipes::model::{Model, Packed};
 
-use super::super::{DTYPES, shim};
+use super::super::{DTYPES, gpu};
 use super::{cosine, family, model, unshared};
 use crate::fixtures::worst;
 
@@ -44,8 +44,8 @@ fn wanted(model: &Model, packed: &Packed) -> Vec<f32> {
 
 #[test]
 #[ignore = "run by kernels_run_under_sanitizers"]
-fn logits_of_packed_sequences_equal_the_cpus_on_the_shim() {
-    let gpu = shim();
+fn logits_of_packed_sequences_equal_the_cpus_on_a_gpu() {
+    let gpu = gpu();
     for (heads, tied) in [([7, 1, 16], false), ([2, 2, 32], true)] {
         let (model, packed) = (model(heads, tied), family());
         let want = wanted(&model, &packed);
@@ -61,8 +61,8 @@ fn logits_of_packed_sequences_equal_the_cpus_on_the_shim() {
 
 #[test]
 #[ignore = "run by kernels_run_under_sanitizers"]
-fn a_prompt_run_once_gives_the_bits_of_one_run_for_each_completion_on_the_shim() {
-    let (gpu, model, packed) = (shim(), model([2, 2, 32], true), family());
+fn a_prompt_run_once_gives_the_bits_of_one_run_for_each_completion_on_a_gpu() {
+    let (gpu, model, packed) = (gpu(), model([2, 2, 32], true), family());
     let (plain, rows) = unshared(&packed);
     for dtype in DTYPES {
         let once = logits(&gpu, &model, &packed, (dtype, Keep::Nothing));

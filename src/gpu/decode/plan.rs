@@ -1,0 +1,112 @@
+//! What sampling takes of the card's memory, said before any is taken.
+
+use std::fmt;
+
+use super::super::driver::Dtype;
+use super::super::weights::Layout;
+use super::slots::{Shape, Slots};
+use super::step::Stepper;
+use crate::error::{Error, Result};
+use crate::model::Config;
+
+/// Bytes of each part.
+#[derive(Debug, Clone, Copy)]
+pub struct Plan {
+    /// Parameters, and the tables of the rotary angles.
+    pub weights: usize,
+    /// Keys and values of prompts and completions.
+    pub caches: usize,
+    /// What a decode step works in, and the logits of prompts.
+    pub step: usize,
+    /// What prompts run together work in.
+    pub prefill: usize,
+}
+
+impl Plan {
+    /// For sequences of `shape`, with up to `prefill_rows` tokens of prompts run together.
+    ///
+    /// # Errors
+    /// [`Error::Device`] when the kernels do not suit the model.
+    pub fn of(config: &Config, shape: Shape, dtype: Dtype, prefill_rows: usize) -> Result<Self> {
+        let layout = Layout::of(config)?;
+        let positions = shape.max_prompt_tokens + shape.max_completion_tokens;
+        let (d, f, kv) = (config.hidden_size, config.intermediate_size, config.kv_dim());
+        let in_f32 = d + (d + 2 * kv) + config.num_attention_heads; // residual stream, products, log-sum-exps
+        let in_dtype = 2 * d + (d + 2 * kv) + 3 * f;
+        Ok(Self {
+            weights: layout.matrices * dtype.bytes()
+                + 4 * (layout.all - layout.matrices + positions * config.head_dim()),
+            caches: Slots::cache_bytes(config, shape, dtype),
+            step: Stepper::room_bytes(config, dtype, shape.slots) + 4 * shape.slots * config.vocab_size,
+            prefill: prefill_rows.max(shape.max_prompt_tokens) * (4 * in_f32 + dtype.bytes() * in_dtype),
+        })
+    }
+
+    /// All bytes.
+    #[must_use]
+    pub fn total(&self) -> usize {
+        self.weights + self.caches + self.step + self.prefill
+    }
+
+    /// Refuses what cannot fit into `room` bytes.
+    ///
+    /// # Errors
+    /// [`Error::Device`] with the numbers, and what to lower.
+    pub fn check(&self, room: usize) -> Result<()> {
+        if self.total() <= room {
+            return Ok(());
+        }
+        Err(Error::Device(format!(
+            "{self} do not fit into {}: lower --max-sequences, --max-prompt-tokens or --max-completion-tokens, or raise \
+             --gpu-memory-fraction",
+            gib(room)
+        )))
+    }
+}
+
+impl fmt::Display for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [weights, caches, step, prefill, total] =
+            [self.weights, self.caches, self.step, self.prefill, self.total()].map(gib);
+        write!(
+            f,
+            "{total} of GPU memory (weights {weights}, keys and values {caches}, a step {step}, prompts {prefill})"
+        )
+    }
+}
+
+fn gib(bytes: usize) -> String {
+    format!("{:.2} GiB", bytes as f64 / f64::from(1 << 30))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_plan_of_the_reference_shape_is_what_its_numbers_say() {
+        let config = Config {
+            model_type: "qwen2".into(),
+            vocab_size: 151_936,
+            hidden_size: 896,
+            intermediate_size: 4864,
+            num_hidden_layers: 24,
+            num_attention_heads: 14,
+            num_key_value_heads: 2,
+            max_position_embeddings: 32_768,
+            rms_norm_eps: 1e-6,
+            rope_theta: 1e6,
+            tie_word_embeddings: true,
+            initializer_range: 0.02,
+            use_sliding_window: false,
+        };
+        let shape = Shape { slots: 64, max_prompt_tokens: 256, max_completion_tokens: 200 };
+        let plan = Plan::of(&config, shape, Dtype::Bf16, 8192).unwrap();
+        assert_eq!(plan.caches, 64 * 456 * 12_288, "12 KiB a token, as performance tables say");
+        assert!((988_000_000..989_000_000).contains(&plan.weights), "{}", plan.weights);
+        assert!(plan.check(plan.total()).is_ok());
+        let refused = plan.check(1 << 30).unwrap_err();
+        assert_eq!(refused.exit_code(), 1);
+        assert!(refused.to_string().contains("do not fit into 1.00 GiB: lower --max-sequences"), "{refused}");
+    }
+}
