@@ -6,12 +6,11 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use grpo_pipes::cli::{InputArgs, OutputArgs, note, run_filter};
-use grpo_pipes::device::Device;
+use grpo_pipes::device::{Device, Dtype};
 use grpo_pipes::engine::{Sampling, Settings};
-use grpo_pipes::gpu::driver::Driver;
 use grpo_pipes::gsm8k::prompt::SYSTEM_PROMPT;
 use grpo_pipes::jsonl::{Input, Output};
-use grpo_pipes::rollout::{Format, Job, LongPrompt, Prompts, follow, run};
+use grpo_pipes::rollout::{Format, Job, LongPrompt, Place, Prompts, follow, run};
 use grpo_pipes::run::Run;
 use grpo_pipes::{Error, Result, hub};
 
@@ -80,6 +79,16 @@ struct Args {
     /// this build can use, else the processor, and says so
     #[arg(long, value_name = "auto|cpu|cuda[:N]", default_value_t = Device::Auto)]
     device: Device,
+    /// How weights and caches are held
+    #[arg(long, value_enum, default_value_t = Dtype::Auto)]
+    dtype: Dtype,
+    /// On a GPU: the same bits of a completion whatever else is sampled. Without it so they are among up to 128 sequences, but for
+    /// prompts run together
+    #[arg(long)]
+    batch_invariant: bool,
+    /// On a GPU: how much of the free memory may be taken; the plan is said before, and refused when it does not fit
+    #[arg(long, value_name = "FRACTION", default_value_t = 0.9)]
+    gpu_memory_fraction: f64,
 }
 
 fn main() -> ExitCode {
@@ -88,9 +97,12 @@ fn main() -> ExitCode {
 }
 
 fn rollout(args: &Args, out: &mut Output) -> Result<()> {
-    if let Some(gpu) = args.device.open(|why| note("rollout", why))? {
-        return sample_on_gpu(&*gpu);
-    }
+    let place = Place {
+        gpu: args.device.open(|why| note("rollout", why))?,
+        dtype: args.dtype,
+        batch_invariant: args.batch_invariant,
+        gpu_memory_fraction: args.gpu_memory_fraction,
+    };
     let input = Input::open(&args.input.file)?;
     let format = match (&args.system_prompt, args.text) {
         (_, false) => Format::Records,
@@ -114,7 +126,7 @@ fn rollout(args: &Args, out: &mut Output) -> Result<()> {
         step: 0,
     };
     let prompts = Prompts { format, max_tokens: args.max_prompt_tokens.get(), on_long: args.on_long_prompt };
-    let job = Job { prompts, settings };
+    let job = Job { place, prompts, settings };
     match (&args.follow, args.groups_per_step, &args.model) {
         (Some(_), ..) if args.on_long_prompt == LongPrompt::Skip => Err(Error::Usage(
             "--on-long-prompt skip does not go with --follow: a step takes the prompts that stand in its place".into(),
@@ -123,9 +135,4 @@ fn rollout(args: &Args, out: &mut Output) -> Result<()> {
         (_, _, Some(model)) => run(job, &hub::model_dir(model)?, input, out),
         _ => unreachable!("clap asks for --model, or for --follow with --groups-per-step"),
     }
-}
-
-/// The place where the engine on a GPU is started.
-fn sample_on_gpu(gpu: &dyn Driver) -> Result<()> {
-    Err(Error::Device(format!("rollout cannot sample on the {} yet: --device cpu", gpu.name())))
 }

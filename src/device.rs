@@ -18,6 +18,19 @@ pub enum Device {
     Cuda(usize),
 }
 
+/// How weights and caches are held.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Dtype {
+    /// What suits the device: f32 on the CPU, bf16 on a GPU, f16 on one without bf16
+    Auto,
+    /// 32 bits
+    F32,
+    /// The upper half of an f32
+    Bf16,
+    /// IEEE half precision
+    F16,
+}
+
 impl Device {
     /// Opens the GPU that was asked for or, with `auto`, found; `None` is the CPU. `say` hears what `auto` chose and why.
     ///

@@ -6,7 +6,7 @@ use std::sync::mpsc::{Receiver, sync_channel};
 use super::records::Records;
 use super::{Job, Ready, read_ahead};
 use crate::cli::note;
-use crate::engine::{Completion, CpuDecoder, Engine, Request, Sink, Work};
+use crate::engine::{Completion, Request, Sink, Work};
 use crate::error::{Error, Result};
 use crate::jsonl::{Input, Output};
 use crate::model::Model;
@@ -24,7 +24,7 @@ pub fn follow(job: Job, run: &Run, groups_per_step: usize, mut input: Input, out
     let _lock = Lock::take(run, Role::Sample)?;
     let dir = run.policy()?;
     input.skip_consumed(State::load(&dir)?.map_or(0, |state| state.prompts_consumed))?;
-    let Ready { mut model, mut settings, mut origin, tokenizer, source } =
+    let Ready { mut seat, mut model, mut settings, mut origin, tokenizer, source } =
         Ready::new(job, &dir, Some(groups_per_step))?;
     let requests = read_ahead(source, input);
     let say = |words: &str| note("rollout", words);
@@ -37,14 +37,13 @@ pub fn follow(job: Job, run: &Run, groups_per_step: usize, mut input: Input, out
     while !batch.is_empty() {
         let records = Records::new(origin.clone(), Arc::clone(&tokenizer), out, &mut progress);
         let mut sink = Watched { records, watch: &mut watch };
-        Engine::new(&mut CpuDecoder::new(&model, &settings), settings.clone())
-            .run(ready_now(batch), &mut sink)
-            .map_err(|err| in_a_pipe(err, run))?;
+        seat.sample(&model, &settings, ready_now(batch), &mut sink).map_err(|err| in_a_pipe(err, run))?;
         batch = next_batch(&requests, groups_per_step)?;
         if !batch.is_empty() {
             let dir = watch.wait_for_weights(settings.step + 1)?;
             (model, origin.identity) = (Model::load(&dir)?, identity(&dir)?);
             settings.step = origin.identity.step;
+            seat.set_weights(&model)?;
         }
     }
     let (seconds, waited) = (progress.seconds(), watch.waited().as_secs_f64());

@@ -3,13 +3,15 @@
 mod follow;
 mod prompts;
 mod records;
+mod seat;
 
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, sync_channel};
 
-use crate::engine::{CpuDecoder, Engine, Request, Settings};
+use crate::cli::note;
+use crate::engine::{Request, Settings};
 use crate::error::{Error, Result};
 use crate::jsonl::{Input, Output};
 use crate::model::Model;
@@ -21,13 +23,17 @@ use crate::tokenizer::{Tokenizer, stop_ids};
 pub use follow::follow;
 pub use prompts::{Format, LongPrompt, Prompts, Source};
 pub use records::{Origin, Records};
+pub use seat::Place;
+use seat::Seat;
 
 /// Prompts read and tokenized ahead of the sampling.
 const LOOK_AHEAD: usize = 64;
 
 /// What to sample.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Job {
+    /// Where to compute.
+    pub place: Place,
     /// How lines become prompts.
     pub prompts: Prompts,
     /// How prompts become completions; stop ids and step are filled in from the model's directory.
@@ -39,18 +45,19 @@ pub struct Job {
 /// # Errors
 /// What is wrong with an option, the model, a line, or the numbers; lines before a bad one are sampled and written first.
 pub fn run(job: Job, dir: &Path, input: Input, out: &mut Output) -> Result<()> {
-    let Ready { model, settings, origin, tokenizer, source } = Ready::new(job, dir, None)?;
+    let Ready { mut seat, model, settings, origin, tokenizer, source } = Ready::new(job, dir, None)?;
     let skipped = source.skipped();
     let mut progress = Progress::new("rollout");
     let requests = read_ahead(source, input);
     let mut records = Records::new(origin, tokenizer, out, &mut progress);
-    let work = Engine::new(&mut CpuDecoder::new(&model, &settings), settings.clone()).run(requests, &mut records)?;
+    let work = seat.sample(&model, &settings, requests, &mut records)?;
     records.finish(work, skipped.load(Ordering::Relaxed));
     Ok(())
 }
 
 /// A job and the model it is for, found to fit together.
 struct Ready {
+    seat: Seat,
     model: Model,
     settings: Settings,
     origin: Origin,
@@ -61,7 +68,7 @@ struct Ready {
 impl Ready {
     /// Opens the model in `dir`; see [`Source::new`] for `unique_among`.
     fn new(job: Job, dir: &Path, unique_among: Option<usize>) -> Result<Self> {
-        let Job { prompts, mut settings } = job;
+        let mut settings = job.settings.clone();
         settings.sampling.check()?;
         let identity = policy::identity(dir)?;
         let model = Model::load(dir)?;
@@ -78,9 +85,10 @@ impl Ready {
             vocabulary: model.config().vocab_size,
         };
         let tokenizer = Arc::new(Tokenizer::load(dir)?);
-        let source = Source::new(prompts, limits, Arc::clone(&tokenizer), unique_among);
+        let seat = Seat::take(&job, &model, &settings, |plan| note("rollout", plan))?;
+        let source = Source::new(job.prompts, limits, Arc::clone(&tokenizer), unique_among);
         let origin = Origin { identity, seed: settings.seed, temperature: settings.sampling.temperature };
-        Ok(Self { model, settings, origin, tokenizer, source })
+        Ok(Self { seat, model, settings, origin, tokenizer, source })
     }
 }
 

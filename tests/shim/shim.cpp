@@ -1,6 +1,7 @@
 // The fibers of shim.h, and what the tests call.
 #include "shim.h"
 
+#include <deque>
 #include <ucontext.h>
 
 #ifdef __SANITIZE_ADDRESS__
@@ -24,18 +25,18 @@ using Place = void *[5];
 struct Fiber {
   ucontext_t context; // to enter it the first time
   Place place;
-  bool entered;
+  bool entered = false;
   std::vector<unsigned char> stack = std::vector<unsigned char>(STACK);
   Waits waits;
   bool other_room;
-  void *fake_stack;
+  void *fake_stack = nullptr;
 };
 
 struct Rooms {
   unsigned char of[2][32 * ROOM_A_LANE];
 };
 
-std::vector<Fiber> fibers;
+std::deque<Fiber> fibers; // they stay where they are: their stacks have been entered
 std::vector<Rooms> rooms;
 Place scheduler;
 const std::function<void()> *body;
@@ -61,22 +62,35 @@ void arrive(void *saved, const void **from, size_t *size) {
 #endif
 }
 
-[[gnu::noinline]] void jump(Place &to) { __builtin_longjmp(to, 1); }
+// Out of the sanitizer's sight: it would make a system call before what does not return.
+[[gnu::noipa, gnu::no_sanitize_address]] void jump(Place &to) { __builtin_longjmp(to, 1); }
 
 Fiber &current() { return fibers[thread_index.x]; }
 
 void yield(Waits waits) {
   Fiber &mine = current();
   mine.waits = waits;
-  leave_for(waits == Waits::Ended ? nullptr : &mine.fake_stack, scheduler_stack, scheduler_size);
+  leave_for(&mine.fake_stack, scheduler_stack, scheduler_size);
   if (!__builtin_setjmp(mine.place)) jump(scheduler);
-  arrive(mine.fake_stack, nullptr, nullptr);
+  arrive(mine.fake_stack, &scheduler_stack, &scheduler_size);
 }
 
+// A fiber is a thread of one block after the other.
 void thread_main() {
   arrive(nullptr, &scheduler_stack, &scheduler_size);
-  (*body)();
-  yield(Waits::Ended);
+  for (;;) {
+    (*body)();
+    yield(Waits::Ended);
+  }
+}
+
+[[gnu::noinline]] void enter(Fiber &fiber) {
+  getcontext(&fiber.context);
+  fiber.context.uc_stack.ss_sp = fiber.stack.data();
+  fiber.context.uc_stack.ss_size = STACK;
+  fiber.context.uc_link = nullptr;
+  makecontext(&fiber.context, thread_main, 0);
+  setcontext(&fiber.context);
 }
 
 void resume(unsigned thread) {
@@ -86,7 +100,7 @@ void resume(unsigned thread) {
   leave_for(&mine, fiber.stack.data(), STACK);
   if (!__builtin_setjmp(scheduler)) {
     if (std::exchange(fiber.entered, true)) jump(fiber.place);
-    setcontext(&fiber.context);
+    enter(fiber);
   }
   arrive(mine, nullptr, nullptr);
 }
@@ -104,17 +118,8 @@ bool release(unsigned from, unsigned to, Waits waits) {
   return any;
 }
 
-void start(Fiber &fiber) {
-  fiber.waits = Waits::NoOne, fiber.other_room = false, fiber.entered = false;
-  getcontext(&fiber.context);
-  fiber.context.uc_stack.ss_sp = fiber.stack.data();
-  fiber.context.uc_stack.ss_size = STACK;
-  fiber.context.uc_link = nullptr;
-  makecontext(&fiber.context, thread_main, 0);
-}
-
 void run_block(unsigned threads) {
-  for (unsigned i = 0; i < threads; i++) start(fibers[i]);
+  for (unsigned i = 0; i < threads; i++) fibers[i].waits = Waits::NoOne, fibers[i].other_room = false;
   for (bool alive = true; alive;) {
     alive = false;
     for (unsigned k = 0; k < threads; k++) {
@@ -174,7 +179,8 @@ extern "C" void shim_launch(const char *name, const unsigned *grid, unsigned thr
   if (kernel->sizes.size() != count) fail("launched with another number of arguments");
   for (unsigned i = 0; i < count; i++)
     if (kernel->sizes[i] != sizes[i]) fail("an argument has another size than the parameter");
-  if (fibers.size() < threads) fibers.resize(threads), rooms.resize((threads + 31) / 32);
+  while (fibers.size() < threads) fibers.emplace_back();
+  rooms.resize(fibers.size() / 32 + 1);
   std::function<void()> call = [&] { kernel->call(arguments); };
   body = &call;
   launches++;

@@ -6,6 +6,7 @@ mod engine;
 mod linear_rows;
 mod norm;
 mod packed;
+mod rollout;
 mod shim;
 
 use std::io::Write;

@@ -1,0 +1,72 @@
+//! `rollout` from records to records, on a GPU as on the CPU.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use grpo_pipes::device::Dtype;
+use grpo_pipes::engine::{Sampling, Settings};
+use grpo_pipes::gpu::driver::Driver;
+use grpo_pipes::jsonl::{Input, Output};
+use grpo_pipes::rollout::{Format, Job, LongPrompt, Place, Prompts, run};
+use grpo_pipes::{Error, Result};
+use serde_json::{Value, json};
+
+use super::gpu;
+use crate::fixtures::directory;
+use crate::process::lines;
+
+fn sampled(dir: &Path, gpu: Option<Arc<dyn Driver>>, dtype: Dtype, gpu_memory_fraction: f64) -> Result<Vec<Value>> {
+    let prompt =
+        |i: u32| json!({"prompt_id": format!("p/{i}"), "prompt": [{"role": "user", "content": format!("{i} + {i}")}]});
+    let (prompts, rollouts) = (dir.join("prompts.jsonl"), dir.join("rollouts.jsonl"));
+    std::fs::write(&prompts, lines(&(0..2).map(prompt).collect::<Vec<_>>())).unwrap();
+    let settings = Settings {
+        group_size: 2,
+        max_sequences: 3,
+        max_completion_tokens: 3,
+        sampling: Sampling::default(),
+        stop_ids: Vec::new(),
+        seed: 3,
+        step: 0,
+    };
+    let job = Job {
+        place: Place { gpu, dtype, batch_invariant: false, gpu_memory_fraction },
+        prompts: Prompts { format: Format::Records, max_tokens: 90, on_long: LongPrompt::Refuse },
+        settings,
+    };
+    let mut out = Output::create(Some(&rollouts))?;
+    run(job, &directory().join("tiny-qwen2"), Input::open(&prompts)?, &mut out)?;
+    out.finish()?;
+    let text = std::fs::read_to_string(&rollouts).unwrap();
+    Ok(text.lines().map(|line| serde_json::from_str(line).unwrap()).collect())
+}
+
+#[test]
+#[ignore = "run by kernels_run_under_sanitizers"]
+fn records_are_the_cpus_on_a_gpu() {
+    let dir = tempfile::tempdir().unwrap();
+    let without_logprobs = |mut records: Vec<Value>| {
+        records.iter_mut().for_each(|record| drop(record.as_object_mut().unwrap().remove("logprobs").unwrap()));
+        records
+    };
+    let on_cpu = without_logprobs(sampled(dir.path(), None, Dtype::Auto, 0.9).unwrap());
+    assert_eq!(on_cpu.len(), 4);
+    assert_eq!(without_logprobs(sampled(dir.path(), Some(gpu()), Dtype::F32, 0.9).unwrap()), on_cpu);
+}
+
+#[test]
+#[ignore = "run by kernels_run_under_sanitizers"]
+fn what_does_not_fit_is_refused_with_the_numbers_on_a_gpu() {
+    let dir = tempfile::tempdir().unwrap();
+    let refused = sampled(dir.path(), Some(gpu()), Dtype::Auto, 1e-9).unwrap_err();
+    assert!(matches!(refused, Error::Device(_)), "{refused}");
+    assert!(refused.to_string().contains("do not fit into 0.00 GiB: lower --max-sequences"), "{refused}");
+}
+
+#[test]
+fn the_cpu_refuses_types_and_fractions_that_it_cannot_keep() {
+    let dir = tempfile::tempdir().unwrap();
+    let halves = sampled(dir.path(), None, Dtype::F16, 0.9).unwrap_err();
+    let nothing = sampled(dir.path(), None, Dtype::Auto, 0.0).unwrap_err();
+    assert_eq!((halves.exit_code(), nothing.exit_code()), (2, 2), "{halves}, {nothing}");
+}
