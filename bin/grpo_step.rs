@@ -11,7 +11,7 @@ use grpo_pipes::grpo::follow::{self, Listeners};
 use grpo_pipes::grpo::metrics::Metrics;
 use grpo_pipes::grpo::step::{GrpoConfig, GrpoTrainer};
 use grpo_pipes::grpo::supervised::{self, Encode, SupervisedConfig};
-use grpo_pipes::grpo::trainer::Trainer;
+use grpo_pipes::grpo::trainer::{self, Trainer};
 use grpo_pipes::grpo::{self, Taken};
 use grpo_pipes::jsonl::Input;
 use grpo_pipes::optim::OptimizerConfig;
@@ -111,13 +111,18 @@ fn train_run(args: &Args, dir: &Path, input: Input, report: &mut Report) -> Resu
         report.write(line);
         report.check()
     };
-    follow::train(&job, input, Listeners { metrics: &mut metrics, say: &|words| cli::note(NAME, words) })
+    follow::train(
+        &job,
+        input,
+        &trainer::on_cpu,
+        Listeners { metrics: &mut metrics, say: &|words| cli::note(NAME, words) },
+    )
 }
 
 fn train_once(args: &Args, policy: &Path, input: Input, report: &mut Report) -> Result<()> {
     let mut trainer = match args.init {
-        true => Trainer::random(policy, args.optimizer.clone(), args.seed.unwrap_or_default())?,
-        false => Trainer::open(policy, args.optimizer.clone(), args.seed)?,
+        true => Trainer::random(policy, args.optimizer.clone(), args.seed.unwrap_or_default(), &trainer::on_cpu)?,
+        false => Trainer::open(policy, args.optimizer.clone(), args.seed, &trainer::on_cpu)?,
     };
     let taken = match args.supervised {
         true => train_supervised(args, policy, input, &mut trainer, report)?,
@@ -136,7 +141,7 @@ fn train_once(args: &Args, policy: &Path, input: Input, report: &mut Report) -> 
 }
 
 fn train_grpo(args: &Args, input: Input, trainer: &mut Trainer, report: &mut Report) -> Result<Taken> {
-    let shape = trainer.model.config().clone();
+    let shape = trainer.machine.config().clone();
     let mut grpo = GrpoTrainer::new(trainer, args.grpo.clone(), args.micro_batch_tokens, args.dry_run)?;
     let groups = Groups::new(input, &shape);
     let mut progress = Progress::new(NAME);
@@ -154,7 +159,7 @@ fn train_supervised(
     trainer: &mut Trainer,
     report: &mut Report,
 ) -> Result<Taken> {
-    let shape = trainer.model.config().clone();
+    let shape = trainer.machine.config().clone();
     let config = SupervisedConfig { loss_on_prompt: args.loss_on_prompt, micro_batch_tokens: args.micro_batch_tokens };
     let encode = demonstrations_of(policy)?;
     let examples = supervised::examples(input, &shape, &*encode);

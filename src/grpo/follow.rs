@@ -12,7 +12,7 @@ use crate::grpo::batch::{Group, Groups};
 use crate::grpo::in_steps;
 use crate::grpo::order::Order;
 use crate::grpo::step::{GrpoConfig, GrpoTrainer};
-use crate::grpo::trainer::Trainer;
+use crate::grpo::trainer::{Place, Trainer};
 use crate::jsonl::{Input, write_zst};
 use crate::optim::OptimizerConfig;
 use crate::policy::sync;
@@ -52,15 +52,15 @@ pub struct Listeners<'a> {
 /// # Errors
 /// [`Error::Usage`] when somebody else trains the run, [`Error::Record`] and [`Error::Data`] for an input that is not the run's
 /// rollouts in their order, [`Error::Numerics`] as [`GrpoTrainer::step`], [`Error::Io`] when the disk refuses.
-pub fn train(job: &Job, input: Input, listeners: Listeners<'_>) -> Result<()> {
+pub fn train(job: &Job, input: Input, place: Place<'_>, listeners: Listeners<'_>) -> Result<()> {
     let run = &job.run;
     let _lock = Lock::take(run, Role::Train)?;
-    let mut trainer = Trainer::open(&run.policy()?, job.optimizer.clone(), job.seed)?;
+    let mut trainer = Trainer::open(&run.policy()?, job.optimizer.clone(), job.seed, place)?;
     let state = &trainer.state;
     run.recover(state.step, job.save_every)?;
     let order = Order::new(&run.prompts(), state.prompts_consumed)?;
-    let shape = trainer.model.config().clone();
-    let bytes: usize = trainer.model.parameters().iter().map(|values| size_of_val(*values)).sum();
+    let shape = trainer.machine.config().clone();
+    let bytes: usize = trainer.machine.weights()?.parameters().iter().map(|values| size_of_val(*values)).sum();
     let mut keeper = Keeper {
         job,
         live: Live::create(run, bytes as u64, listeners.say)?,

@@ -8,6 +8,7 @@ use crate::error::{Error, Result};
 use crate::grpo::advantage::{Advantages, ScaleRewards, advantages};
 use crate::grpo::batch::{self, Completion, Group, Staleness};
 use crate::grpo::loss::{LossConfig, TokenLoss, token_loss, token_weights};
+use crate::grpo::machine::Of;
 use crate::grpo::metrics::{self, Metrics};
 use crate::grpo::pack::{self, Sequence};
 use crate::grpo::tally::Tally;
@@ -58,7 +59,8 @@ impl GrpoConfig {
 pub struct GrpoTrainer<'a> {
     trainer: &'a mut Trainer,
     config: GrpoConfig,
-    reference: Option<(Model, String)>,
+    /// Which model it is.
+    reference: Option<String>,
     micro_batch_tokens: usize,
     dry_run: bool,
 }
@@ -85,11 +87,15 @@ impl<'t> GrpoTrainer<'t> {
     /// [`Error::Usage`] when numbers contradict each other or the reference is of another shape, else as [`Model::load`].
     pub fn new(trainer: &'t mut Trainer, config: GrpoConfig, micro_batch_tokens: usize, dry_run: bool) -> Result<Self> {
         config.check()?;
-        let load = |dir: &PathBuf| -> Result<_> { Ok((Model::load(dir)?, policy::identity(dir)?.policy_id)) };
-        let reference = config.reference.as_ref().map(load).transpose()?;
-        if reference.as_ref().is_some_and(|(model, _)| model.config().vocab_size != trainer.model.config().vocab_size) {
-            return Err(Error::Usage("--reference has another vocabulary than --policy".into()));
-        }
+        let mut hold = |dir: &PathBuf| -> Result<_> {
+            let model = Model::load(dir)?;
+            if model.config().vocab_size != trainer.machine.config().vocab_size {
+                return Err(Error::Usage("--reference has another vocabulary than --policy".into()));
+            }
+            trainer.machine.hold_reference(model)?;
+            Ok(policy::identity(dir)?.policy_id)
+        };
+        let reference = config.reference.as_ref().map(&mut hold).transpose()?;
         Ok(Self { trainer, config, reference, micro_batch_tokens, dry_run })
     }
 
@@ -111,7 +117,7 @@ impl<'t> GrpoTrainer<'t> {
         let trained = plan.trained(groups);
         let mut first: Option<Vec<Vec<f32>>> = None;
         for _ in 0..if self.dry_run { 1 } else { self.config.num_iterations } {
-            let mut tally = self.pass(&plan, first.as_deref());
+            let mut tally = self.pass(&plan, first.as_deref())?;
             tally.check(&plan.completions, self.config.logprob_band)?;
             let update = self.update(tally.learned)?;
             let mut line = self.lead(&tally, update, trained);
@@ -122,13 +128,13 @@ impl<'t> GrpoTrainer<'t> {
             first.get_or_insert_with(|| std::mem::take(&mut tally.logprobs));
         }
         if !self.dry_run {
-            let numbers = (&self.config, self.reference.as_ref().map(|(_, id)| id), self.micro_batch_tokens);
+            let numbers = (&self.config, self.reference.as_ref(), self.micro_batch_tokens);
             self.trainer.advance(batch::digest(groups).as_bytes(), &numbers, trained);
         }
         Ok(())
     }
 
-    fn plan<'a>(&self, groups: &'a [Group], advantages: &Advantages) -> Result<Plan<'a>> {
+    fn plan<'a>(&mut self, groups: &'a [Group], advantages: &Advantages) -> Result<Plan<'a>> {
         let completions: Vec<&Completion> = groups.iter().flat_map(|group| &group.completions).collect();
         let held = self.trainer.identity();
         completions.iter().try_for_each(|one| one.check_policy(&held, self.config.max_staleness))?;
@@ -156,41 +162,41 @@ impl<'t> GrpoTrainer<'t> {
             teaching,
             silent,
         };
-        if let Some((reference, _)) = &self.reference {
-            plan.reference = self.logprobs(&plan, reference);
+        if self.reference.is_some() {
+            plan.reference = self.reference_logprobs(&plan)?;
         }
         Ok(plan)
     }
 
-    /// Log-probabilities of every completion under another model.
-    fn logprobs(&self, plan: &Plan<'_>, model: &Model) -> Vec<Vec<f32>> {
+    /// Log-probabilities of every completion under the reference.
+    fn reference_logprobs(&mut self, plan: &Plan<'_>) -> Result<Vec<Vec<f32>>> {
         let mut all: Vec<Vec<f32>> = vec![Vec::new(); plan.sequences.len()];
         let members: Vec<usize> = (0..plan.sequences.len()).collect();
         for run in pack::cut(&plan.sequences, &members, self.micro_batch_tokens) {
             let batch = pack::pack(&plan.sequences, &run);
-            let stats = model.logprobs(&batch.packed, &batch.targets, plan.temperature);
+            let stats = self.trainer.machine.logprobs(Of::Reference, &batch, plan.temperature)?;
             for ((member, _), stats) in batch.origins.iter().zip(stats) {
                 all[*member].push(stats.logprob);
             }
         }
-        all
+        Ok(all)
     }
 
     /// Gradients of the step's loss at the current weights, and what was seen on the way. `first` are the log-probabilities of
     /// the step's first iteration.
-    fn pass(&mut self, plan: &Plan<'_>, first: Option<&[Vec<f32>]>) -> Tally {
+    fn pass(&mut self, plan: &Plan<'_>, first: Option<&[Vec<f32>]>) -> Result<Tally> {
         let mut tally = Tally::new(plan.sequences.len());
         let loss = &self.config.loss;
         for (members, learn) in [(&plan.teaching, true), (&plan.silent, false)] {
             for run in pack::cut(&plan.sequences, members, self.micro_batch_tokens) {
                 let batch = pack::pack(&plan.sequences, &run);
                 let part = |target: usize, logprob| plan.part(loss, batch.origins[target], logprob, first);
-                let Trainer { model, gradients, .. } = &mut *self.trainer;
+                let machine = &mut self.trainer.machine;
                 let stats = if learn {
                     let slope = |target, logprob| part(target, logprob).map_or(0.0, |part| part.slope as f32);
-                    model.accumulate(&batch.packed, &batch.targets, plan.temperature, gradients, &slope)
+                    machine.accumulate(&batch, plan.temperature, &slope)?
                 } else {
-                    model.logprobs(&batch.packed, &batch.targets, plan.temperature)
+                    machine.logprobs(Of::Policy, &batch, plan.temperature)?
                 };
                 for (target, (&(member, index), stats)) in batch.origins.iter().zip(&stats).enumerate() {
                     let recorded = || plan.completions[member].logprobs[index];
@@ -199,7 +205,7 @@ impl<'t> GrpoTrainer<'t> {
                 }
             }
         }
-        tally
+        Ok(tally)
     }
 
     fn update(&mut self, learned: bool) -> Result<Update> {
@@ -208,7 +214,7 @@ impl<'t> GrpoTrainer<'t> {
         }
         let update =
             Update { grad_norm: self.trainer.grad_norm(learned)?, learning_rate: self.trainer.learning_rate() };
-        self.trainer.gradients.clear();
+        self.trainer.machine.clear_gradients()?;
         Ok(update)
     }
 

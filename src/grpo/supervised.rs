@@ -84,7 +84,7 @@ pub fn step(trainer: &mut Trainer, config: SupervisedConfig, examples: &[Example
     for run in pack::cut(&sequences, &members, config.micro_batch_tokens) {
         let batch = pack::pack(&sequences, &run);
         let slope = |_: usize, _: f32| -weight as f32;
-        let stats = trainer.model.accumulate(&batch.packed, &batch.targets, 1.0, &mut trainer.gradients, &slope);
+        let stats = trainer.machine.accumulate(&batch, 1.0, &slope)?;
         for stats in stats {
             loss -= weight * f64::from(stats.logprob);
             entropy.add(f64::from(stats.entropy));

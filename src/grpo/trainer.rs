@@ -5,23 +5,32 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use crate::error::{Error, Result};
-use crate::model::{Config, Gradients, Model, has_weights};
+use crate::grpo::machine::{Cpu, Machine};
+use crate::model::{Config, Model, has_weights};
 use crate::optim::{self, Moments, OptimizerConfig};
 use crate::policy::{self, Identity, Publication, State};
 use crate::tensorfile::Storage;
 
 /// A policy that learns.
 pub struct Trainer {
-    /// The weights.
-    pub model: Model,
-    /// Of the step in progress.
-    pub gradients: Gradients,
+    /// Where it computes: holds weights, gradients and moments.
+    pub machine: Box<dyn Machine>,
     /// What the next checkpoint will remember.
     pub state: State,
     config: OptimizerConfig,
     source: PathBuf,
     parameters: Vec<(String, Vec<usize>)>,
-    moments: Option<Moments>,
+}
+
+/// Makes the machine that a model is trained on.
+pub type Place<'a> = &'a dyn Fn(Model) -> Result<Box<dyn Machine>>;
+
+/// The processor, which any model fits.
+///
+/// # Errors
+/// Never.
+pub fn on_cpu(model: Model) -> Result<Box<dyn Machine>> {
+    Ok(Box::new(Cpu::new(model)))
 }
 
 /// What an update was.
@@ -34,12 +43,12 @@ pub struct Update {
 }
 
 impl Trainer {
-    /// Opens the policy in `dir`: a starting model, or a checkpoint with its moments. `seed` names the run's seed; a checkpoint
-    /// knows its own.
+    /// Opens the policy in `dir` at a place: a starting model, or a checkpoint with its moments. `seed` names the run's seed; a
+    /// checkpoint knows its own.
     ///
     /// # Errors
-    /// [`Error::Io`] or [`Error::Model`] when the directory holds no usable policy.
-    pub fn open(dir: &Path, config: OptimizerConfig, seed: Option<u64>) -> Result<Self> {
+    /// [`Error::Io`] or [`Error::Model`] when the directory holds no usable policy, and those of `place`.
+    pub fn open(dir: &Path, config: OptimizerConfig, seed: Option<u64>, place: Place<'_>) -> Result<Self> {
         let identity = policy::identity(dir)?;
         let state = State::load(dir)?;
         if state.is_some() && !dir.join(policy::OPTIMIZER).exists() {
@@ -50,14 +59,15 @@ impl Trainer {
         }
         let mut state = state.unwrap_or_else(|| start(identity.policy_id));
         state.seed = seed.unwrap_or(state.seed);
-        Ok(Self::new(Model::load(dir)?, state, config, dir))
+        Ok(Self::new(place(Model::load(dir)?)?, state, config, dir))
     }
 
     /// Starts from random weights in the shape of `dir`'s `config.json`.
     ///
     /// # Errors
-    /// [`Error::Usage`] when the directory has weights, [`Error::Io`] or [`Error::Model`] when it has no usable config.
-    pub fn random(dir: &Path, config: OptimizerConfig, seed: u64) -> Result<Self> {
+    /// [`Error::Usage`] when the directory has weights, [`Error::Io`] or [`Error::Model`] when it has no usable config, and those of
+    /// `place`.
+    pub fn random(dir: &Path, config: OptimizerConfig, seed: u64, place: Place<'_>) -> Result<Self> {
         if has_weights(dir) {
             return Err(Error::Usage(format!("{}: has weights; --init is for a directory without", dir.display())));
         }
@@ -65,12 +75,12 @@ impl Trainer {
         let text = serde_json::to_vec(&shape).expect("plain data serialises");
         let mut state = start(policy::derive_id(&[b"random", &text, &seed.to_le_bytes()]));
         state.seed = seed;
-        Ok(Self::new(Model::random(shape, seed), state, config, dir))
+        Ok(Self::new(place(Model::random(shape, seed))?, state, config, dir))
     }
 
-    fn new(model: Model, state: State, config: OptimizerConfig, source: &Path) -> Self {
-        let (gradients, parameters) = (Gradients::zeros(model.config()), model.config().parameters());
-        Self { model, gradients, state, config, source: source.to_path_buf(), parameters, moments: None }
+    fn new(machine: Box<dyn Machine>, state: State, config: OptimizerConfig, source: &Path) -> Self {
+        let parameters = machine.config().parameters();
+        Self { machine, state, config, source: source.to_path_buf(), parameters }
     }
 
     /// Which weights it holds.
@@ -85,9 +95,9 @@ impl Trainer {
     /// one without is cut off from the loss.
     ///
     /// # Errors
-    /// [`Error::Numerics`] with the parameter whose gradient is not finite, or missing.
-    pub fn grad_norm(&self, learned: bool) -> Result<f64> {
-        let norms = optim::norms(&self.gradients.0);
+    /// [`Error::Numerics`] with the parameter whose gradient is not finite, or missing; those of the machine.
+    pub fn grad_norm(&mut self, learned: bool) -> Result<f64> {
+        let norms = self.machine.gradient_norms()?;
         for ((name, _), norm) in self.parameters.iter().zip(&norms) {
             if !norm.is_finite() {
                 return Err(Error::Numerics(format!("the gradient of {name} is not finite; nothing was published")));
@@ -108,16 +118,12 @@ impl Trainer {
     pub fn update(&mut self, learned: bool) -> Result<Update> {
         let grad_norm = self.grad_norm(learned)?;
         // Moments are read only now: until here their memory serves the activations.
-        let mut moments = match self.moments.take() {
-            Some(moments) => moments,
-            None => self.load_moments()?,
-        };
-        let learning_rate = self.config.learning_rate_at(moments.steps);
-        let decays: Vec<bool> = self.parameters.iter().map(|(_, shape)| shape.len() == 2).collect();
-        let weights = self.model.parameters_mut();
-        optim::update(&self.config, weights, &self.gradients.0, grad_norm, &mut moments, &decays);
-        self.moments = Some(moments);
-        self.gradients.clear();
+        if !self.machine.has_moments() {
+            let moments = self.load_moments()?;
+            self.machine.start_moments(moments)?;
+        }
+        let learning_rate = self.learning_rate();
+        self.machine.update(&self.config, grad_norm)?;
         self.state.optimizer_steps += 1;
         Ok(Update { grad_norm, learning_rate })
     }
@@ -128,9 +134,9 @@ impl Trainer {
         self.config.learning_rate_at(self.state.optimizer_steps)
     }
 
-    fn load_moments(&self) -> Result<Moments> {
+    fn load_moments(&self) -> Result<Option<Moments>> {
         if self.state.step == 0 {
-            return Ok(Moments::zeros(&self.parameters));
+            return Ok(None);
         }
         let path = self.source.join(policy::OPTIMIZER);
         let moments = Moments::load(&path, &self.parameters)?;
@@ -138,7 +144,7 @@ impl Trainer {
             let (found, expected) = (moments.steps, self.state.optimizer_steps);
             return Err(Error::model(&path, format!("after {found} updates, but {} says {expected}", policy::STATE)));
         }
-        Ok(moments)
+        Ok(Some(moments))
     }
 
     /// Ends a step: the weights get the name that follows from their parent's, the records, and the numbers of the step.
@@ -161,8 +167,8 @@ impl Trainer {
         let publication = Publication::begin(out)?;
         let dir = publication.dir();
         policy::copy_companions(&self.source, dir, Storage::F32.torch_name())?;
-        self.model.save(&dir.join(policy::WEIGHTS), Storage::F32)?;
-        if !weights_only && let Some(moments) = &self.moments {
+        self.machine.weights()?.save(&dir.join(policy::WEIGHTS), Storage::F32)?;
+        if !weights_only && let Some(moments) = self.machine.moments()? {
             moments.save(&dir.join(policy::OPTIMIZER), &self.parameters)?;
             self.state.command_line = command_line;
             self.state.package_version = env!("CARGO_PKG_VERSION").into();
@@ -177,10 +183,10 @@ impl Trainer {
     ///
     /// # Errors
     /// [`Error::Io`].
-    pub fn save_for_sampling(&self, dir: &Path) -> Result<()> {
+    pub fn save_for_sampling(&mut self, dir: &Path) -> Result<()> {
         policy::write_config(&self.source, dir, Storage::F32.torch_name())?;
         self.state.save(dir)?;
-        self.model.save(&dir.join(policy::WEIGHTS), Storage::F32)
+        self.machine.weights()?.save(&dir.join(policy::WEIGHTS), Storage::F32)
     }
 }
 

@@ -12,7 +12,7 @@ use grpo_pipes::grpo::pack::{self, Sequence};
 use grpo_pipes::grpo::step::{GrpoConfig, GrpoTrainer};
 use grpo_pipes::grpo::supervised::{self, Example, SupervisedConfig};
 use grpo_pipes::grpo::tally::Tally;
-use grpo_pipes::grpo::trainer::Trainer;
+use grpo_pipes::grpo::trainer::{Trainer, on_cpu};
 use grpo_pipes::jsonl::Input;
 use grpo_pipes::model::{Gradients, Model};
 use grpo_pipes::optim::{OptimizerConfig, Schedule};
@@ -95,7 +95,7 @@ fn old_groups(reference: &Reference, temperature: &str) -> Vec<Group> {
 /// Metrics and gradients of one step by the public way: the optimizer's first moment.
 fn step(options: &str, groups: &[Group], micro_batch_tokens: usize) -> (Value, ByName) {
     let config = Numbers::of(&format!("--scale-rewards none --max-staleness any {options}")).grpo;
-    let mut trainer = Trainer::open(&tiny(), probe(), None).unwrap();
+    let mut trainer = Trainer::open(&tiny(), probe(), None, &on_cpu).unwrap();
     let mut line = Value::Null;
     let mut grpo = GrpoTrainer::new(&mut trainer, config, micro_batch_tokens, false).unwrap();
     grpo.step(groups, &mut |metrics| line = parsed(metrics)).unwrap();
@@ -334,8 +334,8 @@ fn five_optimizer_steps_equal_trl() {
             of("max_grad_norm")
         );
         let numbers = Numbers::of(&options);
-        let mut trainer = Trainer::open(&tiny(), numbers.optimizer, None).unwrap();
-        let start = weights(&trainer);
+        let mut trainer = Trainer::open(&tiny(), numbers.optimizer, None, &on_cpu).unwrap();
+        let start = weights(&mut trainer);
         for (index, want_step) in want["steps"].as_array().unwrap().iter().enumerate() {
             let mut line = Value::Null;
             let mut grpo = GrpoTrainer::new(&mut trainer, numbers.grpo.clone(), WHOLE, false).unwrap();
@@ -346,14 +346,14 @@ fn five_optimizer_steps_equal_trl() {
                 let (got, want) = (line[name].as_f64().unwrap(), want_step[name].as_f64().unwrap());
                 assert!((got - want).abs() <= bound * want.abs().max(scale), "{run} {index} {name}: {got} for {want}");
             }
-            assert_weights(&reference, (run, index + 1), &start, &weights(&trainer));
+            assert_weights(&reference, (run, index + 1), &start, &weights(&mut trainer));
         }
     }
 }
 
-fn weights(trainer: &Trainer) -> ByName {
-    let names = trainer.model.config().parameters().into_iter().map(|(name, _)| name);
-    names.zip(trainer.model.parameters().into_iter().map(<[f32]>::to_vec)).collect()
+fn weights(trainer: &mut Trainer) -> ByName {
+    let names = trainer.machine.config().parameters().into_iter().map(|(name, _)| name).collect::<Vec<_>>();
+    names.into_iter().zip(trainer.machine.weights().unwrap().parameters().into_iter().map(<[f32]>::to_vec)).collect()
 }
 
 fn assert_weights(reference: &Reference, (run, step): (&str, usize), start: &ByName, got: &ByName) {
@@ -404,7 +404,7 @@ fn supervised_steps_equal_transformers() {
     for (case, loss_on_prompt) in [("completion", false), ("all", true)] {
         let want = &reference.json["supervised"][case];
         for micro_batch_tokens in [WHOLE, 30] {
-            let mut trainer = Trainer::open(&tiny(), probe(), None).unwrap();
+            let mut trainer = Trainer::open(&tiny(), probe(), None, &on_cpu).unwrap();
             let config = SupervisedConfig { loss_on_prompt, micro_batch_tokens };
             let line = parsed(&supervised::step(&mut trainer, config, &examples).unwrap());
             for name in ["loss", "grad_norm"] {

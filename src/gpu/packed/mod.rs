@@ -11,6 +11,7 @@ mod head;
 pub mod kernels;
 mod learner;
 mod optimizer;
+mod plan;
 
 pub use batch::{Batch, TileRows};
 pub use forward::{Forward, Hook, Keep};
@@ -18,3 +19,4 @@ pub use gradients::Gradients;
 pub use head::Slope;
 pub use learner::Learner;
 pub use optimizer::Optimizer;
+pub use plan::{Plan, Wish};

@@ -1,0 +1,181 @@
+//! What of the activations stays in memory, and how many tokens run at once: decided before anything is allocated.
+
+use super::forward::Keep;
+use super::kernels::Shape;
+use crate::error::{Error, Result};
+use crate::gpu::Layout;
+use crate::gpu::driver::Dtype;
+use crate::model::Config;
+
+/// Logits held at once, where there is room for so many [bytes].
+const LOGITS: usize = 1 << 30;
+
+/// Positions of all sequences of a batch, for each of its rows: a prompt counts once for each completion.
+const ENTRIES_PER_ROW: usize = 4;
+
+/// Of the library for products, and what memory loses to its cutting up [bytes].
+const ASIDE: usize = 256 << 20;
+
+/// Tokens at once and what is kept, the fastest first: computing a block again costs a quarter of a pass, fewer tokens little.
+const CHOICES: [(Keep, usize); 10] = [
+    (Keep::All, 16384),
+    (Keep::All, 8192),
+    (Keep::All, 4096),
+    (Keep::All, 2048),
+    (Keep::NoMlp, 4096),
+    (Keep::NoMlp, 2048),
+    (Keep::Inputs, 4096),
+    (Keep::Inputs, 2048),
+    (Keep::Inputs, 1024),
+    (Keep::Inputs, 512),
+];
+
+/// What a training is asked to hold.
+#[derive(Debug, Clone, Copy)]
+pub struct Wish<'a> {
+    /// The policy's shape.
+    pub config: &'a Config,
+    /// Of the products.
+    pub dtype: Dtype,
+    /// Whether a second model gives reference log-probabilities.
+    pub reference: bool,
+    /// Tokens in the model at once, where somebody has decided.
+    pub tokens: Option<usize>,
+    /// Memory to stay within [bytes].
+    pub limit: usize,
+}
+
+/// How a training uses its memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Plan {
+    /// What stays of the activations.
+    pub keep: Keep,
+    /// Most tokens in the model at once.
+    pub tokens: usize,
+    /// For logits.
+    pub logits_bytes: usize,
+    /// Of weights, gradients and moments.
+    fixed: usize,
+    /// Of activations and scratch.
+    moving: usize,
+}
+
+impl Plan {
+    /// The fastest one that fits.
+    ///
+    /// # Errors
+    /// [`Error::Device`] with the numbers when none does, or the shape does not suit the kernels.
+    pub fn choose(wish: Wish<'_>) -> Result<Self> {
+        let (shape, layout) = (Shape::of(wish.config)?, Layout::of(wish.config)?);
+        let copy = layout.matrices * wish.dtype.bytes() + 4 * (layout.all - layout.matrices);
+        let models = if wish.reference { 2 } else { 1 };
+        let rope = 4 * wish.config.max_position_embeddings * shape.dim;
+        let fixed = models * (copy + rope) + 4 * 4 * layout.all + ASIDE;
+        let row = 4 * super::kernels::stride(&shape);
+        let choices = match wish.tokens {
+            Some(tokens) => [Keep::All, Keep::NoMlp, Keep::Inputs].map(|keep| (keep, tokens)).to_vec(),
+            None => CHOICES.to_vec(),
+        };
+        let mut smallest = usize::MAX;
+        for (keep, tokens) in choices {
+            let logits_bytes = LOGITS.min(row * tokens).min((wish.limit / 16).max(row));
+            let moving = tokens * row_bytes(&shape, (wish.dtype, keep), wish.config.num_hidden_layers) + logits_bytes;
+            let plan = Self { keep, tokens, logits_bytes, fixed, moving };
+            if plan.bytes() <= wish.limit {
+                return Ok(plan);
+            }
+            smallest = smallest.min(plan.bytes());
+        }
+        Err(Error::Device(format!(
+            "training needs {} of memory ({} of it for weights, gradients and moments); there are {}",
+            gib(smallest),
+            gib(fixed),
+            gib(wish.limit)
+        )))
+    }
+
+    /// All together.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.fixed + self.moving
+    }
+
+    /// One line for the user.
+    #[must_use]
+    pub fn describe(&self) -> String {
+        let kept = match self.keep {
+            Keep::All => "all activations kept",
+            Keep::NoMlp => "the MLP computed again",
+            Keep::Inputs | Keep::Nothing => "each block computed again",
+        };
+        format!(
+            "memory: {} for weights, gradients and moments, {} for {} tokens at once, {kept}",
+            gib(self.fixed),
+            gib(self.moving),
+            self.tokens
+        )
+    }
+}
+
+/// What one row takes: `Room::new`, `Backward::new`, and what the head holds of a target.
+fn row_bytes(shape: &Shape, (dtype, keep): (Dtype, Keep), layers: usize) -> usize {
+    let (b, d, f, qkv, heads) = (dtype.bytes(), shape.width, shape.mlp, shape.qkv(), shape.heads);
+    let (stream, gate_up) = (4 * d, 2 * b * f);
+    let attention = b * (qkv + d) + 4 * heads + stream;
+    let block = stream + attention + gate_up;
+    let kept = match keep {
+        Keep::All => layers * block,
+        Keep::NoMlp => layers * (stream + attention) + gate_up,
+        Keep::Inputs => layers * stream + attention + gate_up,
+        Keep::Nothing => block,
+    };
+    let scratch = stream + 4 * d.max(qkv) + b * (d + f);
+    let backward = stream + b * (2 * d + qkv) + 4 * heads + ENTRIES_PER_ROW * 8 * shape.kv_heads * shape.dim;
+    let head = (4 + b) * d;
+    kept + scratch + backward + head
+}
+
+/// `1.25 GiB`.
+fn gib(bytes: usize) -> String {
+    format!("{:.2} GiB", bytes as f64 / f64::from(1 << 30))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn half_a_billion() -> Config {
+        serde_json::from_value(serde_json::json!({
+            "model_type": "qwen2", "vocab_size": 151936, "hidden_size": 896, "intermediate_size": 4864,
+            "num_hidden_layers": 24, "num_attention_heads": 14, "num_key_value_heads": 2,
+            "max_position_embeddings": 32768, "rms_norm_eps": 1e-6, "rope_theta": 1e6, "tie_word_embeddings": true
+        }))
+        .unwrap()
+    }
+
+    fn plan(limit: usize, tokens: Option<usize>) -> Result<Plan> {
+        let config = half_a_billion();
+        Plan::choose(Wish { config: &config, dtype: Dtype::Bf16, reference: true, tokens, limit: limit << 30 })
+    }
+
+    #[test]
+    fn the_fastest_plan_that_fits_is_taken() {
+        let found = |limit| plan(limit, None).map(|plan| (plan.keep, plan.tokens)).unwrap();
+        assert_eq!(found(139), (Keep::All, 16384));
+        assert_eq!(found(14), (Keep::All, 4096));
+        assert_eq!(found(12).0, Keep::NoMlp);
+        assert_eq!(found(11).0, Keep::Inputs);
+        for limit in [11, 12, 14, 139] {
+            assert!(plan(limit, None).unwrap().bytes() <= limit << 30);
+        }
+    }
+
+    #[test]
+    fn tokens_that_were_asked_for_stay_and_too_little_memory_is_named() {
+        assert_eq!(plan(139, Some(1000)).unwrap().tokens, 1000);
+        let refused = plan(8, None).unwrap_err();
+        assert_eq!(refused.exit_code(), 1);
+        let words = refused.to_string();
+        assert!(words.starts_with("training needs ") && words.ends_with("there are 8.00 GiB"), "{words}");
+    }
+}

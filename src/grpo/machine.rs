@@ -1,0 +1,132 @@
+//! Where a policy is trained: what a step asks of the processor or a GPU.
+
+use std::borrow::Cow;
+
+use crate::error::Result;
+use crate::grpo::pack::MicroBatch;
+use crate::model::{Config, Gradients, Model, TokenStats};
+use crate::optim::{self, Moments, OptimizerConfig};
+
+/// dLoss / dlogprob of a target, by its index and its log-probability; asked in any order.
+pub type Slope<'a> = &'a (dyn Fn(usize, f32) -> f32 + Sync);
+
+/// Which weights.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Of {
+    /// Those in training.
+    Policy,
+    /// Those that the KL divergence is measured from.
+    Reference,
+}
+
+/// Weights, gradients and moments, and the passes over them.
+///
+/// # Errors
+/// Every call returns [`crate::Error::Device`] when a device fails or has no room.
+pub trait Machine {
+    /// The policy's shape.
+    fn config(&self) -> &Config;
+
+    /// The policy's weights as they are now.
+    fn weights(&mut self) -> Result<&Model>;
+
+    /// Takes the reference's weights.
+    fn hold_reference(&mut self, model: Model) -> Result<()>;
+
+    /// What the model says of each target.
+    fn logprobs(&mut self, of: Of, batch: &MicroBatch, temperature: f32) -> Result<Vec<TokenStats>>;
+
+    /// What the policy says of each target, and adds the gradients of the loss with these slopes.
+    fn accumulate(&mut self, batch: &MicroBatch, temperature: f32, slope: Slope<'_>) -> Result<Vec<TokenStats>>;
+
+    /// The norm of each parameter's gradient, in the order of [`Config::parameters`].
+    fn gradient_norms(&mut self) -> Result<Vec<f64>>;
+
+    /// Empties the gradients.
+    fn clear_gradients(&mut self) -> Result<()>;
+
+    /// Whether it has moments.
+    fn has_moments(&self) -> bool;
+
+    /// Takes moments, or starts with none.
+    fn start_moments(&mut self, moments: Option<Moments>) -> Result<()>;
+
+    /// The moments as they are now, after the first update.
+    fn moments(&mut self) -> Result<Option<Cow<'_, Moments>>>;
+
+    /// Updates the weights by the gradients, whose norm is given, and empties these.
+    fn update(&mut self, config: &OptimizerConfig, norm: f64) -> Result<()>;
+}
+
+/// The processor.
+pub struct Cpu {
+    model: Model,
+    reference: Option<Model>,
+    gradients: Gradients,
+    moments: Option<Moments>,
+}
+
+impl Cpu {
+    /// With a policy.
+    #[must_use]
+    pub fn new(model: Model) -> Self {
+        Self { gradients: Gradients::zeros(model.config()), model, reference: None, moments: None }
+    }
+}
+
+impl Machine for Cpu {
+    fn config(&self) -> &Config {
+        self.model.config()
+    }
+
+    fn weights(&mut self) -> Result<&Model> {
+        Ok(&self.model)
+    }
+
+    fn hold_reference(&mut self, model: Model) -> Result<()> {
+        self.reference = Some(model);
+        Ok(())
+    }
+
+    fn logprobs(&mut self, of: Of, batch: &MicroBatch, temperature: f32) -> Result<Vec<TokenStats>> {
+        let model = match of {
+            Of::Policy => &self.model,
+            Of::Reference => self.reference.as_ref().expect("asked for where there is one"),
+        };
+        Ok(model.logprobs(&batch.packed, &batch.targets, temperature))
+    }
+
+    fn accumulate(&mut self, batch: &MicroBatch, temperature: f32, slope: Slope<'_>) -> Result<Vec<TokenStats>> {
+        Ok(self.model.accumulate(&batch.packed, &batch.targets, temperature, &mut self.gradients, slope))
+    }
+
+    fn gradient_norms(&mut self) -> Result<Vec<f64>> {
+        Ok(optim::norms(&self.gradients.0))
+    }
+
+    fn clear_gradients(&mut self) -> Result<()> {
+        self.gradients.clear();
+        Ok(())
+    }
+
+    fn has_moments(&self) -> bool {
+        self.moments.is_some()
+    }
+
+    fn start_moments(&mut self, moments: Option<Moments>) -> Result<()> {
+        self.moments = Some(moments.unwrap_or_else(|| Moments::zeros(&self.model.config().parameters())));
+        Ok(())
+    }
+
+    fn moments(&mut self) -> Result<Option<Cow<'_, Moments>>> {
+        Ok(self.moments.as_ref().map(Cow::Borrowed))
+    }
+
+    fn update(&mut self, config: &OptimizerConfig, norm: f64) -> Result<()> {
+        let moments = self.moments.as_mut().expect("given before the first update");
+        let decays: Vec<bool> = self.model.config().parameters().iter().map(|(_, shape)| shape.len() == 2).collect();
+        optim::update(config, self.model.parameters_mut(), &self.gradients.0, norm, moments, &decays);
+        self.gradients.clear();
+        Ok(())
+    }
+}

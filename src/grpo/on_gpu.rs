@@ -1,0 +1,121 @@
+//! Training on a GPU: the passes of [`crate::gpu::packed`], the same numbers to publish as from the processor.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+
+use crate::error::Result;
+use crate::gpu::Weights;
+use crate::gpu::driver::{Driver, Dtype};
+use crate::gpu::packed::{Gradients, Learner, Optimizer, Plan};
+use crate::grpo::machine::{Machine, Of, Slope};
+use crate::grpo::pack::MicroBatch;
+use crate::model::{Config, Model, TokenStats};
+use crate::optim::{Moments, OptimizerConfig, Rule};
+
+/// A GPU.
+pub struct Gpu {
+    driver: Arc<dyn Driver>,
+    /// The weights of the step `is_current` says, for those who read them on the host.
+    model: Model,
+    is_current: bool,
+    weights: Weights,
+    reference: Option<Weights>,
+    learner: Learner,
+    gradients: Gradients,
+    optimizer: Optimizer,
+    has_moments: bool,
+    /// Updates made.
+    steps: u64,
+}
+
+impl Gpu {
+    /// With a policy, computing in `dtype` within the memory of `plan`.
+    ///
+    /// # Errors
+    /// [`crate::Error::Device`] when the shape does not suit the kernels, there is no room, or the device fails.
+    pub fn new(driver: Arc<dyn Driver>, model: Model, dtype: Dtype, plan: &Plan) -> Result<Self> {
+        let positions = model.config().max_position_embeddings;
+        let weights = Weights::of(&driver, &model, dtype, positions)?;
+        Ok(Self {
+            learner: Learner::new(&driver, &weights, plan.keep, plan.logits_bytes)?,
+            gradients: Gradients::zeros(&driver, model.config())?,
+            optimizer: Optimizer::new(&driver, &model)?,
+            driver,
+            model,
+            is_current: true,
+            weights,
+            reference: None,
+            has_moments: false,
+            steps: 0,
+        })
+    }
+}
+
+impl Machine for Gpu {
+    fn config(&self) -> &Config {
+        self.model.config()
+    }
+
+    fn weights(&mut self) -> Result<&Model> {
+        if !self.is_current {
+            self.optimizer.weights_to(&mut self.model)?;
+            self.is_current = true;
+        }
+        Ok(&self.model)
+    }
+
+    fn hold_reference(&mut self, model: Model) -> Result<()> {
+        let dtype = self.weights.matrices.dtype();
+        self.reference = Some(Weights::of(&self.driver, &model, dtype, model.config().max_position_embeddings)?);
+        Ok(())
+    }
+
+    fn logprobs(&mut self, of: Of, batch: &MicroBatch, temperature: f32) -> Result<Vec<TokenStats>> {
+        let weights = match of {
+            Of::Policy => &self.weights,
+            Of::Reference => self.reference.as_ref().expect("asked for where there is one"),
+        };
+        self.learner.logprobs(weights, &batch.packed, (&batch.targets, temperature))
+    }
+
+    fn accumulate(&mut self, batch: &MicroBatch, temperature: f32, slope: Slope<'_>) -> Result<Vec<TokenStats>> {
+        let targets = (&batch.targets[..], temperature);
+        self.learner.accumulate(&self.weights, &batch.packed, targets, (&self.gradients, slope))
+    }
+
+    fn gradient_norms(&mut self) -> Result<Vec<f64>> {
+        self.optimizer.norms(&self.gradients)
+    }
+
+    fn clear_gradients(&mut self) -> Result<()> {
+        self.gradients.numbers.clear()
+    }
+
+    fn has_moments(&self) -> bool {
+        self.has_moments
+    }
+
+    fn start_moments(&mut self, moments: Option<Moments>) -> Result<()> {
+        self.has_moments = true;
+        let Some(moments) = moments else { return Ok(()) };
+        self.steps = moments.steps;
+        self.optimizer.take_moments(&moments)
+    }
+
+    fn moments(&mut self) -> Result<Option<Cow<'_, Moments>>> {
+        if !self.has_moments {
+            return Ok(None);
+        }
+        let mut moments = Moments::zeros(&self.model.config().parameters());
+        moments.steps = self.steps;
+        self.optimizer.moments_to(&mut moments)?;
+        Ok(Some(Cow::Owned(moments)))
+    }
+
+    fn update(&mut self, config: &OptimizerConfig, norm: f64) -> Result<()> {
+        let rate = config.learning_rate_at(self.steps);
+        self.steps += 1;
+        self.is_current = false;
+        self.optimizer.update(&Rule::new(config, rate, norm, self.steps), &self.gradients, &self.weights)
+    }
+}

@@ -1,0 +1,168 @@
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use clap::Parser;
+use grpo_pipes::gpu::driver::{Driver, Dtype};
+use grpo_pipes::gpu::packed::{Gradients, Optimizer, Plan, Wish};
+use grpo_pipes::gpu::{Buffer, Weights};
+use grpo_pipes::grpo::batch::{Group, Groups};
+use grpo_pipes::grpo::machine::Machine;
+use grpo_pipes::grpo::on_gpu::Gpu;
+use grpo_pipes::grpo::step::{GrpoConfig, GrpoTrainer};
+use grpo_pipes::grpo::trainer::{Place, Trainer, on_cpu};
+use grpo_pipes::jsonl::Input;
+use grpo_pipes::model::Model;
+use grpo_pipes::optim::{self, Moments, OptimizerConfig, Rule};
+use serde_json::{Value, json};
+
+use super::super::{DTYPES, numbers, shim};
+use super::model;
+use crate::fixtures::{Reference, directory, distance};
+
+#[derive(Parser)]
+struct Options {
+    #[command(flatten)]
+    grpo: GrpoConfig,
+    #[command(flatten)]
+    optimizer: OptimizerConfig,
+}
+
+impl Options {
+    fn of(options: &str) -> Self {
+        Self::parse_from(format!("test {options}").split_whitespace())
+    }
+}
+
+fn tiny() -> PathBuf {
+    directory().join("tiny-qwen2")
+}
+
+/// Two groups of the reference's sequences, sampled by an older policy.
+fn groups(dir: &Path) -> Vec<Group> {
+    let sequences = Reference::load().json["sequences"].as_array().unwrap()[..8].to_vec();
+    let record = |(i, mut record): (usize, Value)| {
+        let logprobs = numbers(i as u64, record["completion_token_ids"].as_array().unwrap().len());
+        let logprobs: Vec<f32> = logprobs.iter().map(|x| -5.8 + 0.2 * x).collect();
+        let more = json!({"group_id": format!("g{}", i / 4), "group_size": 4, "sample_index": i % 4, "logprobs": logprobs,
+                          "reward": (i * 5 % 4) as f32, "temperature": 0.9, "policy_id": null});
+        record.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        record.to_string() + "\n"
+    };
+    let path = dir.join("scored.jsonl");
+    std::fs::write(&path, sequences.into_iter().enumerate().map(record).collect::<String>()).unwrap();
+    let limits = Model::load(&tiny()).unwrap().config().clone();
+    Groups::new(Input::open(&path).unwrap(), &limits).collect::<grpo_pipes::Result<_>>().unwrap()
+}
+
+/// A checkpoint's bytes, the metrics of the steps that led to it, and the weights.
+struct Outcome {
+    files: Vec<Vec<u8>>,
+    lines: Vec<Value>,
+    weights: Vec<f32>,
+}
+
+fn train(options: &str, micro_batch_tokens: usize, place: Place<'_>) -> Outcome {
+    let dir = tempfile::tempdir().unwrap();
+    let reference = tiny().display().to_string();
+    let options = Options::of(&format!("--max-staleness any --beta 0.04 --reference {reference} {options}"));
+    let mut trainer = Trainer::open(&tiny(), options.optimizer, None, place).unwrap();
+    let mut lines = Vec::new();
+    let mut grpo = GrpoTrainer::new(&mut trainer, options.grpo, micro_batch_tokens, false).unwrap();
+    grpo.step(&groups(dir.path()), &mut |line| lines.push(serde_json::from_slice(&line.to_json()).unwrap())).unwrap();
+    let out = dir.path().join("next");
+    trainer.publish(&out, false, Vec::new()).unwrap();
+    let files = ["model.safetensors", "optimizer.safetensors", "state.json"];
+    let files = files.map(|name| std::fs::read(out.join(name)).unwrap()).to_vec();
+    Outcome { files, lines, weights: trainer.machine.weights().unwrap().parameters().concat() }
+}
+
+fn on_gpu(gpu: &Arc<dyn Driver>, dtype: Dtype) -> impl Fn(Model) -> grpo_pipes::Result<Box<dyn Machine>> {
+    let gpu = Arc::clone(gpu);
+    move |model| {
+        let wish = Wish { config: model.config(), dtype, reference: true, tokens: None, limit: 1 << 30 };
+        let mut plan = Plan::choose(wish)?;
+        plan.logits_bytes = 4 * 320 * 20;
+        Ok(Box::new(Gpu::new(Arc::clone(&gpu), model, dtype, &plan)?))
+    }
+}
+
+fn assert_near(got: &Outcome, want: &Outcome, start: &[f32]) {
+    for (got, want) in got.lines.iter().zip(&want.lines) {
+        for (name, want) in want.as_object().unwrap() {
+            let (got, want) = (got[name].as_f64().unwrap(), want.as_f64().unwrap());
+            assert!((got - want).abs() <= 1e-4 * want.abs().max(0.1), "{name}: {got} for {want}");
+        }
+    }
+    let update = |of: &Outcome| -> Vec<f32> { of.weights.iter().zip(start).map(|(w, start)| w - start).collect() };
+    let off = distance(&update(got), &update(want));
+    assert!(off < 2e-3, "{off}");
+}
+
+#[test]
+#[ignore = "run by kernels_run_under_sanitizers"]
+fn a_grpo_step_equals_the_cpus_whatever_the_cut_and_has_the_same_bytes_again_on_the_shim() {
+    let gpu = shim();
+    let options = "--learning-rate 1e-3 --num-iterations 2 --weight-decay 0.1";
+    let start = Model::load(&tiny()).unwrap().parameters().concat();
+    let want = train(options, 1000, &on_cpu);
+    let got = train(options, 1000, &on_gpu(&gpu, Dtype::F32));
+    assert_eq!(got.lines.len(), 2);
+    assert_near(&got, &want, &start);
+    let cut = train(options, 25, &on_gpu(&gpu, Dtype::F32));
+    assert_near(&cut, &want, &start);
+    assert!(train(options, 25, &on_gpu(&gpu, Dtype::F32)).files == cut.files);
+}
+
+#[test]
+#[ignore = "run by kernels_run_under_sanitizers"]
+fn adamw_has_the_bits_of_the_cpus_on_the_shim() {
+    let gpu = shim();
+    let config = Options::of("--learning-rate 1e-3 --weight-decay 0.1 --max-grad-norm 0.5").optimizer;
+    for dtype in DTYPES {
+        let mut model = model([2, 1, 16], false);
+        let weights = Weights::of(&gpu, &model, dtype, 10).unwrap();
+        let mut optimizer = Optimizer::new(&gpu, &model).unwrap();
+        let parameters = model.config().parameters();
+        let mut moments = Moments::zeros(&parameters);
+        let decays: Vec<bool> = parameters.iter().map(|(_, shape)| shape.len() == 2).collect();
+        let gradients = Gradients::zeros(&gpu, model.config()).unwrap();
+        for step in 0..3 {
+            let lengths = parameters.iter().map(|(_, shape)| shape.iter().product::<usize>());
+            let on_cpu: Vec<Vec<f32>> =
+                lengths.enumerate().map(|(i, len)| numbers(step * 100 + i as u64, len)).collect();
+            for (numbers, at) in on_cpu.iter().zip(&gradients.layout.at) {
+                gradients.numbers.upload(*at, numbers).unwrap();
+            }
+            let (norms, want) = (optimizer.norms(&gradients).unwrap(), optim::norms(&on_cpu));
+            assert!(norms.iter().zip(&want).all(|(got, want)| (got / want - 1.0).abs() < 1e-12));
+            let norm = optim::global_norm(&want);
+            let rule = Rule::new(&config, config.learning_rate_at(step), norm, step + 1);
+            optimizer.update(&rule, &gradients, &weights).unwrap();
+            optim::update(&config, model.parameters_mut(), &on_cpu, norm, &mut moments, &decays);
+            assert!(gradients.numbers.to_vec().unwrap().iter().all(|gradient| *gradient == 0.0));
+        }
+        let mut trained = super::model([2, 1, 16], false);
+        optimizer.weights_to(&mut trained).unwrap();
+        assert_eq!(trained.parameters().concat(), model.parameters().concat());
+        let mut held = Moments::zeros(&parameters);
+        held.steps = 3;
+        optimizer.moments_to(&mut held).unwrap();
+        assert!(held == moments);
+        let again = Weights::of(&gpu, &model, dtype, 10).unwrap();
+        assert_eq!(weights.matrices.to_vec().unwrap(), again.matrices.to_vec().unwrap());
+        assert_eq!(weights.vectors.to_vec().unwrap(), again.vectors.to_vec().unwrap());
+    }
+}
+
+#[test]
+#[ignore = "run by kernels_run_under_sanitizers"]
+fn the_norm_of_large_gradients_is_finite_and_of_broken_ones_not_on_the_shim() {
+    let (gpu, model) = (shim(), model([2, 1, 16], false));
+    let optimizer = Optimizer::new(&gpu, &model).unwrap();
+    let gradients = Gradients::zeros(&gpu, model.config()).unwrap();
+    let first: &Buffer<f32> = &gradients.numbers;
+    first.upload(0, &[f32::MAX; 8]).unwrap();
+    first.upload(gradients.layout.at[3], &[f32::NAN]).unwrap();
+    let norms = optimizer.norms(&gradients).unwrap();
+    assert!(norms[0].is_finite() && norms[0] > 1e38 && norms[3].is_nan() && norms[1] == 0.0);
+}
