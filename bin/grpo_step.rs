@@ -8,12 +8,15 @@ use grpo_pipes::cli::{self, InputArgs, OutputArgs, Report};
 use grpo_pipes::error::{Error, Result};
 use grpo_pipes::grpo::batch::Groups;
 use grpo_pipes::grpo::follow::{self, Listeners};
+use grpo_pipes::grpo::machine::Machine;
 use grpo_pipes::grpo::metrics::Metrics;
+use grpo_pipes::grpo::place::{Opened, PlaceArgs};
 use grpo_pipes::grpo::step::{GrpoConfig, GrpoTrainer};
 use grpo_pipes::grpo::supervised::{self, Encode, SupervisedConfig};
-use grpo_pipes::grpo::trainer::{self, Trainer};
+use grpo_pipes::grpo::trainer::Trainer;
 use grpo_pipes::grpo::{self, Taken};
 use grpo_pipes::jsonl::Input;
+use grpo_pipes::model::Model;
 use grpo_pipes::optim::OptimizerConfig;
 use grpo_pipes::policy;
 use grpo_pipes::progress::Progress;
@@ -48,9 +51,9 @@ struct Args {
     /// Groups (or demonstrations) a step; as many steps as the input holds [default: all, one step]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     groups_per_step: Option<u32>,
-    /// Most tokens in the model at once, bounds memory [tokens]
-    #[arg(long, value_name = "TOKENS", default_value_t = 4096)]
-    micro_batch_tokens: usize,
+    /// Most tokens in the model at once, bounds memory [tokens] [default: 4096; on a GPU as many as fit, up to 16384]
+    #[arg(long, value_name = "TOKENS")]
+    micro_batch_tokens: Option<usize>,
     /// Print the metrics of each step, and change nothing
     #[arg(long, conflicts_with_all = ["supervised", "out"])]
     dry_run: bool,
@@ -74,6 +77,8 @@ struct Args {
     #[command(flatten)]
     optimizer: OptimizerConfig,
     #[command(flatten)]
+    place: PlaceArgs,
+    #[command(flatten)]
     output: OutputArgs,
 }
 
@@ -87,16 +92,21 @@ fn run(args: Args) -> Result<()> {
     args.optimizer.check()?;
     args.out.as_deref().map_or(Ok(()), policy::refuse_existing)?;
     let input = Input::open(&args.input.file)?;
+    let place = args.place.open(&say)?;
     let mut report = Report::create(&args.output)?;
     match (&args.follow, &args.policy) {
-        (Some(dir), _) => train_run(&args, dir, input, &mut report)?,
-        (None, Some(policy)) => train_once(&args, policy, input, &mut report)?,
+        (Some(dir), _) => train_run(&args, dir, (input, &place), &mut report)?,
+        (None, Some(policy)) => train_once(&args, policy, (input, &place), &mut report)?,
         (None, None) => unreachable!("clap asks for one of them"),
     }
     report.finish()
 }
 
-fn train_run(args: &Args, dir: &Path, input: Input, report: &mut Report) -> Result<()> {
+fn say(words: &str) {
+    cli::note(NAME, words);
+}
+
+fn train_run(args: &Args, dir: &Path, (input, place): (Input, &Opened), report: &mut Report) -> Result<()> {
     let job = follow::Job {
         run: Run::new(dir),
         groups_per_step: args.size().expect("clap asks for it"),
@@ -111,18 +121,15 @@ fn train_run(args: &Args, dir: &Path, input: Input, report: &mut Report) -> Resu
         report.write(line);
         report.check()
     };
-    follow::train(
-        &job,
-        input,
-        &trainer::on_cpu,
-        Listeners { metrics: &mut metrics, say: &|words| cli::note(NAME, words) },
-    )
+    let machine = |model| args.machine(place, model);
+    follow::train(&job, input, &machine, Listeners { metrics: &mut metrics, say: &say })
 }
 
-fn train_once(args: &Args, policy: &Path, input: Input, report: &mut Report) -> Result<()> {
+fn train_once(args: &Args, policy: &Path, (input, place): (Input, &Opened), report: &mut Report) -> Result<()> {
+    let place = |model| args.machine(place, model);
     let mut trainer = match args.init {
-        true => Trainer::random(policy, args.optimizer.clone(), args.seed.unwrap_or_default(), &trainer::on_cpu)?,
-        false => Trainer::open(policy, args.optimizer.clone(), args.seed, &trainer::on_cpu)?,
+        true => Trainer::random(policy, args.optimizer.clone(), args.seed.unwrap_or_default(), &place)?,
+        false => Trainer::open(policy, args.optimizer.clone(), args.seed, &place)?,
     };
     let taken = match args.supervised {
         true => train_supervised(args, policy, input, &mut trainer, report)?,
@@ -142,7 +149,8 @@ fn train_once(args: &Args, policy: &Path, input: Input, report: &mut Report) -> 
 
 fn train_grpo(args: &Args, input: Input, trainer: &mut Trainer, report: &mut Report) -> Result<Taken> {
     let shape = trainer.machine.config().clone();
-    let mut grpo = GrpoTrainer::new(trainer, args.grpo.clone(), args.micro_batch_tokens, args.dry_run)?;
+    let tokens = args.tokens(trainer);
+    let mut grpo = GrpoTrainer::new(trainer, args.grpo.clone(), tokens, args.dry_run)?;
     let groups = Groups::new(input, &shape);
     let mut progress = Progress::new(NAME);
     let mut emit = |line: &Metrics| {
@@ -160,7 +168,7 @@ fn train_supervised(
     report: &mut Report,
 ) -> Result<Taken> {
     let shape = trainer.machine.config().clone();
-    let config = SupervisedConfig { loss_on_prompt: args.loss_on_prompt, micro_batch_tokens: args.micro_batch_tokens };
+    let config = SupervisedConfig { loss_on_prompt: args.loss_on_prompt, micro_batch_tokens: args.tokens(trainer) };
     let encode = demonstrations_of(policy)?;
     let examples = supervised::examples(input, &shape, &*encode);
     let mut progress = Progress::new(NAME);
@@ -185,5 +193,13 @@ fn demonstrations_of(dir: &Path) -> Result<Box<Encode<'static>>> {
 impl Args {
     fn size(&self) -> Option<usize> {
         self.groups_per_step.map(|groups| groups as usize)
+    }
+
+    fn tokens(&self, trainer: &Trainer) -> usize {
+        self.micro_batch_tokens.unwrap_or_else(|| trainer.machine.default_tokens())
+    }
+
+    fn machine(&self, place: &Opened, model: Model) -> Result<Box<dyn Machine>> {
+        place.machine(model, (self.grpo.reference.is_some(), self.micro_batch_tokens), &say)
     }
 }

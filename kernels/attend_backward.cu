@@ -99,6 +99,8 @@ __device__ void attend_keys(const Attended<T> &kept, const float *along, const S
   load_positions<T, E, OWN>(keys, kept.qkv + (heads + kv_head) * E, width, sequence, first, end);
   load_positions<T, E, OWN>(values, kept.qkv + (heads + kv_heads + kv_head) * E, width, sequence, first, end);
   finish_copies();
+  Left<T, E> key, value;
+  key.load(keys + 16 * warp * STRIDE, STRIDE);
   float d_key[E / 8][4] = {}, d_value[E / 8][4] = {};
   for (u32 head = kv_head * group; head < (kv_head + 1) * group; head++)
     for (u32 from = max(first, sequence.prefix_len); from < all; from += OTHER) {
@@ -111,11 +113,10 @@ __device__ void attend_keys(const Attended<T> &kept, const float *along, const S
       }
       finish_copies();
       float p[OTHER / 8][4] = {}, ds[OTHER / 8][4] = {};
-      Left<T, E> own; // loaded for each tile: to keep both there are not the registers
-      own.load(keys + 16 * warp * STRIDE, STRIDE);
-      multiply_rows<OTHER>(p, own, queries, STRIDE);
-      own.load(values + 16 * warp * STRIDE, STRIDE);
-      multiply_rows<OTHER>(ds, own, gradients, STRIDE);
+      if (E > 32) key.load(keys + 16 * warp * STRIDE, STRIDE); // again for each tile: there are not registers to keep all
+      multiply_rows<OTHER>(p, key, queries, STRIDE);
+      value.load(values + 16 * warp * STRIDE, STRIDE);
+      multiply_rows<OTHER>(ds, value, gradients, STRIDE);
       score_gradients<OTHER>(p, ds, scale, [&](u32 j, u32 i, float &log_sum, float &of_along) {
         u32 column = 8 * j + 2 * t + i % 2, query = from + column;
         log_sum = log_sums[column], of_along = alongs[column];

@@ -31,8 +31,8 @@ pub struct Job {
     pub grpo: GrpoConfig,
     /// Numbers of the optimizer.
     pub optimizer: OptimizerConfig,
-    /// Most tokens in the model at once.
-    pub micro_batch_tokens: usize,
+    /// Most tokens in the model at once, where somebody has decided.
+    pub micro_batch_tokens: Option<usize>,
     /// Of the run; a checkpoint knows its own.
     pub seed: Option<u64>,
     /// What the checkpoints say made them.
@@ -68,7 +68,8 @@ pub fn train(job: &Job, input: Input, place: Place<'_>, listeners: Listeners<'_>
         committed: state.step,
         written: Vec::new(),
     };
-    let mut grpo = GrpoTrainer::new(&mut trainer, job.grpo.clone(), job.micro_batch_tokens, false)?;
+    let tokens = job.micro_batch_tokens.unwrap_or_else(|| trainer.machine.default_tokens());
+    let mut grpo = GrpoTrainer::new(&mut trainer, job.grpo.clone(), tokens, false)?;
     let groups = Groups::new(input, &shape).in_order(order);
     let mut whole = true;
     let taken = in_steps(groups, Some(job.groups_per_step), &mut |groups| {

@@ -27,6 +27,12 @@ pub trait Machine {
     /// The policy's shape.
     fn config(&self) -> &Config;
 
+    /// What the weights depend on besides the data and the numbers of the steps; `None` for the processor.
+    fn kind(&self) -> Option<&'static str>;
+
+    /// Tokens to run at once where nobody has decided.
+    fn default_tokens(&self) -> usize;
+
     /// The policy's weights as they are now.
     fn weights(&mut self) -> Result<&Model>;
 
@@ -77,6 +83,14 @@ impl Cpu {
 impl Machine for Cpu {
     fn config(&self) -> &Config {
         self.model.config()
+    }
+
+    fn kind(&self) -> Option<&'static str> {
+        None
+    }
+
+    fn default_tokens(&self) -> usize {
+        4096
     }
 
     fn weights(&mut self) -> Result<&Model> {

@@ -9,6 +9,7 @@ pub mod metrics;
 pub mod on_gpu;
 pub mod order;
 pub mod pack;
+pub mod place;
 pub mod step;
 pub mod supervised;
 pub mod tally;

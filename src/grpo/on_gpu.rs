@@ -23,10 +23,14 @@ pub struct Gpu {
     learner: Learner,
     gradients: Gradients,
     optimizer: Optimizer,
+    tokens: usize,
     has_moments: bool,
     /// Updates made.
     steps: u64,
 }
+
+/// Gradients are so many times as large while they are f16, whose numbers end at 6e-8: slopes are about 1 / tokens of a step.
+const F16_SCALE: f32 = 4096.0;
 
 impl Gpu {
     /// With a policy, computing in `dtype` within the memory of `plan`.
@@ -45,15 +49,29 @@ impl Gpu {
             is_current: true,
             weights,
             reference: None,
+            tokens: plan.tokens,
             has_moments: false,
             steps: 0,
         })
+    }
+
+    /// What gradients are scaled by.
+    fn scale(&self) -> f32 {
+        if self.weights.matrices.dtype() == Dtype::F16 { F16_SCALE } else { 1.0 }
     }
 }
 
 impl Machine for Gpu {
     fn config(&self) -> &Config {
         self.model.config()
+    }
+
+    fn kind(&self) -> Option<&'static str> {
+        Some(self.weights.matrices.dtype().suffix())
+    }
+
+    fn default_tokens(&self) -> usize {
+        self.tokens
     }
 
     fn weights(&mut self) -> Result<&Model> {
@@ -79,12 +97,14 @@ impl Machine for Gpu {
     }
 
     fn accumulate(&mut self, batch: &MicroBatch, temperature: f32, slope: Slope<'_>) -> Result<Vec<TokenStats>> {
-        let targets = (&batch.targets[..], temperature);
-        self.learner.accumulate(&self.weights, &batch.packed, targets, (&self.gradients, slope))
+        let (targets, scale) = ((&batch.targets[..], temperature), self.scale());
+        let scaled = |target, logprob| scale * slope(target, logprob);
+        self.learner.accumulate(&self.weights, &batch.packed, targets, (&self.gradients, &scaled))
     }
 
     fn gradient_norms(&mut self) -> Result<Vec<f64>> {
-        self.optimizer.norms(&self.gradients)
+        let scale = f64::from(self.scale());
+        Ok(self.optimizer.norms(&self.gradients)?.into_iter().map(|norm| norm / scale).collect())
     }
 
     fn clear_gradients(&mut self) -> Result<()> {
@@ -116,6 +136,8 @@ impl Machine for Gpu {
         let rate = config.learning_rate_at(self.steps);
         self.steps += 1;
         self.is_current = false;
-        self.optimizer.update(&Rule::new(config, rate, norm, self.steps), &self.gradients, &self.weights)
+        let mut rule = Rule::new(config, rate, norm, self.steps);
+        rule.gradient_scale /= self.scale();
+        self.optimizer.update(&rule, &self.gradients, &self.weights)
     }
 }

@@ -149,7 +149,8 @@ impl Trainer {
 
     /// Ends a step: the weights get the name that follows from their parent's, the records, and the numbers of the step.
     pub fn advance(&mut self, records: &[u8], numbers: &impl Serialize, trained: Trained) {
-        let numbers = serde_json::to_vec(&(numbers, &self.config)).expect("plain data serialises");
+        let mut numbers = serde_json::to_vec(&(numbers, &self.config)).expect("plain data serialises");
+        numbers.extend(self.machine.kind().unwrap_or_default().as_bytes());
         let parent = std::mem::take(&mut self.state.policy_id);
         self.state.policy_id = policy::derive_id(&[parent.as_bytes(), records, &numbers]);
         self.state.parent_policy_id = parent;

@@ -63,7 +63,7 @@ impl Folder {
     /// Trains `policy` into the checkpoint `out` of this folder.
     fn train(&self, policy: &str, out: &str, options: &str, input: &str) -> Finished {
         let out = self.path(out);
-        let own = ["--policy", policy, "--out", &out];
+        let own = ["--policy", policy, "--out", &out, "--device", "cpu"];
         run(GRPO_STEP, &own.into_iter().chain(options.split_whitespace()).collect::<Vec<_>>(), input)
     }
 
@@ -180,6 +180,9 @@ fn what_is_not_there_or_in_the_way_or_contradictory_is_told() {
         (&model, "--dry-run", 2, "--out"),
         (&model, "--save-every 2", 2, "--follow"),
         (&model, "--follow x --groups-per-step 2", 2, "--policy"),
+        (&model, "--memory-limit 8GB", 2, "\"GB\" is no unit"),
+        (&model, "--memory-limit 8GiB", 2, "--memory-limit, --dtype bf16 and f16 are for a GPU"),
+        (&model, "--dtype bf16", 2, "are for a GPU"),
         (&model, "--groups-per-step 5", 3, "the input ended after 4 of the 5 that a step takes"),
     ];
     for (policy, options, code, message) in cases {
@@ -202,7 +205,8 @@ fn the_checkpoint_is_whole_when_nobody_takes_the_metrics() {
     let model = tiny();
     let into = |name: &str, stdout: Stdio| {
         let out = folder.path(name);
-        let args = [&["--policy", &model, "--out", &out], &RATE.split(' ').collect::<Vec<_>>()[..]].concat();
+        let args = [&["--policy", &model, "--out", &out, "--device", "cpu"], &RATE.split(' ').collect::<Vec<_>>()[..]]
+            .concat();
         let done = run_into(GRPO_STEP, &args, &lines(&SCORED), stdout);
         assert_eq!((done.code, done.stderr.lines().count()), (Some(1), 1), "{name}: {}", done.stderr);
         folder.assert_same_weights("want", name);

@@ -156,7 +156,7 @@ fn gradients_of_each_tensor_equal_the_cpus_on_a_gpu() {
 fn gradients_have_the_same_bits_again_and_whatever_is_kept_on_a_gpu() {
     let (gpu, model, packed) = (gpu(), model([2, 2, 16], true), family());
     let (want, _) = on_gpu(&gpu, &model, &packed, (Dtype::Bf16, Keep::All));
-    for keep in [Keep::All, Keep::NoMlp, Keep::Inputs] {
+    for keep in [Keep::NoMlp, Keep::Inputs] {
         assert!(on_gpu(&gpu, &model, &packed, (Dtype::Bf16, keep)).0 == want, "{keep:?}");
     }
 }

@@ -15,7 +15,7 @@ use grpo_pipes::model::Model;
 use grpo_pipes::optim::{self, Moments, OptimizerConfig, Rule};
 use serde_json::{Value, json};
 
-use super::super::{DTYPES, numbers, shim};
+use super::super::{DTYPES, gpu, numbers};
 use super::model;
 use crate::fixtures::{Reference, directory, distance};
 
@@ -100,23 +100,21 @@ fn assert_near(got: &Outcome, want: &Outcome, start: &[f32]) {
 
 #[test]
 #[ignore = "run by kernels_run_under_sanitizers"]
-fn a_grpo_step_equals_the_cpus_whatever_the_cut_and_has_the_same_bytes_again_on_the_shim() {
-    let gpu = shim();
+fn a_grpo_step_equals_the_cpus_whatever_the_cut_and_has_the_same_bytes_again_on_the_gpu() {
+    let gpu = gpu();
     let options = "--learning-rate 1e-3 --num-iterations 2 --weight-decay 0.1";
     let start = Model::load(&tiny()).unwrap().parameters().concat();
     let want = train(options, 1000, &on_cpu);
-    let got = train(options, 1000, &on_gpu(&gpu, Dtype::F32));
-    assert_eq!(got.lines.len(), 2);
-    assert_near(&got, &want, &start);
     let cut = train(options, 25, &on_gpu(&gpu, Dtype::F32));
+    assert_eq!(cut.lines.len(), 2);
     assert_near(&cut, &want, &start);
     assert!(train(options, 25, &on_gpu(&gpu, Dtype::F32)).files == cut.files);
 }
 
 #[test]
 #[ignore = "run by kernels_run_under_sanitizers"]
-fn adamw_has_the_bits_of_the_cpus_on_the_shim() {
-    let gpu = shim();
+fn adamw_has_the_bits_of_the_cpus_on_the_gpu() {
+    let gpu = gpu();
     let config = Options::of("--learning-rate 1e-3 --weight-decay 0.1 --max-grad-norm 0.5").optimizer;
     for dtype in DTYPES {
         let mut model = model([2, 1, 16], false);
@@ -156,8 +154,8 @@ fn adamw_has_the_bits_of_the_cpus_on_the_shim() {
 
 #[test]
 #[ignore = "run by kernels_run_under_sanitizers"]
-fn the_norm_of_large_gradients_is_finite_and_of_broken_ones_not_on_the_shim() {
-    let (gpu, model) = (shim(), model([2, 1, 16], false));
+fn the_norm_of_large_gradients_is_finite_and_of_broken_ones_not_on_the_gpu() {
+    let (gpu, model) = (gpu(), model([2, 1, 16], false));
     let optimizer = Optimizer::new(&gpu, &model).unwrap();
     let gradients = Gradients::zeros(&gpu, model.config()).unwrap();
     let first: &Buffer<f32> = &gradients.numbers;
