@@ -4,8 +4,8 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
-use crate::error::Result;
-use crate::gpu::driver::Driver;
+use crate::error::{Error, Result};
+use crate::gpu::driver::{Driver, Dtype as Numbers};
 
 /// What was asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -18,17 +18,36 @@ pub enum Device {
     Cuda(usize),
 }
 
-/// How weights and caches are held.
+/// Type of the numbers that products read: `--dtype`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Dtype {
-    /// What suits the device: f32 on the CPU, bf16 on a GPU, f16 on one without bf16
+    /// bf16 where the card has it, else f16; f32 on the processor
     Auto,
     /// 32 bits
     F32,
-    /// The upper half of an f32
+    /// 16 bits, the range of f32
     Bf16,
-    /// IEEE half precision
+    /// 16 bits, the range up to 65,504
     F16,
+}
+
+impl Dtype {
+    /// What it is on a card.
+    ///
+    /// # Errors
+    /// [`Error::Device`] when the card does not have it.
+    pub fn on(self, gpu: &dyn Driver) -> Result<Numbers> {
+        let numbers = match self {
+            Self::Auto if gpu.supports(Numbers::Bf16) => Numbers::Bf16,
+            Self::Auto | Self::F16 => Numbers::F16,
+            Self::F32 => Numbers::F32,
+            Self::Bf16 => Numbers::Bf16,
+        };
+        if gpu.supports(numbers) {
+            return Ok(numbers);
+        }
+        Err(Error::Device(format!("the {} has no {}: --dtype f16", gpu.name(), numbers.suffix())))
+    }
 }
 
 impl Device {
@@ -67,7 +86,7 @@ use crate::gpu::cuda::open as open_gpu;
 
 #[cfg(not(feature = "cuda"))]
 fn open_gpu(_: usize) -> Result<Arc<dyn Driver>> {
-    Err(crate::Error::Device("not built with CUDA: make CUDA=1".into()))
+    Err(Error::Device("not built with CUDA: make CUDA=1".into()))
 }
 
 impl FromStr for Device {
@@ -99,7 +118,6 @@ impl fmt::Display for Device {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::error::Error;
 
     #[test]
     fn devices_are_read_as_they_are_written() {

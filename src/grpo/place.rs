@@ -3,9 +3,9 @@
 use std::str::FromStr;
 use std::sync::Arc;
 
-use crate::device::Device;
+use crate::device::{Device, Dtype};
 use crate::error::{Error, Result};
-use crate::gpu::driver::{Driver, Dtype};
+use crate::gpu::driver::{Driver, Dtype as Numbers};
 use crate::gpu::packed::{Plan, Wish};
 use crate::grpo::machine::Machine;
 use crate::grpo::on_gpu::Gpu;
@@ -20,24 +20,11 @@ pub struct PlaceArgs {
     #[arg(long, value_name = "auto|cpu|cuda[:N]", default_value_t = Device::Auto)]
     pub device: Device,
     /// Numbers that a GPU multiplies; sums, the residual stream, gradients and the weights in training are f32 in any case
-    #[arg(long, value_enum, default_value = "auto")]
-    pub dtype: Products,
+    #[arg(long, value_enum, default_value_t = Dtype::Auto)]
+    pub dtype: Dtype,
     /// GPU memory to stay within, like 12GiB [default: what is free]
     #[arg(long, value_name = "BYTES")]
     pub memory_limit: Option<Bytes>,
-}
-
-/// Type of the numbers that products read.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-pub enum Products {
-    /// bf16 where the card has it, else f16; f32 on the processor
-    Auto,
-    /// 32 bits
-    F32,
-    /// 16 bits, the range of f32
-    Bf16,
-    /// 16 bits, the range up to 65,504
-    F16,
 }
 
 /// A number of bytes: `1500000`, `900MiB`, `12GiB`.
@@ -65,7 +52,7 @@ impl FromStr for Bytes {
 
 /// A place that was opened.
 pub struct Opened {
-    gpu: Option<(Arc<dyn Driver>, Dtype)>,
+    gpu: Option<(Arc<dyn Driver>, Numbers)>,
     limit: Option<usize>,
 }
 
@@ -77,20 +64,12 @@ impl PlaceArgs {
     pub fn open(&self, say: &dyn Fn(&str)) -> Result<Opened> {
         let limit = self.memory_limit.map(|Bytes(bytes)| bytes);
         let Some(driver) = self.device.open(say)? else {
-            if limit.is_some() || !matches!(self.dtype, Products::Auto | Products::F32) {
+            if limit.is_some() || !matches!(self.dtype, Dtype::Auto | Dtype::F32) {
                 return Err(Error::Usage("--memory-limit, --dtype bf16 and f16 are for a GPU".into()));
             }
             return Ok(Opened { gpu: None, limit });
         };
-        let dtype = match self.dtype {
-            Products::Auto if driver.supports(Dtype::Bf16) => Dtype::Bf16,
-            Products::Auto | Products::F16 => Dtype::F16,
-            Products::F32 => Dtype::F32,
-            Products::Bf16 => Dtype::Bf16,
-        };
-        if !driver.supports(dtype) {
-            return Err(Error::Device(format!("the {} has no {}: --dtype f16", driver.name(), dtype.suffix())));
-        }
+        let dtype = self.dtype.on(&*driver)?;
         Ok(Opened { gpu: Some((driver, dtype)), limit })
     }
 }
@@ -133,8 +112,8 @@ mod tests {
     #[test]
     fn what_only_a_gpu_has_is_refused_on_the_processor() {
         let args = |dtype, memory_limit| PlaceArgs { device: Device::Cpu, dtype, memory_limit };
-        assert!(args(Products::F32, None).open(&|_| ()).is_ok());
-        for args in [args(Products::Bf16, None), args(Products::Auto, Some(Bytes(1)))] {
+        assert!(args(Dtype::F32, None).open(&|_| ()).is_ok());
+        for args in [args(Dtype::Bf16, None), args(Dtype::Auto, Some(Bytes(1)))] {
             assert_eq!(args.open(&|_| ()).err().unwrap().exit_code(), 2);
         }
     }

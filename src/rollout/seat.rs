@@ -7,7 +7,7 @@ use super::Job;
 use crate::device::Dtype;
 use crate::engine::{CpuDecoder, Engine, GpuDecoder, OnGpu, Request, Settings, Sink, Work};
 use crate::error::{Error, Result};
-use crate::gpu::driver::{Driver, Dtype as Numbers};
+use crate::gpu::driver::Driver;
 use crate::model::Model;
 use crate::record::Line;
 
@@ -49,7 +49,7 @@ impl Seat {
             };
         };
         let on = OnGpu {
-            dtype: place.numbers(&**gpu)?,
+            dtype: place.dtype.on(&**gpu)?,
             max_prompt_tokens: job.prompts.max_tokens,
             batch_invariant: place.batch_invariant,
         };
@@ -86,21 +86,5 @@ impl Seat {
             Self::Cpu => Ok(()),
             Self::Gpu(decoder) => decoder.set_weights(model),
         }
-    }
-}
-
-impl Place {
-    /// What to compute in on a GPU.
-    fn numbers(&self, gpu: &dyn Driver) -> Result<Numbers> {
-        let wanted = match self.dtype {
-            Dtype::F32 => Numbers::F32,
-            Dtype::F16 => Numbers::F16,
-            Dtype::Auto if !gpu.supports(Numbers::Bf16) => Numbers::F16,
-            Dtype::Auto | Dtype::Bf16 => Numbers::Bf16,
-        };
-        if gpu.supports(wanted) {
-            return Ok(wanted);
-        }
-        Err(Error::Usage(format!("--dtype {}: the {} does not compute in it", wanted.suffix(), gpu.name())))
     }
 }
