@@ -1,7 +1,10 @@
-# What a user runs. `make train` and `make test` need Rust and a C compiler alone; with CUDA=1 all is built for NVIDIA GPUs, too.
+# What a user runs. `make train` and `make test` need Rust and a C compiler alone; with CUDA=1 all is built for NVIDIA GPUs, too,
+# which is the default where there is one and nvcc.
 .PHONY: all train step placebo test test-gpu check check-cuda bench bench-gpu clean
 .DELETE_ON_ERROR:
 
+# Where there is a GPU and a compiler for it.
+CUDA ?= $(shell command -v nvcc >/dev/null && nvidia-smi >/dev/null 2>&1 && echo 1)
 FEATURES = $(if $(filter 1,$(CUDA)),--features cuda)
 
 all:
