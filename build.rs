@@ -16,11 +16,11 @@ fn main() {
         return;
     }
     println!("cargo::rerun-if-changed=kernels");
-    for variable in ["NVCC", "CUDA_HOME", "PATH"] {
+    for variable in ["NVCC", "CUDA_HOME"] {
         println!("cargo::rerun-if-env-changed={variable}");
     }
     if let Err(why) = compile() {
-        println!("cargo::error={why}");
+        why.lines().for_each(|line| println!("cargo::error={line}"));
     }
 }
 
@@ -37,8 +37,7 @@ fn compile() -> Result<(), String> {
     let done = command.output().map_err(|err| format!("{}: {err}", nvcc.display()))?;
     let said = String::from_utf8_lossy(&done.stderr);
     if !done.status.success() {
-        eprintln!("{said}{}", String::from_utf8_lossy(&done.stdout));
-        return Err(format!("{} cannot compile kernels/all.cu for {known:?}: see above", nvcc.display()));
+        return Err(format!("{} cannot compile kernels/all.cu for {known:?}\n{said}", nvcc.display()));
     }
     // What each kernel takes, for `make check-cuda`.
     let report = out.join("kernels.txt");
