@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What sampling reaches on a GPU: shares of the card's limits, and transformers at the same work in the same run. A Markdown report
+# What sampling and training reach on a GPU: shares of the card's limits, and transformers at the same work in the same run. A Markdown report
 # on stdout. PYTHON has torch and transformers, else only our side is measured; MODEL is a directory with config.json and tokenizer of
 # the 0.5B shape, from which the peers get random weights. Needs no cargo: `make CUDA=1 bench-gpu` has built all.
 . "$(dirname "$0")/common.sh"
@@ -35,7 +35,7 @@ batched=$(peer generate_batch --prompts 4 --generations 16 --new-tokens 200)
 row() { echo "| $1 | $2 | $3 | $4 |"; }
 against() { [ -n "$2" ] && calculate '%.1fx of %.0f tokens/s' "$1 / $2, $2" || echo "not measured"; }
 cat <<END
-# Sampling on a GPU
+# Sampling and training on a GPU
 
 $(date -u +%F), commit $(git describe --always --dirty 2>/dev/null || echo unknown), ${ours[gpu]//_/ }: ${ours[bandwidth_tb_s]} TB/s copied within the card,
 ${ours[bf16_tflop_s]} TFLOP/s in a bf16 product of 8192 x 8192 x 8192, both measured in this run. Shape of Qwen2.5-0.5B, random weights, bf16,
@@ -59,6 +59,15 @@ done
 tokens=$(calculate '%.0f' "${ours[requests_tokens]} / ${ours[requests_limit_s]}")
 row "256 requests, inputs and outputs of 100 to 1,024 tokens" "$tokens tokens/s" "${ours[requests_tokens_s]} tokens/s" \
     "$(calculate '%.0f %%' "100 * ${ours[requests_tokens_s]} / $tokens")"
+while read -r name words; do
+    row "$words" "${ours[${name}_limit_ms]} ms" "${ours[${name}_ms]} ms" \
+        "$(calculate '%.0f %%' "100 * ${ours[${name}_limit_ms]} / ${ours[${name}_ms]}")"
+done <<END
+train_each forward and backward, 64 x (110 + 150) tokens
+train_once the same, the prompt once for 16 samples
+train_1024 forward and backward, 32 x 1,024 tokens, every token learned (${ours[train_1024_tokens_s]} tokens/s)
+adamw AdamW and the norm before it
+END
 cat <<END
 
 | 64 sequences of 200 tokens, prompts included | tokens/s | ours against it |

@@ -15,7 +15,7 @@ use crate::optim::{Moments, OptimizerConfig, Rule};
 /// A GPU.
 pub struct Gpu {
     driver: Arc<dyn Driver>,
-    /// The weights of the step `is_current` says, for those who read them on the host.
+    /// The weights for those who read them on the host, up to date where `is_current`.
     model: Model,
     is_current: bool,
     weights: Weights,

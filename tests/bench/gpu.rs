@@ -1,6 +1,8 @@
-//! What sampling reaches on a GPU, as a share of what the card can do, both measured in this run. Random weights in the shape of
+//! What sampling and training reach on a GPU, as a share of what the card can do, both measured in this run. Random weights in the shape of
 //! Qwen2.5-0.5B, lengths forced. Lines of `name value` on standard output, for pipelines/bench-gpu.sh.
 #![allow(missing_docs, clippy::print_stdout, clippy::unwrap_used)]
+
+mod gpu_train;
 
 use std::sync::Arc;
 
@@ -48,6 +50,7 @@ fn main() {
     }
     let (tokens, seconds) = requests(&gpu, &model);
     println!("requests_tokens {tokens}\nrequests_tokens_s {:.0}", tokens as f64 / seconds);
+    gpu_train::run(&gpu, &model, (bandwidth, flops));
     println!("requests_limit_s {:.3}", requests_limit(bandwidth, flops));
 }
 

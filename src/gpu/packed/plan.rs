@@ -163,9 +163,10 @@ mod tests {
         let found = |limit| plan(limit, None).map(|plan| (plan.keep, plan.tokens)).unwrap();
         assert_eq!(found(139), (Keep::All, 16384));
         assert_eq!(found(14), (Keep::All, 4096));
-        assert_eq!(found(12).0, Keep::NoMlp);
-        assert_eq!(found(11).0, Keep::Inputs);
-        for limit in [11, 12, 14, 139] {
+        assert_eq!(found(12), (Keep::All, 2048));
+        assert_eq!(found(11), (Keep::NoMlp, 2048));
+        assert_eq!(found(10), (Keep::Inputs, 512));
+        for limit in [10, 11, 12, 14, 139] {
             assert!(plan(limit, None).unwrap().bytes() <= limit << 30);
         }
     }
