@@ -19,6 +19,7 @@ use grpo_pipes::policy;
 use grpo_pipes::progress::Progress;
 use grpo_pipes::record::Message;
 use grpo_pipes::run::Run;
+use grpo_pipes::stop::Stop;
 use grpo_pipes::tokenizer::{Tokenizer, stop_ids};
 
 const NAME: &str = "grpo-step";
@@ -86,17 +87,18 @@ fn main() -> ExitCode {
 fn run(args: Args) -> Result<()> {
     args.optimizer.check()?;
     args.out.as_deref().map_or(Ok(()), policy::refuse_existing)?;
-    let input = Input::open(&args.input.file)?;
     let mut report = Report::create(&args.output)?;
     match (&args.follow, &args.policy) {
-        (Some(dir), _) => train_run(&args, dir, input, &mut report)?,
-        (None, Some(policy)) => train_once(&args, policy, input, &mut report)?,
+        (Some(dir), _) => train_run(&args, dir, &mut report)?,
+        (None, Some(policy)) => train_once(&args, policy, Input::open(&args.input.file)?, &mut report)?,
         (None, None) => unreachable!("clap asks for one of them"),
     }
     report.finish()
 }
 
-fn train_run(args: &Args, dir: &Path, input: Input, report: &mut Report) -> Result<()> {
+fn train_run(args: &Args, dir: &Path, report: &mut Report) -> Result<()> {
+    let stop = Stop::on_signals()?;
+    let input = Input::open_until(&args.input.file, &stop)?;
     let job = follow::Job {
         run: Run::new(dir),
         groups_per_step: args.size().expect("clap asks for it"),
@@ -106,6 +108,7 @@ fn train_run(args: &Args, dir: &Path, input: Input, report: &mut Report) -> Resu
         micro_batch_tokens: args.micro_batch_tokens,
         seed: args.seed,
         command_line: std::env::args().collect(),
+        stop,
     };
     let mut metrics = |line: &[u8]| {
         report.write(line);

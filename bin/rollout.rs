@@ -13,6 +13,7 @@ use grpo_pipes::gsm8k::prompt::SYSTEM_PROMPT;
 use grpo_pipes::jsonl::{Input, Output};
 use grpo_pipes::rollout::{Format, Job, LongPrompt, Prompts, follow, run};
 use grpo_pipes::run::Run;
+use grpo_pipes::stop::Stop;
 use grpo_pipes::{Error, Result, hub};
 
 /// Sample completions of prompts from a model
@@ -91,7 +92,8 @@ fn rollout(args: &Args, out: &mut Output) -> Result<()> {
     if let Some(gpu) = args.device.open(|why| note("rollout", why))? {
         return sample_on_gpu(&*gpu);
     }
-    let input = Input::open(&args.input.file)?;
+    let stop = Stop::on_signals()?;
+    let input = Input::open_until(&args.input.file, &stop)?;
     let format = match (&args.system_prompt, args.text) {
         (_, false) => Format::Records,
         (None, true) => Format::Text { system: SYSTEM_PROMPT.into() },
@@ -114,7 +116,7 @@ fn rollout(args: &Args, out: &mut Output) -> Result<()> {
         step: 0,
     };
     let prompts = Prompts { format, max_tokens: args.max_prompt_tokens.get(), on_long: args.on_long_prompt };
-    let job = Job { prompts, settings };
+    let job = Job { prompts, settings, stop };
     match (&args.follow, args.groups_per_step, &args.model) {
         (Some(_), ..) if args.on_long_prompt == LongPrompt::Skip => Err(Error::Usage(
             "--on-long-prompt skip does not go with --follow: a step takes the prompts that stand in its place".into(),

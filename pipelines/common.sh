@@ -10,6 +10,36 @@ die() {
     exit "${2:-1}"
 }
 
+# Runs a function of this script as a process group of its own, and ends with its code. What ends the script ends the group: a signal
+# comes to it as SIGINT, which no shell obeys before the commands it waits for. Nothing of the group outlives the script.
+run_as_group() {
+    local group code=0 told=
+    set -m
+    {
+        set +m
+        trap '' TERM # also if everybody gets it
+        {
+            while kill -0 $$ 2>/dev/null; do sleep 0.5; done
+            kill -KILL 0
+        } </dev/null >/dev/null 2>&1 &
+        "$@"
+    } &
+    group=$!
+    set +m
+    trap 'told=129; kill -INT -- -$group' HUP
+    trap 'told=130; kill -INT -- -$group' INT
+    trap 'told=143; kill -INT -- -$group' TERM
+    while kill -0 "$group" 2>/dev/null; do # a signal ends `wait`, but not yet the group
+        wait "$group" && code=0 || code=$?
+    done
+    kill -KILL -- "-$group" 2>/dev/null || true
+    code=${told:-$code}
+    [ "$code" -le 128 ] || say "$RUN was ended by signal $((code - 128))$(where_it_is); the same command goes on from there"
+    exit "$code"
+}
+
+where_it_is() { [ ! -L "$RUN/policy" ] || echo " at step $(reached_step)"; }
+
 # `auto` is the reference job where it can run fast, else the recipe that runs everywhere.
 choose_recipe() {
     RECIPE=${RECIPE:-auto}
@@ -88,20 +118,22 @@ prepare() {
     fi
 }
 
-# rollout with the lengths this recipe trains with.
+# rollout with the lengths this recipe trains with. It takes the place of the shell that calls it, as the other stages of a pipe do, so
+# that no shell goes between a stage and what becomes of it.
 sample() {
-    rollout --max-prompt-tokens "$MAX_PROMPT_TOKENS" --max-completion-tokens "$MAX_COMPLETION_TOKENS" --seed "$SEED" "$@"
+    exec rollout --max-prompt-tokens "$MAX_PROMPT_TOKENS" --max-completion-tokens "$MAX_COMPLETION_TOKENS" --seed "$SEED" "$@"
 }
 
 # Step NUMBER by files. What an interrupted attempt left is made again: the same numbers give the same bytes.
 train_one_step() {
     local scored=$RUN/.scored.tmp
     prompts_of_step "$1" | sample_groups --model "$RUN/policy" 2>"$RUN/rollout.log" | reward >"$scored" || {
+        end_if_wished $?
         cat "$RUN/rollout.log" >&2
         die "step $1: sampling or scoring failed"
     }
-    learn <"$scored"
-    rm "$scored"
+    (learn <"$scored")
+    rm -f "$scored" "$RUN/.scorer"
 }
 
 prompts_of_step() {
@@ -109,39 +141,75 @@ prompts_of_step() {
 }
 
 # All steps that are left, in one pipe: records go forward through it, weights back through $RUN/live. Metrics on stdout.
+# A shell that waits for a pipe tells of each killed part of it, in several lines: it is given no place to tell it.
 train_steps() {
-    sample_as_it_learns | reward | learn || name_the_cause "${PIPESTATUS[@]}"
+    local codes=
+    { sample_as_it_learns 2>&4 | reward 2>&4 | learn_from_them 2>&4 || codes=${PIPESTATUS[*]}; } 4>&2 2>/dev/null
+    [ -z "$codes" ] || name_the_cause $codes
 }
 
 sample_as_it_learns() {
     : >"$RUN/rollout.log"
-    { sample_groups "$RUN/prompts.jsonl" --follow "$RUN" --groups-per-step "$PROMPTS_PER_STEP" 2>&1 >&3 | keep_log; } 3>&1
+    { sample_groups "$RUN/prompts.jsonl" --follow "$RUN" --groups-per-step "$PROMPTS_PER_STEP" 2>&1 >&3 | keep_log 2>&4; } \
+        3>&1 4>&2 2>/dev/null
 }
 
-# What rollout says goes to its log, and to the terminal when it is not just how far it is.
+# What rollout says goes to its log, and to the terminal when it is not just how far it is. It speaks to the end, whatever the signal.
 keep_log() {
     local line
+    trap '' INT
     while IFS= read -r line; do
         echo "$line" >>"$RUN/rollout.log"
         case $line in
         *" tokens/s" | "rollout: done in "*) ;;
+        *) echo "$line" ;;
+        esac
+    done | leave_out_consequences
+}
+
+# The script names the cause itself.
+leave_out_consequences() {
+    local line
+    trap '' INT
+    while IFS= read -r line; do
+        case $line in
+        *"; see what that said" | *": ended by SIG"*) ;;
         *) say "$line" ;;
         esac
     done
 }
 
+# A stage of the user's may be far from reading or writing, and so from noticing that the trainer is gone.
+learn_from_them() {
+    local code=0
+    { learn 2>&1 >&3 | leave_out_consequences 2>&4; } 3>&1 4>&2 2>/dev/null || code=$?
+    if [ "$code" -ne 0 ] && [ -f "$RUN/.scorer" ]; then
+        sleep 1
+        kill -KILL "$(cat "$RUN/.scorer")" 2>/dev/null || true
+    fi
+    rm -f "$RUN/.scorer"
+    return "$code"
+}
+
 # name_the_cause CODE_OF_ROLLOUT CODE_OF_SCORE CODE_OF_GRPO_STEP
 name_the_cause() {
-    local name causes=
+    local name code killed= ended=
+    for code in "$@"; do end_if_wished "$code"; done
     for name in rollout "${SCORER:-score}" grpo-step; do
-        if [ "$1" -gt 128 ]; then
-            causes+=", $name was killed by signal $(($1 - 128))"
+        if [ "$1" -gt 128 ] && [ "$1" -ne 141 ]; then
+            killed+=", $name was killed by signal $(($1 - 128))"
         elif [ "$1" -ne 0 ]; then
-            causes+=", $name ended with code $1"
+            ended+=", $name ended with code $1"
         fi
         shift
     done
-    die "$RUN stopped at step $(reached_step): ${causes#, }"
+    [ -z "$killed" ] || ended=$killed # the others went after it; 141 is that of a stage whose reader went
+    die "$RUN stopped at step $(reached_step): ${ended#, }; the same command goes on from there"
+}
+
+# SIGINT and SIGTERM are wishes, not failures: run_as_group says what there is to say.
+end_if_wished() {
+    case $1 in 130 | 143) exit "$1" ;; esac
 }
 
 sample_groups() {
@@ -150,14 +218,15 @@ sample_groups() {
 
 # A stage of the user's takes the place of score: SCORER='./my_reward.py'.
 reward() {
-    if [ -z "$SCORER" ]; then score --reward "$REWARDS"; else $SCORER; fi
+    [ -n "$SCORER" ] || exec score --reward "$REWARDS"
+    exec sh -c 'echo $$ >"$0" && exec $1' "$RUN/.scorer" "$SCORER"
 }
 
 # The same arguments whether the steps come one by one or all in a row: checkpoints remember them.
 learn() {
     local reference=()
     [ "$BETA" = 0 ] || reference=(--reference "$RUN/checkpoints/$(step_name 0)")
-    grpo-step --follow "$RUN" --groups-per-step "$PROMPTS_PER_STEP" --save-every "$SAVE_EVERY" --loss "$LOSS" --epsilon "$EPSILON" \
+    exec grpo-step --follow "$RUN" --groups-per-step "$PROMPTS_PER_STEP" --save-every "$SAVE_EVERY" --loss "$LOSS" --epsilon "$EPSILON" \
         --beta "$BETA" ${reference[@]+"${reference[@]}"} --max-completion-tokens "$MAX_COMPLETION_TOKENS" \
         --learning-rate "$LEARNING_RATE" --schedule "$SCHEDULE" --warmup-ratio "$WARMUP_RATIO" --total-steps "$STEPS" \
         --adam-beta1 "$ADAM_BETA1" --adam-beta2 "$ADAM_BETA2" --weight-decay "$WEIGHT_DECAY" \

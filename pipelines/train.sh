@@ -63,11 +63,11 @@ train() {
     [ "$step" -eq "$STEPS" ] || train_steps | tell_progress "$step"
 }
 
-# tell_progress STEP: metrics of the steps after STEP on stdin, each tenth of them told. Without the script there is nobody to tell,
-# and the pipe ends with this end of it.
+# tell_progress STEP: metrics of the steps after STEP on stdin, each tenth of them told.
 tell_progress() {
     local line step=$1
-    while kill -0 $$ 2>/dev/null && IFS= read -r line; do
+    trap '' INT # the trainer's last line comes after it
+    while IFS= read -r line; do
         step=$((step + 1))
         if [ $((step % 10)) -eq 0 ] || [ "$step" -eq "$STEPS" ]; then
             say "step $step/$STEPS: $(pick reward kl entropy completions/mean_length <<<"$line")($((SECONDS - began)) s)"
@@ -102,13 +102,17 @@ table() {
     done
 }
 
-make_prompts
-make_start
-sweep
-[ -L "$RUN/policy" ] || point_policy_at "$(step_name 0)"
-evaluate_as before
-train
-evaluate_as after
-[ -d "$RUN/export" ] || export-hf "$RUN/policy" "$RUN/export" --metrics "$RUN/metrics.jsonl" --evaluation "$RUN/eval/after.greedy.json"
-table
-say "model: $RUN/export ($((SECONDS - began)) s)"
+make_all() {
+    make_prompts
+    make_start
+    sweep
+    [ -L "$RUN/policy" ] || point_policy_at "$(step_name 0)"
+    evaluate_as before
+    train
+    evaluate_as after
+    [ -d "$RUN/export" ] || export-hf "$RUN/policy" "$RUN/export" --metrics "$RUN/metrics.jsonl" --evaluation "$RUN/eval/after.greedy.json"
+    table
+    say "model: $RUN/export ($((SECONDS - began)) s)"
+}
+
+run_as_group make_all

@@ -85,7 +85,11 @@ impl<'t> GrpoTrainer<'t> {
     /// [`Error::Usage`] when numbers contradict each other or the reference is of another shape, else as [`Model::load`].
     pub fn new(trainer: &'t mut Trainer, config: GrpoConfig, micro_batch_tokens: usize, dry_run: bool) -> Result<Self> {
         config.check()?;
-        let load = |dir: &PathBuf| -> Result<_> { Ok((Model::load(dir)?, policy::identity(dir)?.policy_id)) };
+        let load = |dir: &PathBuf| -> Result<_> {
+            let mut model = Model::load(dir)?;
+            model.stop_with(trainer.model.stop());
+            Ok((model, policy::identity(dir)?.policy_id))
+        };
         let reference = config.reference.as_ref().map(load).transpose()?;
         if reference.as_ref().is_some_and(|(model, _)| model.config().vocab_size != trainer.model.config().vocab_size) {
             return Err(Error::Usage("--reference has another vocabulary than --policy".into()));
@@ -102,7 +106,8 @@ impl<'t> GrpoTrainer<'t> {
     ///
     /// # Errors
     /// [`Error::Record`] when a record may not be trained on by these weights, [`Error::Numerics`] when numbers are not finite or
-    /// sampler and trainer disagree. The weights are then worth nothing and must not be published.
+    /// sampler and trainer disagree: the weights are then worth nothing and must not be published. That of the model's
+    /// [`crate::stop::Stop`].
     pub fn step(&mut self, groups: &[Group], emit: &mut dyn FnMut(&Metrics)) -> Result<()> {
         let rewards: Vec<Vec<_>> =
             groups.iter().map(|group| group.completions.iter().map(|one| one.reward).collect()).collect();
@@ -111,7 +116,7 @@ impl<'t> GrpoTrainer<'t> {
         let trained = plan.trained(groups);
         let mut first: Option<Vec<Vec<f32>>> = None;
         for _ in 0..if self.dry_run { 1 } else { self.config.num_iterations } {
-            let mut tally = self.pass(&plan, first.as_deref());
+            let mut tally = self.pass(&plan, first.as_deref())?;
             tally.check(&plan.completions, self.config.logprob_band)?;
             let update = self.update(tally.learned)?;
             let mut line = self.lead(&tally, update, trained);
@@ -157,28 +162,29 @@ impl<'t> GrpoTrainer<'t> {
             silent,
         };
         if let Some((reference, _)) = &self.reference {
-            plan.reference = self.logprobs(&plan, reference);
+            plan.reference = self.logprobs(&plan, reference)?;
         }
         Ok(plan)
     }
 
     /// Log-probabilities of every completion under another model.
-    fn logprobs(&self, plan: &Plan<'_>, model: &Model) -> Vec<Vec<f32>> {
+    fn logprobs(&self, plan: &Plan<'_>, model: &Model) -> Result<Vec<Vec<f32>>> {
         let mut all: Vec<Vec<f32>> = vec![Vec::new(); plan.sequences.len()];
         let members: Vec<usize> = (0..plan.sequences.len()).collect();
         for run in pack::cut(&plan.sequences, &members, self.micro_batch_tokens) {
             let batch = pack::pack(&plan.sequences, &run);
             let stats = model.logprobs(&batch.packed, &batch.targets, plan.temperature);
+            model.stop().check()?;
             for ((member, _), stats) in batch.origins.iter().zip(stats) {
                 all[*member].push(stats.logprob);
             }
         }
-        all
+        Ok(all)
     }
 
     /// Gradients of the step's loss at the current weights, and what was seen on the way. `first` are the log-probabilities of
     /// the step's first iteration.
-    fn pass(&mut self, plan: &Plan<'_>, first: Option<&[Vec<f32>]>) -> Tally {
+    fn pass(&mut self, plan: &Plan<'_>, first: Option<&[Vec<f32>]>) -> Result<Tally> {
         let mut tally = Tally::new(plan.sequences.len());
         let loss = &self.config.loss;
         for (members, learn) in [(&plan.teaching, true), (&plan.silent, false)] {
@@ -192,6 +198,7 @@ impl<'t> GrpoTrainer<'t> {
                 } else {
                     model.logprobs(&batch.packed, &batch.targets, plan.temperature)
                 };
+                model.stop().check()?;
                 for (target, (&(member, index), stats)) in batch.origins.iter().zip(&stats).enumerate() {
                     let recorded = || plan.completions[member].logprobs[index];
                     let recorded = (plan.fresh[member] && first.is_none()).then(recorded);
@@ -199,7 +206,7 @@ impl<'t> GrpoTrainer<'t> {
                 }
             }
         }
-        tally
+        Ok(tally)
     }
 
     fn update(&mut self, learned: bool) -> Result<Update> {

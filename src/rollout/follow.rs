@@ -1,5 +1,6 @@
 //! The sampler of a run: as many prompts a step as the trainer takes, each step from the weights that the step before made.
 
+use std::io::ErrorKind;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, sync_channel};
 
@@ -14,21 +15,29 @@ use crate::policy::{State, identity};
 use crate::progress::Progress;
 use crate::record::Line;
 use crate::run::{Lock, Role, Run, TrainerWatch};
+use crate::stop::Stop;
 
 /// Samples the rest of a run's prompts, `groups_per_step` from each policy, until they end.
 ///
 /// # Errors
-/// As [`super::run`]; [`Error::Usage`] when somebody else samples for the run, [`Error::Run`] when the trainer or the next stage of the pipe is gone, [`Error::Data`] when the last prompts
-/// are too few for a step.
-pub fn follow(job: Job, run: &Run, groups_per_step: usize, mut input: Input, out: &mut Output) -> Result<()> {
-    let _lock = Lock::take(run, Role::Sample)?;
+/// As [`super::run`]; [`Error::Usage`] when somebody else samples for the run, [`Error::Run`] when the trainer or the next stage of
+/// the pipe is gone, [`Error::Data`] when the last prompts are too few for a step.
+pub fn follow(job: Job, run: &Run, groups_per_step: usize, input: Input, out: &mut Output) -> Result<()> {
+    let lock = Lock::take(run, Role::Sample)?;
+    let ended = sample(job, run, groups_per_step, input, out);
+    lock.leave(&ended);
+    ended
+}
+
+fn sample(job: Job, run: &Run, groups_per_step: usize, mut input: Input, out: &mut Output) -> Result<()> {
     let dir = run.policy()?;
     input.skip_consumed(State::load(&dir)?.map_or(0, |state| state.prompts_consumed))?;
+    let stop = job.stop.clone();
     let Ready { mut model, mut settings, mut origin, tokenizer, source } =
         Ready::new(job, &dir, Some(groups_per_step))?;
     let requests = read_ahead(source, input);
     let say = |words: &str| note("rollout", words);
-    let mut watch = TrainerWatch::of(run, &say);
+    let mut watch = TrainerWatch::of(run, &say, &stop);
     let mut progress = Progress::new("rollout");
     let mut batch = next_batch(&requests, groups_per_step)?;
     if !batch.is_empty() {
@@ -39,11 +48,12 @@ pub fn follow(job: Job, run: &Run, groups_per_step: usize, mut input: Input, out
         let mut sink = Watched { records, watch: &mut watch };
         Engine::new(&mut CpuDecoder::new(&model, &settings), settings.clone())
             .run(ready_now(batch), &mut sink)
-            .map_err(|err| in_a_pipe(err, run))?;
+            .map_err(|err| in_a_pipe(err, &stop))?;
         batch = next_batch(&requests, groups_per_step)?;
         if !batch.is_empty() {
             let dir = watch.wait_for_weights(settings.step + 1)?;
             (model, origin.identity) = (Model::load(&dir)?, identity(&dir)?);
+            model.stop_with(&stop);
             settings.step = origin.identity.step;
         }
     }
@@ -70,9 +80,9 @@ fn ready_now(batch: Vec<Request<Line>>) -> Receiver<Result<Request<Line>>> {
 }
 
 /// A reader that goes away before the last record is no quiet end here: the run is not done.
-fn in_a_pipe(err: Error, run: &Run) -> Error {
+fn in_a_pipe(err: Error, stop: &Stop) -> Error {
     match err {
-        Error::Output(err) => Error::run(run.dir(), format!("the next stage of the pipe took no more records: {err}")),
+        Error::Output(err) if err.kind() == ErrorKind::BrokenPipe => stop.check().err().unwrap_or(Error::Abandoned),
         other => other,
     }
 }

@@ -16,6 +16,7 @@ use crate::model::Model;
 use crate::policy;
 use crate::progress::Progress;
 use crate::record::Line;
+use crate::stop::Stop;
 use crate::tokenizer::{Tokenizer, stop_ids};
 
 pub use follow::follow;
@@ -32,6 +33,8 @@ pub struct Job {
     pub prompts: Prompts,
     /// How prompts become completions; stop ids and step are filled in from the model's directory.
     pub settings: Settings,
+    /// Ends the sampling early; groups that are whole by then are written.
+    pub stop: Stop,
 }
 
 /// Samples a group for each line of `input` from the model in `dir`.
@@ -61,10 +64,11 @@ struct Ready {
 impl Ready {
     /// Opens the model in `dir`; see [`Source::new`] for `unique_among`.
     fn new(job: Job, dir: &Path, unique_among: Option<usize>) -> Result<Self> {
-        let Job { prompts, mut settings } = job;
+        let Job { prompts, mut settings, stop } = job;
         settings.sampling.check()?;
         let identity = policy::identity(dir)?;
-        let model = Model::load(dir)?;
+        let mut model = Model::load(dir)?;
+        model.stop_with(&stop);
         settings.stop_ids = stop_ids(dir)?;
         settings.step = identity.step;
         let positions = model.config().max_position_embeddings;

@@ -5,6 +5,7 @@
 mod live;
 mod lock;
 mod recover;
+mod sampler;
 mod wait;
 
 use std::fs;
@@ -15,7 +16,8 @@ use crate::error::{Error, Result};
 use crate::policy::sync;
 
 pub use live::Live;
-pub use lock::{Lock, Role};
+pub use lock::{Holder, Lock, Role};
+pub use sampler::SamplerWatch;
 pub use wait::TrainerWatch;
 
 /// The names in a run's directory.

@@ -20,4 +20,5 @@ mod rollout;
 mod runs;
 mod sampler;
 mod score;
+mod signals;
 mod tokenizer;

@@ -1,7 +1,7 @@
 //! The pipe that trains a run: the same bytes as by files, whatever is killed, and words for what goes wrong in it.
 
 use std::fs;
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader};
 use std::time::{Duration, Instant};
 
 use crate::runs::{Root, text};
@@ -48,15 +48,19 @@ fn a_stage_that_is_killed_ends_the_others_and_the_run_goes_on_from_there() {
         let root = whole.back_to_the_start();
         let mut run = root.start();
         run.wait_for(&root.run("live/step_000002"));
-        run.kill_one(stage);
+        run.signal_one("KILL", stage);
         let killed = Instant::now();
         let status = run.child.wait().unwrap();
         assert!(killed.elapsed() < SOON, "{stage}: {:?}", killed.elapsed());
         assert_eq!(status.code(), Some(1), "{stage}");
         assert_eq!(run.processes(), [], "{stage}");
-        let mut said = String::new();
-        run.child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
-        assert!(said.contains(&format!("{stage} was killed by signal 9")), "{stage}: {said}");
+        let (_, said) = run.end_of_it();
+        let told: Vec<_> = said.lines().skip(1).filter(|line| !line.starts_with("step ")).collect();
+        assert!(told.len() == 1 && told[0].starts_with("error: runs/run stopped at step "), "{said}");
+        assert!(
+            told[0].ends_with(&format!(": {stage} was killed by signal 9; the same command goes on from there")),
+            "{said}"
+        );
         root.train_whole();
         root.assert_same_files(&whole);
     }
