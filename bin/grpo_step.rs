@@ -18,7 +18,7 @@ use grpo_pipes::optim::OptimizerConfig;
 use grpo_pipes::policy;
 use grpo_pipes::progress::Progress;
 use grpo_pipes::record::Message;
-use grpo_pipes::run::Run;
+use grpo_pipes::run::{Keep, Run};
 use grpo_pipes::stop::Stop;
 use grpo_pipes::tokenizer::{Tokenizer, stop_ids};
 
@@ -46,6 +46,9 @@ struct Args {
     /// Steps of --follow between checkpoints; those between, made where an input ends, go when the policy has left them [default: 1]
     #[arg(long, value_name = "N", requires = "follow", value_parser = clap::value_parser!(u64).range(1..))]
     save_every: Option<u64>,
+    /// Checkpoints of --follow that are kept besides the start, the youngest: the older ones are there if one is damaged [default: 3]
+    #[arg(long, value_name = "N", requires = "follow", value_parser = clap::value_parser!(u64).range(2..))]
+    keep: Option<u64>,
     /// Groups (or demonstrations) a step; as many steps as the input holds [default: all, one step]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     groups_per_step: Option<u32>,
@@ -102,7 +105,7 @@ fn train_run(args: &Args, dir: &Path, report: &mut Report) -> Result<()> {
     let job = follow::Job {
         run: Run::new(dir),
         groups_per_step: args.size().expect("clap asks for it"),
-        save_every: args.save_every.unwrap_or(1),
+        keep: Keep { every: args.save_every.unwrap_or(1), count: args.keep.unwrap_or(3) },
         grpo: args.grpo.clone(),
         optimizer: args.optimizer.clone(),
         micro_batch_tokens: args.micro_batch_tokens,
@@ -118,6 +121,7 @@ fn train_run(args: &Args, dir: &Path, report: &mut Report) -> Result<()> {
 }
 
 fn train_once(args: &Args, policy: &Path, input: Input, report: &mut Report) -> Result<()> {
+    policy::verify(policy)?;
     let mut trainer = match args.init {
         true => Trainer::random(policy, args.optimizer.clone(), args.seed.unwrap_or_default())?,
         false => Trainer::open(policy, args.optimizer.clone(), args.seed)?,

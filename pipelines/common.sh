@@ -29,6 +29,7 @@ run_as_group() {
     trap 'told=129; kill -INT -- -$group' HUP
     trap 'told=130; kill -INT -- -$group' INT
     trap 'told=143; kill -INT -- -$group' TERM
+    trap 'kill -STOP -- -$group; kill -STOP $$; kill -CONT -- -$group' TSTP
     while kill -0 "$group" 2>/dev/null; do # a signal ends `wait`, but not yet the group
         wait "$group" && code=0 || code=$?
     done
@@ -43,6 +44,7 @@ where_it_is() { [ ! -L "$RUN/policy" ] || echo " at step $(reached_step)"; }
 # `auto` is the reference job where it can run fast, else the recipe that runs everywhere.
 choose_recipe() {
     RECIPE=${RECIPE:-auto}
+    ! is_fork || RECIPE="of $NAME"
     [ "$RECIPE" = auto ] || return 0
     if ! command -v nvidia-smi >/dev/null || ! nvidia-smi >/dev/null 2>&1; then
         RECIPE=tiny
@@ -56,13 +58,28 @@ choose_recipe() {
     fi
 }
 
-# Sets every name in the recipe that the environment has not set already.
+# Whether NAME is a run that fork.sh began: its recipe is in no other place.
+is_fork() { [ -n "${NAME:-}" ] && grep -qs '^FORK=' "runs/$NAME/recipe.env"; }
+
 load_recipe() {
-    local file=pipelines/recipes/$RECIPE.env line name value
-    [ -f "$file" ] || die "no recipe $RECIPE; there are: $(cd pipelines/recipes && echo *.env | sed 's/\.env//g')" 2
-    recipe_names=(SEED SCORER) # a run's rewards are as much its own as its numbers
-    SEED=${SEED:-1}
-    SCORER=${SCORER:-}
+    local file=pipelines/recipes/$RECIPE.env
+    recipe_names=()
+    if is_fork; then
+        read_numbers "runs/$NAME/recipe.env"
+    else
+        [ -f "$file" ] || die "no recipe $RECIPE; there are: $(cd pipelines/recipes && echo *.env | sed 's/\.env//g')" 2
+        recipe_names=(SEED SCORER) # a run's rewards are as much its own as its numbers
+        SEED=${SEED:-1}
+        SCORER=${SCORER:-}
+        read_numbers "$file"
+        NAME=${NAME:-$RECIPE-$SEED}
+    fi
+    RUN=runs/$NAME
+}
+
+# Sets every name in a file that the environment has not set already.
+read_numbers() {
+    local line name value
     while IFS= read -r line || [ -n "$line" ]; do
         line=${line%%#*}
         line=${line%"${line##*[![:space:]]}"}
@@ -71,9 +88,7 @@ load_recipe() {
         value=${line#*=}
         recipe_names+=("$name")
         [ -n "${!name+set}" ] || printf -v "$name" %s "$value"
-    done <"$file"
-    NAME=${NAME:-$RECIPE-$SEED}
-    RUN=runs/$NAME
+    done <"$1"
 }
 
 # A run keeps the numbers it started with: going on with others would be another run.
@@ -84,7 +99,8 @@ pin_recipe() {
     if [ -f "$RUN/recipe.env" ] && ! diff "$RUN/recipe.env" "$RUN/.recipe.env" >"$RUN/.difference"; then
         sed -n 's/^</  was:/p; s/^>/  now:/p' "$RUN/.difference" >&2
         rm "$RUN/.recipe.env" "$RUN/.difference"
-        die "$RUN was started with other numbers; give this one another NAME, or go on with the old ones" 2
+        say "other numbers go into another NAME, or a fork: make fork RUN=$NAME FROM=$(step_name "$(reached_step)") NAME=... NUMBER=..."
+        die "$RUN was started with other numbers; go on with those" 2
     fi
     rm -f "$RUN/.difference"
     mv "$RUN/.recipe.env" "$RUN/recipe.env"
@@ -92,9 +108,10 @@ pin_recipe() {
 
 step_name() { printf 'step_%06d' "$1"; }
 
-# The step that the policy has reached: the number in the name its link points to.
+# The step that the policy has reached: the number in the name its link points to; 0 before there is one.
 reached_step() {
     local target
+    [ -L "$RUN/policy" ] || { echo 0 && return; }
     target=$(basename "$(readlink "$RUN/policy")")
     echo $((10#${target#step_}))
 }
@@ -124,10 +141,10 @@ sample() {
     exec rollout --max-prompt-tokens "$MAX_PROMPT_TOKENS" --max-completion-tokens "$MAX_COMPLETION_TOKENS" --seed "$SEED" "$@"
 }
 
-# Step NUMBER by files. What an interrupted attempt left is made again: the same numbers give the same bytes.
+# Step NUMBER, the policy's next, by files. What an interrupted attempt left is made again: the same numbers give the same bytes.
 train_one_step() {
     local scored=$RUN/.scored.tmp
-    prompts_of_step "$1" | sample_groups --model "$RUN/policy" 2>"$RUN/rollout.log" | reward >"$scored" || {
+    prompts_of_step | sample_groups --model "$RUN/policy" 2>"$RUN/rollout.log" | reward >"$scored" || {
         end_if_wished $?
         cat "$RUN/rollout.log" >&2
         die "step $1: sampling or scoring failed"
@@ -137,7 +154,16 @@ train_one_step() {
 }
 
 prompts_of_step() {
-    sed -n "$((($1 - 1) * PROMPTS_PER_STEP + 1)),$(($1 * PROMPTS_PER_STEP))p" "$RUN/prompts.jsonl"
+    local consumed
+    consumed=$(prompts_consumed "$RUN/policy")
+    sed -n "$((consumed + 1)),$((consumed + PROMPTS_PER_STEP))p" "$RUN/prompts.jsonl"
+}
+
+# How many prompts the weights in a checkpoint were trained on; the start has no state.
+prompts_consumed() {
+    local consumed=
+    [ ! -f "$1/state.json" ] || consumed=$(sed -n 's/.*"prompts_consumed": \([0-9]*\).*/\1/p' "$1/state.json")
+    echo "${consumed:-0}"
 }
 
 # All steps that are left, in one pipe: records go forward through it, weights back through $RUN/live. Metrics on stdout.
@@ -159,7 +185,7 @@ keep_log() {
     local line
     trap '' INT
     while IFS= read -r line; do
-        echo "$line" >>"$RUN/rollout.log"
+        { echo "$line" >>"$RUN/rollout.log"; } 2>/dev/null || true # a full disk has been told of
         case $line in
         *" tokens/s" | "rollout: done in "*) ;;
         *) echo "$line" ;;
@@ -226,7 +252,7 @@ reward() {
 learn() {
     local reference=()
     [ "$BETA" = 0 ] || reference=(--reference "$RUN/checkpoints/$(step_name 0)")
-    exec grpo-step --follow "$RUN" --groups-per-step "$PROMPTS_PER_STEP" --save-every "$SAVE_EVERY" --loss "$LOSS" --epsilon "$EPSILON" \
+    exec grpo-step --follow "$RUN" --groups-per-step "$PROMPTS_PER_STEP" --save-every "$SAVE_EVERY" --keep "$KEEP" --loss "$LOSS" --epsilon "$EPSILON" \
         --beta "$BETA" ${reference[@]+"${reference[@]}"} --max-completion-tokens "$MAX_COMPLETION_TOKENS" \
         --learning-rate "$LEARNING_RATE" --schedule "$SCHEDULE" --warmup-ratio "$WARMUP_RATIO" --total-steps "$STEPS" \
         --adam-beta1 "$ADAM_BETA1" --adam-beta2 "$ADAM_BETA2" --weight-decay "$WEIGHT_DECAY" \

@@ -57,18 +57,17 @@ evaluate_as() {
     [ -f "$RUN/eval/$1.sampled.json" ] || bash pipelines/evaluate.sh "$RUN/policy" "$RUN/eval/$1"
 }
 
+# Also when all steps are done, and only the export is not: the trainer looks at the policy for damage before it leaves the run.
 train() {
-    local step
-    step=$(reached_step)
-    [ "$step" -eq "$STEPS" ] || train_steps | tell_progress "$step"
+    [ "$(reached_step)" -eq "$STEPS" ] && [ -d "$RUN/export" ] || train_steps | tell_progress
 }
 
-# tell_progress STEP: metrics of the steps after STEP on stdin, each tenth of them told.
+# Of the metrics on stdin each tenth step is told.
 tell_progress() {
-    local line step=$1
+    local line step=0
     trap '' INT # the trainer's last line comes after it
     while IFS= read -r line; do
-        step=$((step + 1))
+        [[ $line =~ \"policy_step\":([0-9]+) ]] && step=${BASH_REMATCH[1]}
         if [ $((step % 10)) -eq 0 ] || [ "$step" -eq "$STEPS" ]; then
             say "step $step/$STEPS: $(pick reward kl entropy completions/mean_length <<<"$line")($((SECONDS - began)) s)"
         fi

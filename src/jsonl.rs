@@ -165,7 +165,10 @@ pub fn write_zst<'a>(path: &Path, lines: impl Iterator<Item = &'a str>) -> Resul
         std::fs::write(&unfinished, zstd::encode_all(&text[..], ZSTD_LEVEL)?)?;
         std::fs::rename(&unfinished, path)
     };
-    write().map_err(Error::io(path))
+    write().map_err(|err| {
+        let _ = std::fs::remove_file(&unfinished); // on the way out; on a full disk it is what is in the way
+        Error::io(path)(err)
+    })
 }
 
 /// Whether nobody will read standard output any more: a pipe whose other end is closed.

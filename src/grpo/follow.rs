@@ -16,7 +16,7 @@ use crate::grpo::{Taken, in_steps};
 use crate::jsonl::{Input, write_zst};
 use crate::optim::OptimizerConfig;
 use crate::policy::sync;
-use crate::run::{Holder, Live, Lock, Role, Run, SamplerWatch};
+use crate::run::{Holder, Keep, Live, Lock, Role, Run, SamplerWatch};
 use crate::stop::Stop;
 
 /// How a run is trained.
@@ -26,8 +26,8 @@ pub struct Job {
     pub run: Run,
     /// Groups a step.
     pub groups_per_step: usize,
-    /// Steps between checkpoints that are kept, at least 1.
-    pub save_every: u64,
+    /// Steps between checkpoints, and how many are kept.
+    pub keep: Keep,
     /// Numbers of a step.
     pub grpo: GrpoConfig,
     /// Numbers of the optimizer.
@@ -61,11 +61,16 @@ pub fn train(job: &Job, input: Input, listeners: Listeners<'_>) -> Result<()> {
     let run = &job.run;
     let _lock = Lock::take(run, Role::Train)?;
     let sampler = SamplerWatch::start(run, &job.stop);
-    let mut trainer = Trainer::open(&run.policy()?, job.optimizer.clone(), job.seed)?;
+    let step = run.intact_step(listeners.say)?;
+    let mut trainer = Trainer::open(&run.checkpoint(step), job.optimizer.clone(), job.seed)?;
+    if run.policy()? != run.checkpoint(step) {
+        run.point_policy_at(step)?;
+    }
     trainer.model.stop_with(&job.stop);
     let state = &trainer.state;
-    run.recover(state.step, job.save_every)?;
+    run.recover(state.step, job.keep)?;
     let order = Order::new(&run.prompts(), state.prompts_consumed)?;
+    let over = order.is_over();
     let bytes: usize = trainer.model.parameters().iter().map(|values| size_of_val(*values)).sum();
     let mut keeper = Keeper {
         job,
@@ -78,7 +83,10 @@ pub fn train(job: &Job, input: Input, listeners: Listeners<'_>) -> Result<()> {
     let groups = Groups::new(input, &shape).in_order(order);
     let mut grpo = GrpoTrainer::new(&mut trainer, job.grpo.clone(), job.micro_batch_tokens, false)?;
     let (taken, whole) = steps(&mut grpo, groups, &mut keeper, listeners.metrics);
-    let ended = taken.and_then(|taken| all_taken(taken, job.groups_per_step));
+    let ended = match taken {
+        Ok(Taken { steps: 0, left_over: 0 }) if over => Ok(()), // a run that is done
+        taken => taken.and_then(|taken| all_taken(taken, job.groups_per_step)),
+    };
     let holder = sampler.became()?;
     if holder == Holder::FoundNumerics {
         let (step, committed) = (grpo.trainer().state.step, keeper.committed);
@@ -159,7 +167,7 @@ impl Keeper<'_> {
         self.written.push(rollouts);
         let lines: Vec<u8> = metrics.iter().flat_map(|line| [line, &b"\n"[..]].concat()).collect();
         self.metrics.write_all(&lines).map_err(Error::io(self.job.run.metrics()))?;
-        if step.is_multiple_of(self.job.save_every) { self.commit(trainer) } else { Ok(()) }
+        if step.is_multiple_of(self.job.keep.every) { self.commit(trainer) } else { Ok(()) }
     }
 
     /// Makes all steps so far final; nothing to do when they are.
@@ -175,6 +183,7 @@ impl Keeper<'_> {
         self.metrics.sync_all().map_err(Error::io(run.metrics()))?;
         trainer.publish(&run.checkpoint(step), false, self.job.command_line.clone())?;
         run.point_policy_at(step)?;
-        run.leave(std::mem::replace(&mut self.committed, step), self.job.save_every)
+        self.committed = step;
+        run.leave_behind(step, self.job.keep)
     }
 }

@@ -11,7 +11,7 @@ use crate::engine::{Completion, CpuDecoder, Engine, Request, Sink, Work};
 use crate::error::{Error, Result};
 use crate::jsonl::{Input, Output};
 use crate::model::Model;
-use crate::policy::{State, identity};
+use crate::policy::{Identity, State, identity};
 use crate::progress::Progress;
 use crate::record::Line;
 use crate::run::{Lock, Role, Run, TrainerWatch};
@@ -30,7 +30,7 @@ pub fn follow(job: Job, run: &Run, groups_per_step: usize, input: Input, out: &m
 }
 
 fn sample(job: Job, run: &Run, groups_per_step: usize, mut input: Input, out: &mut Output) -> Result<()> {
-    let dir = run.policy()?;
+    let dir = run.checkpoint(run.intact_step(&|_| ())?);
     input.skip_consumed(State::load(&dir)?.map_or(0, |state| state.prompts_consumed))?;
     let stop = job.stop.clone();
     let Ready { mut model, mut settings, mut origin, tokenizer, source } =
@@ -51,8 +51,7 @@ fn sample(job: Job, run: &Run, groups_per_step: usize, mut input: Input, out: &m
             .map_err(|err| in_a_pipe(err, &stop))?;
         batch = next_batch(&requests, groups_per_step)?;
         if !batch.is_empty() {
-            let dir = watch.wait_for_weights(settings.step + 1)?;
-            (model, origin.identity) = (Model::load(&dir)?, identity(&dir)?);
+            (model, origin.identity) = next_weights(&mut watch, settings.step + 1)?;
             model.stop_with(&stop);
             settings.step = origin.identity.step;
         }
@@ -60,6 +59,18 @@ fn sample(job: Job, run: &Run, groups_per_step: usize, mut input: Input, out: &m
     let (seconds, waited) = (progress.seconds(), watch.waited().as_secs_f64());
     progress.note(&format!("done in {seconds:.1} s, {waited:.1} s of it waiting for weights"));
     Ok(())
+}
+
+/// The weights of a step, once they are there.
+fn next_weights(watch: &mut TrainerWatch<'_>, step: u64) -> Result<(Model, Identity)> {
+    loop {
+        let dir = watch.wait_for_weights(step)?;
+        let opened = Model::load(&dir).and_then(|model| Ok((model, identity(&dir)?)));
+        // A trainer that goes takes them along: the wait has the word for that.
+        if opened.is_ok() || dir.exists() {
+            return opened;
+        }
+    }
 }
 
 /// The prompts of the next step; none at the end.

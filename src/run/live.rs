@@ -72,9 +72,10 @@ impl Live {
 
 impl Drop for Live {
     fn drop(&mut self) {
-        // Nobody is left to tell; the next trainer of the run begins with the same removal.
-        let _ = remove(&self.dir);
+        // The link first: to a reader all of it goes at once. Nobody is left to tell of a failure, and the next trainer of the run
+        // begins with the same removal.
         let _ = remove(&self.link);
+        let _ = remove(&self.dir);
     }
 }
 

@@ -2,12 +2,14 @@
 //!
 //! Whoever trains a run holds its [`Lock`] and gives its weights back through [`Live`]; who samples for it waits with [`TrainerWatch`].
 
+mod intact;
 mod live;
 mod lock;
 mod recover;
 mod sampler;
 mod wait;
 
+use std::ffi::OsStr;
 use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -17,6 +19,7 @@ use crate::policy::sync;
 
 pub use live::Live;
 pub use lock::{Holder, Lock, Role};
+pub use recover::Keep;
 pub use sampler::SamplerWatch;
 pub use wait::TrainerWatch;
 
@@ -110,6 +113,17 @@ impl Run {
     fn live_link(&self) -> PathBuf {
         self.dir.join("live")
     }
+}
+
+/// The step in the name of a checkpoint or a file of rollouts.
+fn step_of(path: &Path) -> Option<u64> {
+    let name = path.file_name().and_then(OsStr::to_str)?.strip_prefix("step_")?;
+    name.split('.').next()?.parse().ok()
+}
+
+fn entries(dir: &Path) -> Result<Vec<PathBuf>> {
+    let paths = fs::read_dir(dir).and_then(|entries| entries.map(|entry| Ok(entry?.path())).collect());
+    paths.map_err(Error::io(dir))
 }
 
 /// The name of a step's files.

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used)] // a test that panics has failed, which is what it is for
 
+mod damage;
 mod engine;
 mod evaluate;
 mod export_hf;

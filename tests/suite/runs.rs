@@ -73,14 +73,29 @@ impl Root {
         assert!(done.status.success(), "{}", text(&done.stderr));
     }
 
-    /// A run that has all that comes before the first step, from one that is done: it is taken back to its start.
+    /// A copy of a run that is done, taken back to its start.
     pub fn back_to_the_start(&self) -> Self {
+        self.back_to(0)
+    }
+
+    /// A copy of a run that is done, its policy taken back to a step. Of what came after, checkpoints and metrics are still there.
+    pub fn back_to(&self, step: u64) -> Self {
         let numbers: Vec<_> = self.numbers.iter().map(|(name, value)| (*name, value.as_str())).collect();
         let copy = Self::new(&numbers);
         let copied = Command::new("cp").arg("-a").arg(self.path("runs")).arg(copy.path("runs")).status().unwrap();
         assert!(copied.success());
         std::fs::remove_file(copy.run("policy")).unwrap();
-        symlink("checkpoints/step_000000", copy.run("policy")).unwrap();
+        symlink(format!("checkpoints/step_{step:06}"), copy.run("policy")).unwrap();
+        std::fs::remove_dir_all(copy.run("export")).unwrap();
+        for dir in ["eval", "rollouts"] {
+            for entry in std::fs::read_dir(copy.run(dir)).unwrap() {
+                let name = entry.unwrap().file_name().into_string().unwrap();
+                let later = name.strip_prefix("step_").is_some_and(|number| number[..6].parse::<u64>().unwrap() > step);
+                if later || name.starts_with("after.") {
+                    std::fs::remove_file(copy.run(dir).join(name)).unwrap();
+                }
+            }
+        }
         copy
     }
 
@@ -158,11 +173,11 @@ impl Started {
         ours.map(|fields| (fields[0].to_owned(), fields[3].to_owned())).collect()
     }
 
-    /// Sends a signal to one of the processes.
-    pub fn signal_one(&self, signal: &str, name: &str) {
+    /// Sends a signal to one of the processes, if it is there.
+    pub fn signal_one(&self, signal: &str, name: &str) -> bool {
         let processes = self.processes();
-        let (id, _) = processes.iter().find(|(_, other)| other == name).unwrap_or_else(|| panic!("{processes:?}"));
-        send(signal, id);
+        let found = processes.iter().find(|(_, other)| other == name);
+        found.inspect(|(id, _)| send(signal, id)).is_some()
     }
 
     /// Waits for the end: the code, and what was said.

@@ -27,7 +27,7 @@ impl To {
     fn send(&self, signal: &str, run: &Started) {
         match self {
             Self::Script => send(signal, &run.child.id().to_string()),
-            Self::Stage(name) => run.signal_one(signal, name),
+            Self::Stage(name) => assert!(run.signal_one(signal, name)),
             Self::All => {
                 let ids: Vec<_> = run.processes().into_iter().map(|(id, _)| id).collect();
                 send(signal, &ids.join(" "));
@@ -96,7 +96,7 @@ fn a_stage_that_is_far_from_noticing_is_ended_too() {
     run.wait_for(&root.run("live"));
     run.wait_for(&root.run(".scorer"));
     std::thread::sleep(Duration::from_millis(300));
-    run.signal_one("KILL", "rollout");
+    assert!(run.signal_one("KILL", "rollout"));
     let began = Instant::now();
     let id = run.child.id();
     let (ended, said) = run.end_of_it();
@@ -151,7 +151,7 @@ fn long_step(dir: &Path) -> (Run, String) {
     fs::create_dir_all(dir.join("checkpoints")).unwrap();
     fs::create_dir(&model).unwrap();
     let mut config: Value = serde_json::from_slice(&fs::read(tiny.join("config.json")).unwrap()).unwrap();
-    for (name, number) in [("hidden_size", 512), ("intermediate_size", 2048), ("num_hidden_layers", 12)] {
+    for (name, number) in [("hidden_size", 256), ("intermediate_size", 1024), ("num_hidden_layers", 8)] {
         config[name] = number.into();
     }
     config["max_position_embeddings"] = 600.into();
@@ -167,7 +167,7 @@ fn long_step(dir: &Path) -> (Run, String) {
     run.point_policy_at(0).unwrap();
     fs::write(run.prompts(), prompts(3)).unwrap();
     let policy_id = grpo_pipes::policy::identity(&run.checkpoint(0)).unwrap().policy_id;
-    let records = [(0, 2, 4), (1, 40, 500)].into_iter().flat_map(|(prompt, size, tokens)| {
+    let records = [(0, 2, 4), (1, 120, 500)].into_iter().flat_map(|(prompt, size, tokens)| {
         let record = {
             let policy_id = policy_id.clone();
             move |sample: usize| {
