@@ -1,5 +1,5 @@
 # What a user runs. `make train` and `make test` need Rust and a C compiler alone; with CUDA=1 all is built for NVIDIA GPUs, too.
-.PHONY: all train step placebo test test-gpu check check-cuda bench bench-gpu clean
+.PHONY: all train step fork placebo test test-gpu check check-cuda bench bench-gpu clean
 .DELETE_ON_ERROR:
 
 FEATURES = $(if $(filter 1,$(CUDA)),--features cuda)
@@ -14,6 +14,10 @@ train: all
 # One iteration by files, on the run that `make train` with the same RECIPE, SEED and NAME began.
 step: all
 	bash pipelines/step.sh
+
+# A new run from a checkpoint of an old one: RUN=old FROM=step_000100 NAME=new, and numbers that shall be others from there on.
+fork: all
+	bash pipelines/fork.sh
 
 # The control: the same run with rewards dealt to the wrong completions must not improve.
 placebo: all

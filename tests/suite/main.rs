@@ -7,6 +7,7 @@ mod engine;
 mod evaluate;
 mod export_hf;
 mod fixtures;
+mod fork;
 mod gpu;
 mod grpo;
 mod grpo_step;
