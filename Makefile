@@ -1,5 +1,5 @@
 # What a user runs. `make train` and `make test` need Rust and a C compiler alone; with CUDA=1 all is built for NVIDIA GPUs, too.
-.PHONY: all train step fork placebo test test-gpu check check-cuda bench bench-gpu clean
+.PHONY: all train step fork placebo test test-gpu chaos check check-cuda bench bench-gpu clean
 .DELETE_ON_ERROR:
 
 FEATURES = $(if $(filter 1,$(CUDA)),--features cuda)
@@ -29,6 +29,10 @@ test:
 # The GPU's tests on the GPU of this machine; without one they say so and pass.
 test-gpu:
 	cargo test --release --features cuda --test suite gpu:: -- --nocapture
+
+# Kills the tiny run N times, all of it or one stage, and compares every file with those of a run that was left alone.
+chaos:
+	CHAOS=$${N:-100} cargo test --release --test suite killed_at_many_moments -- --nocapture
 
 check:
 	cargo fmt --check

@@ -1,8 +1,10 @@
 //! Everything seen from outside: each command as a process, and the library against its references.
 
-#![allow(clippy::unwrap_used)] // a test that panics has failed, which is what it is for
+#![allow(clippy::unwrap_used, clippy::print_stdout, clippy::print_stderr)] // a test that panics has failed, which is what it is for
 
+mod chaos;
 mod damage;
+mod disk;
 mod engine;
 mod evaluate;
 mod export_hf;
@@ -14,6 +16,7 @@ mod grpo_step;
 mod gsm8k_prep;
 mod hub;
 mod model;
+mod numerics;
 mod pipeline;
 mod plain_qwen2;
 mod process;
