@@ -103,6 +103,7 @@ pin_recipe() {
         die "$RUN was started with other numbers; go on with those" 2
     fi
     rm -f "$RUN/.difference"
+    [ -f "$RUN/recipe.env" ] || sync "$RUN/.recipe.env" # before its name says that it is whole
     mv "$RUN/.recipe.env" "$RUN/recipe.env"
 }
 

@@ -22,6 +22,7 @@ make_prompts() {
     awk -v epoch="$epoch" -v usable="$usable" -v wanted="$wanted" \
         '(NR - 1) % epoch < usable && written < wanted { print; written++ }' "$RUN/.prompts.jsonl" >"$RUN/.ordered.jsonl"
     rm "$RUN/.prompts.jsonl"
+    sync "$RUN/.ordered.jsonl" # before its name says that it is whole
     mv "$RUN/.ordered.jsonl" "$RUN/prompts.jsonl"
 }
 

@@ -1,6 +1,7 @@
 //! A run's directory: what is where in it, and the rename that makes a step of it final.
 //!
-//! Whoever trains a run holds its [`Lock`] and gives its weights back through [`Live`]; who samples for it waits with [`TrainerWatch`].
+//! Whoever trains a run holds its [`Lock`] and gives its weights back through [`Live`], with an eye on those who sample for it
+//! ([`SamplerWatch`]); these wait for weights with [`TrainerWatch`].
 
 mod intact;
 mod live;

@@ -19,8 +19,8 @@ fn a_run_killed_at_many_moments_makes_the_same_bytes() {
     let (mut root, mut moment, mut runs) = (whole.back_to_the_start(), 1, 1);
     for kill in 1..=kills {
         moment = moment * 48_271 % 0x7fff_ffff;
-        let wait = Duration::from_millis(40 + moment % 240);
-        let target = TARGETS[(moment / 240) as usize % TARGETS.len()];
+        let wait = Duration::from_millis(40 + moment % 480);
+        let target = TARGETS[(moment / 480) as usize % TARGETS.len()];
         let run = root.start();
         std::thread::sleep(wait);
         let killed = kill_some(run, target);
