@@ -16,7 +16,7 @@ use crate::grpo::{Taken, in_steps};
 use crate::jsonl::{Input, write_zst};
 use crate::optim::OptimizerConfig;
 use crate::policy::sync;
-use crate::run::{Holder, Keep, Live, Lock, Role, Run, SamplerWatch};
+use crate::run::{Holder, Keep, Live, Lock, PartnerWatch, Role, Run};
 use crate::stop::Stop;
 
 /// How a run is trained.
@@ -60,7 +60,7 @@ pub struct Listeners<'a> {
 pub fn train(job: &Job, input: Input, listeners: Listeners<'_>) -> Result<()> {
     let run = &job.run;
     let _lock = Lock::take(run, Role::Train)?;
-    let sampler = SamplerWatch::start(run, &job.stop);
+    let sampler = PartnerWatch::start(run, Role::Sample, &job.stop);
     let step = run.intact_step(listeners.say)?;
     let mut trainer = Trainer::open(&run.checkpoint(step), job.optimizer.clone(), job.seed)?;
     if run.policy()? != run.checkpoint(step) {

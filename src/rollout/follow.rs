@@ -14,7 +14,7 @@ use crate::model::Model;
 use crate::policy::{Identity, State, identity};
 use crate::progress::Progress;
 use crate::record::Line;
-use crate::run::{Lock, Role, Run, TrainerWatch};
+use crate::run::{Lock, PartnerWatch, Role, Run, TrainerWatch};
 use crate::stop::Stop;
 
 /// Samples the rest of a run's prompts, `groups_per_step` from each policy, until they end.
@@ -37,6 +37,7 @@ fn sample(job: Job, run: &Run, groups_per_step: usize, mut input: Input, out: &m
         Ready::new(job, &dir, Some(groups_per_step))?;
     let requests = read_ahead(source, input);
     let say = |words: &str| note("rollout", words);
+    let _trainer = PartnerWatch::start(run, Role::Train, &stop);
     let mut watch = TrainerWatch::of(run, &say, &stop);
     let mut progress = Progress::new("rollout");
     let mut batch = next_batch(&requests, groups_per_step)?;

@@ -1,13 +1,13 @@
 //! A run's directory: what is where in it, and the rename that makes a step of it final.
 //!
-//! Whoever trains a run holds its [`Lock`] and gives its weights back through [`Live`], with an eye on those who sample for it
-//! ([`SamplerWatch`]); these wait for weights with [`TrainerWatch`].
+//! Whoever trains a run holds its [`Lock`] and gives its weights back through [`Live`]; who samples for it waits with [`TrainerWatch`].
+//! Both have an eye on the other while they work, [`PartnerWatch`].
 
 mod intact;
 mod live;
 mod lock;
+mod partner;
 mod recover;
-mod sampler;
 mod wait;
 
 use std::ffi::OsStr;
@@ -20,8 +20,8 @@ use crate::policy::sync;
 
 pub use live::Live;
 pub use lock::{Holder, Lock, Role};
+pub use partner::PartnerWatch;
 pub use recover::Keep;
-pub use sampler::SamplerWatch;
 pub use wait::TrainerWatch;
 
 /// The names in a run's directory.

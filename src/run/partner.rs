@@ -1,4 +1,4 @@
-//! How those who train notice that those who sample are gone: while they wait for records, and in the middle of a step.
+//! How sampler and trainer notice that the other is gone in the middle of work that may take minutes.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -8,31 +8,35 @@ use std::time::Duration;
 
 use super::{Holder, Lock, Role, Run};
 use crate::error::Result;
+use crate::jsonl::stdout_is_closed;
 use crate::stop::Stop;
 
-/// Between two looks for the sampler.
+/// Between two looks for the partner.
 const PROBE: Duration = Duration::from_millis(100);
 
-/// An eye on the sampler at the other end of the pipe, from a thread of its own: a step may take minutes.
-pub struct SamplerWatch {
+/// An eye on who has a role at the other end of the pipe, from a thread of its own.
+pub struct PartnerWatch {
     run: Run,
-    /// Whether there was a sampler. Without one the records come from a file.
+    role: Role,
+    /// Whether there was anybody. Without a sampler the records come from a file.
     seen: Arc<AtomicBool>,
     /// The thread ends with it.
     _end: Sender<()>,
 }
 
-impl SamplerWatch {
-    /// Watches until it is dropped, and abandons what `stop` ends when the sampler ends before its work is done.
+impl PartnerWatch {
+    /// Watches until it is dropped, and abandons what `stop` ends when the partner ends before its work is done, or nobody takes what
+    /// is made for it.
     #[must_use]
-    pub fn start(run: &Run, stop: &Stop) -> Self {
+    pub fn start(run: &Run, role: Role, stop: &Stop) -> Self {
         let (end, ended) = channel::<()>();
         let seen = Arc::new(AtomicBool::new(false));
-        let watch = Self { run: run.clone(), seen: Arc::clone(&seen), _end: end };
+        let watch = Self { run: run.clone(), role, seen: Arc::clone(&seen), _end: end };
         let (run, stop) = (run.clone(), stop.clone());
         thread::spawn(move || {
             loop {
-                if matches!(became(&run, &seen), Ok(Holder::Gone | Holder::FoundNumerics)) {
+                let gone = matches!(became(&run, role, &seen), Ok(Holder::Gone | Holder::FoundNumerics));
+                if gone || role == Role::Train && stdout_is_closed() {
                     stop.abandon();
                 }
                 if ended.recv_timeout(PROBE) != Err(RecvTimeoutError::Timeout) {
@@ -43,18 +47,18 @@ impl SamplerWatch {
         watch
     }
 
-    /// What became of the sampler.
+    /// What became of the partner.
     ///
     /// # Errors
     /// [`crate::Error::Io`].
     pub fn became(&self) -> Result<Holder> {
-        became(&self.run, &self.seen)
+        became(&self.run, self.role, &self.seen)
     }
 }
 
 /// Looks; who was never seen at work is of an earlier time.
-fn became(run: &Run, seen: &AtomicBool) -> Result<Holder> {
-    let holder = Lock::holder(run, Role::Sample)?;
+fn became(run: &Run, role: Role, seen: &AtomicBool) -> Result<Holder> {
+    let holder = Lock::holder(run, role)?;
     let seen = seen.fetch_or(holder == Holder::Working, Ordering::Relaxed);
     Ok(if seen || holder == Holder::Working { holder } else { Holder::Nobody })
 }
@@ -73,7 +77,7 @@ mod tests {
         let endings = [(Ok(()), Holder::Done), (Err(Error::Data("x".into())), Holder::Gone)];
         for (ended, holder) in endings {
             let stop = Stop::default();
-            let watch = SamplerWatch::start(&run, &stop);
+            let watch = PartnerWatch::start(&run, Role::Sample, &stop);
             assert_eq!(watch.became().unwrap(), Holder::Nobody);
             let lock = Lock::take(&run, Role::Sample).unwrap();
             thread::sleep(2 * PROBE);
