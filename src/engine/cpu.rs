@@ -103,7 +103,6 @@ impl Decoder for CpuDecoder<'_> {
     }
 
     fn step(&mut self, drawn: &mut Vec<Drawn>) -> Result<()> {
-        self.model.stop().check()?;
         let mut rows: Vec<DecodeRow<'_>> = Vec::with_capacity(self.slots.len());
         for slot in &mut self.slots {
             if let (Some(sequence), Some(own)) = (&slot.sequence, &mut slot.own) {

@@ -96,11 +96,14 @@ pub fn train(job: &Job, input: Input, listeners: Listeners<'_>) -> Result<()> {
     if whole {
         keeper.commit(grpo.trainer())?;
     }
-    match (ended, holder) {
-        // An input that ends early while there is more to come, or that is cut off where its maker was, is the lesser news.
-        (Err(Error::Data(_)), Holder::Working | Holder::Gone) => Err(Error::Abandoned),
-        (Err(Error::Record { .. }), Holder::Gone) => Err(Error::Abandoned),
-        (ended, _) => ended,
+    ended.map_err(|err| cause(err, holder))
+}
+
+/// An input that ends early while there is more to come, or that is cut off where its maker was, is the lesser news.
+fn cause(err: Error, sampler: Holder) -> Error {
+    match (err, sampler) {
+        (Error::Data(_), Holder::Working | Holder::Gone) | (Error::Record { .. }, Holder::Gone) => Error::Abandoned,
+        (err, _) => err,
     }
 }
 

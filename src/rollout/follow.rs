@@ -48,6 +48,7 @@ fn sample(job: Job, run: &Run, groups_per_step: usize, mut input: Input, out: &m
         let records = Records::new(origin.clone(), Arc::clone(&tokenizer), out, &mut progress);
         let mut sink = Watched { records, watch: &mut watch };
         Engine::new(&mut CpuDecoder::new(&model, &settings), settings.clone())
+            .until(&stop)
             .run(ready_now(batch), &mut sink)
             .map_err(|err| in_a_pipe(err, &stop))?;
         batch = next_batch(&requests, groups_per_step)?;

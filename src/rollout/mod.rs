@@ -47,7 +47,9 @@ pub fn run(job: Job, dir: &Path, input: Input, out: &mut Output) -> Result<()> {
     let mut progress = Progress::new("rollout");
     let requests = read_ahead(source, input);
     let mut records = Records::new(origin, tokenizer, out, &mut progress);
-    let work = Engine::new(&mut CpuDecoder::new(&model, &settings), settings.clone()).run(requests, &mut records)?;
+    let work = Engine::new(&mut CpuDecoder::new(&model, &settings), settings.clone())
+        .until(model.stop())
+        .run(requests, &mut records)?;
     records.finish(work, skipped.load(Ordering::Relaxed));
     Ok(())
 }
