@@ -1,6 +1,6 @@
 # What a user runs. `make train` and `make test` need Rust and a C compiler alone; with CUDA=1 all is built for NVIDIA GPUs, too,
 # which is the default where there is one and nvcc.
-.PHONY: all train step placebo test test-gpu check check-cuda bench bench-gpu clean
+.PHONY: all train step fork placebo test test-gpu chaos check check-cuda bench bench-gpu clean
 .DELETE_ON_ERROR:
 
 # Where there is a GPU and a compiler for it.
@@ -18,6 +18,10 @@ train: all
 step: all
 	bash pipelines/step.sh
 
+# A new run from a checkpoint of an old one: RUN=old FROM=step_000100 NAME=new, and numbers that shall be others from there on.
+fork: all
+	bash pipelines/fork.sh
+
 # The control: the same run with rewards dealt to the wrong completions must not improve.
 placebo: all
 	NAME=$${NAME:-placebo} SCORER='bash pipelines/placebo.sh' bash pipelines/train.sh
@@ -28,6 +32,10 @@ test:
 # The GPU's tests on the GPU of this machine; without one they say so and pass.
 test-gpu:
 	cargo test --release --features cuda --test suite gpu:: -- --nocapture
+
+# Kills the tiny run N times, all of it or one stage, and compares every file with those of a run that was left alone.
+chaos:
+	CHAOS=$${N:-100} cargo test --release --test suite killed_at_many_moments -- --nocapture
 
 check:
 	cargo fmt --check

@@ -40,6 +40,7 @@ fn main() -> ExitCode {
 fn run(args: &Args) -> Result<()> {
     policy::refuse_existing(&args.out)?;
     let checkpoint = hub::model_dir(&args.checkpoint)?;
+    policy::verify(&checkpoint)?;
     let card = Card::of(&checkpoint, args.metrics.as_ref(), args.evaluation.as_ref())?;
     let export = if args.zip { export::archive } else { export::directory };
     export(&checkpoint, &args.out, args.dtype, &card)

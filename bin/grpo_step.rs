@@ -21,7 +21,8 @@ use grpo_pipes::optim::OptimizerConfig;
 use grpo_pipes::policy;
 use grpo_pipes::progress::Progress;
 use grpo_pipes::record::Message;
-use grpo_pipes::run::Run;
+use grpo_pipes::run::{Keep, Run};
+use grpo_pipes::stop::Stop;
 use grpo_pipes::tokenizer::{Tokenizer, stop_ids};
 
 const NAME: &str = "grpo-step";
@@ -48,6 +49,9 @@ struct Args {
     /// Steps of --follow between checkpoints; those between, made where an input ends, go when the policy has left them [default: 1]
     #[arg(long, value_name = "N", requires = "follow", value_parser = clap::value_parser!(u64).range(1..))]
     save_every: Option<u64>,
+    /// Checkpoints of --follow that are kept besides the start, the youngest: the older ones are there if one is damaged [default: 3]
+    #[arg(long, value_name = "N", requires = "follow", value_parser = clap::value_parser!(u64).range(2..))]
+    keep: Option<u64>,
     /// Groups (or demonstrations) a step; as many steps as the input holds [default: all, one step]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     groups_per_step: Option<u32>,
@@ -91,12 +95,13 @@ fn main() -> ExitCode {
 fn run(args: Args) -> Result<()> {
     args.optimizer.check()?;
     args.out.as_deref().map_or(Ok(()), policy::refuse_existing)?;
-    let input = Input::open(&args.input.file)?;
     let place = args.place.open(&say)?;
     let mut report = Report::create(&args.output)?;
     match (&args.follow, &args.policy) {
-        (Some(dir), _) => train_run(&args, dir, (input, &place), &mut report)?,
-        (None, Some(policy)) => train_once(&args, policy, (input, &place), &mut report)?,
+        (Some(dir), _) => train_run(&args, dir, &place, &mut report)?,
+        (None, Some(policy)) => {
+            train_once(&args, policy, (Input::open(&args.input.file)?, &place), &mut report)?;
+        }
         (None, None) => unreachable!("clap asks for one of them"),
     }
     report.finish()
@@ -106,16 +111,19 @@ fn say(words: &str) {
     cli::note(NAME, words);
 }
 
-fn train_run(args: &Args, dir: &Path, (input, place): (Input, &Opened), report: &mut Report) -> Result<()> {
+fn train_run(args: &Args, dir: &Path, place: &Opened, report: &mut Report) -> Result<()> {
+    let stop = Stop::on_signals()?;
+    let input = Input::open_until(&args.input.file, &stop)?;
     let job = follow::Job {
         run: Run::new(dir),
         groups_per_step: args.size().expect("clap asks for it"),
-        save_every: args.save_every.unwrap_or(1),
+        keep: Keep { every: args.save_every.unwrap_or(1), count: args.keep.unwrap_or(3) },
         grpo: args.grpo.clone(),
         optimizer: args.optimizer.clone(),
         micro_batch_tokens: args.micro_batch_tokens,
         seed: args.seed,
         command_line: std::env::args().collect(),
+        stop,
     };
     let mut metrics = |line: &[u8]| {
         report.write(line);
@@ -126,6 +134,7 @@ fn train_run(args: &Args, dir: &Path, (input, place): (Input, &Opened), report: 
 }
 
 fn train_once(args: &Args, policy: &Path, (input, place): (Input, &Opened), report: &mut Report) -> Result<()> {
+    policy::verify(policy)?;
     let place = |model| args.machine(place, model);
     let mut trainer = match args.init {
         true => Trainer::random(policy, args.optimizer.clone(), args.seed.unwrap_or_default(), &place)?,

@@ -12,6 +12,7 @@ use grpo_pipes::gsm8k::prompt::SYSTEM_PROMPT;
 use grpo_pipes::jsonl::{Input, Output};
 use grpo_pipes::rollout::{Format, Job, LongPrompt, Place, Prompts, follow, run};
 use grpo_pipes::run::Run;
+use grpo_pipes::stop::Stop;
 use grpo_pipes::{Error, Result, hub};
 
 /// Sample completions of prompts from a model
@@ -103,7 +104,8 @@ fn rollout(args: &Args, out: &mut Output) -> Result<()> {
         batch_invariant: args.batch_invariant,
         gpu_memory_fraction: args.gpu_memory_fraction,
     };
-    let input = Input::open(&args.input.file)?;
+    let stop = Stop::on_signals()?;
+    let input = Input::open_until(&args.input.file, &stop)?;
     let format = match (&args.system_prompt, args.text) {
         (_, false) => Format::Records,
         (None, true) => Format::Text { system: SYSTEM_PROMPT.into() },
@@ -126,7 +128,7 @@ fn rollout(args: &Args, out: &mut Output) -> Result<()> {
         step: 0,
     };
     let prompts = Prompts { format, max_tokens: args.max_prompt_tokens.get(), on_long: args.on_long_prompt };
-    let job = Job { place, prompts, settings };
+    let job = Job { place, prompts, settings, stop };
     match (&args.follow, args.groups_per_step, &args.model) {
         (Some(_), ..) if args.on_long_prompt == LongPrompt::Skip => Err(Error::Usage(
             "--on-long-prompt skip does not go with --follow: a step takes the prompts that stand in its place".into(),

@@ -11,7 +11,11 @@ measure() {
     local kind=$1
     shift
     sample "$out.prompts.jsonl" --model "$model" --on-long-prompt truncate-left "$@" 2>"$out.$kind.log" |
-        score -o "$out.$kind.jsonl.zst" || { cat "$out.$kind.log" >&2 && die "evaluation of $model failed"; }
+        score -o "$out.$kind.jsonl.zst" || {
+        end_if_wished $?
+        cat "$out.$kind.log" >&2
+        die "evaluation of $model failed"
+    }
     evaluate "$out.$kind.jsonl.zst" --json -o "$out.$kind.json"
 }
 measure greedy --temperature 0

@@ -10,4 +10,4 @@ pin_recipe
 step=$(reached_step)
 next=$((step + 1))
 [ "$next" -le "$STEPS" ] || die "$RUN has done all of its $STEPS steps" 2
-train_one_step "$next"
+run_as_group train_one_step "$next"

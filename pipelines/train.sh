@@ -22,6 +22,7 @@ make_prompts() {
     awk -v epoch="$epoch" -v usable="$usable" -v wanted="$wanted" \
         '(NR - 1) % epoch < usable && written < wanted { print; written++ }' "$RUN/.prompts.jsonl" >"$RUN/.ordered.jsonl"
     rm "$RUN/.prompts.jsonl"
+    sync "$RUN/.ordered.jsonl" # before its name says that it is whole
     mv "$RUN/.ordered.jsonl" "$RUN/prompts.jsonl"
 }
 
@@ -57,18 +58,17 @@ evaluate_as() {
     [ -f "$RUN/eval/$1.sampled.json" ] || bash pipelines/evaluate.sh "$RUN/policy" "$RUN/eval/$1"
 }
 
+# Also when all steps are done, and only the export is not: the trainer looks at the policy for damage before it leaves the run.
 train() {
-    local step
-    step=$(reached_step)
-    [ "$step" -eq "$STEPS" ] || train_steps | tell_progress "$step"
+    [ "$(reached_step)" -eq "$STEPS" ] && [ -d "$RUN/export" ] || train_steps | tell_progress
 }
 
-# tell_progress STEP: metrics of the steps after STEP on stdin, each tenth of them told. Without the script there is nobody to tell,
-# and the pipe ends with this end of it.
+# Of the metrics on stdin each tenth step is told.
 tell_progress() {
-    local line step=$1
-    while kill -0 $$ 2>/dev/null && IFS= read -r line; do
-        step=$((step + 1))
+    local line step=0
+    trap '' INT # the trainer's last line comes after it
+    while IFS= read -r line; do
+        [[ $line =~ \"policy_step\":([0-9]+) ]] && step=${BASH_REMATCH[1]}
         if [ $((step % 10)) -eq 0 ] || [ "$step" -eq "$STEPS" ]; then
             say "step $step/$STEPS: $(pick reward kl entropy completions/mean_length <<<"$line")($((SECONDS - began)) s)"
         fi
@@ -102,13 +102,17 @@ table() {
     done
 }
 
-make_prompts
-make_start
-sweep
-[ -L "$RUN/policy" ] || point_policy_at "$(step_name 0)"
-evaluate_as before
-train
-evaluate_as after
-[ -d "$RUN/export" ] || export-hf "$RUN/policy" "$RUN/export" --metrics "$RUN/metrics.jsonl" --evaluation "$RUN/eval/after.greedy.json"
-table
-say "model: $RUN/export ($((SECONDS - began)) s)"
+make_all() {
+    make_prompts
+    make_start
+    sweep
+    [ -L "$RUN/policy" ] || point_policy_at "$(step_name 0)"
+    evaluate_as before
+    train
+    evaluate_as after
+    [ -d "$RUN/export" ] || export-hf "$RUN/policy" "$RUN/export" --metrics "$RUN/metrics.jsonl" --evaluation "$RUN/eval/after.greedy.json"
+    table
+    say "model: $RUN/export ($((SECONDS - began)) s)"
+}
+
+run_as_group make_all

@@ -63,6 +63,15 @@ pub enum Error {
         /// What is wrong with it.
         what: String,
     },
+    /// A signal asked to end.
+    #[error("ended by {}", signal_hook::low_level::signal_name(*signal).unwrap_or("a signal"))]
+    Interrupted {
+        /// Its number.
+        signal: i32,
+    },
+    /// The other end of the pipe went away before the work was done; it has an error of its own.
+    #[error("the other end of the pipe is gone; see what that said")]
+    Abandoned,
     /// Input that is wrong as a whole, not in one line.
     #[error("{0}")]
     Data(String),
@@ -88,15 +97,16 @@ impl Error {
         Self::Run { dir: dir.as_ref().to_path_buf(), what: what.into() }
     }
 
-    /// The process exit code: 1 could not run, 2 usage, 3 bad input data, 4 numerics.
+    /// The process exit code: 1 could not run, 2 usage, 3 bad input data, 4 numerics, 128 and its number for a signal.
     #[must_use]
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Io { .. } | Self::Output(_) | Self::Model { .. } | Self::Run { .. } => 1,
-            Self::Hub { .. } | Self::Device(_) => 1,
+            Self::Hub { .. } | Self::Device(_) | Self::Abandoned => 1,
             Self::Usage(_) => 2,
             Self::Record { .. } | Self::Data(_) => 3,
             Self::Numerics(_) => 4,
+            Self::Interrupted { signal } => 128 + *signal as u8,
         }
     }
 }

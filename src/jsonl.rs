@@ -4,13 +4,16 @@
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, BufWriter, Read, Write};
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
 
 use crate::error::{Error, Result};
 use crate::record::Line;
+use crate::stop::Stop;
 
 /// The longest line that is read [bytes]; a longer one is an error instead of exhausted memory.
 pub const MAX_LINE_BYTES: usize = 64 << 20;
@@ -23,6 +26,7 @@ pub struct Input {
     name: Arc<str>,
     reader: BufReader<Box<dyn Read + Send>>,
     line: usize,
+    stop: Stop,
 }
 
 impl Input {
@@ -31,9 +35,17 @@ impl Input {
     /// # Errors
     /// [`Error::Io`] when it cannot be opened.
     pub fn open(path: &Path) -> Result<Self> {
+        Self::open_until(path, &Stop::default())
+    }
+
+    /// The same, but reading ends with the error of `stop` when that is wished, also while nothing comes.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when it cannot be opened.
+    pub fn open_until(path: &Path, stop: &Stop) -> Result<Self> {
         let name = path.display().to_string().into();
         let bytes: Box<dyn Read + Send> = if path.as_os_str() == "-" {
-            Box::new(io::stdin())
+            Box::new(Stdin { stop: stop.clone() })
         } else {
             let file = File::open(path).map_err(Error::io(path))?;
             if path.extension().is_some_and(|ext| ext == "zst") {
@@ -43,7 +55,7 @@ impl Input {
             }
         };
         let reader = BufReader::with_capacity(1 << 16, bytes);
-        Ok(Self { name, reader, line: 0 })
+        Ok(Self { name, reader, line: 0, stop: stop.clone() })
     }
 
     /// The input's name as given, `-` for standard input.
@@ -77,9 +89,11 @@ impl Input {
     /// The next line that is not blank, without its end; `None` at the end of the input.
     fn read_line(&mut self) -> Result<Option<Line>> {
         loop {
+            self.stop.check()?;
             let mut bytes = Vec::new();
             let limit = MAX_LINE_BYTES as u64 + 1;
             let read = self.reader.by_ref().take(limit).read_until(b'\n', &mut bytes);
+            self.stop.check()?; // rather than the error that it makes of reading
             let read = read.map_err(Error::io(&*self.name))?;
             if read == 0 {
                 return Ok(None);
@@ -111,6 +125,35 @@ impl Iterator for Input {
     }
 }
 
+/// Standard input, read when there is something to read: a read that waits would not see a wish to end.
+struct Stdin {
+    stop: Stop,
+}
+
+impl Read for Stdin {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let mut stdin = io::stdin().lock();
+        while !is_ready(&stdin, PollFlags::IN, STDIN_LOOK)? {
+            if self.stop.is_wished() {
+                return Err(io::Error::other("ended while waiting"));
+            }
+        }
+        stdin.read(buffer)
+    }
+}
+
+/// Between two looks for a wish to end while nothing comes [ns].
+const STDIN_LOOK: i64 = 50_000_000;
+
+/// Whether something can be done without waiting, or will never be possible again, within so many nanoseconds.
+fn is_ready(file: impl AsFd, what: PollFlags, nanoseconds: i64) -> io::Result<bool> {
+    let mut polled = [PollFd::new(&file, what)];
+    match poll(&mut polled, Some(&Timespec { tv_sec: 0, tv_nsec: nanoseconds })) {
+        Err(Errno::INTR) => Ok(false),
+        ready => Ok(ready? > 0),
+    }
+}
+
 /// Writes lines as a compressed file that appears as `path` when it is whole, though not yet brought to the disk.
 ///
 /// # Errors
@@ -122,16 +165,16 @@ pub fn write_zst<'a>(path: &Path, lines: impl Iterator<Item = &'a str>) -> Resul
         std::fs::write(&unfinished, zstd::encode_all(&text[..], ZSTD_LEVEL)?)?;
         std::fs::rename(&unfinished, path)
     };
-    write().map_err(Error::io(path))
+    write().map_err(|err| {
+        let _ = std::fs::remove_file(&unfinished); // on the way out; on a full disk it is what is in the way
+        Error::io(path)(err)
+    })
 }
 
 /// Whether nobody will read standard output any more: a pipe whose other end is closed.
 #[must_use]
 pub fn stdout_is_closed() -> bool {
-    let stdout = io::stdout();
-    let mut polled = [PollFd::new(&stdout, PollFlags::empty())]; // errors are told unasked
-    let told = poll(&mut polled, Some(&Timespec::default())); // at once
-    told.is_ok() && polled[0].revents().intersects(PollFlags::ERR | PollFlags::HUP)
+    is_ready(io::stdout(), PollFlags::empty(), 0).unwrap_or(false) // errors are told unasked
 }
 
 /// Where a command writes: standard output, or a file that appears under its name only when it is whole.

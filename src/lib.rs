@@ -8,6 +8,7 @@ pub mod jsonl;
 pub mod progress;
 pub mod record;
 pub mod rng;
+pub mod stop;
 pub mod stream;
 
 pub mod eval;

@@ -4,13 +4,17 @@
 //! A checkpoint is a Hugging Face model directory with two files more, `optimizer.safetensors` and `state.json`. A directory
 //! without `state.json` is a starting model, at step 0.
 
+mod state;
+
 use std::fs::{self, File};
-use std::io::{ErrorKind, Read};
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
 use crate::error::{Error, Result};
+
+pub use state::{State, verify};
 
 /// The weights of a model directory.
 pub const WEIGHTS: &str = "model.safetensors";
@@ -45,29 +49,6 @@ pub struct Identity {
     pub step: u64,
 }
 
-/// What a checkpoint remembers of its run, `state.json`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct State {
-    /// Batches trained on since the starting model.
-    pub step: u64,
-    /// Updates made by the optimizer: `step` times the iterations over each batch.
-    pub optimizer_steps: u64,
-    /// Seed of the run.
-    pub seed: u64,
-    /// Prompts (groups), or demonstrations, trained on since the starting model.
-    pub prompts_consumed: u64,
-    /// Tokens of prompts and completions trained on since the starting model.
-    pub tokens_consumed: u64,
-    /// Names these weights.
-    pub policy_id: String,
-    /// Names the weights that the step started from.
-    pub parent_policy_id: String,
-    /// What made this directory.
-    pub command_line: Vec<String>,
-    /// Version of this program that made it.
-    pub package_version: String,
-}
-
 /// The identity of the weights in a directory: from `state.json`, or for a starting model the hash of `model.safetensors`.
 ///
 /// # Errors
@@ -76,20 +57,12 @@ pub fn identity(dir: &Path) -> Result<Identity> {
     if let Some(state) = State::load(dir)? {
         return Ok(Identity { policy_id: state.policy_id, step: state.step });
     }
-    let path = dir.join(WEIGHTS);
-    let mut file = match File::open(&path) {
+    match state::checksum(&dir.join(WEIGHTS)) {
+        Ok(hash) => Ok(Identity { policy_id: short_id(hash), step: 0 }),
         Err(err) if err.kind() == ErrorKind::NotFound && dir.is_dir() => {
-            return Err(Error::model(dir, format!("no {WEIGHTS}; `grpo-step --init` makes random weights")));
+            Err(Error::model(dir, format!("no {WEIGHTS}; `grpo-step --init` makes random weights")))
         }
-        opened => opened.map_err(Error::io(&path))?,
-    };
-    let mut hasher = blake3::Hasher::new();
-    let mut chunk = vec![0; 1 << 20];
-    loop {
-        match file.read(&mut chunk).map_err(Error::io(&path))? {
-            0 => return Ok(Identity { policy_id: short_id(&hasher), step: 0 }),
-            read => hasher.update(&chunk[..read]),
-        };
+        Err(err) => Err(Error::io(dir.join(WEIGHTS))(err)),
     }
 }
 
@@ -100,34 +73,11 @@ pub fn derive_id(parts: &[&[u8]]) -> String {
     for part in parts {
         hasher.update(&(part.len() as u64).to_le_bytes()).update(part);
     }
-    short_id(&hasher)
+    short_id(hasher.finalize())
 }
 
-fn short_id(hasher: &blake3::Hasher) -> String {
-    hasher.finalize().to_hex()[..ID_DIGITS].to_owned()
-}
-
-impl State {
-    /// Reads `state.json`; `None` for a starting model.
-    ///
-    /// # Errors
-    /// [`Error::Io`] when it cannot be read, [`Error::Model`] when it is damaged.
-    pub fn load(dir: &Path) -> Result<Option<Self>> {
-        let path = dir.join(STATE);
-        match fs::read(&path) {
-            Ok(bytes) => serde_json::from_slice(&bytes).map(Some).map_err(|err| Error::model(&path, err.to_string())),
-            Err(err) if err.kind() == ErrorKind::NotFound => Ok(None),
-            Err(err) => Err(Error::io(&path)(err)),
-        }
-    }
-
-    /// Writes `state.json`.
-    ///
-    /// # Errors
-    /// [`Error::Io`] when it cannot be written.
-    pub fn save(&self, dir: &Path) -> Result<()> {
-        write_json(&dir.join(STATE), self)
-    }
+fn short_id(hash: blake3::Hash) -> String {
+    hash.to_hex()[..ID_DIGITS].to_owned()
 }
 
 /// A directory in the making: written as `.NAME.tmp` beside its place, renamed when it is whole, removed when it never is.
@@ -227,9 +177,13 @@ pub(crate) fn write_config(from: &Path, to: &Path, torch_dtype: &str) -> Result<
 }
 
 fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
+    fs::write(path, json(value)).map_err(Error::io(path))
+}
+
+fn json(value: &impl Serialize) -> Vec<u8> {
     let mut json = serde_json::to_vec_pretty(value).expect("plain data serialises");
     json.push(b'\n');
-    fs::write(path, json).map_err(Error::io(path))
+    json
 }
 
 fn parent(path: &Path) -> &Path {
@@ -270,6 +224,7 @@ mod tests {
             parent_policy_id: first.policy_id,
             command_line: vec!["grpo-step".into()],
             package_version: "0.1.0".into(),
+            ..State::default()
         };
         state.save(dir.path()).unwrap();
         assert_eq!(State::load(dir.path()).unwrap(), Some(state));

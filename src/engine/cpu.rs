@@ -76,6 +76,7 @@ impl Decoder for CpuDecoder<'_> {
         } else {
             in_runs(&tokens, PREFILL_TOKENS).into_iter().flat_map(|run| self.model.prefill(run)).collect()
         };
+        self.model.stop().check()?; // what was computed is not worth anything then
         for (prompt, (cache, logits)) in prompts.iter().zip(computed) {
             let prefilled = Prefilled { cache, logits, stream: prompt.stream, tokens: prompt.tokens.to_vec() };
             self.prompts.insert(prompt.group, Arc::new(prefilled));

@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 
 use crate::error::{Error, Result};
 use crate::rng::Stream;
+use crate::stop::Stop;
 
 pub use cpu::CpuDecoder;
 pub use decoder::{Decoder, Drawn, Prompt};
@@ -100,6 +101,7 @@ pub struct Engine<'d> {
     slots: Vec<Option<Sequence>>,
     drawn: Vec<Drawn>,
     work: Work,
+    stop: Stop,
 }
 
 struct Sequence {
@@ -155,14 +157,20 @@ impl<'d> Engine<'d> {
     #[must_use]
     pub fn new(decoder: &'d mut dyn Decoder, settings: Settings) -> Self {
         let slots = (0..settings.max_sequences).map(|_| None).collect();
-        Self { decoder, settings, slots, drawn: Vec::new(), work: Work::default() }
+        Self { decoder, settings, slots, drawn: Vec::new(), work: Work::default(), stop: Stop::default() }
+    }
+
+    /// Ends the sampling early when that is wished.
+    #[must_use]
+    pub fn until(self, stop: &Stop) -> Self {
+        Self { stop: stop.clone(), ..self }
     }
 
     /// Samples a group for each request until the sender is gone. A request is taken when a slot is free for it; nothing waits for
     /// requests while there is work. An error among the requests ends them: what came before it is sampled, then it is returned.
     ///
     /// # Errors
-    /// That of a request or of the sink, [`Error::Numerics`] when logits are not finite, [`Error::Device`] of a decoder.
+    /// That of a request, of the sink or of the stop, [`Error::Numerics`] when logits are not finite, [`Error::Device`] of a decoder.
     pub fn run<T: Send>(&mut self, requests: Receiver<Result<Request<T>>>, sink: &mut dyn Sink<T>) -> Result<Work> {
         let (sender, events) = sync_channel(EVENTS);
         let mut outcome = Ok(());
@@ -193,6 +201,7 @@ impl<'d> Engine<'d> {
                     Next::End(outcome) => ended = Some(outcome),
                 }
             }
+            self.stop.check()?;
             self.start(&mut scheduler, &mut groups)?;
             if self.slots.iter().any(Option::is_some) {
                 self.decoder.step(&mut self.drawn)?;

@@ -237,7 +237,10 @@ impl Iterator for Groups<'_> {
 fn incomplete(open: &OpenGroup) -> Error {
     let (found, size) = (open.group.completions.len(), open.size);
     let last = open.group.completions.last().expect("opened by its first record");
-    last.error(format!("group {}: {found} of {size} samples when the input ended", open.group.id))
+    // Of the input as a whole: there is nothing wrong with its last line.
+    Error::Data(
+        last.error(format!("group {}: {found} of {size} samples when the input ended", open.group.id)).to_string(),
+    )
 }
 
 /// The one temperature of a step's completions; 1 when there are none.

@@ -9,14 +9,15 @@ use std::path::PathBuf;
 
 use crate::error::{Error, Result};
 use crate::grpo::batch::{Group, Groups};
-use crate::grpo::in_steps;
 use crate::grpo::order::Order;
 use crate::grpo::step::{GrpoConfig, GrpoTrainer};
 use crate::grpo::trainer::{Place, Trainer};
+use crate::grpo::{Taken, in_steps};
 use crate::jsonl::{Input, write_zst};
 use crate::optim::OptimizerConfig;
 use crate::policy::sync;
-use crate::run::{Live, Lock, Role, Run};
+use crate::run::{Holder, Keep, Live, Lock, PartnerWatch, Role, Run};
+use crate::stop::Stop;
 
 /// How a run is trained.
 #[derive(Debug, Clone)]
@@ -25,8 +26,8 @@ pub struct Job {
     pub run: Run,
     /// Groups a step.
     pub groups_per_step: usize,
-    /// Steps between checkpoints that are kept, at least 1.
-    pub save_every: u64,
+    /// Steps between checkpoints, and how many are kept.
+    pub keep: Keep,
     /// Numbers of a step.
     pub grpo: GrpoConfig,
     /// Numbers of the optimizer.
@@ -37,6 +38,8 @@ pub struct Job {
     pub seed: Option<u64>,
     /// What the checkpoints say made them.
     pub command_line: Vec<String>,
+    /// Ends the training early, with a checkpoint of the step reached.
+    pub stop: Stop,
 }
 
 /// Who hears of what happens.
@@ -47,19 +50,27 @@ pub struct Listeners<'a> {
     pub say: &'a dyn Fn(&str),
 }
 
-/// Trains as many steps as `input` holds. What was finished when the input ends is kept, however it ends.
+/// Trains as many steps as `input` holds. What was finished when the input ends is kept, however it ends; a step that is under way
+/// when the job is stopped, or when the run's sampler dies, is dropped.
 ///
 /// # Errors
 /// [`Error::Usage`] when somebody else trains the run, [`Error::Record`] and [`Error::Data`] for an input that is not the run's
-/// rollouts in their order, [`Error::Numerics`] as [`GrpoTrainer::step`], [`Error::Io`] when the disk refuses.
+/// rollouts in their order, [`Error::Numerics`] as [`GrpoTrainer::step`] and when the sampler found such numbers, [`Error::Io`]
+/// when the disk refuses, [`Error::Interrupted`] and [`Error::Abandoned`].
 pub fn train(job: &Job, input: Input, place: Place<'_>, listeners: Listeners<'_>) -> Result<()> {
     let run = &job.run;
     let _lock = Lock::take(run, Role::Train)?;
-    let mut trainer = Trainer::open(&run.policy()?, job.optimizer.clone(), job.seed, place)?;
+    let sampler = PartnerWatch::start(run, Role::Sample, &job.stop);
+    let step = run.intact_step(listeners.say)?;
+    let mut trainer = Trainer::open(&run.checkpoint(step), job.optimizer.clone(), job.seed, place)?;
+    if run.policy()? != run.checkpoint(step) {
+        run.point_policy_at(step)?;
+    }
+    trainer.machine.stop_with(&job.stop);
     let state = &trainer.state;
-    run.recover(state.step, job.save_every)?;
+    run.recover(state.step, job.keep)?;
     let order = Order::new(&run.prompts(), state.prompts_consumed)?;
-    let shape = trainer.machine.config().clone();
+    let over = order.is_over();
     let bytes: usize = trainer.machine.weights()?.parameters().iter().map(|values| size_of_val(*values)).sum();
     let mut keeper = Keeper {
         job,
@@ -68,28 +79,66 @@ pub fn train(job: &Job, input: Input, place: Place<'_>, listeners: Listeners<'_>
         committed: state.step,
         written: Vec::new(),
     };
+    let shape = trainer.machine.config().clone();
     let tokens = job.micro_batch_tokens.unwrap_or_else(|| trainer.machine.default_tokens());
-    let mut grpo = GrpoTrainer::new(&mut trainer, job.grpo.clone(), tokens, false)?;
     let groups = Groups::new(input, &shape).in_order(order);
-    let mut whole = true;
-    let taken = in_steps(groups, Some(job.groups_per_step), &mut |groups| {
-        let mut lines = Vec::new();
-        let stepped = grpo.step(groups, &mut |line| lines.push(line.to_json()));
-        // A record that is refused has changed nothing; any other failure leaves weights that are worth nothing.
-        whole = matches!(stepped, Err(Error::Record { .. }));
-        stepped?;
-        keeper.keep(grpo.trainer(), groups, &lines)?;
-        whole = true;
-        lines.iter().try_for_each(|line| (listeners.metrics)(line))
-    });
+    let mut grpo = GrpoTrainer::new(&mut trainer, job.grpo.clone(), tokens, false)?;
+    let (taken, whole) = steps(&mut grpo, groups, &mut keeper, listeners.metrics);
+    let ended = match taken {
+        Ok(Taken { steps: 0, left_over: 0 }) if over => Ok(()), // a run that is done
+        taken => taken.and_then(|taken| all_taken(taken, job.groups_per_step)),
+    };
+    let holder = sampler.became()?;
+    if holder == Holder::FoundNumerics {
+        let (step, committed) = (grpo.trainer().state.step, keeper.committed);
+        let what = format!("with the weights of step {step} the sampler's numbers are not finite");
+        return Err(Error::Numerics(format!("{what}; nothing after step {committed} was published")));
+    }
     if whole {
         keeper.commit(grpo.trainer())?;
     }
-    let (taken, size) = (taken?, job.groups_per_step);
+    ended.map_err(|err| cause(err, holder))
+}
+
+/// An input that ends early while there is more to come, or that is cut off where its maker was, is the lesser news.
+fn cause(err: Error, sampler: Holder) -> Error {
+    match (err, sampler) {
+        (Error::Data(_), Holder::Working | Holder::Gone) | (Error::Record { .. }, Holder::Gone) => Error::Abandoned,
+        (err, _) => err,
+    }
+}
+
+/// Also says whether the weights are those of the last step that was kept.
+fn steps(
+    grpo: &mut GrpoTrainer<'_>,
+    groups: Groups<'_>,
+    keeper: &mut Keeper<'_>,
+    tell: &mut dyn FnMut(&[u8]) -> Result<()>,
+) -> (Result<Taken>, bool) {
+    let mut whole = true;
+    let taken = in_steps(groups, Some(keeper.job.groups_per_step), &mut |groups| {
+        let (mut lines, updates) = (Vec::new(), grpo.trainer().state.optimizer_steps);
+        let stepped = grpo.step(groups, &mut |line| lines.push(line.to_json()));
+        // A record that is refused, or a wish to end before the update, has changed nothing; any other failure leaves weights that
+        // are worth nothing.
+        let harmless = matches!(stepped, Err(Error::Record { .. } | Error::Interrupted { .. } | Error::Abandoned));
+        whole = harmless && grpo.trainer().state.optimizer_steps == updates;
+        stepped?;
+        keeper.keep(grpo.trainer(), groups, &lines)?;
+        whole = true;
+        lines.iter().try_for_each(|line| tell(line))
+    });
+    (taken, whole)
+}
+
+/// An input that ends where no step does, or at once, is not what was meant.
+fn all_taken(taken: Taken, groups_per_step: usize) -> Result<()> {
     match (taken.steps, taken.left_over) {
         (0, 0) => Err(Error::Data("no records in the input".into())),
         (_, 0) => Ok(()),
-        (_, found) => Err(Error::Data(format!("the input ended after {found} of the {size} groups that a step takes"))),
+        (_, found) => {
+            Err(Error::Data(format!("the input ended after {found} of the {groups_per_step} groups that a step takes")))
+        }
     }
 }
 
@@ -122,7 +171,7 @@ impl Keeper<'_> {
         self.written.push(rollouts);
         let lines: Vec<u8> = metrics.iter().flat_map(|line| [line, &b"\n"[..]].concat()).collect();
         self.metrics.write_all(&lines).map_err(Error::io(self.job.run.metrics()))?;
-        if step.is_multiple_of(self.job.save_every) { self.commit(trainer) } else { Ok(()) }
+        if step.is_multiple_of(self.job.keep.every) { self.commit(trainer) } else { Ok(()) }
     }
 
     /// Makes all steps so far final; nothing to do when they are.
@@ -138,6 +187,7 @@ impl Keeper<'_> {
         self.metrics.sync_all().map_err(Error::io(run.metrics()))?;
         trainer.publish(&run.checkpoint(step), false, self.job.command_line.clone())?;
         run.point_policy_at(step)?;
-        run.leave(std::mem::replace(&mut self.committed, step), self.job.save_every)
+        self.committed = step;
+        run.leave_behind(step, self.job.keep)
     }
 }

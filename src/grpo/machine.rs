@@ -6,6 +6,7 @@ use crate::error::Result;
 use crate::grpo::pack::MicroBatch;
 use crate::model::{Config, Gradients, Model, TokenStats};
 use crate::optim::{self, Moments, OptimizerConfig};
+use crate::stop::Stop;
 
 /// dLoss / dlogprob of a target, by its index and its log-probability; asked in any order.
 pub type Slope<'a> = &'a (dyn Fn(usize, f32) -> f32 + Sync);
@@ -22,7 +23,7 @@ pub enum Of {
 /// Weights, gradients and moments, and the passes over them.
 ///
 /// # Errors
-/// Every call returns [`crate::Error::Device`] when a device fails or has no room.
+/// Every call returns [`crate::Error::Device`] when a device fails or has no room, passes that of the stop besides.
 pub trait Machine {
     /// The policy's shape.
     fn config(&self) -> &Config;
@@ -38,6 +39,9 @@ pub trait Machine {
 
     /// Takes the reference's weights.
     fn hold_reference(&mut self, model: Model) -> Result<()>;
+
+    /// Lets passes end early when that is wished, with the error of the stop.
+    fn stop_with(&mut self, stop: &Stop);
 
     /// What the model says of each target.
     fn logprobs(&mut self, of: Of, batch: &MicroBatch, temperature: f32) -> Result<Vec<TokenStats>>;
@@ -97,9 +101,14 @@ impl Machine for Cpu {
         Ok(&self.model)
     }
 
-    fn hold_reference(&mut self, model: Model) -> Result<()> {
+    fn hold_reference(&mut self, mut model: Model) -> Result<()> {
+        model.stop_with(self.model.stop());
         self.reference = Some(model);
         Ok(())
+    }
+
+    fn stop_with(&mut self, stop: &Stop) {
+        self.model.stop_with(stop);
     }
 
     fn logprobs(&mut self, of: Of, batch: &MicroBatch, temperature: f32) -> Result<Vec<TokenStats>> {
@@ -107,11 +116,14 @@ impl Machine for Cpu {
             Of::Policy => &self.model,
             Of::Reference => self.reference.as_ref().expect("asked for where there is one"),
         };
-        Ok(model.logprobs(&batch.packed, &batch.targets, temperature))
+        let stats = model.logprobs(&batch.packed, &batch.targets, temperature);
+        model.stop().check().map(|()| stats)
     }
 
     fn accumulate(&mut self, batch: &MicroBatch, temperature: f32, slope: Slope<'_>) -> Result<Vec<TokenStats>> {
-        Ok(self.model.accumulate(&batch.packed, &batch.targets, temperature, &mut self.gradients, slope))
+        let Self { model, gradients, .. } = self;
+        let stats = model.accumulate(&batch.packed, &batch.targets, temperature, gradients, slope);
+        model.stop().check().map(|()| stats)
     }
 
     fn gradient_norms(&mut self) -> Result<Vec<f64>> {

@@ -11,6 +11,7 @@ use crate::grpo::machine::{Machine, Of, Slope};
 use crate::grpo::pack::MicroBatch;
 use crate::model::{Config, Model, TokenStats};
 use crate::optim::{Moments, OptimizerConfig, Rule};
+use crate::stop::Stop;
 
 /// A GPU.
 pub struct Gpu {
@@ -27,6 +28,7 @@ pub struct Gpu {
     has_moments: bool,
     /// Updates made.
     steps: u64,
+    stop: Stop,
 }
 
 /// Gradients are so many times as large while they are f16, whose numbers end at 6e-8: slopes are about 1 / tokens of a step.
@@ -52,6 +54,7 @@ impl Gpu {
             tokens: plan.tokens,
             has_moments: false,
             steps: 0,
+            stop: Stop::default(),
         })
     }
 
@@ -88,7 +91,12 @@ impl Machine for Gpu {
         Ok(())
     }
 
+    fn stop_with(&mut self, stop: &Stop) {
+        self.stop = stop.clone();
+    }
+
     fn logprobs(&mut self, of: Of, batch: &MicroBatch, temperature: f32) -> Result<Vec<TokenStats>> {
+        self.stop.check()?;
         let weights = match of {
             Of::Policy => &self.weights,
             Of::Reference => self.reference.as_ref().expect("asked for where there is one"),
@@ -97,6 +105,7 @@ impl Machine for Gpu {
     }
 
     fn accumulate(&mut self, batch: &MicroBatch, temperature: f32, slope: Slope<'_>) -> Result<Vec<TokenStats>> {
+        self.stop.check()?;
         let (targets, scale) = ((&batch.targets[..], temperature), self.scale());
         let scaled = |target, logprob| scale * slope(target, logprob);
         self.learner.accumulate(&self.weights, &batch.packed, targets, (&self.gradients, &scaled))

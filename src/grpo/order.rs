@@ -7,11 +7,13 @@ use std::path::Path;
 
 use crate::error::{Error, Result};
 use crate::jsonl::Input;
-use crate::record::Record;
+use crate::record::{Line, Record};
 
 /// Which record comes next.
 pub struct Order {
     prompts: Input,
+    /// The prompt that comes after that.
+    next: Option<Line>,
     /// The prompt of the group that is under way.
     prompt_id: String,
     /// The sample that comes next; 0 between groups.
@@ -26,7 +28,14 @@ impl Order {
     pub fn new(prompts: &Path, consumed: u64) -> Result<Self> {
         let mut prompts = Input::open(prompts)?;
         prompts.skip_consumed(consumed)?;
-        Ok(Self { prompts, prompt_id: String::new(), sample: 0 })
+        let next = prompts.next().transpose()?;
+        Ok(Self { prompts, next, prompt_id: String::new(), sample: 0 })
+    }
+
+    /// Whether all prompts have had their turn.
+    #[must_use]
+    pub fn is_over(&self) -> bool {
+        self.next.is_none() && self.sample == 0
     }
 
     /// Takes the next record, one of `group_size` of its prompt.
@@ -35,8 +44,9 @@ impl Order {
     /// [`Error::Record`] with the record that came and the one that should have.
     pub fn check(&mut self, record: &Record<'_>, sample: u64, group_size: usize) -> Result<()> {
         if self.sample == 0 {
-            let next = self.prompts.next().ok_or_else(|| self.no_more(record))??;
+            let next = self.next.take().ok_or_else(|| self.no_more(record))?;
             self.prompt_id = next.record()?.get("prompt_id")?;
+            self.next = self.prompts.next().transpose()?;
         }
         let prompt_id: String = record.get("prompt_id")?;
         if (&prompt_id, sample) != (&self.prompt_id, self.sample) {
@@ -57,7 +67,6 @@ impl Order {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::record::Line;
 
     /// A prompt and the number of a sample of it.
     type Sample = (&'static str, u64);

@@ -108,7 +108,8 @@ impl<'t> GrpoTrainer<'t> {
     ///
     /// # Errors
     /// [`Error::Record`] when a record may not be trained on by these weights, [`Error::Numerics`] when numbers are not finite or
-    /// sampler and trainer disagree. The weights are then worth nothing and must not be published.
+    /// sampler and trainer disagree: the weights are then worth nothing and must not be published. That of the model's
+    /// [`crate::stop::Stop`].
     pub fn step(&mut self, groups: &[Group], emit: &mut dyn FnMut(&Metrics)) -> Result<()> {
         let rewards: Vec<Vec<_>> =
             groups.iter().map(|group| group.completions.iter().map(|one| one.reward).collect()).collect();

@@ -58,6 +58,7 @@ impl Trainer {
             ));
         }
         let mut state = state.unwrap_or_else(|| start(identity.policy_id));
+        state.files.clear(); // of that directory alone
         state.seed = seed.unwrap_or(state.seed);
         Ok(Self::new(place(Model::load(dir)?)?, state, config, dir))
     }
@@ -173,7 +174,9 @@ impl Trainer {
             moments.save(&dir.join(policy::OPTIMIZER), &self.parameters)?;
             self.state.command_line = command_line;
             self.state.package_version = env!("CARGO_PKG_VERSION").into();
-            self.state.save(dir)?;
+            let mut sealed = self.state.clone();
+            sealed.take_checksums(dir)?;
+            sealed.save(dir)?;
         }
         publication.publish()?;
         self.source = out.to_path_buf(); // where it was opened from may go away now
@@ -201,15 +204,5 @@ pub struct Trained {
 }
 
 fn start(policy_id: String) -> State {
-    State {
-        step: 0,
-        optimizer_steps: 0,
-        seed: 0,
-        prompts_consumed: 0,
-        tokens_consumed: 0,
-        policy_id,
-        parent_policy_id: String::new(),
-        command_line: Vec::new(),
-        package_version: String::new(),
-    }
+    State { policy_id, ..State::default() }
 }

@@ -10,6 +10,7 @@ use super::simd::{self, Kernel, LANES, Simd};
 use super::span::Slope;
 use super::train::{Target, TokenStats};
 use crate::floats::Floats;
+use crate::stop::Stop;
 
 /// Logits held at once [numbers]: 128 MiB, some 220 rows of a vocabulary of 151,936.
 const CHUNK_LOGITS: usize = 32 << 20;
@@ -24,6 +25,8 @@ pub struct Head<'a> {
     pub targets: &'a [Target],
     /// Logits are divided by it.
     pub temperature: f32,
+    /// When wished for, the rest is left out.
+    pub stop: &'a Stop,
 }
 
 /// Where gradients go, and where they come from.
@@ -49,6 +52,9 @@ impl Head<'_> {
         logits.reuse(chunk * v);
         let mut stats = Vec::with_capacity(rows);
         for from in (0..rows).step_by(chunk) {
+            if self.stop.is_wished() {
+                break;
+            }
             let n = chunk.min(rows - from);
             let hidden = &self.hidden[from * d..(from + n) * d];
             let logits = &mut logits[..n * v];

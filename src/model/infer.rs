@@ -66,6 +66,9 @@ impl Model {
         let positions: Vec<u32> = prompts.iter().flat_map(|prompt| 0..prompt.len() as u32).collect();
         let (mut kept, mut scratch) = (Activations::new(self, tokens.len()), Scratch::new(self, tokens.len()));
         for layer in 0..self.config().num_hidden_layers {
+            if self.stop().is_wished() {
+                break;
+            }
             let mut attend_prompts = |layer: usize, qkv: &[f32], out: &mut [f32], log_sum: &mut [f32]| {
                 each(layer, qkv);
                 attend_packed(heads, qkv, layout, out, log_sum);

@@ -26,6 +26,7 @@ use std::sync::OnceLock;
 
 use crate::error::Result;
 use crate::floats::Floats;
+use crate::stop::Stop;
 use crate::tensorfile::{self, Storage, Tensor};
 use matmul::Weight;
 
@@ -43,6 +44,7 @@ pub struct Model {
     /// Matrices as [`matmul::turned`] gives them, each made when it is first used.
     turned: Vec<OnceLock<Option<Floats>>>,
     rope: ops::Rope,
+    stop: Stop,
 }
 
 /// One block's weights: matrices `(out, in)`, vectors `(out)`.
@@ -88,7 +90,18 @@ impl Model {
     fn new(config: Config, tensors: Vec<weights::Tensor>) -> Self {
         let rope = ops::Rope::new(config.rope_theta, config.head_dim(), config.max_position_embeddings);
         let turned = tensors.iter().map(|_| OnceLock::new()).collect();
-        Self { config, tensors, turned, rope }
+        Self { config, tensors, turned, rope, stop: Stop::default() }
+    }
+
+    /// Lets work on it end early when that is wished; what it then gives is worth nothing, so callers look at `stop` too.
+    pub fn stop_with(&mut self, stop: &Stop) {
+        self.stop = stop.clone();
+    }
+
+    /// The wish that work on it ends.
+    #[must_use]
+    pub fn stop(&self) -> &Stop {
+        &self.stop
     }
 
     /// Writes `model.safetensors` as transformers reads it, tied weights once.

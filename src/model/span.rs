@@ -70,6 +70,9 @@ impl Workspace {
         if d_hidden.iter().any(|&d| d != 0.0) {
             picked.backward(model, span, &d_hidden, (x, &mut gradients[model.final_norm_index()]));
             for (layer, kept) in kept.iter_mut().enumerate().rev() {
+                if model.stop().is_wished() {
+                    break;
+                }
                 let rows = Rows { d: x, positions: &positions, layout: span.packed.layout() };
                 backward::block(model, layer, rows, kept, scratch, gradients);
             }
@@ -91,6 +94,9 @@ impl Workspace {
             attend_packed(heads, qkv, span.packed.layout(), out, log_sum);
         };
         for layer in 0..model.config().num_hidden_layers {
+            if model.stop().is_wished() {
+                break;
+            }
             let kept = &mut self.kept[layer % keep];
             block::forward(model, layer, (&mut self.x, positions), kept, &mut self.scratch, &mut attend);
         }
@@ -134,7 +140,7 @@ impl Picked {
     }
 
     fn head<'a>(&'a self, model: &'a Model, span: &'a Span, temperature: f32) -> Head<'a> {
-        Head { hidden: &self.hidden, weight: model.head(), targets: &span.targets, temperature }
+        Head { hidden: &self.hidden, weight: model.head(), targets: &span.targets, temperature, stop: model.stop() }
     }
 
     /// `dx` becomes the gradient of all rows, zero in those that predict no target; adds to that of the norm's weight.

@@ -1,5 +1,6 @@
 //! The sampler of a run: as many prompts a step as the trainer takes, each step from the weights that the step before made.
 
+use std::io::ErrorKind;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, sync_channel};
 
@@ -10,25 +11,34 @@ use crate::engine::{Completion, Request, Sink, Work};
 use crate::error::{Error, Result};
 use crate::jsonl::{Input, Output};
 use crate::model::Model;
-use crate::policy::{State, identity};
+use crate::policy::{Identity, State, identity};
 use crate::progress::Progress;
 use crate::record::Line;
-use crate::run::{Lock, Role, Run, TrainerWatch};
+use crate::run::{Lock, PartnerWatch, Role, Run, TrainerWatch};
+use crate::stop::Stop;
 
 /// Samples the rest of a run's prompts, `groups_per_step` from each policy, until they end.
 ///
 /// # Errors
-/// As [`super::run`]; [`Error::Usage`] when somebody else samples for the run, [`Error::Run`] when the trainer or the next stage of the pipe is gone, [`Error::Data`] when the last prompts
-/// are too few for a step.
-pub fn follow(job: Job, run: &Run, groups_per_step: usize, mut input: Input, out: &mut Output) -> Result<()> {
-    let _lock = Lock::take(run, Role::Sample)?;
-    let dir = run.policy()?;
+/// As [`super::run`]; [`Error::Usage`] when somebody else samples for the run, [`Error::Run`] when the trainer or the next stage of
+/// the pipe is gone, [`Error::Data`] when the last prompts are too few for a step.
+pub fn follow(job: Job, run: &Run, groups_per_step: usize, input: Input, out: &mut Output) -> Result<()> {
+    let lock = Lock::take(run, Role::Sample)?;
+    let ended = sample(job, run, groups_per_step, input, out);
+    lock.leave(&ended);
+    ended
+}
+
+fn sample(job: Job, run: &Run, groups_per_step: usize, mut input: Input, out: &mut Output) -> Result<()> {
+    let dir = run.checkpoint(run.intact_step(&|_| ())?);
     input.skip_consumed(State::load(&dir)?.map_or(0, |state| state.prompts_consumed))?;
+    let stop = job.stop.clone();
     let Ready { mut seat, mut model, mut settings, mut origin, tokenizer, source } =
         Ready::new(job, &dir, Some(groups_per_step))?;
     let requests = read_ahead(source, input);
     let say = |words: &str| note("rollout", words);
-    let mut watch = TrainerWatch::of(run, &say);
+    let _trainer = PartnerWatch::start(run, Role::Train, &stop);
+    let mut watch = TrainerWatch::of(run, &say, &stop);
     let mut progress = Progress::new("rollout");
     let mut batch = next_batch(&requests, groups_per_step)?;
     if !batch.is_empty() {
@@ -37,11 +47,11 @@ pub fn follow(job: Job, run: &Run, groups_per_step: usize, mut input: Input, out
     while !batch.is_empty() {
         let records = Records::new(origin.clone(), Arc::clone(&tokenizer), out, &mut progress);
         let mut sink = Watched { records, watch: &mut watch };
-        seat.sample(&model, &settings, ready_now(batch), &mut sink).map_err(|err| in_a_pipe(err, run))?;
+        seat.sample((&model, &stop), &settings, ready_now(batch), &mut sink).map_err(|err| in_a_pipe(err, &stop))?;
         batch = next_batch(&requests, groups_per_step)?;
         if !batch.is_empty() {
-            let dir = watch.wait_for_weights(settings.step + 1)?;
-            (model, origin.identity) = (Model::load(&dir)?, identity(&dir)?);
+            (model, origin.identity) = next_weights(&mut watch, settings.step + 1)?;
+            model.stop_with(&stop);
             settings.step = origin.identity.step;
             seat.set_weights(&model)?;
         }
@@ -49,6 +59,18 @@ pub fn follow(job: Job, run: &Run, groups_per_step: usize, mut input: Input, out
     let (seconds, waited) = (progress.seconds(), watch.waited().as_secs_f64());
     progress.note(&format!("done in {seconds:.1} s, {waited:.1} s of it waiting for weights"));
     Ok(())
+}
+
+/// The weights of a step, once they are there.
+fn next_weights(watch: &mut TrainerWatch<'_>, step: u64) -> Result<(Model, Identity)> {
+    loop {
+        let dir = watch.wait_for_weights(step)?;
+        let opened = Model::load(&dir).and_then(|model| Ok((model, identity(&dir)?)));
+        // A trainer that goes takes them along: the wait has the word for that.
+        if opened.is_ok() || dir.exists() {
+            return opened;
+        }
+    }
 }
 
 /// The prompts of the next step; none at the end.
@@ -69,9 +91,9 @@ fn ready_now(batch: Vec<Request<Line>>) -> Receiver<Result<Request<Line>>> {
 }
 
 /// A reader that goes away before the last record is no quiet end here: the run is not done.
-fn in_a_pipe(err: Error, run: &Run) -> Error {
+fn in_a_pipe(err: Error, stop: &Stop) -> Error {
     match err {
-        Error::Output(err) => Error::run(run.dir(), format!("the next stage of the pipe took no more records: {err}")),
+        Error::Output(err) if err.kind() == ErrorKind::BrokenPipe => stop.check().err().unwrap_or(Error::Abandoned),
         other => other,
     }
 }

@@ -18,6 +18,7 @@ use crate::model::Model;
 use crate::policy;
 use crate::progress::Progress;
 use crate::record::Line;
+use crate::stop::Stop;
 use crate::tokenizer::{Tokenizer, stop_ids};
 
 pub use follow::follow;
@@ -38,6 +39,8 @@ pub struct Job {
     pub prompts: Prompts,
     /// How prompts become completions; stop ids and step are filled in from the model's directory.
     pub settings: Settings,
+    /// Ends the sampling early; groups that are whole by then are written.
+    pub stop: Stop,
 }
 
 /// Samples a group for each line of `input` from the model in `dir`.
@@ -50,7 +53,7 @@ pub fn run(job: Job, dir: &Path, input: Input, out: &mut Output) -> Result<()> {
     let mut progress = Progress::new("rollout");
     let requests = read_ahead(source, input);
     let mut records = Records::new(origin, tokenizer, out, &mut progress);
-    let work = seat.sample(&model, &settings, requests, &mut records)?;
+    let work = seat.sample((&model, model.stop()), &settings, requests, &mut records)?;
     records.finish(work, skipped.load(Ordering::Relaxed));
     Ok(())
 }
@@ -71,7 +74,8 @@ impl Ready {
         let mut settings = job.settings.clone();
         settings.sampling.check()?;
         let identity = policy::identity(dir)?;
-        let model = Model::load(dir)?;
+        let mut model = Model::load(dir)?;
+        model.stop_with(&job.stop);
         settings.stop_ids = stop_ids(dir)?;
         settings.step = identity.step;
         let positions = model.config().max_position_embeddings;

@@ -10,6 +10,7 @@ use crate::error::{Error, Result};
 use crate::gpu::driver::Driver;
 use crate::model::Model;
 use crate::record::Line;
+use crate::stop::Stop;
 
 /// Where and how to compute.
 #[derive(Clone)]
@@ -60,20 +61,23 @@ impl Seat {
         Ok(Self::Gpu(Box::new(GpuDecoder::new(gpu, model, settings, on)?)))
     }
 
-    /// Samples a group for each request.
+    /// Samples a group for each request, until it is to stop.
     ///
     /// # Errors
     /// See [`Engine::run`].
     pub fn sample(
         &mut self,
-        model: &Model,
+        (model, stop): (&Model, &Stop),
         settings: &Settings,
         requests: Receiver<Result<Request<Line>>>,
         sink: &mut dyn Sink<Line>,
     ) -> Result<Work> {
         match self {
-            Self::Cpu => Engine::new(&mut CpuDecoder::new(model, settings), settings.clone()).run(requests, sink),
-            Self::Gpu(decoder) => Engine::new(&mut **decoder, settings.clone()).run(requests, sink),
+            Self::Cpu => {
+                let mut decoder = CpuDecoder::new(model, settings);
+                Engine::new(&mut decoder, settings.clone()).until(stop).run(requests, sink)
+            }
+            Self::Gpu(decoder) => Engine::new(&mut **decoder, settings.clone()).until(stop).run(requests, sink),
         }
     }
 

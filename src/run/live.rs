@@ -1,7 +1,8 @@
 //! The weights of the youngest steps, for those who sample: written to memory where the system has a file system in it, mapped from
 //! there by the reader, and never brought to a disk.
 
-use std::fs::{self, DirBuilder};
+use std::fs::{self, DirBuilder, File};
+use std::io;
 use std::os::unix::fs::{DirBuilderExt, symlink};
 use std::path::{Path, PathBuf};
 
@@ -11,6 +12,12 @@ use crate::error::{Error, Result};
 /// Linux' file system in memory.
 const MEMORY: &str = "/dev/shm";
 
+/// What the names of our directories there begin with.
+const PREFIX: &str = "grpo-pipes-";
+
+/// Locked in such a directory while its owner lives.
+const OWNER: &str = "owner";
+
 /// Steps whose weights are there at once: a reader may still be opening the older ones.
 const KEPT: u64 = 2;
 
@@ -18,6 +25,8 @@ const KEPT: u64 = 2;
 pub struct Live {
     link: PathBuf,
     dir: PathBuf,
+    /// Of the directory in memory, which without it is anybody's to sweep.
+    _owner: Option<File>,
 }
 
 impl Live {
@@ -32,18 +41,18 @@ impl Live {
     fn create_in(memory: &Path, run: &Run, bytes: u64, say: &dyn Fn(&str)) -> Result<Self> {
         let link = run.live_link();
         remove(&link)?;
-        let dir = match in_memory(memory, run, KEPT * bytes) {
-            Ok(dir) => {
+        let (dir, owner) = match in_memory(memory, run, KEPT * bytes) {
+            Ok((dir, owner)) => {
                 symlink(&dir, &link).map_err(Error::io(&link))?;
-                dir
+                (dir, Some(owner))
             }
             Err(why) => {
                 say(&format!("{}: {why}; the weights of each step go through {}", memory.display(), link.display()));
                 fs::create_dir(&link).map_err(Error::io(&link))?;
-                link.clone()
+                (link.clone(), None)
             }
         };
-        Ok(Self { link, dir })
+        Ok(Self { link, dir, _owner: owner })
     }
 
     /// Lets the weights of a step appear, made by `fill` in the directory it is given; those that nobody can want any more go.
@@ -63,24 +72,47 @@ impl Live {
 
 impl Drop for Live {
     fn drop(&mut self) {
-        // Nobody is left to tell; the next trainer of the run begins with the same removal.
-        let _ = remove(&self.dir);
+        // The link first: to a reader all of it goes at once. Nobody is left to tell of a failure, and the next trainer of the run
+        // begins with the same removal.
         let _ = remove(&self.link);
+        let _ = remove(&self.dir);
     }
 }
 
 /// A directory of the run's own in memory, that nobody else can read or have made, or why there is none.
-fn in_memory(memory: &Path, run: &Run, bytes: u64) -> std::result::Result<PathBuf, String> {
+fn in_memory(memory: &Path, run: &Run, bytes: u64) -> std::result::Result<(PathBuf, File), String> {
     let whole = run.dir().canonicalize().map_err(|err| err.to_string())?;
     let hash = blake3::hash(whole.as_os_str().as_encoded_bytes()).to_hex();
-    let dir = memory.join(format!("grpo-pipes-{}", &hash[..16]));
+    let name = format!("{PREFIX}{}", &hash[..16]);
+    let (unowned, dir) = (memory.join(format!(".{name}")), memory.join(name));
+    sweep(memory);
+    for left in [&unowned, &dir] {
+        remove(left).map_err(|err| err.to_string())?;
+    }
     let room = rustix::fs::statvfs(memory).map_err(|err| err.to_string())?;
-    remove(&dir).map_err(|err| err.to_string())?;
     if room.f_bavail.saturating_mul(room.f_frsize) < bytes {
         return Err(format!("no room for {} MiB", bytes.div_ceil(1 << 20)));
     }
-    DirBuilder::new().mode(0o700).create(&dir).map_err(|err| err.to_string())?;
-    Ok(dir)
+    let make = || {
+        DirBuilder::new().mode(0o700).create(&unowned)?;
+        let owner = File::create(unowned.join(OWNER))?;
+        owner.try_lock()?;
+        fs::rename(&unowned, &dir)?;
+        Ok(owner)
+    };
+    let owner = make().map_err(|err: io::Error| err.to_string())?;
+    Ok((dir, owner))
+}
+
+/// Removes the weights of runs that were killed and have not gone on. Those that cannot be removed are somebody else's.
+fn sweep(memory: &Path) {
+    for entry in fs::read_dir(memory).into_iter().flatten().flatten() {
+        let ours = entry.file_name().to_str().is_some_and(|name| name.starts_with(PREFIX));
+        let unowned = || File::open(entry.path().join(OWNER)).is_ok_and(|owner| owner.try_lock().is_ok());
+        if ours && unowned() {
+            let _ = fs::remove_dir_all(entry.path());
+        }
+    }
 }
 
 /// Removes a link (not what it points to) or a directory.
@@ -118,6 +150,22 @@ mod tests {
         for place in [dir.path(), memory.path()] {
             assert_eq!(fs::read_dir(place).unwrap().count(), 0);
         }
+    }
+
+    #[test]
+    fn what_a_killed_run_left_goes_with_the_next_run_and_what_is_owned_stays() {
+        let (dirs, memory) = ([(); 3].map(|()| tempfile::tempdir().unwrap()), tempfile::tempdir().unwrap());
+        let [killed, living, next] = dirs.each_ref().map(|dir| Run::new(dir.path()));
+        let create = |run| Live::create_in(memory.path(), run, 10, &|words| panic!("said {words}")).unwrap();
+        let mut live = create(&killed);
+        live._owner = None;
+        std::mem::forget(live);
+        fs::create_dir(memory.path().join("another_program")).unwrap();
+        let _living = create(&living);
+        assert!(!killed.live_link().exists(), "its weights are gone");
+        let _next = create(&next);
+        assert!(living.live_link().exists() && next.live_link().exists());
+        assert_eq!(fs::read_dir(memory.path()).unwrap().count(), 3);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! One trainer and one sampler a run: locks on files, which the system lets go when their holder ends in any way.
 
 use std::fs::{File, OpenOptions, TryLockError};
-use std::io::{ErrorKind, Write};
+use std::io::{ErrorKind, Read, Seek, Write};
 use std::path::PathBuf;
 use std::thread::sleep;
 use std::time::Duration;
@@ -24,8 +24,27 @@ pub enum Role {
 
 /// The right to a role in a run, until it is dropped.
 pub struct Lock {
-    _file: File,
+    file: File,
 }
+
+/// What became of who had a role.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Holder {
+    /// Nobody ever had it.
+    Nobody,
+    /// Somebody has it.
+    Working,
+    /// Ended with all of its work done.
+    Done,
+    /// Ended because the weights it was given make numbers that are not finite.
+    FoundNumerics,
+    /// Ended in another way: killed, or with an error.
+    Gone,
+}
+
+/// What a holder that ends leaves in the place of its number, see [`Holder`].
+const DONE: &str = "done";
+const NUMERICS: &str = "numerics";
 
 impl Lock {
     /// Takes the lock, and writes this process' number into its file.
@@ -42,7 +61,7 @@ impl Lock {
                 Ok(()) => {
                     let written = file.set_len(0).and_then(|()| writeln!(file, "{}", std::process::id()));
                     written.map_err(Error::io(&path))?;
-                    return Ok(Self { _file: file });
+                    return Ok(Self { file });
                 }
                 Err(TryLockError::WouldBlock) => sleep(BETWEEN_TRIES),
                 Err(TryLockError::Error(err)) => return Err(Error::io(&path)(err)),
@@ -57,21 +76,47 @@ impl Lock {
         Err(Error::Usage(format!("{dir}: process {owner} {does} this run already; wait for it, or end it")))
     }
 
+    /// Lets the role go, and says how the work ended.
+    pub fn leave<T>(mut self, ended: &Result<T>) {
+        let word = match ended {
+            Ok(_) => DONE,
+            Err(Error::Numerics(_)) => NUMERICS,
+            Err(_) => return,
+        };
+        // A word that cannot be left makes it an end like any other.
+        let _ = self.file.set_len(0).and_then(|()| self.file.rewind()).and_then(|()| writeln!(self.file, "{word}"));
+    }
+
+    /// Whether somebody has the role now, or what became of them.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn holder(run: &Run, role: Role) -> Result<Holder> {
+        let path = path(run, role);
+        let mut file = match File::open(&path) {
+            Err(err) if err.kind() == ErrorKind::NotFound => return Ok(Holder::Nobody),
+            opened => opened.map_err(Error::io(&path))?,
+        };
+        match file.try_lock_shared() {
+            Err(TryLockError::WouldBlock) => return Ok(Holder::Working),
+            Err(TryLockError::Error(err)) => return Err(Error::io(&path)(err)),
+            Ok(()) => {}
+        }
+        let mut left = String::new();
+        file.read_to_string(&mut left).map_err(Error::io(&path))?;
+        Ok(match left.trim() {
+            DONE => Holder::Done,
+            NUMERICS => Holder::FoundNumerics,
+            _ => Holder::Gone,
+        })
+    }
+
     /// Whether somebody has the role now.
     ///
     /// # Errors
     /// [`Error::Io`].
     pub fn is_held(run: &Run, role: Role) -> Result<bool> {
-        let path = path(run, role);
-        let file = match File::open(&path) {
-            Err(err) if err.kind() == ErrorKind::NotFound => return Ok(false),
-            opened => opened.map_err(Error::io(&path))?,
-        };
-        match file.try_lock_shared() {
-            Ok(()) => Ok(false),
-            Err(TryLockError::WouldBlock) => Ok(true),
-            Err(TryLockError::Error(err)) => Err(Error::io(&path)(err)),
-        }
+        Ok(Self::holder(run, role)? == Holder::Working)
     }
 }
 
@@ -100,5 +145,26 @@ mod tests {
         drop(lock);
         assert!(!Lock::is_held(&run, Role::Train).unwrap());
         let _lock = Lock::take(&run, Role::Train).unwrap();
+    }
+
+    #[test]
+    fn a_holder_that_ends_says_how() {
+        let dir = tempfile::tempdir().unwrap();
+        let run = Run::new(dir.path());
+        let holder = || Lock::holder(&run, Role::Sample).unwrap();
+        assert_eq!(holder(), Holder::Nobody);
+        let endings: [(Result<()>, Holder); 3] = [
+            (Err(Error::Data("x".into())), Holder::Gone),
+            (Ok(()), Holder::Done),
+            (Err(Error::Numerics("x".into())), Holder::FoundNumerics),
+        ];
+        for (ended, want) in endings {
+            let lock = Lock::take(&run, Role::Sample).unwrap();
+            assert_eq!(holder(), Holder::Working);
+            lock.leave(&ended);
+            assert_eq!(holder(), want);
+        }
+        drop(Lock::take(&run, Role::Sample).unwrap()); // as when it is killed
+        assert_eq!(holder(), Holder::Gone);
     }
 }

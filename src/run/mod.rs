@@ -1,12 +1,16 @@
 //! A run's directory: what is where in it, and the rename that makes a step of it final.
 //!
 //! Whoever trains a run holds its [`Lock`] and gives its weights back through [`Live`]; who samples for it waits with [`TrainerWatch`].
+//! Both have an eye on the other while they work, [`PartnerWatch`].
 
+mod intact;
 mod live;
 mod lock;
+mod partner;
 mod recover;
 mod wait;
 
+use std::ffi::OsStr;
 use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -15,7 +19,9 @@ use crate::error::{Error, Result};
 use crate::policy::sync;
 
 pub use live::Live;
-pub use lock::{Lock, Role};
+pub use lock::{Holder, Lock, Role};
+pub use partner::PartnerWatch;
+pub use recover::Keep;
 pub use wait::TrainerWatch;
 
 /// The names in a run's directory.
@@ -108,6 +114,17 @@ impl Run {
     fn live_link(&self) -> PathBuf {
         self.dir.join("live")
     }
+}
+
+/// The step in the name of a checkpoint or a file of rollouts.
+fn step_of(path: &Path) -> Option<u64> {
+    let name = path.file_name().and_then(OsStr::to_str)?.strip_prefix("step_")?;
+    name.split('.').next()?.parse().ok()
+}
+
+fn entries(dir: &Path) -> Result<Vec<PathBuf>> {
+    let paths = fs::read_dir(dir).and_then(|entries| entries.map(|entry| Ok(entry?.path())).collect());
+    paths.map_err(Error::io(dir))
 }
 
 /// The name of a step's files.

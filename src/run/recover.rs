@@ -3,9 +3,9 @@
 use std::ffi::OsStr;
 use std::fs;
 use std::io::ErrorKind;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use super::{Run, remove_if_there};
+use super::{Run, entries, step_of};
 use crate::error::{Error, Result};
 use crate::jsonl::Output;
 use crate::record::Line;
@@ -16,17 +16,13 @@ impl Run {
     ///
     /// # Errors
     /// [`Error::Io`]; [`Error::Record`] when the metrics are damaged.
-    pub fn recover(&self, step: u64, save_every: u64) -> Result<()> {
+    pub fn recover(&self, step: u64, keep: Keep) -> Result<()> {
         for path in entries(&self.checkpoints())? {
             if is_unfinished(&path) || step_of(&path).is_some_and(|found| found > step) {
                 fs::remove_dir_all(&path).map_err(Error::io(&path))?;
             }
         }
-        // The policy may have moved on without the time to remove what it left.
-        let checkpoints = entries(&self.checkpoints())?;
-        if let Some(left) = checkpoints.iter().filter_map(|path| step_of(path)).filter(|found| *found < step).max() {
-            self.leave(left, save_every)?;
-        }
+        self.leave_behind(step, keep)?; // the policy may have moved on without the time for it
         let rollouts = self.rollouts_dir();
         fs::create_dir_all(&rollouts).map_err(Error::io(&rollouts))?;
         for path in entries(&rollouts)? {
@@ -38,28 +34,36 @@ impl Run {
         cut_metrics(&self.metrics(), step)
     }
 
-    /// Removes the checkpoint of a step that the policy has left, unless it is the start or one of those to keep.
+    /// Removes the checkpoints that a policy of `step` has no use for.
     ///
     /// # Errors
     /// [`Error::Io`].
-    pub fn leave(&self, step: u64, save_every: u64) -> Result<()> {
-        if step.is_multiple_of(save_every) {
-            return Ok(());
+    pub fn leave_behind(&self, step: u64, keep: Keep) -> Result<()> {
+        let older = |found: &u64| *found < step && !keep.holds(*found, step);
+        for found in entries(&self.checkpoints())?.iter().filter_map(|path| step_of(path)).filter(older) {
+            let path = self.checkpoint(found);
+            fs::remove_dir_all(&path).map_err(Error::io(&path))?;
         }
-        let path = self.checkpoint(step);
-        remove_if_there(fs::remove_dir_all(&path), &path)
+        Ok(())
     }
 }
 
-fn entries(dir: &Path) -> Result<Vec<PathBuf>> {
-    let paths = fs::read_dir(dir).and_then(|entries| entries.map(|entry| Ok(entry?.path())).collect());
-    paths.map_err(Error::io(dir))
+/// Which checkpoints a run keeps besides its start.
+#[derive(Debug, Clone, Copy)]
+pub struct Keep {
+    /// Those of each so many steps; besides them only the policy's own.
+    pub every: u64,
+    /// Of all these the youngest ones, the policy's among them.
+    pub count: u64,
 }
 
-/// The step in the name of a checkpoint or a file of rollouts.
-fn step_of(path: &Path) -> Option<u64> {
-    let name = path.file_name().and_then(OsStr::to_str)?.strip_prefix("step_")?;
-    name.split('.').next()?.parse().ok()
+impl Keep {
+    /// Whether that of a step is kept when the policy is at a later one. A function of the two alone, so that what is left at a
+    /// step does not depend on where a run was interrupted before.
+    fn holds(self, step: u64, policy: u64) -> bool {
+        let between = (policy - 1) / self.every - step / self.every;
+        step == 0 || step.is_multiple_of(self.every) && between + 1 < self.count
+    }
 }
 
 /// A checkpoint that was being written, see [`crate::policy::Publication`].
@@ -117,10 +121,23 @@ mod tests {
         for name in ["step_000006.jsonl.zst", "step_000007.jsonl.zst", "step_000008.jsonl.tmp"] {
             fs::write(dir.path().join("rollouts").join(name), "").unwrap();
         }
-        run.recover(6, 2).unwrap();
+        run.recover(6, Keep { every: 2, count: 3 }).unwrap();
         let kept = ["step_000000", "step_000002", "step_000004", "step_000006", "supervised"];
         assert_eq!(names(&run.checkpoints()), kept);
         assert_eq!(names(&dir.path().join("rollouts")), ["step_000006.jsonl.zst"]);
+    }
+
+    #[test]
+    fn the_start_and_the_youngest_are_kept() {
+        let kept = |policy: u64, count| {
+            let keep = Keep { every: 3, count };
+            (0..policy).filter(|step| keep.holds(*step, policy)).collect::<Vec<_>>()
+        };
+        assert_eq!(kept(9, 3), [0, 3, 6]);
+        assert_eq!(kept(10, 3), [0, 6, 9]);
+        assert_eq!(kept(12, 2), [0, 9]);
+        assert_eq!(kept(1, 2), [0]);
+        assert_eq!(kept(100, 1000).len(), 34);
     }
 
     #[test]

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use super::{Lock, Role, Run};
 use crate::error::{Error, Result};
 use crate::jsonl::stdout_is_closed;
+use crate::stop::Stop;
 
 /// Between two looks for the weights, at first and at last; on the way a fraction of the wait so far.
 const LOOK: Duration = Duration::from_micros(500);
@@ -22,16 +23,17 @@ const PATIENCE: Duration = Duration::from_secs(10);
 pub struct TrainerWatch<'a> {
     run: &'a Run,
     say: &'a dyn Fn(&str),
+    stop: &'a Stop,
     began: Instant,
     seen: bool,
     waited: Duration,
 }
 
 impl<'a> TrainerWatch<'a> {
-    /// Of this run; `say` is told when it keeps one waiting.
+    /// Of this run; `say` is told when it keeps one waiting, `stop` ends the wait.
     #[must_use]
-    pub fn of(run: &'a Run, say: &'a dyn Fn(&str)) -> Self {
-        Self { run, say, began: Instant::now(), seen: false, waited: Duration::ZERO }
+    pub fn of(run: &'a Run, say: &'a dyn Fn(&str), stop: &'a Stop) -> Self {
+        Self { run, say, stop, began: Instant::now(), seen: false, waited: Duration::ZERO }
     }
 
     /// Time spent waiting so far.
@@ -43,10 +45,11 @@ impl<'a> TrainerWatch<'a> {
     /// Refuses to go on without a trainer.
     ///
     /// # Errors
-    /// [`Error::Run`] when it was there and is gone, or has not come in time, or when the pipe to it is broken.
+    /// [`Error::Run`] when it was there and is gone, or has not come in time, or when the pipe to it is broken; that of the stop.
     pub fn check(&mut self) -> Result<()> {
+        self.stop.check()?;
         if stdout_is_closed() {
-            return Err(Error::run(self.run.dir(), "the next stage of the pipe is gone; see what that said"));
+            return Err(Error::Abandoned);
         }
         if Lock::is_held(self.run, Role::Train)? {
             self.seen = true;
@@ -115,7 +118,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let run = Run::new(dir.path());
         let silent = |words: &str| panic!("said {words}");
-        let mut trainer = TrainerWatch::of(&run, &silent);
+        let stop = Stop::default();
+        let mut trainer = TrainerWatch::of(&run, &silent, &stop);
         trainer.wait_for_start(1).unwrap();
         let lock = Lock::take(&run, Role::Train).unwrap();
         std::thread::scope(|scope| {

@@ -48,6 +48,7 @@ fn checkpoint(dir: &Path, weight: f32) -> PathBuf {
         parent_policy_id: "4567".into(),
         command_line: vec!["grpo-step".into()],
         package_version: "0.1.0".into(),
+        ..State::default()
     };
     state.save(&path).unwrap();
     path

@@ -1,17 +1,22 @@
 //! Everything seen from outside: each command as a process, and the library against its references.
 
-#![allow(clippy::unwrap_used)] // a test that panics has failed, which is what it is for
+#![allow(clippy::unwrap_used, clippy::print_stdout, clippy::print_stderr)] // a test that panics has failed, which is what it is for
 
+mod chaos;
+mod damage;
+mod disk;
 mod engine;
 mod evaluate;
 mod export_hf;
 mod fixtures;
+mod fork;
 mod gpu;
 mod grpo;
 mod grpo_step;
 mod gsm8k_prep;
 mod hub;
 mod model;
+mod numerics;
 mod pipeline;
 mod plain_qwen2;
 mod process;
@@ -20,4 +25,5 @@ mod rollout;
 mod runs;
 mod sampler;
 mod score;
+mod signals;
 mod tokenizer;

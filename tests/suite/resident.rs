@@ -1,7 +1,7 @@
 //! The pipe that trains a run: the same bytes as by files, whatever is killed, and words for what goes wrong in it.
 
 use std::fs;
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader};
 use std::time::{Duration, Instant};
 
 use crate::runs::{Root, text};
@@ -25,38 +25,26 @@ fn one_pipe_and_steps_by_files_make_the_same_bytes() {
 }
 
 #[test]
-fn a_run_killed_at_twenty_moments_makes_the_same_bytes() {
-    let whole = Root::new(&[("STEPS", "120"), ("SAVE_EVERY", "3")]);
-    whole.train_whole();
-    let killed = whole.back_to_the_start();
-    let mut moment: u64 = 1;
-    for _ in 0..20 {
-        moment = moment * 48_271 % 0x7fff_ffff;
-        let run = killed.start();
-        std::thread::sleep(Duration::from_millis(40 + moment % 120));
-        run.kill_all();
-    }
-    killed.train_whole();
-    killed.assert_same_files(&whole);
-}
-
-#[test]
 fn a_stage_that_is_killed_ends_the_others_and_the_run_goes_on_from_there() {
     let whole = Root::new(&[("STEPS", "60"), ("SAVE_EVERY", "25")]);
     whole.train_whole();
     for stage in ["rollout", "score", "grpo-step"] {
         let root = whole.back_to_the_start();
         let mut run = root.start();
-        run.wait_for(&root.run("live/step_000002"));
-        run.kill_one(stage);
+        run.wait_for(&root.run("rollouts/step_000002.jsonl.zst"));
+        assert!(run.signal_one("KILL", stage));
         let killed = Instant::now();
         let status = run.child.wait().unwrap();
         assert!(killed.elapsed() < SOON, "{stage}: {:?}", killed.elapsed());
         assert_eq!(status.code(), Some(1), "{stage}");
         assert_eq!(run.processes(), [], "{stage}");
-        let mut said = String::new();
-        run.child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
-        assert!(said.contains(&format!("{stage} was killed by signal 9")), "{stage}: {said}");
+        let (_, said) = run.end_of_it();
+        let told: Vec<_> = said.lines().skip(1).filter(|line| !line.starts_with("step ")).collect();
+        assert!(told.len() == 1 && told[0].starts_with("error: runs/run stopped at step "), "{said}");
+        assert!(
+            told[0].ends_with(&format!(": {stage} was killed by signal 9; the same command goes on from there")),
+            "{said}"
+        );
         root.train_whole();
         root.assert_same_files(&whole);
     }
@@ -66,7 +54,7 @@ fn a_stage_that_is_killed_ends_the_others_and_the_run_goes_on_from_there() {
 fn a_pipe_ends_when_nobody_is_left_to_tell() {
     let root = Root::new(&[("STEPS", "200")]);
     let mut run = root.start();
-    run.wait_for(&root.run("live/step_000002"));
+    run.wait_for(&root.run("rollouts/step_000002.jsonl.zst"));
     run.child.kill().unwrap(); // the script alone
     run.child.wait().unwrap();
     let killed = Instant::now();

@@ -214,6 +214,7 @@ fn state(step: u64) -> State {
         parent_policy_id: String::new(),
         command_line: Vec::new(),
         package_version: String::new(),
+        files: std::collections::BTreeMap::new(),
     }
 }
 

@@ -1,8 +1,8 @@
 //! Runs of `pipelines/train.sh` on numbers so small that they end in seconds.
 
 use std::collections::BTreeMap;
+use std::io::Read;
 use std::os::unix::fs::symlink;
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -73,14 +73,29 @@ impl Root {
         assert!(done.status.success(), "{}", text(&done.stderr));
     }
 
-    /// A run that has all that comes before the first step, from one that is done: it is taken back to its start.
+    /// A copy of a run that is done, taken back to its start.
     pub fn back_to_the_start(&self) -> Self {
+        self.back_to(0)
+    }
+
+    /// A copy of a run that is done, its policy taken back to a step. Of what came after, checkpoints and metrics are still there.
+    pub fn back_to(&self, step: u64) -> Self {
         let numbers: Vec<_> = self.numbers.iter().map(|(name, value)| (*name, value.as_str())).collect();
         let copy = Self::new(&numbers);
         let copied = Command::new("cp").arg("-a").arg(self.path("runs")).arg(copy.path("runs")).status().unwrap();
         assert!(copied.success());
         std::fs::remove_file(copy.run("policy")).unwrap();
-        symlink("checkpoints/step_000000", copy.run("policy")).unwrap();
+        symlink(format!("checkpoints/step_{step:06}"), copy.run("policy")).unwrap();
+        std::fs::remove_dir_all(copy.run("export")).unwrap();
+        for dir in ["eval", "rollouts"] {
+            for entry in std::fs::read_dir(copy.run(dir)).unwrap() {
+                let name = entry.unwrap().file_name().into_string().unwrap();
+                let later = name.strip_prefix("step_").is_some_and(|number| number[..6].parse::<u64>().unwrap() > step);
+                if later || name.starts_with("after.") {
+                    std::fs::remove_file(copy.run(dir).join(name)).unwrap();
+                }
+            }
+        }
         copy
     }
 
@@ -101,10 +116,13 @@ impl Root {
         assert_eq!(different, Vec::<&String>::new());
     }
 
-    /// Starts training in a process group of its own.
+    /// Starts training in a session of its own.
     pub fn start(&self) -> Started {
-        let mut command = self.script("train.sh", &[]);
-        let child = command.stdout(Stdio::null()).stderr(Stdio::piped()).process_group(0).spawn().unwrap();
+        let script = self.script("train.sh", &[]);
+        let mut command = Command::new("setsid");
+        command.arg(script.get_program()).args(script.get_args()).current_dir(self.dir.path()).stdin(Stdio::null());
+        command.envs(script.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        let child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
         Started { child }
     }
 }
@@ -140,21 +158,33 @@ impl Started {
         }
     }
 
-    /// The processes of the group, by number and name.
+    /// The processes of the session, by number and name.
     pub fn processes(&self) -> Vec<(String, String)> {
-        let ps = Command::new("ps").args(["-A", "-o", "pid=,pgid=,stat=,comm="]).output().unwrap();
-        let group = self.child.id().to_string();
+        Self::processes_of(self.child.id())
+    }
+
+    /// Those of a session, by number and name.
+    pub fn processes_of(session: u32) -> Vec<(String, String)> {
+        let ps = Command::new("ps").args(["-A", "-o", "pid=,sess=,stat=,comm="]).output().unwrap();
+        let session = session.to_string();
         let listed = text(&ps.stdout);
         let fields = listed.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
-        let ours = fields.filter(|fields| fields.len() > 3 && fields[1] == group && !fields[2].starts_with('Z'));
+        let ours = fields.filter(|fields| fields.len() > 3 && fields[1] == session && !fields[2].starts_with('Z'));
         ours.map(|fields| (fields[0].to_owned(), fields[3].to_owned())).collect()
     }
 
-    /// Kills one of the processes.
-    pub fn kill_one(&self, name: &str) {
+    /// Sends a signal to one of the processes, if it is there.
+    pub fn signal_one(&self, signal: &str, name: &str) -> bool {
         let processes = self.processes();
-        let (id, _) = processes.iter().find(|(_, other)| other == name).unwrap_or_else(|| panic!("{processes:?}"));
-        kill(id);
+        let found = processes.iter().find(|(_, other)| other == name);
+        found.inspect(|(id, _)| send(signal, id)).is_some()
+    }
+
+    /// Waits for the end: the code, and what was said.
+    pub fn end_of_it(mut self) -> (Option<i32>, String) {
+        let mut said = String::new();
+        self.child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+        (self.child.wait().unwrap().code(), said)
     }
 
     /// Kills all of them at once.
@@ -163,8 +193,13 @@ impl Started {
     }
 
     fn end(&mut self) {
-        if !self.processes().is_empty() {
-            kill(&format!("-{}", self.child.id()));
+        // Some may be born while others are being listed.
+        loop {
+            let ids: Vec<String> = self.processes().into_iter().map(|(id, _)| id).collect();
+            if ids.is_empty() {
+                break;
+            }
+            send("KILL", &ids.join(" "));
         }
         self.child.wait().unwrap();
     }
@@ -177,9 +212,9 @@ impl Drop for Started {
 }
 
 /// The shell's own kill: some programs of that name read a group's number as other options.
-fn kill(id: &str) {
+pub fn send(signal: &str, ids: &str) {
     // What has ended by itself meanwhile is no failure.
-    Command::new("bash").args(["-c", &format!("kill -KILL -- {id}")]).stderr(Stdio::null()).status().unwrap();
+    Command::new("bash").args(["-c", &format!("kill -{signal} -- {ids}")]).stderr(Stdio::null()).status().unwrap();
 }
 
 pub fn text(bytes: &[u8]) -> String {

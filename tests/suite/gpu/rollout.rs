@@ -8,6 +8,7 @@ use grpo_pipes::engine::{Sampling, Settings};
 use grpo_pipes::gpu::driver::Driver;
 use grpo_pipes::jsonl::{Input, Output};
 use grpo_pipes::rollout::{Format, Job, LongPrompt, Place, Prompts, run};
+use grpo_pipes::stop::Stop;
 use grpo_pipes::{Error, Result};
 use serde_json::{Value, json};
 
@@ -33,6 +34,7 @@ fn sampled(dir: &Path, gpu: Option<Arc<dyn Driver>>, dtype: Dtype, gpu_memory_fr
         place: Place { gpu, dtype, batch_invariant: false, gpu_memory_fraction },
         prompts: Prompts { format: Format::Records, max_tokens: 90, on_long: LongPrompt::Refuse },
         settings,
+        stop: Stop::default(),
     };
     let mut out = Output::create(Some(&rollouts))?;
     run(job, &directory().join("tiny-qwen2"), Input::open(&prompts)?, &mut out)?;

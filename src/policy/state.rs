@@ -1,0 +1,169 @@
+//! What a checkpoint remembers, and whether its files are still those that were written.
+
+use std::collections::BTreeMap;
+use std::fmt::Display;
+use std::fs::{self, File};
+use std::io::{ErrorKind, Read};
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use super::{STATE, derive_id, json, write_json};
+use crate::error::{Error, Result};
+
+/// Read and hashed at once [bytes].
+const CHUNK: usize = 16 << 20;
+
+/// What a checkpoint remembers of its run, `state.json`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct State {
+    /// Batches trained on since the starting model.
+    pub step: u64,
+    /// Updates made by the optimizer: `step` times the iterations over each batch.
+    pub optimizer_steps: u64,
+    /// Seed of the run.
+    pub seed: u64,
+    /// Prompts (groups), or demonstrations, trained on since the starting model.
+    pub prompts_consumed: u64,
+    /// Tokens of prompts and completions trained on since the starting model.
+    pub tokens_consumed: u64,
+    /// Names these weights.
+    pub policy_id: String,
+    /// Names the weights that the step started from.
+    pub parent_policy_id: String,
+    /// What made this directory.
+    pub command_line: Vec<String>,
+    /// Version of this program that made it.
+    pub package_version: String,
+    /// Checksum of each other file of a durable checkpoint, BLAKE3 in hexadecimal; none in weights of the moment.
+    #[serde(default)]
+    pub files: BTreeMap<String, String>,
+}
+
+/// The entry of `state.json` that is the checksum of all others.
+const OWN_CHECKSUM: &str = "checksum";
+
+impl State {
+    /// Reads `state.json`; `None` for a starting model.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when it cannot be read, [`Error::Model`] when it is damaged.
+    pub fn load(dir: &Path) -> Result<Option<Self>> {
+        let path = dir.join(STATE);
+        let bytes = match fs::read(&path) {
+            Err(err) if err.kind() == ErrorKind::NotFound => return Ok(None),
+            read => read.map_err(Error::io(&path))?,
+        };
+        let damaged = |what: &dyn Display| Error::model(&path, format!("damaged: {what}"));
+        let mut entries: Map<String, Value> = serde_json::from_slice(&bytes).map_err(|err| damaged(&err))?;
+        let written = entries.shift_remove(OWN_CHECKSUM);
+        if written.as_ref().and_then(Value::as_str) != Some(&derive_id(&[&json(&entries)])) {
+            return Err(damaged(&"not the entries that were written"));
+        }
+        serde_json::from_value(Value::Object(entries)).map(Some).map_err(|err| damaged(&err))
+    }
+
+    /// Writes `state.json`.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when it cannot be written.
+    pub fn save(&self, dir: &Path) -> Result<()> {
+        let Value::Object(mut entries) = serde_json::to_value(self).expect("plain data serialises") else {
+            unreachable!("a struct is an object")
+        };
+        entries.insert(OWN_CHECKSUM.into(), derive_id(&[&json(&entries)]).into());
+        write_json(&dir.join(STATE), &entries)
+    }
+
+    /// Refuses a directory whose files are not those that it was written with.
+    ///
+    /// # Errors
+    /// [`Error::Model`] with the file that is missing or damaged, [`Error::Io`] when one cannot be read.
+    pub fn verify(&self, dir: &Path) -> Result<()> {
+        for (name, written) in &self.files {
+            let path = dir.join(name);
+            match checksum(&path) {
+                Ok(found) if found.to_hex().as_str() == written => {}
+                Ok(_) => return Err(Error::model(&path, "damaged: not the bytes that were written")),
+                Err(err) if err.kind() == ErrorKind::NotFound => return Err(Error::model(&path, "missing")),
+                Err(err) => return Err(Error::io(&path)(err)),
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes the checksums of the files in a directory, all but its own.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when one cannot be read.
+    pub fn take_checksums(&mut self, dir: &Path) -> Result<()> {
+        self.files.clear();
+        for entry in fs::read_dir(dir).map_err(Error::io(dir))? {
+            let path = entry.map_err(Error::io(dir))?.path();
+            let name = path.file_name().expect("an entry has a name").to_string_lossy().into_owned();
+            if name != STATE {
+                self.files.insert(name, checksum(&path).map_err(Error::io(&path))?.to_hex().to_string());
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Refuses a checkpoint whose files are not those that were written. A starting model has nothing to be compared with.
+///
+/// # Errors
+/// As [`State::load`] and [`State::verify`].
+pub fn verify(dir: &Path) -> Result<()> {
+    State::load(dir)?.map_or(Ok(()), |state| state.verify(dir))
+}
+
+/// Of a file's bytes, on all cores.
+pub(super) fn checksum(path: &Path) -> std::io::Result<blake3::Hash> {
+    let (mut file, mut hasher) = (File::open(path)?, blake3::Hasher::new());
+    let mut chunk = vec![0; CHUNK.min(file.metadata()?.len() as usize + 1)];
+    loop {
+        match file.read(&mut chunk)? {
+            0 => return Ok(hasher.finalize()),
+            read => hasher.update_rayon(&chunk[..read]),
+        };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::policy::WEIGHTS;
+
+    #[test]
+    fn what_is_not_as_it_was_written_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        for name in ["config.json", "tokenizer.json", WEIGHTS] {
+            fs::write(dir.path().join(name), name).unwrap();
+        }
+        let mut state = State { step: 7, ..State::default() };
+        state.take_checksums(dir.path()).unwrap();
+        state.save(dir.path()).unwrap();
+        verify(dir.path()).unwrap();
+        let said = || verify(dir.path()).unwrap_err().to_string();
+        for name in ["config.json", "tokenizer.json", WEIGHTS, STATE] {
+            let path = dir.path().join(name);
+            let whole = fs::read(&path).unwrap();
+            for bit in [0, whole.len() * 4, whole.len() * 8 - 1] {
+                let mut flipped = whole.clone();
+                flipped[bit / 8] ^= 1 << (bit % 8);
+                fs::write(&path, flipped).unwrap();
+                assert!(said().starts_with(&format!("{}: damaged: ", path.display())), "{name} {bit}: {}", said());
+            }
+            fs::write(&path, &whole[..whole.len() - 1]).unwrap();
+            let harmless = name == STATE; // its last byte is the end of a line
+            assert!(harmless || said().starts_with(&format!("{}: damaged: ", path.display())), "{name}");
+            if !harmless {
+                fs::remove_file(&path).unwrap();
+                assert_eq!(said(), format!("{}: missing", path.display()));
+            }
+            fs::write(&path, whole).unwrap();
+        }
+        verify(dir.path()).unwrap();
+    }
+}

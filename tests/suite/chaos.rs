@@ -1,0 +1,56 @@
+//! A run that is killed again and again. `make chaos N=100` does it more often than `make test`.
+
+use std::time::{Duration, Instant};
+
+use crate::runs::{Root, Started};
+
+/// Kills, unless the environment says how many.
+const KILLS: u64 = 20;
+
+/// What is killed; the first half of the times it is everything at once.
+const TARGETS: [Option<&str>; 8] =
+    [None, None, None, None, Some("rollout"), Some("score"), Some("grpo-step"), Some("bash")];
+
+#[test]
+fn a_run_killed_at_many_moments_makes_the_same_bytes() {
+    let kills = std::env::var("CHAOS").map_or(KILLS, |count| count.parse().unwrap());
+    let whole = Root::new(&[("STEPS", "120"), ("SAVE_EVERY", "3")]);
+    whole.train_whole();
+    let (mut root, mut moment, mut runs) = (whole.back_to_the_start(), 1, 1);
+    for kill in 1..=kills {
+        moment = moment * 48_271 % 0x7fff_ffff;
+        let wait = Duration::from_millis(40 + moment % 480);
+        let target = TARGETS[(moment / 480) as usize % TARGETS.len()];
+        let run = root.start();
+        std::thread::sleep(wait);
+        let killed = kill_some(run, target);
+        let policy = std::fs::read_link(root.run("policy")).unwrap();
+        println!("kill {kill}, run {runs}: {killed} after {wait:?}, at {}", policy.display());
+        if root.run("export").exists() {
+            root.assert_same_files(&whole);
+            (root, runs) = (whole.back_to_the_start(), runs + 1);
+        }
+    }
+    root.train_whole();
+    root.assert_same_files(&whole);
+    println!("{kills} kills in {runs} runs: every file of each run is that of the run left alone");
+}
+
+/// Kills everything, or a stage if it is there, upon which the rest must end by itself.
+fn kill_some(mut run: Started, target: Option<&'static str>) -> &'static str {
+    match target.filter(|name| run.signal_one("KILL", name)) {
+        None => {
+            run.kill_all();
+            "all"
+        }
+        Some(name) => {
+            let began = Instant::now();
+            // Unless it is waited for, it seems to live.
+            while run.child.try_wait().unwrap().is_none() || !run.processes().is_empty() {
+                assert!(began.elapsed() < Duration::from_secs(60), "left after {name}: {:?}", run.processes());
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            name
+        }
+    }
+}
