@@ -64,7 +64,8 @@ impl<W: Number> Transformer<W> {
         let mut x = Floats::zeros(tokens.len() * self.config().hidden_size);
         self.embed(&tokens, &mut x);
         let positions: Vec<u32> = prompts.iter().flat_map(|prompt| 0..prompt.len() as u32).collect();
-        let (mut kept, mut scratch) = (Activations::new(self.config(), tokens.len()), Scratch::new(self.config(), tokens.len()));
+        let (mut kept, mut scratch) =
+            (Activations::new(self.config(), tokens.len()), Scratch::new(self.config(), tokens.len()));
         for layer in 0..self.config().num_hidden_layers {
             let mut attend_prompts = |layer: usize, qkv: &[f32], out: &mut [f32], log_sum: &mut [f32]| {
                 each(layer, qkv);

@@ -9,7 +9,6 @@ use crate::cli::note;
 use crate::engine::{Completion, Request, Sink, Work};
 use crate::error::{Error, Result};
 use crate::jsonl::{Input, Output};
-use crate::model::Model;
 use crate::policy::{State, identity};
 use crate::progress::Progress;
 use crate::record::Line;
@@ -24,8 +23,7 @@ pub fn follow(job: Job, run: &Run, groups_per_step: usize, mut input: Input, out
     let _lock = Lock::take(run, Role::Sample)?;
     let dir = run.policy()?;
     input.skip_consumed(State::load(&dir)?.map_or(0, |state| state.prompts_consumed))?;
-    let Ready { mut seat, mut model, mut settings, mut origin, tokenizer, source } =
-        Ready::new(job, &dir, Some(groups_per_step))?;
+    let Ready { mut seat, mut settings, mut origin, tokenizer, source } = Ready::new(job, &dir, Some(groups_per_step))?;
     let requests = read_ahead(source, input);
     let say = |words: &str| note("rollout", words);
     let mut watch = TrainerWatch::of(run, &say);
@@ -37,13 +35,13 @@ pub fn follow(job: Job, run: &Run, groups_per_step: usize, mut input: Input, out
     while !batch.is_empty() {
         let records = Records::new(origin.clone(), Arc::clone(&tokenizer), out, &mut progress);
         let mut sink = Watched { records, watch: &mut watch };
-        seat.sample(&model, &settings, ready_now(batch), &mut sink).map_err(|err| in_a_pipe(err, run))?;
+        seat.sample(&settings, ready_now(batch), &mut sink).map_err(|err| in_a_pipe(err, run))?;
         batch = next_batch(&requests, groups_per_step)?;
         if !batch.is_empty() {
             let dir = watch.wait_for_weights(settings.step + 1)?;
-            (model, origin.identity) = (Model::load(&dir)?, identity(&dir)?);
+            origin.identity = identity(&dir)?;
             settings.step = origin.identity.step;
-            seat.set_weights(&model)?;
+            seat.set_weights(&dir)?;
         }
     }
     let (seconds, waited) = (progress.seconds(), watch.waited().as_secs_f64());
