@@ -45,10 +45,10 @@ check:
 check-cuda:
 	bash pipelines/check-cuda.sh
 
-# PYTHON: a Python with the packages of tests/bench/peers/requirements.txt; without them only our side is measured.
+# PYTHON: a Python with the packages of tests/bench/peers/requirements*.txt; a peer that it lacks is left out.
 bench: all
 	mkdir -p tests/bench/results
-	bash pipelines/bench.sh >tests/bench/results/.new
+	bash pipelines/bench/run.sh >tests/bench/results/.new
 	mv tests/bench/results/.new tests/bench/results/$$(date -u +%F)-cpu.md
 
 # With CUDA=1, on a machine with a GPU; PYTHON has torch and transformers for the peers' side.

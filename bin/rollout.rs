@@ -80,7 +80,7 @@ struct Args {
     /// this build can use, else the processor, and says so
     #[arg(long, value_name = "auto|cpu|cuda[:N]", default_value_t = Device::Auto)]
     device: Device,
-    /// How weights and caches are held
+    /// How weights are held, and on a GPU caches
     #[arg(long, value_enum, default_value_t = Dtype::Auto)]
     dtype: Dtype,
     /// On a GPU: the same bits of a completion whatever else is sampled. Without it so they are among up to 128 sequences, but for

@@ -2,21 +2,66 @@
 
 #![allow(unsafe_code)] // views of aligned memory
 
+use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut};
 
+use half::bf16;
 use memmap2::MmapMut;
+use safetensors::Dtype;
+
+/// What numbers are held as.
+///
+/// # Safety
+/// Any bytes are a number, and bytes of zero are zero.
+pub unsafe trait Number: Copy + PartialEq + std::fmt::Debug + Send + Sync + 'static {
+    /// Its name in a safetensors file.
+    const DTYPE: Dtype;
+    /// The nearest one, ties to even.
+    fn of(x: f32) -> Self;
+    /// Exactly it.
+    fn widen(self) -> f32;
+}
+
+// SAFETY: IEEE 754.
+unsafe impl Number for f32 {
+    const DTYPE: Dtype = Dtype::F32;
+    #[inline(always)]
+    fn of(x: f32) -> Self {
+        x
+    }
+    #[inline(always)]
+    fn widen(self) -> f32 {
+        self
+    }
+}
+
+// SAFETY: the upper half of an f32.
+unsafe impl Number for bf16 {
+    const DTYPE: Dtype = Dtype::BF16;
+    #[inline(always)]
+    fn of(x: f32) -> Self {
+        Self::from_f32(x)
+    }
+    #[inline(always)]
+    fn widen(self) -> f32 {
+        f32::from_bits(u32::from(self.to_bits()) << 16)
+    }
+}
 
 /// One cache line, the unit vector loads want to start at.
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
-struct Line([f32; 16]);
+struct Line([u8; 64]);
 
 /// Numbers that start at a cache line.
-#[derive(Default)]
-pub struct Floats {
+pub struct Numbers<T> {
     memory: Memory,
     len: usize,
+    number: PhantomData<T>,
 }
+
+/// Numbers in 32 bits, in which everything but weights is computed.
+pub type Floats = Numbers<f32>;
 
 enum Memory {
     Heap(Vec<Line>),
@@ -34,8 +79,7 @@ impl Default for Memory {
 }
 
 impl Memory {
-    fn zeros(len: usize) -> Self {
-        let bytes = size_of::<f32>() * len;
+    fn zeros(bytes: usize) -> Self {
         if bytes >= PAGES_FROM
             && let Ok(pages) = MmapMut::map_anon(bytes)
         {
@@ -43,36 +87,45 @@ impl Memory {
             let _ = pages.advise(memmap2::Advice::HugePage); // a wish
             return Self::Pages(pages);
         }
-        Self::Heap(vec![Line([0.0; 16]); len.div_ceil(16)])
+        Self::Heap(vec![Line([0; 64]); bytes.div_ceil(64)])
     }
 
-    /// Numbers there is room for.
+    /// Bytes there is room for.
     fn capacity(&self) -> usize {
         match self {
-            Self::Heap(lines) => 16 * lines.len(),
-            Self::Pages(pages) => pages.len() / size_of::<f32>(),
+            Self::Heap(lines) => size_of_val(&**lines),
+            Self::Pages(pages) => pages.len(),
         }
     }
 }
 
-impl Floats {
+impl<T> Default for Numbers<T> {
+    fn default() -> Self {
+        Self { memory: Memory::default(), len: 0, number: PhantomData }
+    }
+}
+
+impl<T: Number> Numbers<T> {
     /// `len` zeros.
     #[must_use]
     pub fn zeros(len: usize) -> Self {
-        Self { memory: Memory::zeros(len), len }
+        Self { memory: Memory::zeros(size_of::<T>() * len), len, number: PhantomData }
     }
 
     /// Changes the length; the numbers are whatever was there before. Memory once taken is kept, and taken with room for a little
     /// more: batches differ by a few tokens, and pages that nobody touches cost nothing.
     pub fn reuse(&mut self, len: usize) {
-        if self.memory.capacity() < len {
+        let bytes = size_of::<T>() * len;
+        if self.memory.capacity() < bytes {
             self.memory = Memory::default(); // first give back, then take: both at once would be the peak
-            self.memory = Memory::zeros(len + len / 4);
+            self.memory = Memory::zeros(bytes + bytes / 4);
         }
         self.len = len;
     }
+}
 
-    /// As [`Floats::reuse`], and all zero.
+impl Floats {
+    /// As [`Numbers::reuse`], and all zero.
     pub fn reuse_zeros(&mut self, len: usize) -> &mut [f32] {
         self.reuse(len);
         self.fill(0.0);
@@ -80,35 +133,35 @@ impl Floats {
     }
 }
 
-impl Clone for Floats {
+impl<T: Number> Clone for Numbers<T> {
     fn clone(&self) -> Self {
         Self::from(&**self)
     }
 }
 
-impl PartialEq for Floats {
+impl<T: Number> PartialEq for Numbers<T> {
     fn eq(&self, other: &Self) -> bool {
         **self == **other
     }
 }
 
-impl std::fmt::Debug for Floats {
+impl<T: Number> std::fmt::Debug for Numbers<T> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         (**self).fmt(f)
     }
 }
 
-impl From<&[f32]> for Floats {
-    fn from(values: &[f32]) -> Self {
-        let mut floats = Self::zeros(values.len());
-        floats.copy_from_slice(values);
-        floats
+impl<T: Number> From<&[T]> for Numbers<T> {
+    fn from(values: &[T]) -> Self {
+        let mut numbers = Self::zeros(values.len());
+        numbers.copy_from_slice(values);
+        numbers
     }
 }
 
-impl Deref for Floats {
-    type Target = [f32];
-    fn deref(&self) -> &[f32] {
+impl<T: Number> Deref for Numbers<T> {
+    type Target = [T];
+    fn deref(&self) -> &[T] {
         let start = match &self.memory {
             Memory::Heap(lines) => lines.as_ptr().cast(),
             Memory::Pages(pages) => pages.as_ptr().cast(),
@@ -118,8 +171,8 @@ impl Deref for Floats {
     }
 }
 
-impl DerefMut for Floats {
-    fn deref_mut(&mut self) -> &mut [f32] {
+impl<T: Number> DerefMut for Numbers<T> {
+    fn deref_mut(&mut self) -> &mut [T] {
         let start = match &mut self.memory {
             Memory::Heap(lines) => lines.as_mut_ptr().cast(),
             Memory::Pages(pages) => pages.as_mut_ptr().cast(),

@@ -143,7 +143,7 @@ impl Moments {
                 if file.shape(&name)? != shape {
                     return Err(Error::model(path, format!("{name} is not of the model's shape {shape:?}")));
                 }
-                file.read_f32(&name)
+                file.read(&name)
             };
             parameters.iter().map(one).collect()
         };

@@ -6,12 +6,13 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use half::{bf16, f16};
+use rayon::prelude::*;
 use safetensors::Dtype;
 use safetensors::tensor::{Metadata, TensorInfo};
 use serde_json::{Value, json};
 
 use crate::error::{Error, Result};
-use crate::floats::Floats;
+use crate::floats::{Number, Numbers};
 
 /// Bytes of the header's length at the start of a file.
 const LENGTH_BYTES: usize = 8;
@@ -82,16 +83,25 @@ impl TensorFile {
         Ok(&self.info(name)?.shape)
     }
 
-    /// The numbers of a tensor, widened to f32.
+    /// How a tensor's numbers are stored, and the byte of the file at which they start.
+    ///
+    /// # Errors
+    /// [`Error::Model`] when the file has no tensor of that name.
+    pub fn place(&self, name: &str) -> Result<(Dtype, u64)> {
+        let info = self.info(name)?;
+        Ok((info.dtype, self.data_start + info.data_offsets.0 as u64))
+    }
+
+    /// The numbers of a tensor, widened, or rounded to the nearest, where they are stored as others.
     ///
     /// # Errors
     /// [`Error::Model`] when the file has no tensor of that name in f32, bf16 or f16; [`Error::Io`] when it cannot be read.
-    pub fn read_f32(&self, name: &str) -> Result<Floats> {
+    pub fn read<T: Number>(&self, name: &str) -> Result<Numbers<T>> {
         let info = self.info(name)?;
-        let widen: fn(&[u8]) -> f32 = match info.dtype {
-            Dtype::F32 => |bytes| f32::from_le_bytes(bytes.try_into().expect("four bytes")),
-            Dtype::BF16 => |bytes| bf16::from_le_bytes(bytes.try_into().expect("two bytes")).to_f32(),
-            Dtype::F16 => |bytes| f16::from_le_bytes(bytes.try_into().expect("two bytes")).to_f32(),
+        let convert: fn(&[u8], &mut [T]) = match info.dtype {
+            Dtype::F32 => |from, to| convert(from, to, f32::from_le_bytes),
+            Dtype::BF16 => |from, to| convert(from, to, |bytes| bf16::from_le_bytes(bytes).widen()),
+            Dtype::F16 => |from, to| convert(from, to, |bytes| f16::from_le_bytes(bytes).to_f32()),
             other => {
                 return Err(Error::model(
                     &self.path,
@@ -99,22 +109,24 @@ impl TensorFile {
                 ));
             }
         };
-        let width = info.dtype.bitsize() / 8;
-        let mut floats = Floats::zeros(info.shape.iter().product());
-        let mut bytes = vec![0; width * CHUNK];
-        let mut from = self.data_start + info.data_offsets.0 as u64;
-        for chunk in floats.chunks_mut(CHUNK) {
-            let bytes = &mut bytes[..width * chunk.len()];
-            self.file.read_exact_at(bytes, from).map_err(Error::io(&self.path))?;
-            chunk.iter_mut().zip(bytes.chunks_exact(width)).for_each(|(number, bytes)| *number = widen(bytes));
-            from += bytes.len() as u64;
-        }
-        Ok(floats)
+        let (width, start) = (info.dtype.bitsize() / 8, self.data_start + info.data_offsets.0 as u64);
+        let mut numbers = Numbers::zeros(info.shape.iter().product());
+        numbers.par_chunks_mut(CHUNK).enumerate().try_for_each(|(i, chunk)| {
+            let mut bytes = vec![0; width * chunk.len()];
+            self.file.read_exact_at(&mut bytes, start + (i * width * CHUNK) as u64).map_err(Error::io(&self.path))?;
+            convert(&bytes, chunk);
+            Ok(())
+        })?;
+        Ok(numbers)
     }
 
     fn info(&self, name: &str) -> Result<&TensorInfo> {
         self.metadata.info(name).ok_or_else(|| Error::model(&self.path, format!("no tensor {name}")))
     }
+}
+
+fn convert<T: Number, const WIDTH: usize>(from: &[u8], to: &mut [T], decode: impl Fn([u8; WIDTH]) -> f32) {
+    to.iter_mut().zip(from.as_chunks().0).for_each(|(to, from)| *to = T::of(decode(*from)));
 }
 
 /// How numbers are stored.
@@ -230,13 +242,13 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("x.safetensors");
         let values = [1.0, -0.1, 3e-30, 65_504.0];
-        let stored = |storage| {
+        let stored = |storage| -> Numbers<f32> {
             write(&path, ("step", "7"), storage, &[tensor("first", &[0.0; 3]), tensor("a", &values)]).unwrap();
             let file = TensorFile::open(&path).unwrap();
             assert_eq!((file.note("step"), file.names()), (Some("7"), vec!["first".to_owned(), "a".to_owned()]));
             assert_eq!(file.data_start % ALIGNMENT as u64, 0);
-            assert!(file.read_f32("d").unwrap_err().to_string().ends_with("no tensor d"));
-            file.read_f32("a").unwrap()
+            assert!(file.read::<f32>("d").unwrap_err().to_string().ends_with("no tensor d"));
+            file.read("a").unwrap()
         };
         assert_eq!(*stored(Storage::F32), values);
         assert_eq!(stored(Storage::Bf16)[1], -0.100_097_656);

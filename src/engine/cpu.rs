@@ -10,7 +10,8 @@ use super::sampler::Sampler;
 use super::scheduler::Start;
 use super::{Sampling, Settings};
 use crate::error::Result;
-use crate::model::{DecodeRow, KvCache, Model};
+use crate::floats::Number;
+use crate::model::{DecodeRow, KvCache, Transformer};
 use crate::rng::Stream;
 
 /// Models up to this many bytes of weights prefill several prompts side by side; larger ones share out each product.
@@ -20,8 +21,8 @@ const SMALL_MODEL: usize = 16 << 20;
 const PREFILL_TOKENS: usize = 512;
 
 /// A model with a place for each sequence.
-pub struct CpuDecoder<'m> {
-    model: &'m Model,
+pub struct CpuDecoder<'m, W> {
+    model: &'m Transformer<W>,
     sampling: Sampling,
     max_completion_tokens: usize,
     prompts: HashMap<usize, Arc<Prefilled>>,
@@ -50,10 +51,10 @@ struct Sequence {
     tokens: Vec<u32>,
 }
 
-impl<'m> CpuDecoder<'m> {
+impl<'m, W: Number> CpuDecoder<'m, W> {
     /// Room for the sequences of `settings`; nothing is computed.
     #[must_use]
-    pub fn new(model: &'m Model, settings: &Settings) -> Self {
+    pub fn new(model: &'m Transformer<W>, settings: &Settings) -> Self {
         Self {
             model,
             sampling: settings.sampling,
@@ -66,12 +67,11 @@ impl<'m> CpuDecoder<'m> {
     }
 }
 
-impl Decoder for CpuDecoder<'_> {
+impl<W: Number> Decoder for CpuDecoder<'_, W> {
     /// Each prompt alone on a thread, or packed where a product is worth all threads.
     fn prefill(&mut self, prompts: &[Prompt<'_>]) -> Result<()> {
         let tokens: Vec<&[u32]> = prompts.iter().map(|prompt| prompt.tokens).collect();
-        let weights: usize = self.model.parameters().iter().map(|parameter| size_of_val(*parameter)).sum();
-        let computed: Vec<(KvCache, Vec<f32>)> = if weights <= SMALL_MODEL {
+        let computed: Vec<(KvCache, Vec<f32>)> = if self.model.weight_bytes() <= SMALL_MODEL {
             tokens.par_iter().flat_map_iter(|tokens| self.model.prefill(&[tokens])).collect()
         } else {
             in_runs(&tokens, PREFILL_TOKENS).into_iter().flat_map(|run| self.model.prefill(run)).collect()

@@ -71,10 +71,10 @@ pub fn train(job: &Job, input: Input, place: Place<'_>, listeners: Listeners<'_>
     run.recover(state.step, job.keep)?;
     let order = Order::new(&run.prompts(), state.prompts_consumed)?;
     let over = order.is_over();
-    let bytes: usize = trainer.machine.weights()?.parameters().iter().map(|values| size_of_val(*values)).sum();
+    let bytes = trainer.machine.weights()?.weight_bytes() as u64;
     let mut keeper = Keeper {
         job,
-        live: Live::create(run, bytes as u64, listeners.say)?,
+        live: Live::create(run, bytes, listeners.say)?,
         metrics: open_to_append(run.metrics())?,
         committed: state.step,
         written: Vec::new(),

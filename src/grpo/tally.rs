@@ -68,7 +68,8 @@ impl Tally {
         if mean > band {
             return Err(Error::Numerics(format!(
                 "sampler and trainer disagree: log-probabilities of {count} tokens differ by {mean:.3} nats in the mean \
-                 (at most {max:.3}; allowed {band}); nothing was published"
+                 (at most {max:.3}; allowed {band}); nothing was published; rollout --dtype f32 on the CPU samples with the \
+                 trainer's bits, --logprob-band allows more"
             )));
         }
         Ok(())

@@ -1,10 +1,10 @@
 //! One transformer block, forward: the same code for prefill, decode and training, which differ in how rows attend.
 
-use super::Model;
 use super::attention::Heads;
 use super::matmul::{RowsMut, Start, linear};
 use super::ops::{Turn, rms_norm, swiglu};
-use crate::floats::Floats;
+use super::{Config, Transformer};
+use crate::floats::{Floats, Number};
 
 /// What a block computes on `T` rows and its backward needs again.
 #[derive(Default)]
@@ -44,15 +44,15 @@ pub struct Scratch {
 
 impl Activations {
     /// Room for `rows` rows.
-    pub fn new(model: &Model, rows: usize) -> Self {
+    pub fn new(config: &Config, rows: usize) -> Self {
         let mut empty = Self::default();
-        empty.reuse(model, rows);
+        empty.reuse(config, rows);
         empty
     }
 
     /// Room for `rows` rows in the memory of others; what they hold is written before it is read.
-    pub fn reuse(&mut self, model: &Model, rows: usize) {
-        let (config, heads) = (model.config(), Heads::of(model.config()));
+    pub fn reuse(&mut self, config: &Config, rows: usize) {
+        let heads = Heads::of(config);
         for (matrix, width) in [
             (&mut self.x_in, config.hidden_size),
             (&mut self.scale_in, 1),
@@ -71,16 +71,16 @@ impl Activations {
 
 impl Scratch {
     /// Room for `rows` rows.
-    pub fn new(model: &Model, rows: usize) -> Self {
+    pub fn new(config: &Config, rows: usize) -> Self {
         let mut empty = Self::default();
-        empty.reuse(model, rows);
+        empty.reuse(config, rows);
         empty
     }
 
     /// Room for `rows` rows in the memory of others.
-    pub fn reuse(&mut self, model: &Model, rows: usize) {
-        self.normed.reuse(rows * model.config().hidden_size);
-        self.act.reuse(rows * model.config().intermediate_size);
+    pub fn reuse(&mut self, config: &Config, rows: usize) {
+        self.normed.reuse(rows * config.hidden_size);
+        self.act.reuse(rows * config.intermediate_size);
     }
 }
 
@@ -88,8 +88,8 @@ impl Scratch {
 pub type Attend<'a> = &'a mut dyn FnMut(usize, &[f32], &mut [f32], &mut [f32]);
 
 /// Runs block `layer` on the residual stream `x`, `(T, D)`, in place.
-pub fn forward(
-    model: &Model,
+pub fn forward<W: Number>(
+    model: &Transformer<W>,
     layer: usize,
     (x, positions): (&mut [f32], &[u32]),
     kept: &mut Activations,

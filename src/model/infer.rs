@@ -6,8 +6,8 @@ use super::attention::{Heads, Layout, attend, attend_packed};
 use super::block::{self, Activations, Scratch};
 use super::matmul::{RowsMut, Start, linear};
 use super::ops::rms_norm;
-use super::{KvCache, Model};
-use crate::floats::Floats;
+use super::{KvCache, Transformer};
+use crate::floats::{Floats, Number};
 
 /// One sequence's part in a decode step.
 pub struct DecodeRow<'a> {
@@ -19,7 +19,7 @@ pub struct DecodeRow<'a> {
     pub own: &'a mut KvCache,
 }
 
-impl Model {
+impl<W: Number> Transformer<W> {
     /// Runs prompts of at least one token each, packed: the keys and values of each, and the logits `(V)` after its last token.
     #[must_use]
     pub fn prefill(&self, prompts: &[&[u32]]) -> Vec<(KvCache, Vec<f32>)> {
@@ -64,7 +64,8 @@ impl Model {
         let mut x = Floats::zeros(tokens.len() * self.config().hidden_size);
         self.embed(&tokens, &mut x);
         let positions: Vec<u32> = prompts.iter().flat_map(|prompt| 0..prompt.len() as u32).collect();
-        let (mut kept, mut scratch) = (Activations::new(self, tokens.len()), Scratch::new(self, tokens.len()));
+        let (mut kept, mut scratch) =
+            (Activations::new(self.config(), tokens.len()), Scratch::new(self.config(), tokens.len()));
         for layer in 0..self.config().num_hidden_layers {
             if self.stop().is_wished() {
                 break;
@@ -98,7 +99,8 @@ impl Model {
         let positions: Vec<u32> = rows.iter().map(|row| (row.prompt.len() + row.own.len()) as u32).collect();
         let mut x = Floats::zeros(rows.len() * self.config().hidden_size);
         self.embed(&tokens, &mut x);
-        let (mut kept, mut scratch) = (Activations::new(self, rows.len()), Scratch::new(self, rows.len()));
+        let (mut kept, mut scratch) =
+            (Activations::new(self.config(), rows.len()), Scratch::new(self.config(), rows.len()));
         for layer in 0..self.config().num_hidden_layers {
             let mut attend_caches = |layer: usize, qkv: &[f32], out: &mut [f32], log_sum: &mut [f32]| {
                 for (row, qkv) in rows.iter_mut().zip(qkv.chunks_exact(heads.row())) {
@@ -122,7 +124,8 @@ impl Model {
     pub(super) fn embed(&self, tokens: &[u32], x: &mut [f32]) {
         let d = self.config().hidden_size;
         for (x, &token) in x.chunks_exact_mut(d).zip(tokens) {
-            x.copy_from_slice(&self.embedding()[token as usize * d..][..d]);
+            let row = &self.embedding()[token as usize * d..][..d];
+            x.iter_mut().zip(row).for_each(|(x, w)| *x = w.widen());
         }
     }
 

@@ -25,10 +25,11 @@ use std::path::Path;
 use std::sync::OnceLock;
 
 use crate::error::Result;
-use crate::floats::Floats;
+use crate::floats::{Floats, Number};
 use crate::stop::Stop;
 use crate::tensorfile::{self, Storage, Tensor};
 use matmul::Weight;
+use weights::Weights;
 
 pub use cache::KvCache;
 pub use config::Config;
@@ -37,60 +38,59 @@ pub use infer::DecodeRow;
 pub use train::{Gradients, Packed, Target, TokenStats};
 pub use weights::has_weights;
 
-/// A transformer with its weights in f32: memory-mapped from a checkpoint, or owned once they are trained.
-pub struct Model {
+/// A transformer whose weights are held as `W`, memory-mapped from a checkpoint that stores them so. Whatever they are held as, it
+/// computes in f32, and as one whose weights are the same numbers in f32: the same bits.
+pub struct Transformer<W> {
     config: Config,
-    tensors: Vec<weights::Tensor>,
+    weights: Weights<W>,
     /// Matrices as [`matmul::turned`] gives them, each made when it is first used.
     turned: Vec<OnceLock<Option<Floats>>>,
     rope: ops::Rope,
     stop: Stop,
 }
 
+/// A transformer in f32, which can be trained.
+pub type Model = Transformer<f32>;
+
 /// One block's weights: matrices `(out, in)`, vectors `(out)`.
-struct Layer<'a> {
+struct Layer<'a, W> {
     input_norm: &'a [f32],
-    q: Weight<'a>,
+    q: Weight<'a, W>,
     q_bias: &'a [f32],
-    k: Weight<'a>,
+    k: Weight<'a, W>,
     k_bias: &'a [f32],
-    v: Weight<'a>,
+    v: Weight<'a, W>,
     v_bias: &'a [f32],
-    o: Weight<'a>,
+    o: Weight<'a, W>,
     post_norm: &'a [f32],
-    gate: Weight<'a>,
-    up: Weight<'a>,
-    down: Weight<'a>,
+    gate: Weight<'a, W>,
+    up: Weight<'a, W>,
+    down: Weight<'a, W>,
 }
 
 /// Weights up to this size stay in a core's own cache, so threads share out sequences instead of each product [bytes].
 const CACHED_WEIGHTS: usize = 2 << 20;
 
-/// Parameters of a block, in the order of [`Config::parameters`].
+/// Parameters of a block, in the order of [`Config::parameters`], and how many of them are matrices.
 const LAYER_PARAMETERS: usize = 12;
+const LAYER_MATRICES: usize = 7;
+const LAYER_VECTORS: usize = LAYER_PARAMETERS - LAYER_MATRICES;
 
-impl Model {
-    /// Maps the weights of a Hugging Face model directory into memory.
+impl<W: Number> Transformer<W> {
+    /// Maps the weights of a Hugging Face model directory into memory, or converts them where they are stored as other numbers.
     ///
     /// # Errors
     /// [`crate::Error::Io`] when a file cannot be read, [`crate::Error::Model`] when config and weights do not fit together.
     pub fn load(dir: &Path) -> Result<Self> {
         let config = Config::load(dir)?;
-        let tensors = weights::load(dir, &config)?;
-        Ok(Self::new(config, tensors))
+        let weights = weights::load(dir, &config)?;
+        Ok(Self::new(config, weights))
     }
 
-    /// Random weights as transformers initialises them: normal with `initializer_range`, biases 0, norms 1.
-    #[must_use]
-    pub fn random(config: Config, seed: u64) -> Self {
-        let tensors = weights::random(&config, seed);
-        Self::new(config, tensors)
-    }
-
-    fn new(config: Config, tensors: Vec<weights::Tensor>) -> Self {
+    fn new(config: Config, weights: Weights<W>) -> Self {
         let rope = ops::Rope::new(config.rope_theta, config.head_dim(), config.max_position_embeddings);
-        let turned = tensors.iter().map(|_| OnceLock::new()).collect();
-        Self { config, tensors, turned, rope, stop: Stop::default() }
+        let turned = weights.matrices.iter().map(|_| OnceLock::new()).collect();
+        Self { config, weights, turned, rope, stop: Stop::default() }
     }
 
     /// Lets work on it end early when that is wished; what it then gives is worth nothing, so callers look at `stop` too.
@@ -104,36 +104,22 @@ impl Model {
         &self.stop
     }
 
-    /// Writes `model.safetensors` as transformers reads it, tied weights once.
-    ///
-    /// # Errors
-    /// [`crate::Error::Io`].
-    pub fn save(&self, path: &Path, storage: Storage) -> Result<()> {
-        let named = self.config.parameters().into_iter().zip(&self.tensors);
-        let tensors: Vec<_> = named.map(|((name, shape), values)| Tensor { name, shape, values }).collect();
-        tensorfile::write(path, ("format", "pt"), storage, &tensors)
-    }
-
     /// The shape.
     #[must_use]
     pub fn config(&self) -> &Config {
         &self.config
     }
 
-    /// The parameters, in the order of [`Config::parameters`].
+    /// What all weights take [bytes].
     #[must_use]
-    pub fn parameters(&self) -> Vec<&[f32]> {
-        self.tensors.iter().map(|tensor| &**tensor).collect()
-    }
-
-    /// The parameters to change; copied out of the memory map the first time.
-    pub fn parameters_mut(&mut self) -> Vec<&mut [f32]> {
-        self.turned.fill_with(OnceLock::new);
-        self.tensors.iter_mut().map(weights::Tensor::to_mut).collect()
+    pub fn weight_bytes(&self) -> usize {
+        let Weights { matrices, vectors } = &self.weights;
+        let matrices: usize = matrices.iter().map(|matrix| size_of_val(&**matrix)).sum();
+        matrices + vectors.iter().map(|vector| size_of_val(&**vector)).sum::<usize>()
     }
 
     fn fits_a_cores_cache(&self) -> bool {
-        self.tensors.iter().map(|tensor| size_of_val(&**tensor)).sum::<usize>() <= CACHED_WEIGHTS
+        self.weight_bytes() <= CACHED_WEIGHTS
     }
 
     /// Cosines, then sines of the rotary angles of the first `positions` positions, `(positions, E / 2)` each.
@@ -147,50 +133,90 @@ impl Model {
     }
 
     /// `(V, D)`.
-    fn embedding(&self) -> &[f32] {
-        &self.tensors[0]
+    fn embedding(&self) -> &[W] {
+        &self.weights.matrices[0]
     }
 
     fn final_norm(&self) -> &[f32] {
-        &self.tensors[self.final_norm_index()]
+        &self.weights.vectors[LAYER_VECTORS * self.config.num_hidden_layers]
+    }
+
+    /// `(V, D)`.
+    fn head(&self) -> Weight<'_, W> {
+        let own = 1 + LAYER_MATRICES * self.config.num_hidden_layers;
+        self.matrix(if self.config.tie_word_embeddings { 0 } else { own }, self.config.hidden_size)
+    }
+
+    fn matrix(&self, index: usize, depth: usize) -> Weight<'_, W> {
+        let plain = &*self.weights.matrices[index];
+        Weight { plain, turned: self.turned[index].get_or_init(|| matmul::turned(plain, depth)).as_deref() }
+    }
+
+    fn layer(&self, layer: usize) -> Layer<'_, W> {
+        let (d, f) = (self.config.hidden_size, self.config.intermediate_size);
+        let vector = |i: usize| &*self.weights.vectors[LAYER_VECTORS * layer + i];
+        let matrix = |i: usize, depth| self.matrix(1 + LAYER_MATRICES * layer + i, depth);
+        Layer {
+            input_norm: vector(0),
+            q: matrix(0, d),
+            q_bias: vector(1),
+            k: matrix(1, d),
+            k_bias: vector(2),
+            v: matrix(2, d),
+            v_bias: vector(3),
+            o: matrix(3, d),
+            post_norm: vector(4),
+            gate: matrix(4, d),
+            up: matrix(5, d),
+            down: matrix(6, f),
+        }
+    }
+}
+
+impl Model {
+    /// Random weights as transformers initialises them: normal with `initializer_range`, biases 0, norms 1.
+    #[must_use]
+    pub fn random(config: Config, seed: u64) -> Self {
+        let weights = weights::random(&config, seed);
+        Self::new(config, weights)
+    }
+
+    /// Writes `model.safetensors` as transformers reads it, tied weights once.
+    ///
+    /// # Errors
+    /// [`crate::Error::Io`].
+    pub fn save(&self, path: &Path, storage: Storage) -> Result<()> {
+        let named = self.config.parameters().into_iter().zip(self.parameters());
+        let tensors: Vec<_> = named.map(|((name, shape), values)| Tensor { name, shape, values }).collect();
+        tensorfile::write(path, ("format", "pt"), storage, &tensors)
+    }
+
+    /// The parameters, in the order of [`Config::parameters`].
+    #[must_use]
+    pub fn parameters(&self) -> Vec<&[f32]> {
+        let Weights { matrices, vectors } = &self.weights;
+        in_order(&self.config, matrices.iter().map(|tensor| &**tensor), vectors.iter().map(|tensor| &**tensor))
+    }
+
+    /// The parameters to change; copied out of the memory map the first time.
+    pub fn parameters_mut(&mut self) -> Vec<&mut [f32]> {
+        self.turned.fill_with(OnceLock::new);
+        let Weights { matrices, vectors } = &mut self.weights;
+        let (matrices, vectors) = (matrices.iter_mut(), vectors.iter_mut());
+        in_order(&self.config, matrices.map(weights::Tensor::to_mut), vectors.map(weights::Tensor::to_mut))
     }
 
     fn final_norm_index(&self) -> usize {
         1 + LAYER_PARAMETERS * self.config.num_hidden_layers
     }
 
-    /// `(V, D)`.
-    fn head(&self) -> Weight<'_> {
-        self.matrix(self.head_index(), self.config.hidden_size)
-    }
-
-    fn matrix(&self, index: usize, depth: usize) -> Weight<'_> {
-        let plain = &*self.tensors[index];
-        Weight { plain, turned: self.turned[index].get_or_init(|| matmul::turned(plain, depth)).as_deref() }
-    }
-
     fn head_index(&self) -> usize {
         if self.config.tie_word_embeddings { 0 } else { self.final_norm_index() + 1 }
     }
+}
 
-    fn layer(&self, layer: usize) -> Layer<'_> {
-        let first = 1 + LAYER_PARAMETERS * layer;
-        let (d, f) = (self.config.hidden_size, self.config.intermediate_size);
-        let tensor = |i: usize| &*self.tensors[first + i];
-        let matrix = |i: usize, depth| self.matrix(first + i, depth);
-        Layer {
-            input_norm: tensor(0),
-            q: matrix(1, d),
-            q_bias: tensor(2),
-            k: matrix(3, d),
-            k_bias: tensor(4),
-            v: matrix(5, d),
-            v_bias: tensor(6),
-            o: matrix(7, d),
-            post_norm: tensor(8),
-            gate: matrix(9, d),
-            up: matrix(10, d),
-            down: matrix(11, f),
-        }
-    }
+/// Matrices and vectors in the order of [`Config::parameters`].
+fn in_order<T>(config: &Config, mut matrices: impl Iterator<Item = T>, mut vectors: impl Iterator<Item = T>) -> Vec<T> {
+    let next = |(_, shape): (_, Vec<usize>)| if shape.len() == 2 { matrices.next() } else { vectors.next() };
+    config.parameters().into_iter().filter_map(next).collect()
 }

@@ -5,7 +5,17 @@
 
 #![allow(unsafe_code)] // intrinsics behind one dispatch; the bounds are checked by the kernels' callers in `matmul`
 
+#[cfg(test)]
+mod tests;
+#[cfg(target_arch = "x86_64")]
+mod x86;
+
 use std::sync::LazyLock;
+
+use half::bf16;
+use safetensors::Dtype;
+
+use crate::floats::Number;
 
 /// Lanes of a [`Simd::V`].
 pub const LANES: usize = 16;
@@ -24,12 +34,17 @@ pub trait Simd: Copy {
     /// # Safety
     /// `from` points at [`LANES`] numbers.
     unsafe fn load(from: *const f32) -> Self::V;
+    /// Widens them, which is exact.
+    ///
+    /// # Safety
+    /// As [`Simd::load`].
+    unsafe fn load_bf16(from: *const bf16) -> Self::V;
     /// # Safety
     /// `to` points at room for [`LANES`] numbers.
     unsafe fn store(v: Self::V, to: *mut f32);
     /// Has a cache line brought to the second-level cache, if it exists.
     #[inline(always)]
-    fn prefetch(_line: *const f32) {}
+    fn prefetch<T>(_line: *const T) {}
     /// `a * b + c` in each lane.
     ///
     /// # Safety
@@ -70,6 +85,21 @@ pub trait Kernel {
 #[inline(always)]
 pub fn mul_add<S: Simd>(a: f32, b: f32, c: f32) -> f32 {
     if S::FUSED { a.mul_add(b, c) } else { a * b + c }
+}
+
+/// [`LANES`] numbers, widened where they are not f32 already.
+///
+/// # Safety
+/// As [`Simd::load`].
+#[inline(always)]
+pub unsafe fn load<S: Simd, T: Number>(from: *const T) -> S::V {
+    const { assert!(matches!(T::DTYPE, Dtype::F32 | Dtype::BF16), "the numbers that there are loads for") };
+    unsafe {
+        match T::DTYPE {
+            Dtype::BF16 => S::load_bf16(from.cast()),
+            _ => S::load(from.cast()),
+        }
+    }
 }
 
 /// The sum of all lanes, by halves.
@@ -118,7 +148,7 @@ pub fn exp<S: Simd>(x: f32) -> f32 {
 pub unsafe fn run<K: Kernel>(kernel: K) -> K::Out {
     #[cfg(target_arch = "x86_64")]
     {
-        match *LEVEL {
+        match level() {
             Level::Avx512 => return unsafe { x86::run_avx512(kernel) },
             Level::Avx2 => return unsafe { x86::run_avx2(kernel) },
             Level::Plain => {}
@@ -127,7 +157,15 @@ pub unsafe fn run<K: Kernel>(kernel: K) -> K::Out {
     unsafe { kernel.run::<Plain>() }
 }
 
-#[derive(Clone, Copy)]
+fn level() -> Level {
+    #[cfg(test)]
+    if let Some(level) = tests::FORCED.get() {
+        return level;
+    }
+    *LEVEL
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
 enum Level {
     #[cfg(target_arch = "x86_64")]
     Avx512,
@@ -167,164 +205,15 @@ impl Simd for Plain {
         unsafe { from.cast::<Self::V>().read_unaligned() }
     }
     #[inline(always)]
+    unsafe fn load_bf16(from: *const bf16) -> Self::V {
+        unsafe { from.cast::<[bf16; LANES]>().read_unaligned() }.map(Number::widen)
+    }
+    #[inline(always)]
     unsafe fn store(v: Self::V, to: *mut f32) {
         unsafe { to.cast::<Self::V>().write_unaligned(v) }
     }
     #[inline(always)]
     unsafe fn mul_add(a: Self::V, b: Self::V, c: Self::V) -> Self::V {
         std::array::from_fn(|i| mul_add::<Self>(a[i], b[i], c[i]))
-    }
-}
-
-#[cfg(target_arch = "x86_64")]
-mod x86 {
-    use super::{Kernel, Simd};
-    use std::arch::x86_64::*;
-
-    #[target_feature(enable = "avx512f,avx2,fma")]
-    pub unsafe fn run_avx512<K: Kernel>(kernel: K) -> K::Out {
-        unsafe { kernel.run::<Avx512>() }
-    }
-
-    #[target_feature(enable = "avx2,fma")]
-    pub unsafe fn run_avx2<K: Kernel>(kernel: K) -> K::Out {
-        unsafe { kernel.run::<Avx2>() }
-    }
-
-    #[derive(Clone, Copy)]
-    pub struct Avx512;
-
-    impl Simd for Avx512 {
-        type V = __m512;
-        const FUSED: bool = true;
-
-        #[inline(always)]
-        unsafe fn splat(x: f32) -> __m512 {
-            unsafe { _mm512_set1_ps(x) }
-        }
-        #[inline(always)]
-        unsafe fn load(from: *const f32) -> __m512 {
-            unsafe { _mm512_loadu_ps(from) }
-        }
-        #[inline(always)]
-        unsafe fn store(v: __m512, to: *mut f32) {
-            unsafe { _mm512_storeu_ps(to, v) }
-        }
-        #[inline(always)]
-        fn prefetch(line: *const f32) {
-            // SAFETY: a hint; it never faults.
-            unsafe { _mm_prefetch::<_MM_HINT_T1>(line.cast()) }
-        }
-        #[inline(always)]
-        unsafe fn mul_add(a: __m512, b: __m512, c: __m512) -> __m512 {
-            unsafe { _mm512_fmadd_ps(a, b, c) }
-        }
-
-        /// All sixteen at once: each step halves the vectors and adds the halves of two (then four) of them in one instruction,
-        /// 45 instructions instead of sixteen times eight.
-        #[inline(always)]
-        unsafe fn sum_block(v: &[[__m512; 4]; 4]) -> [[f32; 4]; 4] {
-            unsafe {
-                let eights =
-                    |a, b| _mm512_add_ps(_mm512_shuffle_f32x4::<0x44>(a, b), _mm512_shuffle_f32x4::<0xee>(a, b));
-                let fours =
-                    |a, b| _mm512_add_ps(_mm512_shuffle_f32x4::<0x88>(a, b), _mm512_shuffle_f32x4::<0xdd>(a, b));
-                let twos = |a, b| _mm512_add_ps(_mm512_shuffle_ps::<0x44>(a, b), _mm512_shuffle_ps::<0xee>(a, b));
-                let ones = |a, b| _mm512_add_ps(_mm512_shuffle_ps::<0x88>(a, b), _mm512_shuffle_ps::<0xdd>(a, b));
-                // Four parts of each row's column c side by side, in 128-bit lanes by row.
-                let column = |c: usize| fours(eights(v[0][c], v[1][c]), eights(v[2][c], v[3][c]));
-                let sums = ones(twos(column(0), column(1)), twos(column(2), column(3)));
-                std::mem::transmute::<__m512, [[f32; 4]; 4]>(sums)
-            }
-        }
-
-        /// Four rows at a time inside the 128-bit lanes, then the lanes of four such results: 64 shuffles for 256 numbers.
-        #[inline(always)]
-        unsafe fn transpose(from: *const f32, stride: usize, to: *mut f32, to_stride: usize) {
-            unsafe {
-                // fours[i][j], lane l: column 4 l + j of rows 4 i to 4 i + 3.
-                let fours: [[__m512; 4]; 4] = std::array::from_fn(|i| {
-                    let row = |r: usize| _mm512_loadu_ps(from.add((4 * i + r) * stride));
-                    let (low, high) = (_mm512_unpacklo_ps(row(0), row(1)), _mm512_unpackhi_ps(row(0), row(1)));
-                    let (low2, high2) = (_mm512_unpacklo_ps(row(2), row(3)), _mm512_unpackhi_ps(row(2), row(3)));
-                    [
-                        _mm512_shuffle_ps::<0x44>(low, low2),
-                        _mm512_shuffle_ps::<0xee>(low, low2),
-                        _mm512_shuffle_ps::<0x44>(high, high2),
-                        _mm512_shuffle_ps::<0xee>(high, high2),
-                    ]
-                });
-                (0..4).for_each(|j| {
-                    let even = |i: usize| _mm512_shuffle_f32x4::<0x88>(fours[i][j], fours[i + 1][j]);
-                    let odd = |i: usize| _mm512_shuffle_f32x4::<0xdd>(fours[i][j], fours[i + 1][j]);
-                    let put = |column: usize, v| _mm512_storeu_ps(to.add(column * to_stride), v);
-                    put(j, _mm512_shuffle_f32x4::<0x88>(even(0), even(2)));
-                    put(4 + j, _mm512_shuffle_f32x4::<0x88>(odd(0), odd(2)));
-                    put(8 + j, _mm512_shuffle_f32x4::<0xdd>(even(0), even(2)));
-                    put(12 + j, _mm512_shuffle_f32x4::<0xdd>(odd(0), odd(2)));
-                });
-            }
-        }
-    }
-
-    #[derive(Clone, Copy)]
-    pub struct Avx2;
-
-    impl Simd for Avx2 {
-        type V = [__m256; 2];
-        const FUSED: bool = true;
-
-        #[inline(always)]
-        unsafe fn splat(x: f32) -> Self::V {
-            unsafe { [_mm256_set1_ps(x); 2] }
-        }
-        #[inline(always)]
-        unsafe fn load(from: *const f32) -> Self::V {
-            unsafe { [_mm256_loadu_ps(from), _mm256_loadu_ps(from.add(8))] }
-        }
-        #[inline(always)]
-        unsafe fn store(v: Self::V, to: *mut f32) {
-            unsafe {
-                _mm256_storeu_ps(to, v[0]);
-                _mm256_storeu_ps(to.add(8), v[1]);
-            }
-        }
-        #[inline(always)]
-        unsafe fn mul_add(a: Self::V, b: Self::V, c: Self::V) -> Self::V {
-            unsafe { [_mm256_fmadd_ps(a[0], b[0], c[0]), _mm256_fmadd_ps(a[1], b[1], c[1])] }
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    struct ExpOf(f32);
-    impl Kernel for ExpOf {
-        type Out = f32;
-        #[inline(always)]
-        unsafe fn run<S: Simd>(self) -> f32 {
-            exp::<S>(self.0)
-        }
-    }
-
-    #[test]
-    fn exp_is_within_two_units_in_the_last_place() {
-        let mut worst = 0.0f64;
-        for i in -870_000..880_000 {
-            let x = i as f32 * 1e-4;
-            let want = f64::from(x).exp();
-            // SAFETY: the kernel has no pointers.
-            let got = unsafe { run(ExpOf(x)) };
-            worst = worst.max(((f64::from(got) - want) / want).abs());
-        }
-        assert!(worst < 2.0 * f64::from(f32::EPSILON), "{worst}");
-        // SAFETY: as above.
-        unsafe {
-            assert_eq!(run(ExpOf(f32::NEG_INFINITY)), 0.0);
-            assert_eq!(run(ExpOf(0.0)), 1.0);
-            assert!(run(ExpOf(1e30)).is_finite());
-        }
     }
 }

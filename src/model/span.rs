@@ -86,8 +86,8 @@ impl Workspace {
     fn forward(&mut self, model: &Model, span: &Span, positions: &[u32], keep: usize) {
         let (rows, heads) = (span.packed.tokens.len(), Heads::of(model.config()));
         self.kept.resize_with(keep, Activations::default);
-        self.kept.iter_mut().for_each(|kept| kept.reuse(model, rows));
-        self.scratch.reuse(model, rows);
+        self.kept.iter_mut().for_each(|kept| kept.reuse(model.config(), rows));
+        self.scratch.reuse(model.config(), rows);
         self.x.reuse(rows * model.config().hidden_size);
         model.embed(&span.packed.tokens, &mut self.x);
         let mut attend = |_: usize, qkv: &[f32], out: &mut [f32], log_sum: &mut [f32]| {

@@ -2,7 +2,6 @@
 
 #![allow(unsafe_code)] // the memory map
 
-use std::collections::HashMap;
 use std::fs::File;
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
@@ -10,14 +9,23 @@ use std::sync::Arc;
 
 use memmap2::Mmap;
 use rayon::prelude::*;
-use safetensors::{Dtype, SafeTensors};
 
 use super::config::Config;
 use crate::error::{Error, Result};
-use crate::floats::Floats;
+use crate::floats::{Floats, Number, Numbers};
+use crate::tensorfile::TensorFile;
+
+/// The parameters of a model in the order of [`Config::parameters`], matrices and vectors by themselves: however the matrices are
+/// held, norms and biases, a thousandth of the numbers, stay in f32.
+pub struct Weights<W> {
+    /// Embedding, the matrices of each block, the head if it is not the embedding.
+    pub matrices: Vec<Tensor<W>>,
+    /// Norms and biases of each block, the final norm.
+    pub vectors: Vec<Tensor<f32>>,
+}
 
 /// One parameter's numbers.
-pub enum Tensor {
+pub enum Tensor<T> {
     /// In a file, shared with every process that maps it.
     Mapped {
         /// The file. Checkpoints appear by rename and are never written again, which is what makes mapping them sound.
@@ -28,30 +36,30 @@ pub enum Tensor {
         len: usize,
     },
     /// In this process' memory.
-    Owned(Floats),
+    Owned(Numbers<T>),
 }
 
-impl Deref for Tensor {
-    type Target = [f32];
-    fn deref(&self) -> &[f32] {
+impl<T: Number> Deref for Tensor<T> {
+    type Target = [T];
+    fn deref(&self) -> &[T] {
         match self {
             // SAFETY: bounds and alignment were checked when it was mapped.
             Self::Mapped { file, from, len } => unsafe {
                 std::slice::from_raw_parts(file[*from..].as_ptr().cast(), *len)
             },
-            Self::Owned(floats) => floats,
+            Self::Owned(numbers) => numbers,
         }
     }
 }
 
-impl Tensor {
+impl<T: Number> Tensor<T> {
     /// The numbers to change; copied out of the file the first time.
-    pub fn to_mut(&mut self) -> &mut [f32] {
+    pub fn to_mut(&mut self) -> &mut [T] {
         if let Self::Mapped { .. } = self {
-            *self = Self::Owned(Floats::from(&**self));
+            *self = Self::Owned(Numbers::from(&**self));
         }
         match self {
-            Self::Owned(floats) => floats,
+            Self::Owned(numbers) => numbers,
             Self::Mapped { .. } => unreachable!("made owned above"),
         }
     }
@@ -63,20 +71,24 @@ pub fn has_weights(dir: &Path) -> bool {
     dir.join("model.safetensors").exists() || dir.join("model.safetensors.index.json").exists()
 }
 
-/// Maps the parameters of a Hugging Face model directory, in the order of [`Config::parameters`].
+/// Maps the parameters of a Hugging Face model directory into memory; matrices that the file stores as other numbers than `W` are
+/// read and converted.
 ///
 /// # Errors
 /// [`Error::Io`] when a file cannot be read, [`Error::Model`] naming the tensor that is missing or has another shape or type.
-pub fn load(dir: &Path, config: &Config) -> Result<Vec<Tensor>> {
-    let mut found: HashMap<String, Tensor> = HashMap::new();
-    let expected: HashMap<_, _> = config.parameters().into_iter().collect();
-    for path in files(dir)? {
-        load_file(&path, &expected, &mut found)?;
+pub fn load<W: Number>(dir: &Path, config: &Config) -> Result<Weights<W>> {
+    let files = files(dir)?.iter().map(|path| MappedFile::open(path)).collect::<Result<Vec<_>>>()?;
+    let mut weights = Weights { matrices: Vec::new(), vectors: Vec::new() };
+    for (name, shape) in config.parameters() {
+        let file = files.iter().rfind(|file| file.tensors.shape(&name).is_ok());
+        let file = file.ok_or_else(|| Error::model(dir, format!("the weights have no tensor {name}")))?;
+        if shape.len() == 2 {
+            weights.matrices.push(file.tensor(&name, &shape)?);
+        } else {
+            weights.vectors.push(file.tensor(&name, &shape)?);
+        }
     }
-    let take = |(name, _): (String, Vec<usize>)| {
-        found.remove(&name).ok_or_else(|| Error::model(dir, format!("the weights have no tensor {name}")))
-    };
-    config.parameters().into_iter().map(take).collect()
+    Ok(weights)
 }
 
 fn files(dir: &Path) -> Result<Vec<PathBuf>> {
@@ -97,55 +109,44 @@ fn files(dir: &Path) -> Result<Vec<PathBuf>> {
     Ok(names.into_iter().map(|name| dir.join(name)).collect())
 }
 
-fn load_file(path: &Path, expected: &HashMap<String, Vec<usize>>, found: &mut HashMap<String, Tensor>) -> Result<()> {
-    let file = File::open(path).map_err(Error::io(path))?;
-    // SAFETY: see `Tensor::Mapped`.
-    let map = Arc::new(unsafe { Mmap::map(&file) }.map_err(Error::io(path))?);
-    let tensors = SafeTensors::deserialize(&map)
-        .map_err(|err| Error::model(path, format!("not a whole safetensors file: {err}")))?;
-    for (name, view) in tensors.iter() {
-        let Some(shape) = expected.get(name) else { continue };
-        if view.shape() != shape {
-            let what = format!("tensor {name} has shape {:?}, config.json says {shape:?}", view.shape());
-            return Err(Error::model(path, what));
+struct MappedFile {
+    path: PathBuf,
+    tensors: TensorFile,
+    map: Arc<Mmap>,
+}
+
+impl MappedFile {
+    fn open(path: &Path) -> Result<Self> {
+        let tensors = TensorFile::open(path)?;
+        let file = File::open(path).map_err(Error::io(path))?;
+        // SAFETY: see `Tensor::Mapped`.
+        let map = Arc::new(unsafe { Mmap::map(&file) }.map_err(Error::io(path))?);
+        Ok(Self { path: path.to_path_buf(), tensors, map })
+    }
+
+    fn tensor<T: Number>(&self, name: &str, shape: &[usize]) -> Result<Tensor<T>> {
+        let found = self.tensors.shape(name)?;
+        if found != shape {
+            let what = format!("tensor {name} has shape {found:?}, config.json says {shape:?}");
+            return Err(Error::model(&self.path, what));
         }
-        let tensor = match view.dtype() {
-            Dtype::F32 => mapped_or_copied(&map, view.data()),
-            Dtype::BF16 => converted(view.data(), |bytes| half::bf16::from_le_bytes(bytes).to_f32()),
-            Dtype::F16 => converted(view.data(), |bytes| half::f16::from_le_bytes(bytes).to_f32()),
-            other => return Err(Error::model(path, format!("tensor {name} is {other:?}; f32, bf16 and f16 are read"))),
-        };
-        found.insert(name.to_owned(), tensor);
+        let ((stored, from), len) = (self.tensors.place(name)?, shape.iter().product());
+        let bytes = self.map.get(from as usize..).and_then(|bytes| bytes.get(..size_of::<T>() * len));
+        let aligned = bytes.is_some_and(|bytes| bytes.as_ptr().addr().is_multiple_of(align_of::<T>()));
+        if stored == T::DTYPE && aligned && cfg!(target_endian = "little") {
+            return Ok(Tensor::Mapped { file: Arc::clone(&self.map), from: from as usize, len });
+        }
+        self.tensors.read(name).map(Tensor::Owned)
     }
-    Ok(())
-}
-
-fn mapped_or_copied(map: &Arc<Mmap>, data: &[u8]) -> Tensor {
-    if data.as_ptr().addr().is_multiple_of(align_of::<f32>()) && cfg!(target_endian = "little") {
-        let from = data.as_ptr().addr() - map.as_ptr().addr();
-        return Tensor::Mapped { file: Arc::clone(map), from, len: data.len() / 4 };
-    }
-    let mut floats = Floats::zeros(data.len() / 4);
-    for (to, bytes) in floats.iter_mut().zip(data.as_chunks::<4>().0) {
-        *to = f32::from_le_bytes(*bytes);
-    }
-    Tensor::Owned(floats)
-}
-
-fn converted(data: &[u8], to_f32: impl Fn([u8; 2]) -> f32 + Sync) -> Tensor {
-    let mut floats = Floats::zeros(data.len() / 2);
-    let halves = data.as_chunks::<2>().0;
-    floats.par_iter_mut().with_min_len(1 << 16).zip(halves).for_each(|(to, bytes)| *to = to_f32(*bytes));
-    Tensor::Owned(floats)
 }
 
 /// Random parameters as transformers starts a Qwen2: matrices normal with `initializer_range`, biases 0, norms 1.
 ///
 /// Each number is a function of (seed, tensor, index) alone.
 #[must_use]
-pub fn random(config: &Config, seed: u64) -> Vec<Tensor> {
-    let parameters = config.parameters().into_iter().enumerate();
-    let tensors = parameters.map(|(tensor, (name, shape))| {
+pub fn random(config: &Config, seed: u64) -> Weights<f32> {
+    let mut weights = Weights { matrices: Vec::new(), vectors: Vec::new() };
+    for (tensor, (name, shape)) in config.parameters().into_iter().enumerate() {
         let mut floats = Floats::zeros(shape.iter().product());
         if shape.len() == 2 {
             let stream = mix(seed ^ mix(tensor as u64 + 1));
@@ -154,9 +155,10 @@ pub fn random(config: &Config, seed: u64) -> Vec<Tensor> {
         } else if name.ends_with("norm.weight") {
             floats.fill(1.0);
         }
-        Tensor::Owned(floats)
-    });
-    tensors.collect()
+        let kind = if shape.len() == 2 { &mut weights.matrices } else { &mut weights.vectors };
+        kind.push(Tensor::Owned(floats));
+    }
+    weights
 }
 
 /// A standard normal number by Box and Muller from two hashes.

@@ -5,12 +5,12 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, sync_channel};
 
 use super::records::Records;
+use super::seat::Seat;
 use super::{Job, Ready, read_ahead};
 use crate::cli::note;
 use crate::engine::{Completion, Request, Sink, Work};
 use crate::error::{Error, Result};
 use crate::jsonl::{Input, Output};
-use crate::model::Model;
 use crate::policy::{Identity, State, identity};
 use crate::progress::Progress;
 use crate::record::Line;
@@ -33,8 +33,7 @@ fn sample(job: Job, run: &Run, groups_per_step: usize, mut input: Input, out: &m
     let dir = run.checkpoint(run.intact_step(&|_| ())?);
     input.skip_consumed(State::load(&dir)?.map_or(0, |state| state.prompts_consumed))?;
     let stop = job.stop.clone();
-    let Ready { mut seat, mut model, mut settings, mut origin, tokenizer, source } =
-        Ready::new(job, &dir, Some(groups_per_step))?;
+    let Ready { mut seat, mut settings, mut origin, tokenizer, source } = Ready::new(job, &dir, Some(groups_per_step))?;
     let requests = read_ahead(source, input);
     let say = |words: &str| note("rollout", words);
     let _trainer = PartnerWatch::start(run, Role::Train, &stop);
@@ -47,13 +46,11 @@ fn sample(job: Job, run: &Run, groups_per_step: usize, mut input: Input, out: &m
     while !batch.is_empty() {
         let records = Records::new(origin.clone(), Arc::clone(&tokenizer), out, &mut progress);
         let mut sink = Watched { records, watch: &mut watch };
-        seat.sample((&model, &stop), &settings, ready_now(batch), &mut sink).map_err(|err| in_a_pipe(err, &stop))?;
+        seat.sample(&settings, ready_now(batch), &mut sink).map_err(|err| in_a_pipe(err, &stop))?;
         batch = next_batch(&requests, groups_per_step)?;
         if !batch.is_empty() {
-            (model, origin.identity) = next_weights(&mut watch, settings.step + 1)?;
-            model.stop_with(&stop);
+            origin.identity = next_weights(&mut watch, settings.step + 1, &mut seat)?;
             settings.step = origin.identity.step;
-            seat.set_weights(&model)?;
         }
     }
     let (seconds, waited) = (progress.seconds(), watch.waited().as_secs_f64());
@@ -61,11 +58,11 @@ fn sample(job: Job, run: &Run, groups_per_step: usize, mut input: Input, out: &m
     Ok(())
 }
 
-/// The weights of a step, once they are there.
-fn next_weights(watch: &mut TrainerWatch<'_>, step: u64) -> Result<(Model, Identity)> {
+/// Goes on with the weights of a step, once they are there.
+fn next_weights(watch: &mut TrainerWatch<'_>, step: u64, seat: &mut Seat) -> Result<Identity> {
     loop {
         let dir = watch.wait_for_weights(step)?;
-        let opened = Model::load(&dir).and_then(|model| Ok((model, identity(&dir)?)));
+        let opened = seat.set_weights(&dir).and_then(|()| identity(&dir));
         // A trainer that goes takes them along: the wait has the word for that.
         if opened.is_ok() || dir.exists() {
             return opened;

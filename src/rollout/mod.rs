@@ -14,7 +14,7 @@ use crate::cli::note;
 use crate::engine::{Request, Settings};
 use crate::error::{Error, Result};
 use crate::jsonl::{Input, Output};
-use crate::model::Model;
+use crate::model::Config;
 use crate::policy;
 use crate::progress::Progress;
 use crate::record::Line;
@@ -48,12 +48,12 @@ pub struct Job {
 /// # Errors
 /// What is wrong with an option, the model, a line, or the numbers; lines before a bad one are sampled and written first.
 pub fn run(job: Job, dir: &Path, input: Input, out: &mut Output) -> Result<()> {
-    let Ready { mut seat, model, settings, origin, tokenizer, source } = Ready::new(job, dir, None)?;
+    let Ready { mut seat, settings, origin, tokenizer, source } = Ready::new(job, dir, None)?;
     let skipped = source.skipped();
     let mut progress = Progress::new("rollout");
     let requests = read_ahead(source, input);
     let mut records = Records::new(origin, tokenizer, out, &mut progress);
-    let work = seat.sample((&model, model.stop()), &settings, requests, &mut records)?;
+    let work = seat.sample(&settings, requests, &mut records)?;
     records.finish(work, skipped.load(Ordering::Relaxed));
     Ok(())
 }
@@ -61,7 +61,6 @@ pub fn run(job: Job, dir: &Path, input: Input, out: &mut Output) -> Result<()> {
 /// A job and the model it is for, found to fit together.
 struct Ready {
     seat: Seat,
-    model: Model,
     settings: Settings,
     origin: Origin,
     tokenizer: Arc<Tokenizer>,
@@ -74,25 +73,22 @@ impl Ready {
         let mut settings = job.settings.clone();
         settings.sampling.check()?;
         let identity = policy::identity(dir)?;
-        let mut model = Model::load(dir)?;
-        model.stop_with(&job.stop);
+        let config = Config::load(dir)?;
         settings.stop_ids = stop_ids(dir)?;
         settings.step = identity.step;
-        let positions = model.config().max_position_embeddings;
+        let positions = config.max_position_embeddings;
         if settings.max_completion_tokens >= positions {
             return Err(Error::Usage(format!(
                 "max-completion-tokens leaves no room for a prompt in {positions} positions"
             )));
         }
-        let limits = prompts::Limits {
-            positions: positions - settings.max_completion_tokens,
-            vocabulary: model.config().vocab_size,
-        };
+        let limits =
+            prompts::Limits { positions: positions - settings.max_completion_tokens, vocabulary: config.vocab_size };
         let tokenizer = Arc::new(Tokenizer::load(dir)?);
-        let seat = Seat::take(&job, &model, &settings, |plan| note("rollout", plan))?;
+        let seat = Seat::take(&job, dir, &settings, |plan| note("rollout", plan))?;
         let source = Source::new(job.prompts, limits, Arc::clone(&tokenizer), unique_among);
         let origin = Origin { identity, seed: settings.seed, temperature: settings.sampling.temperature };
-        Ok(Self { seat, model, settings, origin, tokenizer, source })
+        Ok(Self { seat, settings, origin, tokenizer, source })
     }
 }
 

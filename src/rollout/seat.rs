@@ -1,14 +1,18 @@
 //! Where a job samples: on the CPU, or on a GPU that keeps its memory from one step of a run to the next.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::Receiver;
 
+use half::bf16;
+
 use super::Job;
 use crate::device::Dtype;
-use crate::engine::{CpuDecoder, Engine, GpuDecoder, OnGpu, Request, Settings, Sink, Work};
+use crate::engine::{CpuDecoder, Decoder, Engine, GpuDecoder, OnGpu, Request, Settings, Sink, Work};
 use crate::error::{Error, Result};
+use crate::floats::Number;
 use crate::gpu::driver::Driver;
-use crate::model::Model;
+use crate::model::{Model, Transformer};
 use crate::record::Line;
 use crate::stop::Stop;
 
@@ -17,7 +21,7 @@ use crate::stop::Stop;
 pub struct Place {
     /// None is the CPU.
     pub gpu: Option<Arc<dyn Driver>>,
-    /// Of weights and caches.
+    /// Of weights, and on a GPU of caches.
     pub dtype: Dtype,
     /// See [`OnGpu::batch_invariant`].
     pub batch_invariant: bool,
@@ -25,30 +29,86 @@ pub struct Place {
     pub gpu_memory_fraction: f64,
 }
 
-/// A place, taken.
-pub enum Seat {
-    /// On the CPU a decoder costs nothing to make, and borrows its model.
-    Cpu,
-    /// The decoder, and whether its weights are the first ones.
+/// A place, taken, with the weights.
+pub struct Seat {
+    at: At,
+    stop: Stop,
+}
+
+enum At {
+    /// A decoder costs nothing to make, and borrows its model.
+    Cpu(Model),
+    /// The same with weights of half the size.
+    CpuBf16(Transformer<bf16>),
+    /// The decoder has a copy of the weights.
     Gpu(Box<GpuDecoder>),
 }
 
 impl Seat {
-    /// Makes room on the job's device for a model; `say` hears the plan of a GPU's memory.
+    /// Brings the model in `dir` to the job's device; `say` hears in what it computes there, and the plan of a GPU's memory.
     ///
     /// # Errors
-    /// [`Error::Usage`] for a type that the device does not compute in, [`Error::Device`] when there is no room.
-    pub fn take(job: &Job, model: &Model, settings: &Settings, say: impl FnOnce(&str)) -> Result<Self> {
+    /// [`Error::Usage`] for a type that the device does not compute in, [`Error::Device`] when there is no room, else as
+    /// [`Transformer::load`].
+    pub fn take(job: &Job, dir: &Path, settings: &Settings, say: impl FnOnce(&str)) -> Result<Self> {
         let place = &job.place;
         if !(place.gpu_memory_fraction > 0.0 && place.gpu_memory_fraction <= 1.0) {
             return Err(Error::Usage("gpu-memory-fraction is not above 0 and at most 1".into()));
         }
-        let Some(gpu) = &place.gpu else {
-            return match place.dtype {
-                Dtype::Auto | Dtype::F32 => Ok(Self::Cpu),
-                Dtype::Bf16 | Dtype::F16 => Err(Error::Usage("--dtype: the CPU computes in f32".into())),
-            };
+        let at = match &place.gpu {
+            None => At::the_cpu(place.dtype, (dir, &job.stop), say)?,
+            Some(gpu) => At::the_gpu(gpu, job, (dir, settings), say)?,
         };
+        Ok(Self { at, stop: job.stop.clone() })
+    }
+
+    /// Samples a group for each request, until it is to stop.
+    ///
+    /// # Errors
+    /// See [`Engine::run`].
+    pub fn sample(
+        &mut self,
+        settings: &Settings,
+        requests: Receiver<Result<Request<Line>>>,
+        sink: &mut dyn Sink<Line>,
+    ) -> Result<Work> {
+        let run =
+            |decoder: &mut dyn Decoder| Engine::new(decoder, settings.clone()).until(&self.stop).run(requests, sink);
+        match &mut self.at {
+            At::Cpu(model) => run(&mut CpuDecoder::new(model, settings)),
+            At::CpuBf16(model) => run(&mut CpuDecoder::new(model, settings)),
+            At::Gpu(decoder) => run(&mut **decoder),
+        }
+    }
+
+    /// Goes on with the weights in `dir`, of the same shape.
+    ///
+    /// # Errors
+    /// As [`Transformer::load`], and [`Error::Device`].
+    pub fn set_weights(&mut self, dir: &Path) -> Result<()> {
+        match &mut self.at {
+            At::Cpu(model) => *model = load(dir, &self.stop)?,
+            At::CpuBf16(model) => *model = load(dir, &self.stop)?,
+            At::Gpu(decoder) => decoder.set_weights(&Model::load(dir)?)?,
+        }
+        Ok(())
+    }
+}
+
+fn load<W: Number>(dir: &Path, stop: &Stop) -> Result<Transformer<W>> {
+    let mut model = Transformer::load(dir)?;
+    model.stop_with(stop);
+    Ok(model)
+}
+
+impl At {
+    fn the_gpu(
+        gpu: &Arc<dyn Driver>,
+        job: &Job,
+        (dir, settings): (&Path, &Settings),
+        say: impl FnOnce(&str),
+    ) -> Result<Self> {
+        let (place, model) = (&job.place, Model::load(dir)?);
         let on = OnGpu {
             dtype: place.dtype.on(&**gpu)?,
             max_prompt_tokens: job.prompts.max_tokens,
@@ -58,37 +118,20 @@ impl Seat {
         let room = (gpu.memory()?.0 as f64 * place.gpu_memory_fraction) as usize;
         say(&format!("{}, {plan}", on.dtype.suffix()));
         plan.check(room)?;
-        Ok(Self::Gpu(Box::new(GpuDecoder::new(gpu, model, settings, on)?)))
+        Ok(Self::Gpu(Box::new(GpuDecoder::new(gpu, &model, settings, on)?)))
     }
 
-    /// Samples a group for each request, until it is to stop.
-    ///
-    /// # Errors
-    /// See [`Engine::run`].
-    pub fn sample(
-        &mut self,
-        (model, stop): (&Model, &Stop),
-        settings: &Settings,
-        requests: Receiver<Result<Request<Line>>>,
-        sink: &mut dyn Sink<Line>,
-    ) -> Result<Work> {
-        match self {
-            Self::Cpu => {
-                let mut decoder = CpuDecoder::new(model, settings);
-                Engine::new(&mut decoder, settings.clone()).until(stop).run(requests, sink)
+    fn the_cpu(dtype: Dtype, (dir, stop): (&Path, &Stop), say: impl FnOnce(&str)) -> Result<Self> {
+        match dtype {
+            Dtype::Auto => {
+                say(
+                    "weights in f32, so that the trainer finds the same log-probabilities; --dtype bf16 takes half the memory",
+                );
+                load(dir, stop).map(Self::Cpu)
             }
-            Self::Gpu(decoder) => Engine::new(&mut **decoder, settings.clone()).until(stop).run(requests, sink),
-        }
-    }
-
-    /// Goes on with other weights of the same shape.
-    ///
-    /// # Errors
-    /// [`Error::Device`].
-    pub fn set_weights(&mut self, model: &Model) -> Result<()> {
-        match self {
-            Self::Cpu => Ok(()),
-            Self::Gpu(decoder) => decoder.set_weights(model),
+            Dtype::F32 => load(dir, stop).map(Self::Cpu),
+            Dtype::Bf16 => load(dir, stop).map(Self::CpuBf16),
+            Dtype::F16 => Err(Error::Usage("--dtype f16: the CPU holds weights in f32 or bf16".into())),
         }
     }
 }

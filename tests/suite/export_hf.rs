@@ -111,7 +111,7 @@ fn weights_are_the_same_in_f32_and_the_nearest_in_fewer_bits() {
         for ((name, shape), values) in parameters.iter().zip(model.parameters()) {
             assert_eq!(file.shape(name).unwrap(), shape);
             let want: Vec<u32> = values.iter().map(|x| round(*x).to_bits()).collect();
-            let got: Vec<u32> = file.read_f32(name).unwrap().iter().map(|x| x.to_bits()).collect();
+            let got: Vec<u32> = file.read::<f32>(name).unwrap().iter().map(|x| x.to_bits()).collect();
             assert!(got == want, "{option} {name}");
         }
         let size = if option == "f32" { 4 } else { 2 };

@@ -111,7 +111,8 @@ fn first_moments(trainer: &mut Trainer) -> ByName {
     let out = dir.path().join("next");
     trainer.publish(&out, false, Vec::new()).unwrap();
     let file = TensorFile::open(&out.join(policy::OPTIMIZER)).unwrap();
-    let read = |name: String| Some((name.strip_prefix("exp_avg.")?.to_owned(), file.read_f32(&name).unwrap().to_vec()));
+    let read =
+        |name: String| Some((name.strip_prefix("exp_avg.")?.to_owned(), file.read::<f32>(&name).unwrap().to_vec()));
     file.names().into_iter().filter_map(read).collect()
 }
 

@@ -24,17 +24,20 @@ fn tiny() -> String {
 }
 
 /// Four groups of three, each completion with a reward of its own.
-static SCORED: LazyLock<Vec<Value>> = LazyLock::new(|| {
+static SCORED: LazyLock<Vec<Value>> = LazyLock::new(|| sampled(&[]));
+
+fn sampled(options: &[&str]) -> Vec<Value> {
     let prompt = |i: usize| json!({"prompt_id": format!("a/{i}"), "prompt": [{"role": "user", "content": format!("{i} + 2?")}], "answer": "4"});
     let model = tiny();
     let args = ["--model", &model, "--max-completion-tokens", "8", "-n", "3", "--seed", "5"];
+    let args = [&args, options].concat();
     let rollouts = run(env!("CARGO_BIN_EXE_rollout"), &args, &lines(&(0..4).map(prompt).collect::<Vec<_>>()));
     let scored = run(env!("CARGO_BIN_EXE_score"), &[], &rollouts.stdout);
     assert_eq!((rollouts.code, scored.code), (Some(0), Some(0)), "{}{}", rollouts.stderr, scored.stderr);
     let mut records = scored.records();
     records.iter_mut().enumerate().for_each(|(i, record)| record["reward"] = ((i * 5 % 7) as f64 / 2.0).into());
     records
-});
+}
 
 /// A folder, and calls that work in it.
 struct Folder(TempDir);
@@ -316,6 +319,18 @@ fn a_sampler_that_disagrees_with_the_trainer_stops_the_step() {
     assert!(done.stderr.contains("differ by 0.100 nats in the mean"), "{}", done.stderr);
     assert!(folder.is_empty());
     folder.step("allowed", "--logprob-band 0.2", &off);
+}
+
+#[test]
+fn what_was_sampled_in_bf16_is_trained_on_within_the_band() {
+    let (folder, records) = (Folder::new(), sampled(&["--dtype", "bf16"]));
+    let line: Value = serde_json::from_str(&folder.step("next", "", &records).stdout).unwrap();
+    let off = line["sampling/sampling_logp_difference/mean"].as_f64().unwrap();
+    assert!(1e-5 < off && off < 2e-2, "{off}");
+    let done = folder.train(&tiny(), "strict", "--logprob-band 1e-6", &lines(&records));
+    assert_eq!(done.code, Some(4), "{}", done.stderr);
+    assert!(done.stderr.contains("sampler and trainer disagree"), "{}", done.stderr);
+    assert!(!fs::exists(folder.path("strict")).unwrap());
 }
 
 #[test]

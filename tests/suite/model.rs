@@ -2,9 +2,12 @@
 
 use std::collections::BTreeMap;
 
+use grpo_pipes::floats::Number;
 use grpo_pipes::grpo::pack::{self, Sequence};
-use grpo_pipes::model::{Config, DecodeRow, Gradients, KvCache, Model, Packed, Target};
+use grpo_pipes::model::{Config, DecodeRow, Gradients, KvCache, Model, Packed, Target, Transformer};
 use grpo_pipes::tensorfile::Storage;
+use half::bf16;
+use tempfile::TempDir;
 
 use crate::fixtures::{Reference, directory, distance, ids, worst};
 use crate::plain_qwen2::PlainQwen2;
@@ -56,7 +59,7 @@ fn lay(sequences: &[(Vec<u32>, Vec<u32>)]) -> (Packed, Vec<Target>) {
 }
 
 /// Logits after each token: prefill of the first, decode of the rest.
-fn decoded_logits(model: &Model, sequence: &[u32], prefilled: usize) -> Vec<Vec<f32>> {
+fn decoded_logits<W: Number>(model: &Transformer<W>, sequence: &[u32], prefilled: usize) -> Vec<Vec<f32>> {
     let (prompt, logits) = model.prefill(&[&sequence[..prefilled]]).remove(0);
     let mut own = KvCache::new(model.config(), sequence.len());
     let mut all = vec![logits];
@@ -173,22 +176,27 @@ fn every_gradient_equals_finite_differences_of_the_plain_model() {
 #[test]
 fn a_row_has_the_same_bits_alone_in_any_batch_and_in_prefill() {
     for model in [tiny(), odd(), deep()] {
-        let vocab = model.config().vocab_size;
-        let sequences: Vec<Vec<u32>> = (0..23).map(|i| tokens(3 + i * 2, vocab, i)).collect();
-        let prompts: Vec<&[u32]> = sequences.iter().map(|s| &s[..s.len() - 1]).collect();
-        let packed = model.prefill(&prompts).into_iter();
-        let mut caches: Vec<_> = packed.map(|(cache, _)| (cache, KvCache::new(model.config(), 1))).collect();
-        let mut rows: Vec<DecodeRow<'_>> = (sequences.iter().zip(&mut caches))
-            .map(|(s, (prompt, own))| DecodeRow { token: s[s.len() - 1], prompt, own })
-            .collect();
-        let mut together = vec![0.0; rows.len() * vocab];
-        model.decode(&mut rows, &mut together);
-        let whole: Vec<&[u32]> = sequences.iter().map(Vec::as_slice).collect();
-        let packed = model.prefill(&whole);
-        for ((sequence, together), packed) in sequences.iter().zip(together.chunks(vocab)).zip(packed) {
-            assert_eq!(decoded_logits(&model, sequence, 2).pop().unwrap(), together);
-            assert_eq!(packed.1, together);
-        }
+        check_rows(&model);
+        check_rows(&Transformer::<bf16>::load(saved(&model, Storage::Bf16).path()).unwrap());
+    }
+}
+
+fn check_rows<W: Number>(model: &Transformer<W>) {
+    let vocab = model.config().vocab_size;
+    let sequences: Vec<Vec<u32>> = (0..23).map(|i| tokens(3 + i * 2, vocab, i)).collect();
+    let prompts: Vec<&[u32]> = sequences.iter().map(|s| &s[..s.len() - 1]).collect();
+    let packed = model.prefill(&prompts).into_iter();
+    let mut caches: Vec<_> = packed.map(|(cache, _)| (cache, KvCache::new(model.config(), 1))).collect();
+    let mut rows: Vec<DecodeRow<'_>> = (sequences.iter().zip(&mut caches))
+        .map(|(s, (prompt, own))| DecodeRow { token: s[s.len() - 1], prompt, own })
+        .collect();
+    let mut together = vec![0.0; rows.len() * vocab];
+    model.decode(&mut rows, &mut together);
+    let whole: Vec<&[u32]> = sequences.iter().map(Vec::as_slice).collect();
+    let packed = model.prefill(&whole);
+    for ((sequence, together), packed) in sequences.iter().zip(together.chunks(vocab)).zip(packed) {
+        assert_eq!(decoded_logits(model, sequence, 2).pop().unwrap(), together);
+        assert_eq!(packed.1, together);
     }
 }
 
@@ -263,9 +271,36 @@ fn order_and_cut_of_the_batch_leave_the_gradient_unchanged() {
 
 #[test]
 fn saved_weights_are_loaded_bit_for_bit() {
-    let (model, dir) = (odd(), tempfile::tempdir().unwrap());
-    std::fs::write(dir.path().join("config.json"), serde_json::to_string(model.config()).unwrap()).unwrap();
-    model.save(&dir.path().join("model.safetensors"), Storage::F32).unwrap();
-    let loaded = Model::load(dir.path()).unwrap();
+    let model = odd();
+    let loaded = Model::load(saved(&model, Storage::F32).path()).unwrap();
     assert_eq!(model.parameters(), loaded.parameters());
+}
+
+fn saved(model: &Model, storage: Storage) -> TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("config.json"), serde_json::to_string(model.config()).unwrap()).unwrap();
+    model.save(&dir.path().join("model.safetensors"), storage).unwrap();
+    dir
+}
+
+/// Whatever the checkpoint stores, and whether it is mapped or converted.
+#[test]
+fn weights_held_in_bf16_give_the_bits_of_the_same_numbers_in_f32() {
+    for model in [tiny(), odd(), deep()] {
+        for storage in [Storage::F32, Storage::Bf16, Storage::F16] {
+            let dir = saved(&model, storage);
+            let mut rounded = Model::load(dir.path()).unwrap();
+            let shapes = rounded.config().parameters();
+            let matrices = shapes.iter().zip(rounded.parameters_mut()).filter(|((_, shape), _)| shape.len() == 2);
+            for (_, values) in matrices {
+                values.iter_mut().for_each(|x| *x = bf16::from_f32(*x).to_f32());
+            }
+            let halves = Transformer::<bf16>::load(dir.path()).unwrap();
+            let vectors: usize = shapes.iter().filter(|(_, shape)| shape.len() == 1).map(|(_, shape)| shape[0]).sum();
+            let numbers: usize = rounded.parameters().iter().map(|values| values.len()).sum();
+            assert_eq!(halves.weight_bytes(), 2 * numbers + 2 * vectors);
+            let sequence = tokens(20, model.config().vocab_size, 3);
+            assert_eq!(decoded_logits(&halves, &sequence, 9), decoded_logits(&rounded, &sequence, 9));
+        }
+    }
 }

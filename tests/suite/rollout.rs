@@ -16,6 +16,9 @@ use crate::process::{Finished, check_help, lines, run, run_into};
 
 const ROLLOUT: &str = env!("CARGO_BIN_EXE_rollout");
 
+/// What is said of the weights on the CPU when nothing was asked for.
+const IN_F32: &str = "rollout: weights in f32, so that the trainer finds the same log-probabilities; --dtype bf16 takes half the memory\n";
+
 const FIELDS: [&str; 12] = [
     "group_id",
     "group_size",
@@ -92,7 +95,7 @@ fn a_rollout_has_the_prompts_fields_and_then_its_own() {
     }
     let model = std::fs::read(directory().join("tiny-qwen2/model.safetensors")).unwrap();
     assert_eq!(rollouts[0]["policy_id"], blake3::hash(&model).to_hex()[..32]);
-    assert!(done.stderr.starts_with("rollout: 6 sequences, "), "{}", done.stderr);
+    assert!(done.stderr.starts_with(&format!("{IN_F32}rollout: 6 sequences, ")), "{}", done.stderr);
 }
 
 #[test]
@@ -102,6 +105,20 @@ fn the_number_in_flight_changes_no_byte() {
     assert_eq!(whole.lines().count(), 36);
     assert_eq!(rollout(&["-n", "4", "--max-sequences", "3"], &input).stdout, whole);
     assert_ne!(rollout(&["-n", "4", "--seed", "1"], &input).stdout, whole);
+}
+
+#[test]
+fn weights_in_bf16_give_other_log_probabilities_and_the_same_in_any_batch() {
+    let input = lines(&(0..9).map(prompt).collect::<Vec<_>>());
+    let halves = rollout(&["-n", "4", "--dtype", "bf16"], &input);
+    assert!(halves.stderr.starts_with("rollout: 36 sequences, "), "{}", halves.stderr);
+    assert_eq!(rollout(&["-n", "4", "--dtype", "bf16", "--max-sequences", "3"], &input).stdout, halves.stdout);
+    let whole = rollout(&["-n", "4"], &input).stdout;
+    assert_ne!(whole, halves.stdout);
+    assert_eq!(rollout(&["-n", "4", "--dtype", "f32"], &input).stdout, whole);
+    let refused = rollout(&["--dtype", "f16"], &input);
+    let message = "rollout: --dtype f16: the CPU holds weights in f32 or bf16\n";
+    assert_eq!((refused.code, refused.stderr.as_str()), (Some(2), message));
 }
 
 #[test]
@@ -115,7 +132,7 @@ fn a_bad_line_ends_it_after_whole_groups() {
     for (input, message) in cases {
         let done = rollout(&["-n", "2"], &input);
         assert_eq!(done.code, Some(3));
-        assert!(done.stderr.starts_with(message), "{}", done.stderr);
+        assert!(done.stderr.starts_with(&format!("{IN_F32}{message}")), "{}", done.stderr);
         assert_eq!(done.records().len(), 4);
     }
 }
@@ -322,11 +339,11 @@ fn the_ends_that_every_filter_shares() {
     let (reader, writer) = std::io::pipe().unwrap();
     drop(reader);
     let done = run_into(ROLLOUT, &arguments, &input, writer.into());
-    assert_eq!((done.code, done.stderr.as_str()), (Some(0), ""), "a closed pipe");
+    assert_eq!((done.code, done.stderr.as_str()), (Some(0), IN_F32), "a closed pipe");
 
     if let Ok(full) = OpenOptions::new().write(true).open("/dev/full") {
         let done = run_into(ROLLOUT, &arguments, &input, full.into());
-        assert_eq!((done.code, done.stderr.lines().count()), (Some(1), 1), "a full disk: {}", done.stderr);
+        assert_eq!((done.code, done.stderr.lines().count()), (Some(1), 2), "a full disk: {}", done.stderr);
     }
 
     let done = run(ROLLOUT, &[&arguments[..], &["no/such/file.jsonl"]].concat(), "");

@@ -1,15 +1,19 @@
 //! Products by dot products along the depth, sixteen lanes at a time: weights are read once, as they stand, however few the rows.
 
+use std::ops::Range;
+
 use rayon::prelude::*;
 
+use super::source::{Keep, Kept, Plain, Source, Wide};
 use super::{PARALLEL_FROM, Shared, Start};
+use crate::floats::Number;
 use crate::model::simd::{self, Kernel, LANES, Simd};
 
 /// y = start + x w^T, with x `(m, k)`, w `(n, k)`, y in rows of `y_stride`.
 #[derive(Clone, Copy)]
-pub struct Product<'a> {
+pub struct Product<'a, W> {
     pub x: *const f32,
-    pub w: *const f32,
+    pub w: *const W,
     pub y: *mut f32,
     pub y_stride: usize,
     pub start: Start<'a>,
@@ -17,7 +21,7 @@ pub struct Product<'a> {
     pub k: usize,
 }
 
-impl Product<'_> {
+impl<W: Number> Product<'_, W> {
     /// # Safety
     /// The pointers are good for the shape, `n` columns of the output, and nothing else uses `y` meanwhile.
     pub unsafe fn run(self, n: usize) {
@@ -34,17 +38,20 @@ impl Product<'_> {
     }
 }
 
+/// Weights from which on they are taken to come from memory, where even one row is worth a second thread.
+const STREAMED_FROM: usize = 1 << 19;
+
 /// Columns of the output one task takes: all, or a part that keeps each thread busy a few times.
 fn columns_a_task(m: usize, n: usize, k: usize) -> usize {
-    if m * n * k < PARALLEL_FROM {
+    if m * n * k < PARALLEL_FROM && n * k < STREAMED_FROM {
         return n;
     }
     let tasks = (m * n * k / PARALLEL_FROM * 2).clamp(2, 4 * rayon::current_num_threads());
     n.div_ceil(tasks).next_multiple_of(COLS)
 }
 
-struct Columns<'a> {
-    task: Product<'a>,
+struct Columns<'a, W> {
+    task: Product<'a, W>,
     from: usize,
     to: usize,
 }
@@ -52,118 +59,173 @@ struct Columns<'a> {
 /// Rows and columns of the register block: 24 accumulators of the 32 vector registers, and 10 loads for 24 multiply-adds. The more
 /// columns, the seldomer x comes from the second-level cache.
 const ROWS: usize = 4;
-const COLS: usize = 6;
+pub const COLS: usize = 6;
 /// Depth of a block: the rows of the weight, 24 KiB, and of x, 16 KiB, stay in the first-level cache.
-const DEPTH: usize = 1024;
+pub const DEPTH: usize = 1024;
 /// Rows of x, 1 MiB of a block's depth, that stay in the second-level cache while the weight streams past.
 const ROW_PANEL: usize = 256;
 
-impl Kernel for Columns<'_> {
+impl<W: Number> Kernel for Columns<'_, W> {
     type Out = ();
 
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
         let t = &self.task;
+        let mut wide = Wide([[[0.0; LANES]; COLS]; DEPTH / LANES]);
         for panel in (0..t.m).step_by(ROW_PANEL) {
             let rows = panel..(panel + ROW_PANEL).min(t.m);
             for from in (0..t.k).step_by(DEPTH) {
                 let depth = DEPTH.min(t.k - from);
                 for col in (self.from..self.to).step_by(COLS) {
-                    let cols = COLS.min(self.to - col);
-                    for row in rows.clone().step_by(ROWS) {
-                        let ahead = share_of_next_columns((row - panel) / ROWS, rows.len().div_ceil(ROWS), t.k);
-                        let block = Block { row, col, cols, from, depth, ahead };
-                        // SAFETY: the block stays inside the asserted shapes.
-                        unsafe {
-                            match rows.end - row {
-                                ROWS.. => dot_block::<S, ROWS>(t, &block),
-                                3 => dot_block::<S, 3>(t, &block),
-                                2 => dot_block::<S, 2>(t, &block),
-                                _ => dot_block::<S, 1>(t, &block),
-                            }
-                        }
-                    }
+                    let block = Block { col, cols: COLS.min(self.to - col), from, depth };
+                    // SAFETY: the block stays inside the asserted shapes.
+                    unsafe { block.rows::<S, W>(t, rows.clone(), &mut wide) }
                 }
             }
         }
     }
 }
 
-/// A part of the output that is made at once, from a part of the depth.
+/// A part of the output's columns, from a part of the depth.
 struct Block {
-    row: usize,
     col: usize,
     cols: usize,
     from: usize,
     depth: usize,
-    /// How far ahead of each column's weights to prefetch; 0 is what is being read.
-    ahead: [usize; COLS],
 }
 
-/// The weights of the next columns come from memory while those of the present ones meet one block of rows after the other; each
-/// of `blocks` fetches its share of them, so that memory is busy all the time.
-fn share_of_next_columns(block: usize, blocks: usize, k: usize) -> [usize; COLS] {
-    std::array::from_fn(|c| if c * blocks / COLS == block { COLS * k } else { 0 })
-}
+/// Columns of the next block whose weights one block of rows fetches, where there are several of them and where there is one. A
+/// fetch takes the place of a load, so none is made twice for nothing.
+const SHARE: usize = 2;
+const ALL: usize = COLS;
 
-/// R x [`COLS`] dot products along the depth, sixteen lanes at a time; the tail is padded with zeros, which changes no sum. Columns beyond
-/// the last are computed from the last again and dropped.
-#[inline(always)]
-unsafe fn dot_block<S: Simd, const R: usize>(t: &Product<'_>, block: &Block) {
-    unsafe {
-        let (k, depth) = (t.k, block.depth);
-        let x: [*const f32; R] = std::array::from_fn(|r| t.x.add((block.row + r) * k + block.from));
-        let w: [*const f32; COLS] =
-            std::array::from_fn(|c| t.w.add((block.col + c.min(block.cols - 1)) * k + block.from));
-        let whole = depth - depth % LANES;
-        let mut acc = dot_lanes::<S, R>(x, w, whole, block.ahead);
-        if whole < depth {
-            let part = |from: *const f32| load_part::<S>(from.add(whole), depth - whole);
-            for (acc, x) in acc.iter_mut().zip(x) {
-                for (acc, w) in acc.iter_mut().zip(w) {
-                    *acc = S::mul_add(part(x), part(w), *acc);
+impl Block {
+    #[inline(always)]
+    unsafe fn rows<S: Simd, W: Number>(&self, t: &Product<'_, W>, rows: Range<usize>, wide: &mut Wide) {
+        let plain =
+            Plain(std::array::from_fn(|c| unsafe { t.w.add((self.col + c.min(self.cols - 1)) * t.k + self.from) }));
+        unsafe {
+            if rows.len() <= ROWS {
+                self.some_rows::<S, W, _, ALL>(t, rows, plain, plain.0.map(|w| w.wrapping_add(COLS * t.k)));
+                return;
+            }
+            let blocks = rows.len().div_ceil(ROWS);
+            for (i, row) in rows.clone().step_by(ROWS).enumerate() {
+                let (some, ahead) = (row..rows.end.min(row + ROWS), share_of_next_columns(plain, (i, blocks), t.k));
+                if i == 0 {
+                    self.sums::<S, W, _, ROWS, SHARE>(t, row, Keep(plain, wide), ahead);
+                } else {
+                    self.some_rows::<S, W, _, SHARE>(t, some, Kept(wide), ahead);
                 }
             }
         }
-        let mut sums = [[0.0; COLS]; R];
-        for first in (0..COLS).step_by(4) {
-            let of = |r: usize, c: usize| if r < R && c < COLS { acc[r][c] } else { S::splat(0.0) };
-            let four = S::sum_block(&std::array::from_fn(|r| std::array::from_fn(|c| of(r, first + c))));
-            for (sums, four) in sums.iter_mut().zip(four) {
-                sums[first..].iter_mut().zip(four).for_each(|(sum, four)| *sum = four);
+    }
+
+    #[inline(always)]
+    unsafe fn some_rows<S: Simd, W: Number, F: Source, const AHEAD: usize>(
+        &self,
+        t: &Product<'_, W>,
+        rows: Range<usize>,
+        w: F,
+        ahead: [*const W; AHEAD],
+    ) {
+        unsafe {
+            match rows.len() {
+                ROWS => self.sums::<S, W, F, ROWS, AHEAD>(t, rows.start, w, ahead),
+                3 => self.sums::<S, W, F, 3, AHEAD>(t, rows.start, w, ahead),
+                2 => self.sums::<S, W, F, 2, AHEAD>(t, rows.start, w, ahead),
+                _ => self.sums::<S, W, F, 1, AHEAD>(t, rows.start, w, ahead),
             }
         }
-        for (r, sums) in sums.into_iter().enumerate() {
-            finish(t, block, block.row + r, sums);
+    }
+
+    /// R x [`COLS`] dot products along the depth.
+    #[inline(always)]
+    unsafe fn sums<S: Simd, W: Number, F: Source, const R: usize, const AHEAD: usize>(
+        &self,
+        t: &Product<'_, W>,
+        row: usize,
+        w: F,
+        ahead: [*const W; AHEAD],
+    ) {
+        unsafe {
+            let x: [*const f32; R] = std::array::from_fn(|r| t.x.add((row + r) * t.k + self.from));
+            let mut lanes = Lanes([[[0.0; LANES]; COLS]; R]);
+            dot_lanes::<S, W, F, R, AHEAD>(x, w, self.depth, ahead, lanes.0.as_mut_ptr().cast());
+            let mut sums = [[0.0; 8]; R];
+            for first in [0, 4] {
+                let of = |r: usize, c: usize| match lanes.0.get(r).and_then(|row| row.get(c)) {
+                    Some(lanes) => S::load(lanes.as_ptr()),
+                    None => S::splat(0.0),
+                };
+                let four = S::sum_block(&std::array::from_fn(|r| std::array::from_fn(|c| of(r, first + c))));
+                for (sums, four) in sums.iter_mut().zip(four) {
+                    sums[first..first + 4].copy_from_slice(&four);
+                }
+            }
+            for (r, sums) in sums.iter().enumerate() {
+                finish(t, self, row + r, std::array::from_fn(|c| sums[c]));
+            }
         }
     }
 }
 
-/// The hot loop, by itself: sums that nothing else takes the address of stay in registers.
+/// The sixteen parts of the sums of a block.
+#[repr(C, align(64))]
+struct Lanes<const R: usize>([[[f32; LANES]; COLS]; R]);
+
+/// The weights of the next columns come from memory while those of the present ones meet one block of rows after the other; each
+/// of `blocks` fetches its share of them, so that memory is busy all the time. What is no share is what is being read.
+fn share_of_next_columns<W>(w: Plain<W>, (block, blocks): (usize, usize), k: usize) -> [*const W; SHARE] {
+    let first = (block * COLS).div_ceil(blocks);
+    let end = ((block + 1) * COLS).div_ceil(blocks);
+    std::array::from_fn(|i| if first + i < end { w.0[first + i].wrapping_add(COLS * k) } else { w.0[0] })
+}
+
+/// The hot loop, sixteen lanes at a time; the tail is padded with zeros, which changes no sum. Sums stay in registers as long as
+/// nothing takes their address or indexes them with what is no constant, so they leave through `to`. And `from_fn`, not `map`: its
+/// closure may be compiled by itself, without the instruction set, and each load in it would be a call.
+#[allow(clippy::needless_range_loop)] // they are unrolled: no index is left
 #[inline(always)]
-unsafe fn dot_lanes<S: Simd, const R: usize>(
+unsafe fn dot_lanes<S: Simd, W, F: Source, const R: usize, const AHEAD: usize>(
     x: [*const f32; R],
-    w: [*const f32; COLS],
+    w: F,
     len: usize,
-    ahead: [usize; COLS],
-) -> [[S::V; COLS]; R] {
+    ahead: [*const W; AHEAD],
+    to: *mut f32,
+) {
     unsafe {
         let mut acc = [[S::splat(0.0); COLS]; R];
-        for i in (0..len).step_by(LANES) {
-            (0..COLS).for_each(|c| S::prefetch(w[c].wrapping_add(ahead[c] + i)));
-            let w = w.map(|w| S::load(w.add(i)));
+        let whole = len - len % LANES;
+        for i in (0..whole).step_by(LANES) {
+            (0..AHEAD).for_each(|c| S::prefetch(ahead[c].wrapping_add(i)));
+            let w: [S::V; COLS] = std::array::from_fn(|c| w.load::<S>(c, i));
             for r in 0..R {
                 let x = S::load(x[r].add(i));
                 acc[r] = std::array::from_fn(|c| S::mul_add(x, w[c], acc[r][c]));
             }
         }
-        acc
+        for r in 0..R {
+            for c in 0..COLS {
+                S::store(acc[r][c], to.add((r * COLS + c) * LANES));
+            }
+        }
+        if whole < len {
+            for c in 0..COLS {
+                let w = w.load_part::<S>(c, whole, len - whole);
+                for r in 0..R {
+                    let (x, to) =
+                        (Plain([x[r]; COLS]).load_part::<S>(0, whole, len - whole), to.add((r * COLS + c) * LANES));
+                    S::store(S::mul_add(x, w, S::load(to)), to);
+                }
+            }
+        }
     }
 }
 
 /// Adds the sums of one row to what they start from, or to those of the depth before.
 #[inline(always)]
-unsafe fn finish(t: &Product<'_>, block: &Block, row: usize, sums: [f32; COLS]) {
+unsafe fn finish<W>(t: &Product<'_, W>, block: &Block, row: usize, sums: [f32; COLS]) {
     unsafe {
         let y = t.y.add(row * t.y_stride + block.col);
         let start = match t.start {
@@ -192,13 +254,4 @@ unsafe fn first(from: *const f32, len: usize) -> [f32; COLS] {
         std::ptr::copy_nonoverlapping(from, numbers.as_mut_ptr(), len);
     }
     numbers
-}
-
-#[inline(always)]
-unsafe fn load_part<S: Simd>(from: *const f32, len: usize) -> S::V {
-    let mut lanes = [0.0f32; LANES];
-    unsafe {
-        std::ptr::copy_nonoverlapping(from, lanes.as_mut_ptr(), len);
-        S::load(lanes.as_ptr())
-    }
 }

@@ -8,8 +8,9 @@
 
 mod dot;
 mod outer;
+mod source;
 
-use crate::floats::Floats;
+use crate::floats::{Floats, Number};
 use outer::{Left, Right};
 
 /// A matrix inside a larger one: row `i` is `data[i * stride..][..width]`.
@@ -69,9 +70,9 @@ impl<T: Copy> Shared<T> {
 
 /// The weight of a linear layer.
 #[derive(Clone, Copy)]
-pub struct Weight<'a> {
+pub struct Weight<'a, W = f32> {
     /// `(N, K)` without gaps.
-    pub plain: &'a [f32],
+    pub plain: &'a [W],
     /// The same as [`turned`] gives it.
     pub turned: Option<&'a [f32]>,
 }
@@ -80,7 +81,7 @@ pub struct Weight<'a> {
 ///
 /// The depth alone decides, never the batch, so that a sum is always the same chain. Over a short depth dot products would spend
 /// half their time on the sums across lanes; over a long one they read weights as they stand in a file.
-pub fn turned(weight: &[f32], depth: usize) -> Option<Floats> {
+pub fn turned<W: Number>(weight: &[W], depth: usize) -> Option<Floats> {
     (depth <= outer::DEPTH).then(|| outer::panels(weight, depth))
 }
 
@@ -88,7 +89,13 @@ pub fn turned(weight: &[f32], depth: usize) -> Option<Floats> {
 ///
 /// # Shapes
 /// - `x`: `(M, K)`, `w`: `(N, K)`, `y`: `(M, N)` inside rows of `y.stride`
-pub fn linear(x: &[f32], w: Weight<'_>, (m, n, k): (usize, usize, usize), start: Start<'_>, y: RowsMut<'_>) {
+pub fn linear<W: Number>(
+    x: &[f32],
+    w: Weight<'_, W>,
+    (m, n, k): (usize, usize, usize),
+    start: Start<'_>,
+    y: RowsMut<'_>,
+) {
     if m == 0 {
         return;
     }

@@ -3,7 +3,7 @@
 use rayon::prelude::*;
 
 use super::{PARALLEL_FROM, Shared, Start};
-use crate::floats::Floats;
+use crate::floats::{Floats, Number};
 use crate::model::simd::{self, Kernel, LANES, Simd};
 
 /// c = start + a b, with c `(rows, cols)` in rows of `c_stride`.
@@ -36,18 +36,24 @@ pub enum Right {
 }
 
 /// The weight of a linear layer, `(cols, depth)`, turned: for each [`BLOCK_COLS`] of its columns `(depth, BLOCK_COLS)`.
-pub fn panels(weight: &[f32], depth: usize) -> Floats {
+pub fn panels<W: Number>(weight: &[W], depth: usize) -> Floats {
     let cols = weight.len() / depth;
     let mut panels = Floats::zeros(cols.next_multiple_of(BLOCK_COLS) * depth);
-    // SAFETY: no pointers.
-    unsafe { simd::run(Turn { weight, depth, panels: &mut panels }) };
+    let mut wide = Vec::new();
+    for (weight, panel) in weight.chunks(BLOCK_COLS * depth).zip(panels.chunks_exact_mut(BLOCK_COLS * depth)) {
+        wide.clear();
+        wide.extend(weight.iter().map(|w| w.widen()));
+        // SAFETY: no pointers.
+        unsafe { simd::run(Turn { weight: &wide, depth, panel }) };
+    }
     panels
 }
 
+/// At most [`BLOCK_COLS`] columns.
 struct Turn<'a> {
     weight: &'a [f32],
     depth: usize,
-    panels: &'a mut [f32],
+    panel: &'a mut [f32],
 }
 
 impl Kernel for Turn<'_> {
@@ -55,22 +61,18 @@ impl Kernel for Turn<'_> {
 
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
-        let depth = self.depth;
-        let of_panel = self.weight.chunks(BLOCK_COLS * depth).zip(self.panels.chunks_exact_mut(BLOCK_COLS * depth));
-        for (weight, panel) in of_panel {
-            let cols = weight.len() / depth;
-            for c in (0..cols).step_by(LANES) {
-                for p in (0..depth).step_by(LANES) {
-                    let (from, to) = (&weight[c * depth + p..], &mut panel[p * BLOCK_COLS + c..]);
-                    let (cols, depths) = (LANES.min(cols - c), LANES.min(depth - p));
-                    if (cols, depths) == (LANES, LANES) {
-                        // SAFETY: sixteen rows of sixteen numbers in both.
-                        unsafe { S::transpose(from.as_ptr(), depth, to.as_mut_ptr(), BLOCK_COLS) };
-                        continue;
-                    }
-                    for c in 0..cols {
-                        (0..depths).for_each(|p| to[p * BLOCK_COLS + c] = from[c * depth + p]);
-                    }
+        let (depth, cols) = (self.depth, self.weight.len() / self.depth);
+        for c in (0..cols).step_by(LANES) {
+            for p in (0..depth).step_by(LANES) {
+                let (from, to) = (&self.weight[c * depth + p..], &mut self.panel[p * BLOCK_COLS + c..]);
+                let (cols, depths) = (LANES.min(cols - c), LANES.min(depth - p));
+                if (cols, depths) == (LANES, LANES) {
+                    // SAFETY: sixteen rows of sixteen numbers in both.
+                    unsafe { S::transpose(from.as_ptr(), depth, to.as_mut_ptr(), BLOCK_COLS) };
+                    continue;
+                }
+                for c in 0..cols {
+                    (0..depths).for_each(|p| to[p * BLOCK_COLS + c] = from[c * depth + p]);
                 }
             }
         }

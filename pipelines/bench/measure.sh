@@ -1,0 +1,102 @@
+# Sourced by run.sh: samples of ours and of the peers.
+
+calculate() { awk "BEGIN { print $1 }"; }
+note() { echo "$2" >>"$WORK/samples/$1"; }
+median() { sort -g "$WORK/samples/$1" | awk '{ v[NR] = $1 } END { print (v[int((NR + 1) / 2)] + v[int(NR / 2) + 1]) / 2 }'; }
+smallest() { sort -g "$WORK/samples/$1" | head -n 1; }
+largest() { sort -g "$WORK/samples/$1" | tail -n 1; }
+measured() { [ -s "$WORK/samples/$1" ]; }
+
+# Runs a command: its wall time [s] in $taken, its peak memory [MiB] in $peak, its output in $WORK/output. The report names it once.
+run() {
+    local began time=()
+    [ ! -x /usr/bin/time ] || time=(/usr/bin/time -f %M -o "$WORK/peak")
+    grep -qsxF -- "$*" "$WORK/commands" || echo "$*" >>"$WORK/commands"
+    began=$EPOCHREALTIME
+    "${time[@]}" "$@" >"${output:-$WORK/output}" 2>"$WORK/stderr" || { cat "$WORK/stderr" >&2 && die "failed: $*"; }
+    taken=$(calculate "$EPOCHREALTIME - $began")
+    peak=$([ ! -s "$WORK/peak" ] || calculate "$(tail -n 1 "$WORK/peak") / 1024")
+}
+
+# peer NAME SCRIPT ARGUMENT...: samples of NAME and of NAME.peak, when the packages are there. OpenMP's default, to spin at barriers,
+# is many times slower than the alternatives on a tiny model when anything else runs: the first turn tries the settings, the fastest stays.
+peer() {
+    local name=$1 setting chosen=$WORK/$1.setting
+    case $2 in
+    llama) [ -n "$llama" ] || return 0 ;;
+    *) [ -n "$versions" ] || return 0 ;;
+    esac
+    [ "$settings" != "${settings% *}" ] || echo "$settings" >"$chosen"
+    if [ ! -f "$chosen" ]; then
+        for setting in $settings; do
+            peer_once "$setting" "${@:2}"
+            echo "$speed $setting"
+        done | sort -gr | head -n 1 | cut -d ' ' -f 2 >"$chosen"
+    fi
+    peer_once "$(cat "$chosen")" "${@:2}"
+    note "$name" "$value"
+    note "$name.peak" "${peak:-0}"
+}
+
+# peer_once THREADS:WAIT_POLICY SCRIPT ARGUMENT...: its number in $value, in $speed one that is larger the faster it was.
+peer_once() {
+    OMP_NUM_THREADS=${1%:*} MKL_NUM_THREADS=${1%:*} OMP_WAIT_POLICY=${1#*:} run "$PYTHON" "$peers/$2.py" "${@:3}"
+    value=$(tail -n 1 "$WORK/output" | cut -d ' ' -f 1)
+    case $2 in
+    *_step) speed=$(calculate "1 / $value") ;;
+    *) speed=$value ;;
+    esac
+}
+
+# package_versions NAME...: of those packages, and of Python; nothing where one is missing.
+package_versions() {
+    "$PYTHON" - "$@" 2>/dev/null <<'EOF' || true
+import sys
+from importlib.metadata import version
+from platform import python_version
+print(f"Python {python_version()},", ", ".join(f"{name} {version(name)}" for name in sys.argv[1:]))
+EOF
+}
+
+# A model directory from the one that has config and tokenizer: random weights, and an end token that never comes.
+random_model() {
+    grpo-step --init --seed 1 --policy "$1" --out "$2" --weights-only </dev/null >/dev/null
+    rm -f "$2/generation_config.json"
+    echo '{"eos_token_id": 999999999, "pad_token_id": 0}' >"$2/generation_config.json"
+}
+
+# Random weights earn no rewards: made up ones, different within a group, give every token a gradient.
+made_up_rewards() { awk '{ sub(/}$/, ",\"reward\":" (NR * 7 % 5) "}"); print }'; }
+
+# sampling NAME MODEL PROMPTS GENERATIONS TOKENS TIMES: tokens/s. Ours: the process from start to end, over TIMES x PROMPTS prompts.
+sampling() {
+    local name=$1 model=$2 prompts=$3 generations=$4 tokens=$5 times=$6
+    head -n $((prompts * times)) "$model.prompts" >"$WORK/$name.jsonl"
+    run rollout "$WORK/$name.jsonl" --model "$model" -n "$generations" --max-sequences $((prompts * generations)) \
+        --max-completion-tokens "$tokens"
+    note "$name" "$(calculate "$times * $prompts * $generations * $tokens / $taken")"
+    note "$name.peak" "${peak:-0}"
+    peer "$name.peer" generate "$model" "$model.prompts" --prompts "$prompts" --generations "$generations" --new-tokens "$tokens" \
+        --times $((times < 3 ? 1 : 3))
+}
+
+# training NAME MODEL GROUPS STEPS PEER_STEPS: seconds a step on the records in MODEL.scored. Ours: what all steps take longer than the
+# first alone, so that loading, the first step and writing are left out as they are for the peer.
+training() {
+    local name=$1 model=$2 groups=$3 steps=$4 peer_steps=$5 sequences first
+    sequences=$(wc -l <"$model.scored")
+    head -n $((sequences / steps)) "$model.scored" >"$model.first"
+    train_on "$model.first"
+    first=$taken
+    train_on "$model.scored"
+    note "$name" "$(calculate "($taken - $first) / ($steps - 1)")"
+    note "$name.peak" "${peak:-0}"
+    peer "$name.peer" train_step "$model" "$model.scored" --sequences-per-step $((sequences / steps)) --times "$peer_steps" \
+        --warm-up $((peer_steps < 3 ? 1 : 2))
+}
+
+train_on() {
+    rm -rf "$WORK/trained"
+    run grpo-step "$1" --policy "$model" --out "$WORK/trained" --loss grpo --groups-per-step "$groups" --max-staleness any --weights-only
+    rm -rf "$WORK/trained"
+}

@@ -1,0 +1,75 @@
+//! Where the hot loop of dot products gets a block of weights from: where they stand, or, for the rows after the first few, from a
+//! copy in f32 in the first-level cache.
+
+use super::dot::{COLS, DEPTH};
+use crate::floats::Number;
+use crate::model::simd::{self, LANES, Simd};
+
+/// The weights of a block in f32, sixteen of each column side by side.
+#[repr(C, align(64))]
+pub struct Wide(pub [[[f32; LANES]; COLS]; DEPTH / LANES]);
+
+/// Where the hot loop gets weights from.
+pub trait Source: Copy {
+    /// Sixteen of column `c`, from `i`, a multiple of sixteen, on.
+    unsafe fn load<S: Simd>(self, c: usize, i: usize) -> S::V;
+    /// The same with zeros beyond the first `len`.
+    unsafe fn load_part<S: Simd>(self, c: usize, i: usize, len: usize) -> S::V;
+}
+
+/// As they stand. Columns beyond the block's last are the last again.
+#[derive(Clone, Copy)]
+pub struct Plain<W>(pub [*const W; COLS]);
+
+/// As they stand; and keeps them, widened.
+#[derive(Clone, Copy)]
+pub struct Keep<W>(pub Plain<W>, pub *mut Wide);
+
+/// Those that were kept.
+#[derive(Clone, Copy)]
+pub struct Kept(pub *const Wide);
+
+impl<W: Number> Source for Plain<W> {
+    #[inline(always)]
+    unsafe fn load<S: Simd>(self, c: usize, i: usize) -> S::V {
+        unsafe { simd::load::<S, W>(self.0[c].add(i)) }
+    }
+    #[inline(always)]
+    unsafe fn load_part<S: Simd>(self, c: usize, i: usize, len: usize) -> S::V {
+        let mut lanes = [0.0f32; LANES];
+        unsafe {
+            (0..len).for_each(|lane| lanes[lane] = self.0[c].add(i + lane).read().widen());
+            S::load(lanes.as_ptr())
+        }
+    }
+}
+
+impl<W: Number> Source for Keep<W> {
+    #[inline(always)]
+    unsafe fn load<S: Simd>(self, c: usize, i: usize) -> S::V {
+        unsafe {
+            let w = self.0.load::<S>(c, i);
+            S::store(w, (*self.1).0[i / LANES][c].as_mut_ptr());
+            w
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_part<S: Simd>(self, c: usize, i: usize, len: usize) -> S::V {
+        unsafe {
+            let w = self.0.load_part::<S>(c, i, len);
+            S::store(w, (*self.1).0[i / LANES][c].as_mut_ptr());
+            w
+        }
+    }
+}
+
+impl Source for Kept {
+    #[inline(always)]
+    unsafe fn load<S: Simd>(self, c: usize, i: usize) -> S::V {
+        unsafe { S::load((*self.0).0.as_ptr().cast::<f32>().add(i * COLS + c * LANES)) }
+    }
+    #[inline(always)]
+    unsafe fn load_part<S: Simd>(self, c: usize, i: usize, _len: usize) -> S::V {
+        unsafe { self.load::<S>(c, i) }
+    }
+}
