@@ -121,11 +121,11 @@ fn train_run(args: &Args, dir: &Path, report: &mut Report) -> Result<()> {
 }
 
 fn train_once(args: &Args, policy: &Path, input: Input, report: &mut Report) -> Result<()> {
-    policy::verify(policy)?;
     let mut trainer = match args.init {
         true => Trainer::random(policy, args.optimizer.clone(), args.seed.unwrap_or_default())?,
         false => Trainer::open(policy, args.optimizer.clone(), args.seed)?,
     };
+    policy::verify(policy)?;
     let taken = match args.supervised {
         true => train_supervised(args, policy, input, &mut trainer, report)?,
         false => train_grpo(args, input, &mut trainer, report)?,
