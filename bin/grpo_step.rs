@@ -134,12 +134,12 @@ fn train_run(args: &Args, dir: &Path, place: &Opened, report: &mut Report) -> Re
 }
 
 fn train_once(args: &Args, policy: &Path, (input, place): (Input, &Opened), report: &mut Report) -> Result<()> {
-    policy::verify(policy)?;
     let place = |model| args.machine(place, model);
     let mut trainer = match args.init {
         true => Trainer::random(policy, args.optimizer.clone(), args.seed.unwrap_or_default(), &place)?,
         false => Trainer::open(policy, args.optimizer.clone(), args.seed, &place)?,
     };
+    policy::verify(policy)?;
     let taken = match args.supervised {
         true => train_supervised(args, policy, input, &mut trainer, report)?,
         false => train_grpo(args, input, &mut trainer, report)?,

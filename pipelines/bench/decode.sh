@@ -1,7 +1,7 @@
 # Sourced by run.sh: how much of the memory's speed a decode step of the 0.5B shape reaches, and llama.cpp on the same weights.
 
 measure_decode() {
-    local settings="$THREADS:active $THREADS:passive" dtype dir name value
+    local settings="$THREADS:active $THREADS:passive" dtype dir sequences name value
     for ((i = 1; i <= DECODE_REPEATS; i++)); do
         say "0.5B shape, decode steps: $i of $DECODE_REPEATS"
         run cargo bench -q --bench decode -- "$model" "$model.bf16" 5

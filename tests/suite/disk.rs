@@ -3,7 +3,7 @@
 use std::fs;
 use std::process::Command;
 
-use crate::runs::{Root, text};
+use crate::runs::{Root, news, text};
 
 /// Whether such name spaces can be had here.
 fn can_mount() -> bool {
@@ -48,7 +48,7 @@ fn a_full_disk_ends_a_run_in_one_line_and_with_room_it_goes_on_to_the_same_bytes
             exit $code";
         let (code, said) = in_own_mounts(&root, script, &[("ROOM", kilobytes)]);
         assert_eq!(code, Some(1), "{kilobytes}: {said}");
-        let lines: Vec<_> = said.lines().skip(1).filter(|line| !line.starts_with("step ")).collect();
+        let lines = news(&said);
         assert!(lines[0].starts_with("grpo-step: runs/run/"), "{said}");
         assert!(lines[0].ends_with(": No space left on device (os error 28)"), "{said}");
         assert!(

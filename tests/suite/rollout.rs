@@ -301,7 +301,10 @@ fn a_followed_run_refuses_what_is_no_step() {
         assert!(said.contains(message), "{said}");
     }
     let (_dir, run) = start_run(&[prompt(0), prompt(1)]);
-    state(2).save(&run.checkpoint(0)).unwrap();
+    fs::create_dir(run.checkpoint(2)).unwrap();
+    copy_model(&run.checkpoint(2));
+    state(2).save(&run.checkpoint(2)).unwrap();
+    run.point_policy_at(2).unwrap();
     let done = following(&run).output().unwrap();
     let said = String::from_utf8(done.stderr).unwrap();
     assert!(said.contains(": 2 prompts, but the policy was trained on 4 of them already"), "{said}");

@@ -120,7 +120,13 @@ impl Root {
     pub fn start(&self) -> Started {
         let script = self.script("train.sh", &[]);
         let mut command = Command::new("setsid");
-        command.arg(script.get_program()).args(script.get_args()).current_dir(self.dir.path()).stdin(Stdio::null());
+        // A shell cannot take signals that were ignored where it began, as SIGINT is in the background of another.
+        command
+            .args(["env", "--default-signal=INT"])
+            .arg(script.get_program())
+            .args(script.get_args())
+            .current_dir(self.dir.path())
+            .stdin(Stdio::null());
         command.envs(script.get_envs().filter_map(|(name, value)| Some((name, value?))));
         let child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
         Started { child }
@@ -215,6 +221,12 @@ impl Drop for Started {
 pub fn send(signal: &str, ids: &str) {
     // What has ended by itself meanwhile is no failure.
     Command::new("bash").args(["-c", &format!("kill -{signal} -- {ids}")]).stderr(Stdio::null()).status().unwrap();
+}
+
+/// What was said besides how far a run is and where it computes.
+pub fn news(said: &str) -> Vec<&str> {
+    let usual = ["run: ", "step ", "rollout: computing on "];
+    said.lines().filter(|line| !usual.iter().any(|begin| line.starts_with(begin))).collect()
 }
 
 pub fn text(bytes: &[u8]) -> String {
