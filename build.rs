@@ -6,6 +6,8 @@ use std::process::Command;
 
 /// Cards there is machine code for, by compute capability; later ones compile the PTX of the last when they first see it.
 const ARCHITECTURES: [u32; 7] = [75, 80, 86, 89, 90, 100, 120];
+/// Those of them to compile for, all if it is not set: fewer take less time.
+const CHOICE: &str = "CUDA_ARCHS";
 /// The oldest nvcc that is tried.
 const OLDEST: (u32, u32) = (12, 4);
 const INSTALL: &str = "install the CUDA toolkit (12.4 or newer) and have nvcc in PATH, or set CUDA_HOME or NVCC";
@@ -16,7 +18,7 @@ fn main() {
         return;
     }
     println!("cargo::rerun-if-changed=kernels");
-    for variable in ["NVCC", "CUDA_HOME"] {
+    for variable in ["NVCC", "CUDA_HOME", CHOICE] {
         println!("cargo::rerun-if-env-changed={variable}");
     }
     if let Err(why) = compile() {
@@ -27,7 +29,8 @@ fn main() {
 fn compile() -> Result<(), String> {
     let (nvcc, (major, minor)) = nvcc()?;
     let known = architectures(&nvcc)?;
-    let newest = known.last().ok_or_else(|| format!("{} knows none of {ARCHITECTURES:?}", nvcc.display()))?;
+    let newest =
+        known.last().ok_or_else(|| format!("{} has none of {ARCHITECTURES:?} to compile for", nvcc.display()))?;
     let out = PathBuf::from(std::env::var_os("OUT_DIR").ok_or("no OUT_DIR: run by cargo")?);
     let mut command = Command::new(&nvcc);
     command.args(["-fatbin", "-O3", "-std=c++17", "--threads=0", "-Xptxas=-v", "kernels/all.cu", "-o"]);
@@ -70,11 +73,19 @@ fn version(said: &str) -> Option<(u32, u32)> {
     Some((major.parse().ok()?, minor.parse().ok()?))
 }
 
-/// Those of [`ARCHITECTURES`] that this nvcc compiles for.
+/// Those of [`ARCHITECTURES`] that this nvcc compiles for and that were chosen.
 fn architectures(nvcc: &Path) -> Result<Vec<u32>, String> {
     let said =
         Command::new(nvcc).arg("--list-gpu-arch").output().map_err(|err| format!("{}: {err}", nvcc.display()))?;
     let said = String::from_utf8_lossy(&said.stdout);
     let knows = |arch: &u32| said.lines().any(|line| line.trim() == format!("compute_{arch}"));
-    Ok(ARCHITECTURES.into_iter().filter(knows).collect())
+    let mut known: Vec<u32> = ARCHITECTURES.into_iter().filter(knows).collect();
+    if let Ok(chosen) = std::env::var(CHOICE) {
+        let wrong = |one: &str| format!("{CHOICE}: {one:?} is none of {known:?}");
+        let chosen =
+            chosen.split_whitespace().map(|one| one.parse().ok().filter(|arch| known.contains(arch)).ok_or(wrong(one)));
+        known = chosen.collect::<Result<_, _>>()?;
+        known.sort_unstable();
+    }
+    Ok(known)
 }
