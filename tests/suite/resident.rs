@@ -4,7 +4,7 @@ use std::fs;
 use std::io::{BufRead, BufReader};
 use std::time::{Duration, Instant};
 
-use crate::runs::{Root, news, text};
+use crate::runs::{Root, Started, news, text};
 
 /// From a stage's end to that of the last one; the promise is 2 s, on a machine that does nothing else.
 const SOON: Duration = Duration::from_secs(5);
@@ -38,7 +38,7 @@ fn a_stage_that_is_killed_ends_the_others_and_the_run_goes_on_from_there() {
         let status = run.child.wait().unwrap();
         assert!(killed.elapsed() < SOON, "{stage}: {:?}", killed.elapsed());
         assert_eq!(status.code(), Some(1), "{stage}");
-        assert_eq!(run.processes(), [], "{stage}");
+        assert_eq!(Started::left_of(run.child.id()), [], "{stage}");
         let (_, said) = run.end_of_it();
         let told = news(&said);
         assert!(told.len() == 1 && told[0].starts_with("error: runs/run stopped at step "), "{said}");

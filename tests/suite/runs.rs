@@ -169,8 +169,19 @@ impl Started {
         Self::processes_of(self.child.id())
     }
 
+    /// Those that are left of a session soon after its end: who has just been killed takes a moment to go.
+    pub fn left_of(session: u32) -> Vec<(String, String)> {
+        for _ in 0..20 {
+            if Self::processes_of(session).is_empty() {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        Self::processes_of(session)
+    }
+
     /// Those of a session, by number and name.
-    pub fn processes_of(session: u32) -> Vec<(String, String)> {
+    fn processes_of(session: u32) -> Vec<(String, String)> {
         let ps = Command::new("ps").args(["-A", "-o", "pid=,sess=,stat=,comm="]).output().unwrap();
         let session = session.to_string();
         let listed = text(&ps.stdout);

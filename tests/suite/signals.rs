@@ -58,7 +58,7 @@ fn a_signal_ends_a_run_at_the_step_it_reached_and_it_goes_on_from_there() {
         let (ended, said) = run.end_of_it();
         assert_eq!(ended, Some(code), "{signal} {said}");
         assert!(began.elapsed() < SOON, "{signal}: {:?}", began.elapsed());
-        assert_eq!(Started::processes_of(id), [], "{signal}");
+        assert_eq!(Started::left_of(id), [], "{signal}");
         let reached = fs::read_link(root.run("policy")).unwrap();
         let step: u64 = reached.to_str().unwrap().rsplit('_').next().unwrap().parse().unwrap();
         assert!((3..200).contains(&step), "{signal}: no checkpoint of the step reached: {step}");
@@ -83,7 +83,7 @@ fn a_signal_before_the_training_ends_the_run_too() {
     assert_eq!(ended, Some(143), "{said}");
     assert!(began.elapsed() < SOON, "{:?}", began.elapsed());
     assert_eq!(said.lines().last(), Some("runs/run was ended by signal 15; the same command goes on from there"));
-    assert_eq!(Started::processes_of(id), []);
+    assert_eq!(Started::left_of(id), []);
 }
 
 /// Of the user's stage nothing can be asked but that it reads and writes, some time.
@@ -102,7 +102,7 @@ fn a_stage_that_is_far_from_noticing_is_ended_too() {
     assert_eq!(ended, Some(1));
     assert!(began.elapsed() < SOON, "{:?}", began.elapsed());
     assert!(said.contains("rollout was killed by signal 9"), "{said}");
-    assert_eq!(Started::processes_of(id), []);
+    assert_eq!(Started::left_of(id), []);
 }
 
 fn prompts(count: usize) -> String {
