@@ -19,13 +19,14 @@ fn a_run_killed_at_many_moments_makes_the_same_bytes() {
     let (mut root, mut moment, mut runs) = (whole.back_to_the_start(), 1, 1);
     for kill in 1..=kills {
         moment = moment * 48_271 % 0x7fff_ffff;
-        let wait = Duration::from_millis(40 + moment % 480);
-        let target = TARGETS[(moment / 480) as usize % TARGETS.len()];
-        let run = root.start();
-        std::thread::sleep(wait);
+        let target = TARGETS[(moment / 1009) as usize % TARGETS.len()];
+        let mut run = root.start();
+        let (steps, then) = (moment % 7, Duration::from_millis(moment / 7 % 150));
+        wait_for_steps(&mut run, &root, steps);
+        std::thread::sleep(then);
         let killed = kill_some(run, target);
         let policy = std::fs::read_link(root.run("policy")).unwrap();
-        println!("kill {kill}, run {runs}: {killed} after {wait:?}, at {}", policy.display());
+        println!("kill {kill}, run {runs}: {killed} after {steps} steps and {then:?}, at {}", policy.display());
         if root.run("export").exists() {
             root.assert_same_files(&whole);
             (root, runs) = (whole.back_to_the_start(), runs + 1);
@@ -34,6 +35,16 @@ fn a_run_killed_at_many_moments_makes_the_same_bytes() {
     root.train_whole();
     root.assert_same_files(&whole);
     println!("{kills} kills in {runs} runs: every file of each run is that of the run left alone");
+}
+
+/// Waits until the run has made some steps more than its policy has, or ended: a machine with other work takes its time.
+fn wait_for_steps(run: &mut Started, root: &Root, steps: u64) {
+    let policy = std::fs::read_link(root.run("policy")).unwrap().display().to_string();
+    let reached: u64 = policy.rsplit('_').next().unwrap().parse().unwrap();
+    let youngest = root.run(&format!("rollouts/step_{:06}.jsonl.zst", reached + steps));
+    while steps > 0 && !youngest.exists() && run.child.try_wait().unwrap().is_none() {
+        std::thread::sleep(Duration::from_millis(1));
+    }
 }
 
 /// Kills everything, or a stage if it is there, upon which the rest must end by itself.
