@@ -74,6 +74,7 @@ pub fn train(job: &Job, input: Input, place: Place<'_>, listeners: Listeners<'_>
     let bytes = trainer.machine.weights()?.weight_bytes() as u64;
     let mut keeper = Keeper {
         job,
+        sampler: &sampler,
         live: Live::create(run, bytes, listeners.say)?,
         metrics: open_to_append(run.metrics())?,
         committed: state.step,
@@ -149,6 +150,7 @@ fn open_to_append(path: PathBuf) -> Result<File> {
 /// Writes what remains of a step.
 struct Keeper<'a> {
     job: &'a Job,
+    sampler: &'a PartnerWatch,
     live: Live,
     metrics: File,
     /// The policy's step.
@@ -162,7 +164,8 @@ impl Keeper<'_> {
     fn keep(&mut self, trainer: &mut Trainer, groups: &[Group], metrics: &[Vec<u8>]) -> Result<()> {
         let step = trainer.state.step;
         trainer.state.command_line.clone_from(&self.job.command_line);
-        if Lock::is_held(&self.job.run, Role::Sample)? {
+        // Who waits for these weights is known from here on, however short its work then is.
+        if self.sampler.became()? == Holder::Working {
             self.live.publish(step, |dir| trainer.save_for_sampling(dir))?;
         }
         let rollouts = self.job.run.rollouts(step);
