@@ -71,6 +71,17 @@ __device__ __forceinline__ float exp_of(float x) {
   return x < -87.3f ? 0.0f : __fmul_rn(p, scale);
 }
 
+// Floats in the order of their values, as numbers without sign: what the largest of them is does not depend on who asks first.
+__device__ __forceinline__ u32 ordered(float x) {
+  u32 bits = __float_as_uint(x);
+  return bits >> 31 ? ~bits : bits | 0x80000000u;
+}
+
+// The same, and whatever is not finite above all: it comes back as not a number.
+__device__ __forceinline__ u32 ordered_if_finite(float x) { return isfinite(x) ? ordered(x) : 0xffffffffu; }
+
+__device__ __forceinline__ float from_ordered(u32 bits) { return __uint_as_float(bits >> 31 ? bits & 0x7fffffffu : ~bits); }
+
 // ---- sums across threads ------------------------------------------------------------------------------------------------------
 
 template <class N> __device__ __forceinline__ N warp_sum(N x) {

@@ -1,17 +1,19 @@
 #include "slots.cuh"
 
-// A sample starts in a slot: nothing drawn, its prompt's cache at `prompt`, its draws named by key and sample. With a repetition
-// penalty the slot's set of tokens seen starts as the prompt's; `words` is 0 without.
-KERNEL(128, start_slot, u32 *state, u32 count, u32 slot, u32 prompt, u32 prompt_len, u32 key_low, u32 key_high, u32 sample,
-       const u32 *prompt_seen, u32 *seen, u32 words) {
+// Samples start in slots, one a block: nothing drawn, the prompt's cache at its place, draws named by key and sample. `starts` is
+// (6, starts): slot, prompt, prompt_len, both words of the key, sample. With a repetition penalty a slot's set of tokens seen starts
+// as the prompt's; `words` is 0 without.
+KERNEL(128, start_slots, u32 *state, u32 count, const u32 *starts, const u32 *prompt_seen, u32 *seen, u32 words) {
   Slots slots{state, count};
+  auto number = [&](u32 which) { return starts[which * gridDim.x + blockIdx.x]; };
+  u32 slot = number(0), prompt = number(1);
   if (threadIdx.x == 0) {
     slots.at(Slots::DRAWN, slot) = 0;
     slots.at(Slots::PROMPT, slot) = prompt;
-    slots.at(Slots::PROMPT_LEN, slot) = prompt_len;
-    slots.at(Slots::KEY_LOW, slot) = key_low;
-    slots.at(Slots::KEY_HIGH, slot) = key_high;
-    slots.at(Slots::SAMPLE, slot) = sample;
+    slots.at(Slots::PROMPT_LEN, slot) = number(2);
+    slots.at(Slots::KEY_LOW, slot) = number(3);
+    slots.at(Slots::KEY_HIGH, slot) = number(4);
+    slots.at(Slots::SAMPLE, slot) = number(5);
     slots.at(Slots::RUNNING, slot) = 1;
   }
   for (u32 i = threadIdx.x; i < words; i += 128) seen[u64(slot) * words + i] = prompt_seen[u64(prompt) * words + i];

@@ -6,6 +6,7 @@
 constexpr u32 DRAW_THREADS = 1024;
 constexpr u32 DRAW_WARPS = DRAW_THREADS / WARP;
 constexpr u32 DRAW_BLOCK = 1024; // tokens whose weights are summed at once
+constexpr u32 DRAW_RUN = 32;     // of those, as many as are passed at once when a draw is looked up
 constexpr u32 DRAW_LANES = 8;    // chains of such a sum
 
 // One of the words of a log entry; the other is the log-probability.
@@ -17,12 +18,17 @@ struct Distribution {
   float top_p, min_p, penalty;
 };
 
+// Temperature 0 takes the likeliest token, with its probability at temperature 1.
+__device__ __forceinline__ float scale_of(float temperature) { return temperature == 0 ? 1.0f : 1.0f / temperature; }
+
 struct Draw {
   Slots slots;
-  const u32 *slot_of_row; // none: the one slot `only` draws its first token from its prompt's logits
-  u32 only;
+  const u32 *slot_of_row;
+  u32 by_prompt; // whether a slot draws its first token, from its prompt's logits
   const float *logits; // (rows or prompts, vocabulary)
   u32 vocabulary;
+  const u32 *largest; // (rows), `ordered`, and
+  const double *sums; // (rows, blocks): what `draw_sums` left; none for a draw that looks at all logits itself
   Distribution distribution;
   const u32 *stops;
   u32 stop_count, limit;
@@ -43,12 +49,6 @@ __device__ double uniform(u32 key_low, u32 key_high, u32 sample, u32 position) {
   }
   u64 bits = u64(counter[0]) << 32 | counter[1];
   return double(bits >> 11) * (1.0 / double(1ull << 53));
-}
-
-// Floats in the order of their values, as numbers without sign.
-__device__ __forceinline__ u32 ordered(float x) {
-  u32 bits = __float_as_uint(x);
-  return bits >> 31 ? ~bits : bits | 0x80000000u;
 }
 
 // A row of logits, with what is left of its tokens.
@@ -76,17 +76,36 @@ struct Row {
   }
 };
 
+__device__ __forceinline__ double sum_lanes(const double *lanes) {
+  double sum = 0;
+  for (u32 lane = 0; lane < DRAW_LANES; lane++) sum += lanes[lane];
+  return sum;
+}
+
 // Shared memory of a draw.
 struct DrawRoom {
   float floats[DRAW_WARPS];
   u32 words[DRAW_WARPS];
   u64 masses[256];
   u32 ties[DRAW_THREADS];
-  float weights[DRAW_BLOCK];
+  float weights[DRAW_BLOCK + DRAW_BLOCK / DRAW_RUN]; // a gap after each run keeps the runs in different banks
+  double runs[DRAW_BLOCK / DRAW_RUN];
   u32 choice[2];
   u64 mass;
   double total;
 };
+
+// The sum of blocks' sums.
+__device__ double sum_blocks(const double *sums, u32 blocks, DrawRoom &room) {
+  if (threadIdx.x == 0) {
+    room.total = 0;
+    for (u32 block = 0; block < blocks; block++) room.total += sums[block];
+  }
+  __syncthreads();
+  double total = room.total;
+  __syncthreads();
+  return total;
+}
 
 // The sum of all weights; each block's is left in `sums`, the lanes of a block as chains of their own, as the CPU adds them.
 __device__ double sum_weights(const Row &row, double *chains, double *sums, DrawRoom &room) {
@@ -98,20 +117,9 @@ __device__ double sum_weights(const Row &row, double *chains, double *sums, Draw
     chains[chain] = sum;
   }
   __syncthreads();
-  for (u32 block = threadIdx.x; block < blocks; block += DRAW_THREADS) {
-    double sum = 0;
-    for (u32 lane = 0; lane < DRAW_LANES; lane++) sum += chains[block * DRAW_LANES + lane];
-    sums[block] = sum;
-  }
+  for (u32 block = threadIdx.x; block < blocks; block += DRAW_THREADS) sums[block] = sum_lanes(chains + block * DRAW_LANES);
   __syncthreads();
-  if (threadIdx.x == 0) {
-    room.total = 0;
-    for (u32 block = 0; block < blocks; block++) room.total += sums[block];
-  }
-  __syncthreads();
-  double total = room.total;
-  __syncthreads();
-  return total;
+  return sum_blocks(sums, blocks, room);
 }
 
 // The key (32 bits) at which the mass of all greater keys first falls short of `wanted`, by four digits of eight bits from the
@@ -170,34 +178,42 @@ __device__ void keep_top_p(Row &row, float top_p, double total, DrawRoom &room) 
   __syncthreads();
 }
 
-// The token where the running sum of weights passes `target`, never one of weight 0.
+// The index at which `passed`, growing by each number, passes `target`, and what it was before; never an index of 0, but the last of
+// another number when it falls short.
+template <class Numbers> __device__ u32 pass(u32 count, Numbers numbers, double &passed, double target) {
+  u32 found = 0;
+  for (u32 i = 0; i < count; i++) {
+    double number = numbers(i);
+    if (!(number > 0)) continue;
+    found = i;
+    if (passed + number > target) break;
+    passed += number;
+  }
+  return found;
+}
+
+// The token where the running sum of weights passes `target`: its block, the run in it, the token in that.
 __device__ u32 find(const Row &row, double target, const double *sums, DrawRoom &room) {
-  const u32 blocks = (row.vocabulary + DRAW_BLOCK - 1) / DRAW_BLOCK;
   if (threadIdx.x == 0) {
     double passed = 0;
-    u32 found = 0;
-    for (u32 block = 0; block < blocks; block++) {
-      if (!(sums[block] > 0)) continue;
-      found = block;
-      if (passed + sums[block] > target) break;
-      passed += sums[block];
-    }
-    room.choice[0] = found, room.total = passed;
+    room.choice[0] = pass((row.vocabulary + DRAW_BLOCK - 1) / DRAW_BLOCK, [&](u32 i) { return sums[i]; }, passed, target);
+    room.total = passed;
   }
   __syncthreads();
-  u32 first = room.choice[0] * DRAW_BLOCK, token = first + threadIdx.x;
-  room.weights[threadIdx.x] = token < row.vocabulary ? row.weight(token) : 0.0f;
+  const u32 first = room.choice[0] * DRAW_BLOCK;
+  auto weight = [&](u32 i) -> float & { return room.weights[i + i / DRAW_RUN]; };
+  for (u32 i = threadIdx.x; i < DRAW_BLOCK; i += DRAW_THREADS) weight(i) = first + i < row.vocabulary ? row.weight(first + i) : 0.0f;
+  __syncthreads();
+  if (threadIdx.x < DRAW_BLOCK / DRAW_RUN) {
+    double sum = 0;
+    for (u32 i = 0; i < DRAW_RUN; i++) sum += double(weight(threadIdx.x * DRAW_RUN + i));
+    room.runs[threadIdx.x] = sum;
+  }
   __syncthreads();
   if (threadIdx.x == 0) {
     double passed = room.total;
-    u32 found = 0;
-    for (u32 i = 0; i < DRAW_BLOCK; i++) {
-      if (!(room.weights[i] > 0)) continue;
-      found = first + i;
-      passed += double(room.weights[i]);
-      if (passed > target) break;
-    }
-    room.choice[0] = found;
+    u32 run = pass(DRAW_BLOCK / DRAW_RUN, [&](u32 i) { return room.runs[i]; }, passed, target) * DRAW_RUN;
+    room.choice[0] = first + run + pass(DRAW_RUN, [&](u32 i) { return double(weight(run + i)); }, passed, target);
   }
   __syncthreads();
   return room.choice[0];
@@ -247,14 +263,14 @@ __device__ void extend(const Draw &draw, u32 slot, u32 token, float logprob, u32
 __device__ void draw_token(const Draw &draw) {
   DYNAMIC_SHARED(memory);
   __shared__ DrawRoom room;
-  const u32 slot = draw.slot_of_row ? draw.slot_of_row[blockIdx.x] : draw.only;
+  const u32 slot = draw.slot_of_row[blockIdx.x];
   if (!draw.slots.runs(slot)) return;
   const Distribution &to = draw.distribution;
-  const u32 index = draw.slot_of_row ? blockIdx.x : draw.slots.at(Slots::PROMPT, slot);
+  const u32 index = draw.by_prompt ? draw.slots.at(Slots::PROMPT, slot) : blockIdx.x;
   const bool greedy = to.temperature == 0;
   Row row{draw.logits + u64(index) * draw.vocabulary, draw.words ? draw.seen + u64(slot) * draw.words : nullptr, to.penalty,
-          greedy ? 1.0f : 1.0f / to.temperature, 0, draw.vocabulary, 0, 0, draw.vocabulary};
-  row.max = row_max(row, room);
+          scale_of(to.temperature), 0, draw.vocabulary, 0, 0, draw.vocabulary};
+  row.max = draw.largest ? __fmul_rn(from_ordered(draw.largest[index]), row.scale) : row_max(row, room);
   if (!isfinite(row.max)) {
     if (threadIdx.x == 0) extend(draw, slot, 0, 0, NOT_FINITE_FLAG);
     return;
@@ -266,7 +282,14 @@ __device__ void draw_token(const Draw &draw) {
   }
   const u32 blocks = (row.vocabulary + DRAW_BLOCK - 1) / DRAW_BLOCK;
   double *sums = reinterpret_cast<double *>(memory), *chains = sums + blocks;
-  double total = sum_weights(row, chains, sums, room);
+  double total;
+  if (draw.sums) {
+    for (u32 block = threadIdx.x; block < blocks; block += DRAW_THREADS) sums[block] = draw.sums[u64(index) * blocks + block];
+    __syncthreads();
+    total = sum_blocks(sums, blocks, room);
+  } else {
+    total = sum_weights(row, chains, sums, room);
+  }
   float log_sum = float(log(total));
   if (!greedy && (to.top_p < 1 || to.min_p > 0)) {
     if (to.top_p < 1) keep_top_p(row, to.top_p, total, room);
@@ -287,9 +310,46 @@ __device__ void draw_token(const Draw &draw) {
   if (threadIdx.x == 0) extend(draw, slot, token, row.score(token) * row.scale - row.max - log_sum, DRAWN_FLAG);
 }
 
-KERNEL_ALONE(DRAW_THREADS, draw, u32 *state, u32 count, const u32 *slot_of_row, u32 only, const float *logits, u32 vocabulary,
-             float temperature, u32 top_k, float top_p, float min_p, float penalty, const u32 *stops, u32 stop_count, u32 limit,
-             u32 *seen, u32 words, u32 *log) {
-  draw_token({{state, count}, slot_of_row, only, logits, vocabulary, {temperature, top_k, top_p, min_p, penalty}, stops,
-              stop_count, limit, seen, words, log});
+KERNEL_ALONE(DRAW_THREADS, draw, u32 *state, u32 count, const u32 *slot_of_row, u32 by_prompt, const float *logits,
+             u32 vocabulary, const u32 *largest, const double *sums, float temperature, u32 top_k, float top_p, float min_p,
+             float penalty, const u32 *stops, u32 stop_count, u32 limit, u32 *seen, u32 words, u32 *log) {
+  draw_token({{state, count}, slot_of_row, by_prompt, logits, vocabulary, largest, sums,
+              {temperature, top_k, top_p, min_p, penalty}, stops, stop_count, limit, seen, words, log});
+}
+
+constexpr u32 SUMS_THREADS = 128;
+
+// The sums that a draw without truncation or penalty starts from, one block for each block of each row's tokens: a row by itself
+// would keep one multiprocessor of many busy.
+KERNEL(SUMS_THREADS, draw_sums, u32 *state, u32 count, const u32 *slot_of_row, const float *logits, u32 vocabulary,
+       const u32 *largest, float temperature, double *sums) {
+  const u32 row = blockIdx.y, first = blockIdx.x * DRAW_BLOCK;
+  if (!Slots{state, count}.runs(slot_of_row[row])) return;
+  __shared__ float weights[DRAW_BLOCK];
+  __shared__ double lanes[DRAW_LANES];
+  const float scale = scale_of(temperature), top = __fmul_rn(from_ordered(largest[row]), scale);
+  for (u32 i = threadIdx.x; i < DRAW_BLOCK; i += SUMS_THREADS)
+    weights[i] = first + i < vocabulary ? exp_of(__fsub_rn(__fmul_rn(logits[u64(row) * vocabulary + first + i], scale), top)) : 0.0f;
+  __syncthreads();
+  if (threadIdx.x < DRAW_LANES) {
+    double sum = 0;
+    for (u32 i = threadIdx.x; i < DRAW_BLOCK; i += DRAW_LANES) sum += double(weights[i]);
+    lanes[threadIdx.x] = sum;
+  }
+  __syncthreads();
+  if (threadIdx.x == 0) sums[u64(row) * gridDim.x + blockIdx.x] = sum_lanes(lanes);
+}
+
+// The largest logit of each row, where the product that made them has not looked.
+KERNEL(SUMS_THREADS, largest_logits, const float *logits, u32 vocabulary, u32 *largest) {
+  __shared__ u32 here;
+  if (threadIdx.x == 0) here = 0;
+  __syncthreads();
+  u32 first = blockIdx.x * DRAW_BLOCK, last = min(first + DRAW_BLOCK, vocabulary), mine = 0;
+  for (u32 i = first + threadIdx.x; i < last; i += SUMS_THREADS)
+    mine = max(mine, ordered_if_finite(logits[u64(blockIdx.y) * vocabulary + i]));
+  for (u32 far = WARP / 2; far > 0; far /= 2) mine = max(mine, __shfl_xor_sync(ALL_LANES, mine, far));
+  if (threadIdx.x % WARP == 0) atomicMax(&here, mine);
+  __syncthreads();
+  if (threadIdx.x == 0) atomicMax(&largest[blockIdx.y], here);
 }

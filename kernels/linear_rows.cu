@@ -14,6 +14,8 @@ constexpr u32 ROWS_STAGES = 4;
 struct Sums {
   float *out;
   u32 rows, width;
+  u32 *largest; // (rows), `ordered`: the largest result of each row, compared with what is there; none but for logits
+  static constexpr bool COMPARES = true;
   static constexpr u32 RESULTS = ROWS_TILE;
 
   // Which row of the weights is row `i` of this block's tile; `width` rows or more is none.
@@ -26,6 +28,12 @@ struct Sums {
     if (blockIdx.x * RESULTS + i < width) row[i] = low;
     if (blockIdx.x * RESULTS + i + 8 < width) row[i + 8] = high;
   }
+
+  // Of the same two results.
+  __device__ u32 larger(u32 i, float low, float high) const {
+    u32 index = blockIdx.x * RESULTS + i;
+    return max(index < width ? ordered_if_finite(low) : 0, index + 8 < width ? ordered_if_finite(high) : 0);
+  }
 };
 
 // silu(gate) * up, (rows, width); the weights are gate (width, depth), then up. Gate and up of one result lie 8 rows apart in a
@@ -34,6 +42,7 @@ template <class T> struct Swiglu {
   T *out;
   u32 rows, width;
   static constexpr u32 RESULTS = ROWS_TILE / 2;
+  static constexpr bool COMPARES = false;
 
   __device__ u32 result(u32 i) const { return blockIdx.x * RESULTS + i / 16 * 8 + i % 8; }
   __device__ u32 weight_row(u32 i) const {
@@ -43,7 +52,9 @@ template <class T> struct Swiglu {
   }
   __device__ u32 weight_rows() const { return 2 * width; }
 
+  // Both are rounded as training keeps them, so that it finds the same log-probabilities.
   __device__ void write(u32 token, u32 i, float gate, float up) const {
+    gate = to_float(from_float<T>(gate)), up = to_float(from_float<T>(up));
     if (result(i) < width) out[u64(token) * width + result(i)] = from_float<T>(gate / (1.0f + exp_of(-gate)) * up);
   }
 };
@@ -59,6 +70,20 @@ struct Part {
 
 // A row of 8 packs in shared memory, turned around for every second row: the eight lanes that read together hit all banks.
 __device__ __forceinline__ u32 place(u32 row, u32 pack) { return row * 8 + (pack ^ (row % 2 * 4)); }
+
+// The largest result of each of a block's tokens, and then of the grid's.
+template <u32 TOKENS> struct Largest {
+  u32 *here; // shared memory, (TOKENS)
+
+  __device__ void start() const {
+    for (u32 i = threadIdx.x; i < TOKENS; i += ROWS_THREADS) here[i] = 0;
+    __syncthreads();
+  }
+  __device__ void tell(u32 *largest, u32 first_token, u32 rows) const {
+    __syncthreads();
+    for (u32 i = threadIdx.x; i < TOKENS && first_token + i < rows; i += ROWS_THREADS) atomicMax(&largest[first_token + i], here[i]);
+  }
+};
 
 template <class T, u32 TOKENS, class Result>
 __device__ void linear_rows(const T *weight, const T *x, Result result, u32 depth, u32 splits) {
@@ -106,6 +131,20 @@ __device__ void linear_rows(const T *weight, const T *x, Result result, u32 dept
       u32 token = first_token + tokens * 8 + 2 * t + i;
       if (token < result.rows) result.write(token, warp * 16 + g, sums[tokens][i], sums[tokens][2 + i]);
     }
+  if constexpr (Result::COMPARES) {
+    if (!result.largest) return;
+    __shared__ u32 room[TOKENS];
+    const Largest<TOKENS> largest{room};
+    largest.start();
+#pragma unroll
+    for (u32 tokens = 0; tokens < TOKENS / 8; tokens++)
+      for (u32 i = 0; i < 2; i++) {
+        u32 mine = result.larger(warp * 16 + g, sums[tokens][i], sums[tokens][2 + i]);
+        for (u32 far = 4; far < WARP; far *= 2) mine = max(mine, __shfl_xor_sync(ALL_LANES, mine, far));
+        if (g == 0) atomicMax(&room[tokens * 8 + 2 * t + i], mine);
+      }
+    largest.tell(result.largest, first_token, result.rows);
+  }
 }
 
 // The same in f32 on plain arithmetic: for checks, not for speed. A thread has 8 tokens of one row of the weights and of the row
@@ -114,6 +153,9 @@ template <u32 TOKENS, class Result>
 __device__ void linear_rows_plain(const float *weight, const float *x, Result result, u32 depth, u32 splits) {
   const Part part = Part::of(depth, splits);
   const u32 last = min(part.to * ROWS_DEPTH, depth);
+  __shared__ u32 room[TOKENS];
+  const Largest<TOKENS> largest{room};
+  largest.start();
   for (u32 i = threadIdx.x; i < ROWS_TILE / 2 * (TOKENS / 8); i += ROWS_THREADS) {
     u32 pair = i % (ROWS_TILE / 2), row = pair / 8 * 16 + pair % 8, first_token = blockIdx.y * TOKENS + i / (ROWS_TILE / 2) * 8;
     u32 rows[2] = {result.weight_row(row), result.weight_row(row + 8)};
@@ -123,22 +165,25 @@ __device__ void linear_rows_plain(const float *weight, const float *x, Result re
         for (u32 k = part.from * ROWS_DEPTH; k < last && rows[half] < result.weight_rows(); k++)
           sums[half] = fmaf(weight[u64(rows[half]) * depth + k], x[u64(token) * depth + k], sums[half]);
       result.write(token, row, sums[0], sums[1]);
+      if constexpr (Result::COMPARES) atomicMax(&room[token % TOKENS], result.larger(row, sums[0], sums[1]));
     }
   }
+  if constexpr (Result::COMPARES)
+    if (result.largest) largest.tell(result.largest, blockIdx.y * TOKENS, result.rows);
 }
 
 #define LINEAR_ROWS(T, TOKENS)                                                                                                 \
   KERNEL(ROWS_THREADS, linear_rows_##T##_##TOKENS, const T *weight, const T *x, float *out, u32 rows, u32 width, u32 depth,    \
-         u32 splits) {                                                                                                         \
-    linear_rows<T, TOKENS>(weight, x, Sums{out, rows, width}, depth, splits);                                                  \
+         u32 splits, u32 *largest) {                                                                                           \
+    linear_rows<T, TOKENS>(weight, x, Sums{out, rows, width, largest}, depth, splits);                                         \
   }                                                                                                                            \
   KERNEL(ROWS_THREADS, swiglu_rows_##T##_##TOKENS, const T *weight, const T *x, T *out, u32 rows, u32 width, u32 depth) {      \
     linear_rows<T, TOKENS>(weight, x, Swiglu<T>{out, rows, width}, depth, 1);                                                  \
   }
 #define LINEAR_ROWS_PLAIN(TOKENS)                                                                                              \
   KERNEL(ROWS_THREADS, linear_rows_f32_##TOKENS, const f32 *weight, const f32 *x, float *out, u32 rows, u32 width, u32 depth,  \
-         u32 splits) {                                                                                                         \
-    linear_rows_plain<TOKENS>(weight, x, Sums{out, rows, width}, depth, splits);                                               \
+         u32 splits, u32 *largest) {                                                                                           \
+    linear_rows_plain<TOKENS>(weight, x, Sums{out, rows, width, largest}, depth, splits);                                      \
   }                                                                                                                            \
   KERNEL(ROWS_THREADS, swiglu_rows_f32_##TOKENS, const f32 *weight, const f32 *x, f32 *out, u32 rows, u32 width, u32 depth) {  \
     linear_rows_plain<TOKENS>(weight, x, Swiglu<f32>{out, rows, width}, depth, 1);                                             \

@@ -8,7 +8,7 @@ use super::cpu::in_runs;
 use super::decoder::{Decoder, Drawn, Prompt};
 use super::scheduler::Start;
 use crate::error::Result;
-use crate::gpu::decode::kernels::{cache_rows, check, linear_rows};
+use crate::gpu::decode::kernels::{cache_rows, check, head_rows};
 use crate::gpu::decode::{Begin, Entry, Plan, Shape, Slots, Stepper};
 use crate::gpu::driver::{Driver, Dtype, Mark};
 use crate::gpu::packed::{Forward, Keep};
@@ -137,7 +137,7 @@ impl GpuDecoder {
         let hidden = Numbers::new(&self.driver, self.slots.dtype(), rows.len() * d)?;
         self.forward.hidden(&self.weights, rows, &hidden)?;
         let logits = Buffer::new(&self.driver, rows.len() * v)?;
-        linear_rows(&*self.driver, (self.weights.head(), &hidden), &logits, [rows.len(), v, d])?;
+        head_rows(&*self.driver, (self.weights.head(), &hidden), &logits, None, [rows.len(), v, d])?;
         for (row, at) in places.iter().enumerate() {
             self.driver.copy(self.prompt_logits.at(at * v), logits.at(row * v), v * size_of::<f32>())?;
         }
@@ -186,15 +186,16 @@ impl Decoder for GpuDecoder {
     }
 
     fn begin(&mut self, starts: &[Start], _: &mut Vec<Drawn>) -> Result<()> {
-        for start in starts {
+        let samples = starts.iter().map(|start| {
             let Placed { at, len, key } = self.prompts[&start.group];
+            Begin { slot: start.slot, prompt: at, prompt_len: len, key, sample: start.sample }
+        });
+        self.slots.begin(&*self.driver, &samples.collect::<Vec<_>>())?;
+        for start in starts {
             self.stepper.log().clear(start.slot);
-            let begin = Begin { slot: start.slot, prompt: at, prompt_len: len, key, sample: start.sample };
-            self.slots.begin(&*self.driver, begin)?;
-            self.stepper.first(&self.slots, start.slot, &self.prompt_logits, self.weights.config.vocab_size)?;
             self.taken[start.slot] = Some(0);
         }
-        Ok(())
+        self.stepper.first(&self.slots, starts.len(), &self.prompt_logits, self.weights.config.vocab_size)
     }
 
     fn step(&mut self, drawn: &mut Vec<Drawn>) -> Result<()> {

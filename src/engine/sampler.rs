@@ -52,6 +52,9 @@ impl Sampling {
 /// Tokens whose weights are summed at once when a draw is looked up.
 const BLOCK: usize = 1024;
 
+/// Of those, as many as are passed at once.
+const RUN: usize = 32;
+
 /// Memory that draws share: a vocabulary's worth, taken once.
 #[derive(Default)]
 pub struct Sampler {
@@ -159,28 +162,30 @@ impl Sampler {
         self.block_sums.iter().sum()
     }
 
-    /// The token where the running sum of weights passes `target`, never one of weight 0.
+    /// The token where the running sum of weights passes `target`: its block, the run in it, the token in that.
     fn find(&self, target: f64) -> u32 {
         let mut passed = 0.0;
-        let mut block = 0;
-        for (i, sum) in self.block_sums.iter().enumerate().filter(|(_, sum)| **sum > 0.0) {
-            block = i;
-            if passed + sum > target {
-                break;
-            }
-            passed += sum;
-        }
-        let mut token = 0;
-        let weights = self.weights.iter().enumerate().skip(block * BLOCK).take(BLOCK);
-        for (i, &weight) in weights.filter(|(_, weight)| **weight > 0.0) {
-            token = i;
-            passed += f64::from(weight);
-            if passed > target {
-                break;
-            }
-        }
-        token as u32
+        let block = BLOCK * pass(self.block_sums.iter().copied(), &mut passed, target);
+        let weights = &self.weights[block..self.weights.len().min(block + BLOCK)];
+        let sums = weights.chunks(RUN).map(|run| run.iter().fold(0.0, |sum, &weight| sum + f64::from(weight)));
+        let run = RUN * pass(sums, &mut passed, target);
+        let weights = weights[run..].iter().take(RUN).map(|&weight| f64::from(weight));
+        (block + run + pass(weights, &mut passed, target)) as u32
     }
+}
+
+/// The index at which `passed`, growing by each number, passes `target`, and what it was before; never an index of 0, but the last
+/// of another number when it falls short.
+fn pass(numbers: impl Iterator<Item = f64>, passed: &mut f64, target: f64) -> usize {
+    let mut found = 0;
+    for (i, number) in numbers.enumerate().filter(|(_, number)| *number > 0.0) {
+        found = i;
+        if *passed + number > target {
+            break;
+        }
+        *passed += number;
+    }
+    found
 }
 
 /// In eight chains, so that the additions do not wait for each other.

@@ -1,5 +1,7 @@
 //! `kernels/{linear_rows,decode,draw}.cu` as functions: what each reads and writes is checked before it is launched.
 
+use std::sync::Arc;
+
 use super::super::buffer::{Buffer, Numbers};
 use super::super::driver::{Address, Argument, Driver, Grid};
 use super::super::kernels::Partial;
@@ -42,11 +44,39 @@ fn grid(rows: usize, width: usize, splits: usize, dtype_is_plain: bool) -> Grid 
 /// [`Error::Device`], as all of them.
 pub fn linear_rows<'o>(
     driver: &dyn Driver,
-    (weight, x): (Address, &Numbers),
+    factors: (Address, &Numbers),
     out: &'o Buffer<f32>,
-    [rows, width, depth]: [usize; 3],
+    shape: [usize; 3],
 ) -> Result<Partial<'o>> {
-    let (splits, dtype) = (splits(width, depth), x.dtype());
+    let splits = splits(shape[1], shape[2]);
+    product_rows(driver, factors, out, (splits, None), shape)?;
+    Ok(Partial { sums: out, splits })
+}
+
+/// `logits (rows, width) = x (rows, depth) weight (width, depth)^T` in one part; the largest of each row is compared with what is in
+/// `largest`, where it is wanted.
+///
+/// # Errors
+/// As [`linear_rows`].
+pub fn head_rows(
+    driver: &dyn Driver,
+    factors: (Address, &Numbers),
+    logits: &Buffer<f32>,
+    largest: Option<&Buffer<u32>>,
+    shape: [usize; 3],
+) -> Result<()> {
+    assert!(largest.is_none_or(|largest| largest.len() >= shape[0]));
+    product_rows(driver, factors, logits, (1, largest), shape)
+}
+
+fn product_rows(
+    driver: &dyn Driver,
+    (weight, x): (Address, &Numbers),
+    out: &Buffer<f32>,
+    (splits, largest): (usize, Option<&Buffer<u32>>),
+    [rows, width, depth]: [usize; 3],
+) -> Result<()> {
+    let dtype = x.dtype();
     assert!(x.len() >= rows * depth && out.len() >= splits * rows * width);
     let arguments = [
         weight.into(),
@@ -55,11 +85,11 @@ pub fn linear_rows<'o>(
         rows.into(),
         width.into(),
         depth.into(),
-        Argument::from(splits),
+        splits.into(),
+        Argument::from(largest.map_or(Address(0), |largest| largest.at(0))),
     ];
     let kernel = format!("linear_rows_{}_{}", dtype.suffix(), tokens(rows));
-    driver.launch(&kernel, grid(rows, width, splits, dtype.bytes() == 4), &arguments)?;
-    Ok(Partial { sums: out, splits })
+    driver.launch(&kernel, grid(rows, width, splits, dtype.bytes() == 4), &arguments)
 }
 
 /// `out (rows, width) = silu(gate) * up` with gate and up from `x (rows, depth)` and `weight (2 width, depth)`.
@@ -144,13 +174,105 @@ pub fn decode_attention(
     driver.launch(&format!("decode_attention_{}_{dim}", out.dtype().suffix()), grid, &arguments)
 }
 
-/// Where a draw's logits are, and whose they are.
+/// Whose tokens are drawn.
 #[derive(Clone, Copy)]
 pub enum Drawers<'a> {
-    /// A row for each of these slots.
+    /// The next ones of these slots, a row of logits each; `u32::MAX` is none.
     Rows(&'a Buffer<u32>),
-    /// The first token of this slot's sample: the row of its prompt.
-    First(usize),
+    /// The first ones of the so many samples that [`Slots::begin`] started last, from their prompts' rows.
+    Started(usize),
+}
+
+/// Logits to draw from.
+#[derive(Clone, Copy)]
+pub struct Logits<'a> {
+    /// `(rows, V)`.
+    pub of: &'a Buffer<f32>,
+    /// V.
+    pub vocabulary: usize,
+    /// What [`Summed::take`] made of them; a draw without looks at all of them itself.
+    pub summed: Option<&'a Summed>,
+}
+
+/// Tokens whose weights are summed at once: kernels/draw.cu, and the CPU's sampler.
+const BLOCK: usize = 1024;
+
+/// What a draw without truncation or penalty needs to know of rows of logits, found by the whole card instead of a block a row.
+pub struct Summed {
+    /// The largest logit of each row, as kernels/common.cuh orders them.
+    pub largest: Buffer<u32>,
+    /// Weights of each block of tokens, `(rows, blocks)`.
+    sums: Buffer<f64>,
+}
+
+impl Summed {
+    /// Bytes for so many rows.
+    #[must_use]
+    pub fn bytes(rows: usize, vocabulary: usize) -> usize {
+        rows * (size_of::<u32>() + vocabulary.div_ceil(BLOCK) * size_of::<f64>())
+    }
+
+    /// Room for `rows`.
+    ///
+    /// # Errors
+    /// As [`linear_rows`].
+    pub fn new(driver: &Arc<dyn Driver>, rows: usize, vocabulary: usize) -> Result<Self> {
+        let sums = Buffer::new(driver, rows * vocabulary.div_ceil(BLOCK))?;
+        Ok(Self { largest: Buffer::new(driver, rows)?, sums })
+    }
+
+    /// Whether a draw is without truncation and penalty.
+    #[must_use]
+    pub fn suits(sampling: &Sampling, vocabulary: usize) -> bool {
+        let all = sampling.top_k == 0 || sampling.top_k >= vocabulary;
+        all && sampling.top_p >= 1.0 && sampling.min_p <= 0.0 && sampling.repetition_penalty == 1.0
+    }
+
+    /// The largest of each row, where [`head_rows`] has not made the logits; cleared before.
+    ///
+    /// # Errors
+    /// As [`linear_rows`].
+    pub fn find_largest(
+        &self,
+        driver: &dyn Driver,
+        logits: &Buffer<f32>,
+        [rows, vocabulary]: [usize; 2],
+    ) -> Result<()> {
+        assert!(logits.len() >= rows * vocabulary && self.largest.len() >= rows);
+        let arguments = [logits.at(0).into(), vocabulary.into(), Argument::from(self.largest.at(0))];
+        driver.launch("largest_logits", Self::grid(rows, vocabulary), &arguments)
+    }
+
+    /// Sums each row's weights, once `largest` is known.
+    ///
+    /// # Errors
+    /// As [`linear_rows`].
+    pub fn take(
+        &self,
+        driver: &dyn Driver,
+        slots: &Slots,
+        slot_of_row: &Buffer<u32>,
+        (logits, vocabulary): (&Buffer<f32>, usize),
+        temperature: f32,
+    ) -> Result<()> {
+        let rows = slot_of_row.len();
+        assert!(logits.len() >= rows * vocabulary && self.sums.len() >= rows * vocabulary.div_ceil(BLOCK));
+        let arguments = [
+            slots.state.at(0).into(),
+            slots.count().into(),
+            slot_of_row.at(0).into(),
+            logits.at(0).into(),
+            vocabulary.into(),
+            self.largest.at(0).into(),
+            temperature.into(),
+            Argument::from(self.sums.at(0)),
+        ];
+        driver.launch("draw_sums", Self::grid(rows, vocabulary), &arguments)
+    }
+
+    fn grid(rows: usize, vocabulary: usize) -> Grid {
+        Grid { blocks: [vocabulary.div_ceil(BLOCK) as u32, rows as u32, 1], threads: 128, shared: 0 }
+    }
 }
 
 /// What ends completions, and where the host finds what was drawn.
@@ -161,7 +283,7 @@ pub struct Ends {
     pub log: Log,
 }
 
-/// Draws each row's next token from `logits (rows, V)`.
+/// Draws a token for each of `drawers`.
 ///
 /// # Errors
 /// As [`linear_rows`].
@@ -169,22 +291,26 @@ pub fn draw(
     driver: &dyn Driver,
     slots: &Slots,
     drawers: Drawers<'_>,
-    (logits, vocabulary): (&Buffer<f32>, usize),
+    logits: Logits<'_>,
     sampling: &Sampling,
     ends: &Ends,
 ) -> Result<()> {
-    let (rows, slot_of_row, only) = match drawers {
-        Drawers::Rows(rows) => (rows.len(), rows.at(0), 0),
-        Drawers::First(slot) => (1, Address(0), slot),
+    let (rows, slot_of_row, of_rows) = match drawers {
+        Drawers::Rows(rows) => (rows.len(), rows.at(0), rows.len()),
+        Drawers::Started(count) => (count, slots.starts.at(0), slots.count()),
     };
-    assert!(logits.len() >= rows * vocabulary && ends.log.len() >= slots.count() * slots.shape.max_completion_tokens);
+    let Logits { of, vocabulary, summed } = logits;
+    assert!(of.len() >= of_rows * vocabulary && ends.log.len() >= slots.count() * slots.shape.max_completion_tokens);
+    let [largest, sums] = summed.map_or([Address(0); 2], |summed| [summed.largest.at(0), summed.sums.at(0)]);
     let arguments = [
         slots.state.at(0).into(),
         slots.count().into(),
         slot_of_row.into(),
-        only.into(),
-        logits.at(0).into(),
+        usize::from(matches!(drawers, Drawers::Started(_))).into(),
+        of.at(0).into(),
         vocabulary.into(),
+        largest.into(),
+        sums.into(),
         sampling.temperature.into(),
         sampling.top_k.min(vocabulary).into(),
         sampling.top_p.into(),
@@ -197,7 +323,7 @@ pub fn draw(
         slots.words.into(),
         Argument::from(ends.log.at()),
     ];
-    let shared = vocabulary.div_ceil(1024) * 9 * size_of::<f64>();
+    let shared = vocabulary.div_ceil(BLOCK) * 9 * size_of::<f64>();
     driver.launch("draw", Grid { blocks: [rows as u32, 1, 1], threads: 1024, shared: shared as u32 }, &arguments)
 }
 

@@ -10,6 +10,9 @@ use crate::model::Config;
 /// Numbers of state a slot has, as `kernels/slots.cuh` names them.
 const FIELDS: usize = 8;
 
+/// Numbers that `start_slots` of `kernels/decode.cu` takes of a sample.
+const START: usize = 6;
+
 /// How much there is room for.
 #[derive(Debug, Clone, Copy)]
 pub struct Shape {
@@ -27,6 +30,8 @@ pub struct Slots {
     pub shape: Shape,
     /// `(FIELDS, slots)`.
     pub state: Buffer<u32>,
+    /// What samples start with, as last uploaded: their slots, then the rest.
+    pub starts: Buffer<u32>,
     /// Tokens seen, a bit each: `(slots, words)`; empty without a repetition penalty.
     pub seen: Buffer<u32>,
     /// The same of the prompts.
@@ -75,6 +80,7 @@ impl Slots {
         Ok(Self {
             shape,
             state: Buffer::zeros(driver, FIELDS * shape.slots)?,
+            starts: Buffer::new(driver, START * shape.slots)?,
             seen: Buffer::zeros(driver, shape.slots * words)?,
             prompt_seen: Buffer::zeros(driver, shape.slots * words)?,
             words,
@@ -113,26 +119,29 @@ impl Slots {
         [cache.at(layer * a_layer), cache.at((self.layers + layer) * a_layer)]
     }
 
-    /// Starts a sample.
+    /// Starts samples.
     ///
     /// # Errors
     /// [`crate::Error::Device`].
-    pub fn begin(&self, driver: &dyn Driver, begin: Begin) -> Result<()> {
-        assert!(begin.slot < self.count() && begin.prompt < self.count());
+    pub fn begin(&self, driver: &dyn Driver, samples: &[Begin]) -> Result<()> {
+        assert!(samples.iter().all(|begin| begin.slot < self.count() && begin.prompt < self.count()));
+        let numbers = |begin: &Begin| -> [u32; START] {
+            let [slot, prompt, len, sample] =
+                [begin.slot, begin.prompt, begin.prompt_len, begin.sample].map(|n| n as u32);
+            [slot, prompt, len, begin.key[0], begin.key[1], sample]
+        };
+        let table: Vec<u32> = (0..START).flat_map(|i| samples.iter().map(move |begin| numbers(begin)[i])).collect();
+        self.starts.upload(0, &table)?;
         let arguments = [
             self.state.at(0).into(),
             self.count().into(),
-            begin.slot.into(),
-            begin.prompt.into(),
-            begin.prompt_len.into(),
-            Argument::U32(begin.key[0]),
-            Argument::U32(begin.key[1]),
-            begin.sample.into(),
+            self.starts.at(0).into(),
             self.prompt_seen.at(0).into(),
             self.seen.at(0).into(),
-            self.words.into(),
+            Argument::from(self.words),
         ];
-        driver.launch("start_slot", Grid { blocks: [1, 1, 1], threads: 128, shared: 0 }, &arguments)
+        let grid = Grid { blocks: [samples.len() as u32, 1, 1], threads: 128, shared: 0 };
+        driver.launch("start_slots", grid, &arguments)
     }
 
     /// Remembers which tokens the prompt at `prompt` has.

@@ -8,7 +8,9 @@ use super::super::driver::{Address, Driver, Dtype, Matrix, Recording};
 use super::super::kernels::{Partial, add_norm};
 use super::super::packed::kernels as packed;
 use super::super::weights::Weights;
-use super::kernels::{Drawers, Ends, decode_attention, draw, embed_slots, linear_rows, splits, swiglu_rows};
+use super::kernels::{
+    Drawers, Ends, Logits, Summed, decode_attention, draw, embed_slots, head_rows, linear_rows, splits, swiglu_rows,
+};
 use super::log::Log;
 use super::slots::{Shape, Slots};
 use crate::engine::Sampling;
@@ -59,6 +61,8 @@ struct Room {
     act: Numbers,
     /// `(rows, V)`.
     logits: Buffer<f32>,
+    /// Of the logits, where the distribution is plain.
+    summed: Option<Summed>,
 }
 
 impl Room {
@@ -68,8 +72,9 @@ impl Room {
         products.iter().map(|&(width, depth)| splits(width, depth) * rows * width).max().expect("three")
     }
 
-    fn new(driver: &Arc<dyn Driver>, weights: &Weights, rows: usize, by_library: bool) -> Result<Self> {
+    fn new(driver: &Arc<dyn Driver>, weights: &Weights, rows: usize, [by_library, plain]: [bool; 2]) -> Result<Self> {
         let (config, dtype) = (&weights.config, weights.matrices.dtype());
+        let summed = || Summed::new(driver, rows, config.vocab_size);
         let gate_up = || Numbers::new(driver, dtype, rows * 2 * config.intermediate_size);
         Ok(Self {
             gate_up: by_library.then(gate_up).transpose()?,
@@ -79,6 +84,7 @@ impl Room {
             attended: Numbers::new(driver, dtype, rows * config.hidden_size)?,
             act: Numbers::new(driver, dtype, rows * config.intermediate_size)?,
             logits: Buffer::new(driver, rows * config.vocab_size)?,
+            summed: plain.then(summed).transpose()?,
         })
     }
 }
@@ -89,7 +95,8 @@ impl Stepper {
     pub fn room_bytes(config: &Config, dtype: Dtype, slots: usize) -> usize {
         let (d, f, v) = (config.hidden_size, config.intermediate_size, config.vocab_size);
         let gate_up = if slots > FEW_ROWS { 2 * f } else { 0 };
-        4 * (slots * (d + v) + Room::sums_len(config, slots)) + dtype.bytes() * slots * (2 * d + f + gate_up)
+        let numbers = 4 * (slots * (d + v) + Room::sums_len(config, slots)) + Summed::bytes(slots, v);
+        numbers + dtype.bytes() * slots * (2 * d + f + gate_up)
     }
 
     /// Room for `shape.slots` rows; `stops` are the tokens that end a completion. With `batch_invariant` a row's bits never depend
@@ -105,11 +112,13 @@ impl Stepper {
         batch_invariant: bool,
     ) -> Result<Self> {
         let log = Log::new(driver, shape.slots, shape.max_completion_tokens)?;
+        let by_library = !batch_invariant && shape.slots > FEW_ROWS;
+        let plain = Summed::suits(&sampling, weights.config.vocab_size);
         Ok(Self {
             driver: Arc::clone(driver),
             sampling,
             ends: Ends { stops: Buffer::of(driver, stops)?, log },
-            room: Room::new(driver, weights, shape.slots, !batch_invariant && shape.slots > FEW_ROWS)?,
+            room: Room::new(driver, weights, shape.slots, [by_library, plain])?,
             shape: packed::Shape::of(&weights.config)?,
             batch_invariant,
             recordings: HashMap::new(),
@@ -122,12 +131,14 @@ impl Stepper {
         &self.ends.log
     }
 
-    /// Draws a slot's first token from its prompt's row of `logits (slots, V)`.
+    /// Draws the first tokens of the `count` samples that [`Slots::begin`] started last, from their prompts' rows of
+    /// `logits (slots, V)`.
     ///
     /// # Errors
     /// [`crate::Error::Device`].
-    pub fn first(&self, slots: &Slots, slot: usize, logits: &Buffer<f32>, vocabulary: usize) -> Result<()> {
-        draw(&*self.driver, slots, Drawers::First(slot), (logits, vocabulary), &self.sampling, &self.ends)
+    pub fn first(&self, slots: &Slots, count: usize, logits: &Buffer<f32>, vocabulary: usize) -> Result<()> {
+        let logits = Logits { of: logits, vocabulary, summed: None };
+        draw(&*self.driver, slots, Drawers::Started(count), logits, &self.sampling, &self.ends)
     }
 
     /// One token more for each slot of `running`, which is not empty; a slot that has ended on the device draws nothing.
@@ -177,9 +188,31 @@ impl Stepper {
             pending = self.linear((w.down, &room.act), &room.sums, [rows, d, f])?;
         }
         norm(weights.final_norm(), pending)?;
-        let v = config.vocab_size;
-        self.linear((weights.head(), &room.normed), &room.logits, [rows, v, d])?;
-        draw(driver, slots, Drawers::Rows(slot_of_row), (&room.logits, v), &self.sampling, &self.ends)
+        self.head(weights, [rows, config.vocab_size, d])?;
+        self.draw(slots, slot_of_row, config.vocab_size)
+    }
+
+    /// Logits, and the largest of each row where the draw wants to know.
+    fn head(&self, weights: &Weights, [rows, v, d]: [usize; 3]) -> Result<()> {
+        let (driver, Room { normed, logits, summed, .. }) = (&*self.driver, &self.room);
+        let largest = summed.as_ref().map(|summed| &summed.largest);
+        if let Some(largest) = largest {
+            driver.clear(largest.at(0), rows * size_of::<u32>())?;
+        }
+        if !self.by_library(rows) {
+            return head_rows(driver, (weights.head(), normed), logits, largest, [rows, v, d]);
+        }
+        self.linear((weights.head(), normed), logits, [rows, v, d])?;
+        summed.as_ref().map_or(Ok(()), |summed| summed.find_largest(driver, logits, [rows, v]))
+    }
+
+    fn draw(&self, slots: &Slots, slot_of_row: &Buffer<u32>, vocabulary: usize) -> Result<()> {
+        let (driver, room, sampling) = (&*self.driver, &self.room, &self.sampling);
+        if let Some(summed) = &room.summed {
+            summed.take(driver, slots, slot_of_row, (&room.logits, vocabulary), sampling.temperature)?;
+        }
+        let logits = Logits { of: &room.logits, vocabulary, summed: room.summed.as_ref() };
+        draw(driver, slots, Drawers::Rows(slot_of_row), logits, sampling, &self.ends)
     }
 
     fn by_library(&self, rows: usize) -> bool {

@@ -1,12 +1,12 @@
 use grpo_pipes::engine::{Sampler, Sampling};
-use grpo_pipes::gpu::Buffer;
-use grpo_pipes::gpu::decode::kernels::{Drawers, Ends, draw};
+use grpo_pipes::gpu::decode::kernels::{Drawers, Ends, Logits, Summed, draw, head_rows};
 use grpo_pipes::gpu::decode::{Begin, Entry, Log, Shape, Slots};
 use grpo_pipes::gpu::driver::Dtype;
+use grpo_pipes::gpu::{Buffer, Numbers};
 use grpo_pipes::model::Config;
 use grpo_pipes::rng::Stream;
 
-use super::{gpu, numbers};
+use super::{DTYPES, gpu, numbers};
 use crate::fixtures::directory;
 
 const ROWS: usize = 3;
@@ -50,15 +50,25 @@ fn draws_are_the_cpus_on_a_gpu() {
             let tokens = Buffer::of(&gpu, &prompt).unwrap();
             slots.mark_seen(&*gpu, 1, (tokens.at(0), prompt.len())).unwrap();
         }
-        for (sample, slot) in [2, 0, 3].into_iter().enumerate() {
-            slots.begin(&*gpu, Begin { slot, prompt: 1, prompt_len: 3, key: stream.key(), sample }).unwrap();
-        }
+        let begin = |(sample, slot)| Begin { slot, prompt: 1, prompt_len: 3, key: stream.key(), sample };
+        slots.begin(&*gpu, &[2, 0, 3].into_iter().enumerate().map(begin).collect::<Vec<_>>()).unwrap();
+        let summed =
+            Summed::suits(&sampling, config.vocab_size).then(|| Summed::new(&gpu, ROWS, config.vocab_size).unwrap());
         let mut sampler = Sampler::default();
         let mut history = vec![Vec::new(); ROWS];
         for round in 0..LIMIT - 1 {
             let logits = logits(round, config.vocab_size);
             let on_gpu = Buffer::of(&gpu, &logits).unwrap();
-            draw(&*gpu, &slots, Drawers::Rows(&rows), (&on_gpu, config.vocab_size), &sampling, &ends).unwrap();
+            // A plain distribution is drawn from with the sums of the whole card and without, in turn.
+            let summed = summed.as_ref().filter(|_| round % 2 == 0);
+            if let Some(summed) = summed {
+                summed.largest.clear().unwrap();
+                summed.find_largest(&*gpu, &on_gpu, [ROWS, config.vocab_size]).unwrap();
+                let logits = (&on_gpu, config.vocab_size);
+                summed.take(&*gpu, &slots, &rows, logits, sampling.temperature).unwrap();
+            }
+            let logits_there = Logits { of: &on_gpu, vocabulary: config.vocab_size, summed };
+            draw(&*gpu, &slots, Drawers::Rows(&rows), logits_there, &sampling, &ends).unwrap();
             gpu.wait(&gpu.mark().unwrap()).unwrap();
             for (row, slot) in [2, 0, 3].into_iter().enumerate() {
                 let logits = &logits[row * config.vocab_size..][..config.vocab_size];
@@ -84,9 +94,8 @@ fn ends_of_sequences_on_a_gpu() {
     let slots = Slots::new(&gpu, &config, shape, Dtype::F32, false).unwrap();
     let log = Log::new(&gpu, 3, 4).unwrap();
     let ends = Ends { stops: Buffer::of(&gpu, &[9u32, 11]).unwrap(), log };
-    for slot in 0..3 {
-        slots.begin(&*gpu, Begin { slot, prompt: 0, prompt_len: 1, key: [0, 0], sample: slot }).unwrap();
-    }
+    let begin = |slot| Begin { slot, prompt: 0, prompt_len: 1, key: [0, 0], sample: slot };
+    slots.begin(&*gpu, &[0, 1, 2].map(begin)).unwrap();
     let rows = Buffer::of(&gpu, &[0u32, 1, 2, u32::MAX]).unwrap();
     let mut table = vec![0.0; 4 * vocabulary];
     for round in 0..6 {
@@ -95,7 +104,8 @@ fn ends_of_sequences_on_a_gpu() {
         table[vocabulary + 5] = 1.0; // row 1 goes on to the limit
         table[2 * vocabulary + 7] = if round == 2 { f32::INFINITY } else { 1.0 };
         let logits = Buffer::of(&gpu, &table).unwrap();
-        draw(&*gpu, &slots, Drawers::Rows(&rows), (&logits, vocabulary), &greedy, &ends).unwrap();
+        let logits = Logits { of: &logits, vocabulary, summed: None };
+        draw(&*gpu, &slots, Drawers::Rows(&rows), logits, &greedy, &ends).unwrap();
     }
     gpu.wait(&gpu.mark().unwrap()).unwrap();
     let drawn = |slot| -> Vec<Option<Entry>> { (0..4).map(|position| ends.log.entry(slot, position)).collect() };
@@ -108,4 +118,34 @@ fn ends_of_sequences_on_a_gpu() {
     assert_eq!((tokens(2), &drawn(2)[2..]), (vec![7, 7], &[Some(Entry::NotFinite), None][..]));
     ends.log.clear(1);
     assert_eq!((tokens(1).len(), tokens(0).len()), (0, 2));
+}
+
+/// The head's product finds the largest logit of each row, whatever the number of rows; one that is not finite is above all.
+#[test]
+#[ignore = "run by the tests of gpu/mod.rs"]
+fn the_head_knows_each_rows_largest_logit_on_a_gpu() {
+    let (gpu, width, depth) = (gpu(), 1090, 72);
+    for rows in [1, 13, 70] {
+        for dtype in DTYPES {
+            let (mut x, weight) = (numbers(1, rows * depth), numbers(2, width * depth));
+            x[rows / 2 * depth] = f32::INFINITY;
+            let (x, weight) = (Numbers::of(&gpu, dtype, &x).unwrap(), Numbers::of(&gpu, dtype, &weight).unwrap());
+            let (logits, largest) = (Buffer::new(&gpu, rows * width).unwrap(), Buffer::zeros(&gpu, rows).unwrap());
+            head_rows(&*gpu, (weight.at(0), &x), &logits, Some(&largest), [rows, width, depth]).unwrap();
+            let summed = Summed::new(&gpu, rows, width).unwrap();
+            summed.largest.clear().unwrap();
+            summed.find_largest(&*gpu, &logits, [rows, width]).unwrap();
+            assert_eq!(largest.to_vec().unwrap(), summed.largest.to_vec().unwrap(), "{rows} rows, {dtype:?}");
+            for (i, row) in logits.to_vec().unwrap().chunks_exact(width).enumerate() {
+                let (finite, ordered) = (row.iter().all(|x: &f32| x.is_finite()), largest.to_vec().unwrap()[i]);
+                let found = f32::from_bits(if ordered >> 31 == 1 { ordered & 0x7fff_ffff } else { !ordered });
+                let want = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+                assert!(
+                    if finite { found == want } else { found.is_nan() },
+                    "row {i} of {rows}, {dtype:?}: {found} for {want}"
+                );
+                assert_eq!(finite, i != rows / 2);
+            }
+        }
+    }
 }
