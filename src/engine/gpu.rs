@@ -7,12 +7,12 @@ use super::Settings;
 use super::cpu::in_runs;
 use super::decoder::{Decoder, Drawn, Prompt};
 use super::scheduler::Start;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::gpu::decode::kernels::{cache_rows, check, head_rows};
 use crate::gpu::decode::{Begin, Entry, Plan, Shape, Slots, Stepper};
 use crate::gpu::driver::{Driver, Dtype, Mark};
 use crate::gpu::packed::{Forward, Keep};
-use crate::gpu::{Buffer, Numbers, Weights};
+use crate::gpu::{Buffer, Numbers, Offer, Opened, Weights};
 use crate::model::{Config, Model, Packed};
 
 /// Most tokens of prompts packed together: enough for products at full speed, and bounds memory [tokens].
@@ -25,6 +25,8 @@ const AHEAD: usize = 1;
 pub struct GpuDecoder {
     driver: Arc<dyn Driver>,
     weights: Weights,
+    /// A trainer's weights.
+    offered: Option<Opened>,
     forward: Forward,
     slots: Slots,
     stepper: Stepper,
@@ -96,6 +98,7 @@ impl GpuDecoder {
             stepper: Stepper::new(driver, &weights, shape, ends, batch_invariant)?,
             prompt_logits: Buffer::new(driver, slots * model.config().vocab_size)?,
             weights,
+            offered: None,
             prompts: HashMap::new(),
             free: (0..slots).rev().collect(),
             taken: vec![None; slots],
@@ -111,6 +114,24 @@ impl GpuDecoder {
     /// [`crate::Error::Device`].
     pub fn set_weights(&mut self, model: &Model) -> Result<()> {
         self.weights.upload(model)
+    }
+
+    /// Opens weights that a trainer offers on the same card.
+    ///
+    /// # Errors
+    /// [`crate::Error::Device`] saying why they cannot be these.
+    pub fn accept(&mut self, offer: &Offer) -> Result<()> {
+        self.offered = Some(self.weights.open(&*self.driver, offer)?);
+        Ok(())
+    }
+
+    /// Takes over the weights that were accepted, as they are now; nothing is being sampled.
+    ///
+    /// # Errors
+    /// [`crate::Error::Device`].
+    pub fn take_offered_weights(&mut self) -> Result<()> {
+        let none = || Error::Device("the trainer handed weights over that were not accepted".into());
+        self.weights.copy_from(self.offered.as_ref().ok_or_else(none)?)
     }
 
     /// Runs prompts packed, and leaves keys, values and logits in their places.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use bytemuck::Pod;
 use half::{bf16, f16};
 
-use super::driver::{Address, Driver, Dtype, Matrix};
+use super::driver::{Address, Driver, Dtype, Matrix, Ticket};
 use crate::error::Result;
 
 /// Numbers of one type in device memory, freed with it.
@@ -25,6 +25,31 @@ impl<N: Pod> Buffer<N> {
     pub fn new(driver: &Arc<dyn Driver>, len: usize) -> Result<Self> {
         let at = driver.allocate((len * size_of::<N>()).max(1))?;
         Ok(Self { driver: Arc::clone(driver), at, len, of: PhantomData })
+    }
+
+    /// The same, that another process may open; see [`Driver::ticket`].
+    ///
+    /// # Errors
+    /// See [`Buffer::new`].
+    pub fn to_share(driver: &Arc<dyn Driver>, len: usize) -> Result<Self> {
+        let at = driver.allocate_to_share((len * size_of::<N>()).max(1))?;
+        Ok(Self { driver: Arc::clone(driver), at, len, of: PhantomData })
+    }
+
+    /// By what another process opens it.
+    ///
+    /// # Errors
+    /// See [`Buffer::new`].
+    pub fn ticket(&self) -> Result<Ticket> {
+        self.driver.ticket(self.at)
+    }
+
+    /// Overwrites all numbers with as many of another process's memory.
+    ///
+    /// # Errors
+    /// See [`Buffer::new`].
+    pub fn copy_from(&self, opened: Address) -> Result<()> {
+        self.driver.copy(self.at, opened, self.len * size_of::<N>())
     }
 
     /// Room for `len` zeros.
@@ -122,6 +147,20 @@ impl Numbers {
     /// See [`Buffer::new`].
     pub fn new(driver: &Arc<dyn Driver>, dtype: Dtype, len: usize) -> Result<Self> {
         Ok(Self { bytes: Buffer::new(driver, len * dtype.bytes())?, dtype })
+    }
+
+    /// The same, that another process may open.
+    ///
+    /// # Errors
+    /// See [`Buffer::new`].
+    pub fn to_share(driver: &Arc<dyn Driver>, dtype: Dtype, len: usize) -> Result<Self> {
+        Ok(Self { bytes: Buffer::to_share(driver, len * dtype.bytes())?, dtype })
+    }
+
+    /// All of them, as bytes.
+    #[must_use]
+    pub fn bytes(&self) -> &Buffer<u8> {
+        &self.bytes
     }
 
     /// A copy of `numbers`, rounded to nearest.

@@ -5,6 +5,8 @@
 
 use std::any::Any;
 
+use serde::{Deserialize, Serialize};
+
 use crate::error::Result;
 
 /// A place in the device's memory.
@@ -128,6 +130,17 @@ pub struct Shared {
     pub bytes: usize,
 }
 
+/// By what another process opens memory of this one, on the same card.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ticket {
+    /// The card, whatever a process calls it.
+    pub card: String,
+    /// The driver's name for the allocation, in hexadecimal.
+    pub handle: String,
+    /// Where in it the memory begins [bytes].
+    pub offset: u64,
+}
+
 /// A sequence of launches, copies and products, recorded once; given back by [`Driver::record`].
 pub type Recording = Box<dyn Any + Send>;
 
@@ -153,6 +166,16 @@ pub trait Driver: Send + Sync {
 
     /// Gives memory back, after all work asked for so far.
     fn release(&self, at: Address);
+
+    /// The same, of the kind that [`Driver::ticket`] can be asked for.
+    fn allocate_to_share(&self, bytes: usize) -> Result<Address>;
+
+    /// By what another process opens this memory, while it is not released.
+    fn ticket(&self, of: Address) -> Result<Ticket>;
+
+    /// Memory of another process, which it may write or release at any time: who reads it knows from elsewhere that it does not. Open
+    /// as long as the driver.
+    fn open_ticket(&self, ticket: &Ticket) -> Result<Address>;
 
     /// Memory that the host sees too, zeroed; it lives as long as the driver.
     fn allocate_shared(&self, bytes: usize) -> Result<Shared>;

@@ -10,9 +10,11 @@ mod columns;
 pub mod cuda;
 pub mod decode;
 pub mod driver;
+mod handover;
 pub mod kernels;
 pub mod packed;
 mod weights;
 
 pub use buffer::{Buffer, Numbers};
+pub use handover::{Offer, Opened};
 pub use weights::{Layer, Layout, Weights};

@@ -111,8 +111,8 @@ impl Weights {
     /// [`Error::Device`] when the shape does not suit the kernels, there is no room, or the device fails.
     pub fn of(driver: &Arc<dyn Driver>, model: &Model, dtype: Dtype, positions: usize) -> Result<Self> {
         let layout = Layout::of(model.config())?;
-        let matrices = Numbers::new(driver, dtype, layout.matrices)?;
-        let vectors = Buffer::new(driver, layout.all - layout.matrices)?;
+        let matrices = Numbers::to_share(driver, dtype, layout.matrices)?;
+        let vectors = Buffer::to_share(driver, layout.all - layout.matrices)?;
         let rope = Buffer::of(driver, &model.rope_table(positions))?;
         let weights = Self { config: model.config().clone(), layout, matrices, vectors, rope, positions };
         weights.upload(model)?;

@@ -8,7 +8,7 @@ use std::io::Write;
 use std::path::PathBuf;
 
 use crate::error::{Error, Result};
-use crate::grpo::batch::{Group, Groups};
+use crate::grpo::batch::{Group, Groups, Staleness};
 use crate::grpo::order::Order;
 use crate::grpo::step::{GrpoConfig, GrpoTrainer};
 use crate::grpo::trainer::{Place, Trainer};
@@ -80,6 +80,7 @@ pub fn train(job: &Job, input: Input, place: Place<'_>, listeners: Listeners<'_>
         committed: state.step,
         written: Vec::new(),
     };
+    offer_weights(&mut trainer, job, &mut keeper.live, listeners.say)?;
     let shape = trainer.machine.config().clone();
     let tokens = job.micro_batch_tokens.unwrap_or_else(|| trainer.machine.default_tokens());
     let groups = Groups::new(input, &shape).in_order(order);
@@ -99,6 +100,21 @@ pub fn train(job: &Job, input: Input, place: Place<'_>, listeners: Listeners<'_>
         keeper.commit(grpo.trainer())?;
     }
     ended.map_err(|err| cause(err, holder))
+}
+
+/// A sampler on the same card may copy the weights from where they are trained. They hold still while it does: the next update waits
+/// for records that it makes from them. With staleness allowed it does not.
+fn offer_weights(trainer: &mut Trainer, job: &Job, live: &mut Live, say: &dyn Fn(&str)) -> Result<()> {
+    if job.grpo.max_staleness != Staleness::Steps(0) {
+        return Ok(());
+    }
+    match trainer.machine.offer() {
+        Ok(offer) => offer.map_or(Ok(()), |offer| live.offer(offer)),
+        Err(why) => {
+            say(&format!("the weights of each step go through files in memory: {why}"));
+            Ok(())
+        }
+    }
 }
 
 /// An input that ends early while there is more to come, or that is cut off where its maker was, is the lesser news.
@@ -166,7 +182,8 @@ impl Keeper<'_> {
         trainer.state.command_line.clone_from(&self.job.command_line);
         // Who waits for these weights is known from here on, however short its work then is.
         if self.sampler.became()? == Holder::Working {
-            self.live.publish(step, |dir| trainer.save_for_sampling(dir))?;
+            let by_file = !self.live.is_taken();
+            self.live.publish(step, |dir| trainer.save_for_sampling(dir, by_file))?;
         }
         let rollouts = self.job.run.rollouts(step);
         let completions = groups.iter().flat_map(|group| &group.completions);

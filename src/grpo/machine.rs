@@ -37,6 +37,12 @@ pub trait Machine {
     /// The policy's weights as they are now.
     fn weights(&mut self) -> Result<&Model>;
 
+    /// By what a sampler on the same card finds the policy's weights, without a copy through the host; none from the processor.
+    fn offer(&mut self) -> Result<Option<Vec<u8>>>;
+
+    /// Waits until the weights that were offered are those of the last update.
+    fn settle(&mut self) -> Result<()>;
+
     /// Takes the reference's weights.
     fn hold_reference(&mut self, model: Model) -> Result<()>;
 
@@ -99,6 +105,14 @@ impl Machine for Cpu {
 
     fn weights(&mut self) -> Result<&Model> {
         Ok(&self.model)
+    }
+
+    fn offer(&mut self) -> Result<Option<Vec<u8>>> {
+        Ok(None)
+    }
+
+    fn settle(&mut self) -> Result<()> {
+        Ok(())
     }
 
     fn hold_reference(&mut self, mut model: Model) -> Result<()> {

@@ -85,6 +85,14 @@ impl Machine for Gpu {
         Ok(&self.model)
     }
 
+    fn offer(&mut self) -> Result<Option<Vec<u8>>> {
+        Ok(Some(serde_json::to_vec(&self.weights.offer()?).expect("plain data serialises")))
+    }
+
+    fn settle(&mut self) -> Result<()> {
+        self.driver.wait(&self.driver.mark()?)
+    }
+
     fn hold_reference(&mut self, model: Model) -> Result<()> {
         let dtype = self.weights.matrices.dtype();
         self.reference = Some(Weights::of(&self.driver, &model, dtype, model.config().max_position_embeddings)?);

@@ -183,13 +183,17 @@ impl Trainer {
         Ok(())
     }
 
-    /// Writes what sampling needs of the weights into `dir`, and not to the disk: it is for a reader of this moment.
+    /// Writes what sampling needs into `dir`, and not to the disk: it is for a reader of this moment. Without `weights` the reader has
+    /// taken the offer of [`Machine::offer`], and these are whole when this returns.
     ///
     /// # Errors
-    /// [`Error::Io`].
-    pub fn save_for_sampling(&mut self, dir: &Path) -> Result<()> {
+    /// [`Error::Io`], and those of the machine.
+    pub fn save_for_sampling(&mut self, dir: &Path, weights: bool) -> Result<()> {
         policy::write_config(&self.source, dir, Storage::F32.torch_name())?;
         self.state.save(dir)?;
+        if !weights {
+            return self.machine.settle();
+        }
         self.machine.weights()?.save(&dir.join(policy::WEIGHTS), Storage::F32)
     }
 }

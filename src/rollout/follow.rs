@@ -14,7 +14,7 @@ use crate::jsonl::{Input, Output};
 use crate::policy::{Identity, State, identity};
 use crate::progress::Progress;
 use crate::record::Line;
-use crate::run::{Lock, PartnerWatch, Role, Run, TrainerWatch};
+use crate::run::{Lock, Offers, PartnerWatch, Role, Run, TrainerWatch};
 use crate::stop::Stop;
 
 /// Samples the rest of a run's prompts, `groups_per_step` from each policy, until they end.
@@ -43,7 +43,9 @@ fn sample(job: Job, run: &Run, groups_per_step: usize, mut input: Input, out: &m
     if !batch.is_empty() {
         watch.wait_for_start(settings.step + 1)?;
     }
+    let mut offers = Offers::of(run);
     while !batch.is_empty() {
+        look_for_an_offer(&mut offers, &mut seat, &say)?;
         let records = Records::new(origin.clone(), Arc::clone(&tokenizer), out, &mut progress);
         let mut sink = Watched { records, watch: &mut watch };
         seat.sample(&settings, ready_now(batch), &mut sink).map_err(|err| in_a_pipe(err, &stop))?;
@@ -56,6 +58,21 @@ fn sample(job: Job, run: &Run, groups_per_step: usize, mut input: Input, out: &m
     let (seconds, waited) = (progress.seconds(), watch.waited().as_secs_f64());
     progress.note(&format!("done in {seconds:.1} s, {waited:.1} s of it waiting for weights"));
     Ok(())
+}
+
+/// Takes the trainer's offer of another way for the weights than files, before it can hand over those that these records lead to.
+fn look_for_an_offer(offers: &mut Offers, seat: &mut Seat, say: &dyn Fn(&str)) -> Result<()> {
+    let Some(offer) = offers.look() else { return Ok(()) };
+    match seat.accept(offer) {
+        Ok(()) => {
+            say("the weights of each step are copied within the GPU");
+            offers.take()
+        }
+        Err(why) => {
+            say(&format!("the weights of each step come through files in memory: {why}"));
+            Ok(())
+        }
+    }
 }
 
 /// Goes on with the weights of a step, once they are there.

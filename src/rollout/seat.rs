@@ -12,7 +12,7 @@ use crate::engine::{CpuDecoder, Decoder, Engine, GpuDecoder, OnGpu, Request, Set
 use crate::error::{Error, Result};
 use crate::floats::Number;
 use crate::gpu::driver::Driver;
-use crate::model::{Model, Transformer};
+use crate::model::{Model, Transformer, has_weights};
 use crate::record::Line;
 use crate::stop::Stop;
 
@@ -81,6 +81,16 @@ impl Seat {
         }
     }
 
+    /// Takes a trainer's offer of weights on the same card: those that come without a file are copied from there.
+    ///
+    /// # Errors
+    /// [`Error::Device`] saying why they cannot be.
+    pub fn accept(&mut self, offer: &[u8]) -> Result<()> {
+        let At::Gpu(decoder) = &mut self.at else { return Err(Error::Device("the sampler is on the CPU".into())) };
+        let unknown = |err| Error::Device(format!("an offer that this version does not know: {err}"));
+        decoder.accept(&serde_json::from_slice(offer).map_err(unknown)?)
+    }
+
     /// Goes on with the weights in `dir`, of the same shape.
     ///
     /// # Errors
@@ -89,7 +99,8 @@ impl Seat {
         match &mut self.at {
             At::Cpu(model) => *model = load(dir, &self.stop)?,
             At::CpuBf16(model) => *model = load(dir, &self.stop)?,
-            At::Gpu(decoder) => decoder.set_weights(&Model::load(dir)?)?,
+            At::Gpu(decoder) if has_weights(dir) => decoder.set_weights(&Model::load(dir)?)?,
+            At::Gpu(decoder) => decoder.take_offered_weights()?,
         }
         Ok(())
     }

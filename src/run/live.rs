@@ -24,7 +24,9 @@ const KEPT: u64 = 2;
 /// Where the steps' weights appear; gone when dropped.
 pub struct Live {
     link: PathBuf,
-    dir: PathBuf,
+    pub(super) dir: PathBuf,
+    /// Another way than files.
+    pub(super) offered: Option<Vec<u8>>,
     /// Of the directory in memory, which without it is anybody's to sweep.
     _owner: Option<File>,
 }
@@ -52,7 +54,7 @@ impl Live {
                 (link.clone(), None)
             }
         };
-        Ok(Self { link, dir, _owner: owner })
+        Ok(Self { link, dir, offered: None, _owner: owner })
     }
 
     /// Lets the weights of a step appear, made by `fill` in the directory it is given; those that nobody can want any more go.

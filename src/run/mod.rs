@@ -6,6 +6,7 @@
 mod intact;
 mod live;
 mod lock;
+mod offer;
 mod partner;
 mod recover;
 mod wait;
@@ -20,6 +21,7 @@ use crate::policy::sync;
 
 pub use live::Live;
 pub use lock::{Holder, Lock, Role};
+pub use offer::Offers;
 pub use partner::PartnerWatch;
 pub use recover::Keep;
 pub use wait::TrainerWatch;

@@ -38,7 +38,21 @@ impl Context {
         unsafe { result::ctx::set_current(handle) }.map_err(failed("opening the card"))?;
         // Beside the stream that other users of the card in this process synchronise with.
         let stream = result::stream::create(result::stream::StreamKind::NonBlocking);
-        Ok(Self { device, handle, stream: stream.map_err(failed("making a stream"))? })
+        let context = Self { device, handle, stream: stream.map_err(failed("making a stream"))? };
+        context.keep_memory()?;
+        Ok(context)
+    }
+
+    /// Memory that is given back stays this process's: the next one who asks has it without a wait.
+    fn keep_memory(&self) -> Result<()> {
+        let mut all = u64::MAX;
+        // SAFETY: a device of this driver, and the type of this attribute.
+        unsafe {
+            let pool =
+                result::device::get_default_mem_pool(self.device).map_err(failed("opening the card's memory"))?;
+            let threshold = sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
+            result::mem_pool::set_attribute(pool, threshold, (&raw mut all).cast()).map_err(failed("keeping memory"))
+        }
     }
 
     /// Makes it current on this thread.
@@ -57,6 +71,15 @@ impl Context {
     /// Of the card, as its maker calls it.
     pub fn name(&self) -> Result<String> {
         result::device::get_name(self.device).map_err(failed("reading the card's name"))
+    }
+
+    /// Of the card, the same in every process.
+    pub fn uuid(&self) -> Result<String> {
+        self.bind()?;
+        let mut uuid = sys::CUuuid { bytes: [0; 16] };
+        // SAFETY: a device of this driver.
+        unsafe { sys::cuDeviceGetUuid_v2(&raw mut uuid, self.device) }.result().map_err(failed("asking the card"))?;
+        Ok(uuid.bytes.iter().map(|byte| format!("{:02x}", *byte as u8)).collect())
     }
 
     /// 90 for sm_90.

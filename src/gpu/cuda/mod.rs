@@ -6,6 +6,8 @@ mod context;
 mod libraries;
 mod products;
 mod recorded;
+mod shared;
+mod staging;
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -19,7 +21,9 @@ use cudarc::driver::sys;
 use self::context::{Context, failed};
 use self::products::Products;
 use self::recorded::{Event, Graph};
-use super::driver::{Address, Argument, Driver, Dtype, Grid, Mark, Product, Recording, Shared};
+use self::shared::SharedMemory;
+use self::staging::Staging;
+use super::driver::{Address, Argument, Driver, Dtype, Grid, Mark, Product, Recording, Shared, Ticket};
 use crate::error::{Error, Result};
 
 /// The kernels, for all cards: build.rs.
@@ -48,7 +52,10 @@ struct Cuda {
     module: sys::CUmodule,
     kernels: Mutex<HashMap<String, Kernel>>,
     products: Products,
-    shared: Mutex<Vec<usize>>,
+    staging: Mutex<Staging>,
+    /// Pinned memory of the host.
+    pinned: Mutex<Vec<usize>>,
+    shared: SharedMemory,
     recording: AtomicBool,
 }
 
@@ -72,9 +79,10 @@ pub fn open(ordinal: usize) -> Result<Arc<dyn Driver>> {
     }
     // SAFETY: the whole image, aligned.
     let module = unsafe { result::module::load_data(KERNELS.0.as_ptr().cast()) }.map_err(refused)?;
-    let products = Products::new()?;
-    let (kernels, shared, recording) = (Mutex::default(), Mutex::default(), AtomicBool::new(false));
-    Ok(Arc::new(Cuda { context, name, capability, module, kernels, products, shared, recording }))
+    let (products, staging) = (Products::new()?, Mutex::new(Staging::new(&context)?));
+    let (kernels, pinned, recording) = (Mutex::default(), Mutex::default(), AtomicBool::new(false));
+    let shared = SharedMemory::new(&context);
+    Ok(Arc::new(Cuda { context, name, capability, module, kernels, products, staging, pinned, shared, recording }))
 }
 
 /// The kernels did not load: mostly a driver that is older than the compiler.
@@ -95,6 +103,16 @@ impl Cuda {
             return Err(Error::Device(format!("GPU: {what} cannot be recorded")));
         }
         self.context.bind()
+    }
+
+    fn no_room(&self, bytes: usize, err: DriverError) -> Error {
+        match self.memory() {
+            Ok((free, all)) if err.0 == sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY => {
+                let [bytes, free, all] = [bytes, free, all].map(|bytes| bytes as f64 / f64::from(1 << 30));
+                Error::Device(format!("GPU: no room for {bytes:.2} GiB: {free:.2} of {all:.2} GiB are free"))
+            }
+            _ => failed("making room in memory")(err),
+        }
     }
 
     /// A kernel that may have so much dynamic shared memory.
@@ -140,21 +158,30 @@ impl Driver for Cuda {
 
     fn allocate(&self, bytes: usize) -> Result<Address> {
         self.bind("making room in memory")?;
-        // SAFETY: memory that was never written is the caller's to write first.
-        unsafe { result::malloc_sync(bytes) }.map(Address).map_err(|err| match self.memory() {
-            Ok((free, all)) if err.0 == sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY => {
-                let [bytes, free, all] = [bytes, free, all].map(|bytes| bytes as f64 / f64::from(1 << 30));
-                Error::Device(format!("GPU: no room for {bytes:.2} GiB: {free:.2} of {all:.2} GiB are free"))
-            }
-            _ => failed("making room in memory")(err),
-        })
+        // SAFETY: memory that was never written is the caller's to write first, by work of this stream, as all of it is.
+        unsafe { result::malloc_async(self.context.stream, bytes) }.map(Address).map_err(|err| self.no_room(bytes, err))
+    }
+
+    fn allocate_to_share(&self, bytes: usize) -> Result<Address> {
+        self.bind("making room in memory")?;
+        self.shared.allocate(bytes).map(Address).map_err(|err| self.no_room(bytes, err))
+    }
+
+    fn ticket(&self, of: Address) -> Result<Ticket> {
+        self.bind("sharing memory")?;
+        self.shared.ticket(of.0)
+    }
+
+    fn open_ticket(&self, ticket: &Ticket) -> Result<Address> {
+        self.bind("opening another process's memory")?;
+        self.shared.open(ticket).map(Address)
     }
 
     fn release(&self, at: Address) {
         assert!(!self.recording.load(Ordering::Relaxed), "memory is freed while work on it is recorded");
-        if self.context.synchronize().is_ok() {
-            // SAFETY: from `allocate`, and no work uses it any more.
-            let _ = unsafe { result::free_sync(at.0) };
+        if self.context.bind().is_ok() && !self.shared.release(at.0) {
+            // SAFETY: from `allocate`; what uses it was asked for earlier.
+            let _ = unsafe { result::free_async(at.0, self.context.stream) };
         }
     }
 
@@ -163,7 +190,7 @@ impl Driver for Cuda {
         // SAFETY: freed when this is dropped, and zeroed over its whole length before anyone sees it.
         let (host, at) = unsafe {
             let host = result::malloc_host(bytes, sys::CU_MEMHOSTALLOC_DEVICEMAP).map_err(failed("pinning memory"))?;
-            self.shared.lock().unwrap_or_else(PoisonError::into_inner).push(host as usize);
+            self.pinned.lock().unwrap_or_else(PoisonError::into_inner).push(host as usize);
             host.cast::<u8>().write_bytes(0, bytes);
             let mut at = 0;
             sys::cuMemHostGetDevicePointer_v2(&raw mut at, host, 0).result().map_err(failed("mapping memory"))?;
@@ -174,9 +201,7 @@ impl Driver for Cuda {
 
     fn upload(&self, to: Address, bytes: &[u8]) -> Result<()> {
         self.bind("a copy from the host")?;
-        // SAFETY: the device's side is the caller's; the host's is read before `synchronize` returns.
-        unsafe { result::memcpy_htod_async(to.0, bytes, self.context.stream) }.map_err(failed("copying to the GPU"))?;
-        self.context.synchronize()
+        self.staging.lock().unwrap_or_else(PoisonError::into_inner).copy(to.0, bytes)
     }
 
     fn download(&self, from: Address, bytes: &mut [u8]) -> Result<()> {
@@ -263,7 +288,8 @@ impl Drop for Cuda {
         // What fails here has been told by the call that broke the context.
         let _ = self.context.synchronize();
         self.products.close();
-        for host in std::mem::take(&mut *self.shared.lock().unwrap_or_else(PoisonError::into_inner)) {
+        self.shared.close();
+        for host in std::mem::take(&mut *self.pinned.lock().unwrap_or_else(PoisonError::into_inner)) {
             // SAFETY: from `allocate_shared`, and no work uses it any more.
             let _ = unsafe { result::free_host(host as *mut c_void) };
         }

@@ -5,11 +5,12 @@ use std::sync::mpsc::channel;
 use grpo_pipes::engine::{
     Completion, CpuDecoder, Decoder, Engine, GpuDecoder, OnGpu, Request, Sampling, Settings, Sink, Work,
 };
+use grpo_pipes::gpu::Weights;
 use grpo_pipes::gpu::driver::Dtype;
 use grpo_pipes::model::Model;
 use grpo_pipes::{Error, Result};
 
-use super::gpu;
+use super::{SHIM, gpu};
 use crate::fixtures::directory;
 
 const MAX_PROMPT: usize = 16;
@@ -123,4 +124,27 @@ fn logits_that_are_not_finite_end_the_run_on_a_gpu() {
     let err = on_gpu(&model, Dtype::F32, &settings, 1).unwrap_err();
     assert_eq!(err.to_string(), "step 0, prompt p/0, sample 0, position 0: logits are not finite, first in layer 1");
     assert!(matches!(err, Error::Numerics(_)));
+}
+
+/// A sampler that goes on with weights of the same card is one that has them from the start.
+#[test]
+#[ignore = "run by the tests of gpu/mod.rs"]
+fn offered_weights_are_sampled_from_as_they_are_when_they_are_taken_on_a_gpu() {
+    let (gpu, mut trained, settings) = (gpu(), tiny(), settings(Sampling::default()));
+    if gpu.name() != SHIM {
+        return; // no process may open its own memory there; see handover.rs
+    }
+    let on = OnGpu { dtype: Dtype::F32, max_prompt_tokens: MAX_PROMPT, batch_invariant: true };
+    let mut decoder = GpuDecoder::new(&gpu, &trained, &settings, on).unwrap();
+    assert!(decoder.take_offered_weights().is_err(), "nothing was offered");
+    let weights = Weights::of(&gpu, &trained, Dtype::F32, 32).unwrap();
+    decoder.accept(&weights.offer().unwrap()).unwrap();
+    for parameter in trained.parameters_mut() {
+        parameter.iter_mut().for_each(|x| *x *= 1.5);
+    }
+    weights.upload(&trained).unwrap();
+    decoder.take_offered_weights().unwrap();
+    let want = sampled(&mut GpuDecoder::new(&gpu, &trained, &settings, on).unwrap(), settings.clone(), 2).unwrap();
+    assert_eq!(sampled(&mut decoder, settings.clone(), 2).unwrap(), want);
+    assert_ne!(on_gpu(&tiny(), Dtype::F32, &settings, 2).unwrap(), want);
 }

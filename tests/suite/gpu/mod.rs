@@ -3,6 +3,7 @@
 mod draw;
 mod driver;
 mod engine;
+mod handover;
 mod linear_rows;
 mod norm;
 mod packed;

@@ -3,13 +3,16 @@
 #![allow(unsafe_code)] // calls into the shim
 
 use std::any::Any;
+use std::collections::HashMap;
 use std::ffi::{CString, OsStr, c_char, c_uint, c_void};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Mutex, MutexGuard, OnceLock};
 
-use grpo_pipes::Result;
-use grpo_pipes::gpu::driver::{Address, Argument, Driver, Dtype, Grid, Mark, Matrix, Product, Recording, Shared};
+use grpo_pipes::gpu::driver::{
+    Address, Argument, Driver, Dtype, Grid, Mark, Matrix, Product, Recording, Shared, Ticket,
+};
+use grpo_pipes::{Error, Result};
 use libloading::Library;
 
 /// `Err` says why the kernels cannot be compiled here.
@@ -61,7 +64,12 @@ type Multiply = unsafe extern "C" fn(*const Operand, *const Operand, *const Oper
 pub struct Shim {
     library: Library,
     recording: Mutex<Option<Vec<Call>>>,
+    /// Bytes of what is allocated.
+    allocated: Mutex<HashMap<u64, usize>>,
 }
+
+/// Of its memory [bytes].
+const MEMORY: usize = 1 << 30;
 
 enum Call {
     Launch(CString, Grid, Vec<Argument>),
@@ -75,7 +83,7 @@ impl Shim {
     pub fn new(path: &OsStr) -> Self {
         // SAFETY: ours; its start only fills a table.
         let library = unsafe { Library::new(path) }.unwrap();
-        Self { library, recording: Mutex::new(None) }
+        Self { library, recording: Mutex::new(None), allocated: Mutex::default() }
     }
 
     /// The fibers are one set for the process.
@@ -142,20 +150,36 @@ impl Driver for Shim {
     }
 
     fn memory(&self) -> Result<(usize, usize)> {
-        Ok((1 << 30, 1 << 30))
+        Ok((MEMORY - self.allocated.lock().unwrap().values().sum::<usize>(), MEMORY))
     }
 
     fn allocate(&self, bytes: usize) -> Result<Address> {
         // SAFETY: the signature of shim.cpp.
-        Ok(unsafe {
-            let allocate = self.library.get::<unsafe extern "C" fn(usize) -> u64>(b"shim_allocate").unwrap();
-            Address(allocate(bytes))
-        })
+        let at = unsafe { self.library.get::<unsafe extern "C" fn(usize) -> u64>(b"shim_allocate").unwrap()(bytes) };
+        self.allocated.lock().unwrap().insert(at, bytes);
+        Ok(Address(at))
     }
 
     fn release(&self, at: Address) {
+        self.allocated.lock().unwrap().remove(&at.0);
         // SAFETY: as above; AddressSanitizer reports what was not allocated.
         unsafe { self.library.get::<unsafe extern "C" fn(u64)>(b"shim_release").unwrap()(at.0) }
+    }
+
+    fn allocate_to_share(&self, bytes: usize) -> Result<Address> {
+        self.allocate(bytes)
+    }
+
+    fn ticket(&self, Address(of): Address) -> Result<Ticket> {
+        let card = format!("process {}", std::process::id());
+        Ok(Ticket { card, handle: format!("{:x}", of - 64), offset: 64 })
+    }
+
+    fn open_ticket(&self, ticket: &Ticket) -> Result<Address> {
+        match u64::from_str_radix(&ticket.handle, 16) {
+            Ok(base) if ticket.card == self.ticket(Address(64))?.card => Ok(Address(base + ticket.offset)),
+            _ => Err(Error::Device("another card's".into())),
+        }
     }
 
     fn allocate_shared(&self, bytes: usize) -> Result<Shared> {
