@@ -5,6 +5,7 @@ mod driver;
 mod engine;
 mod handover;
 mod linear_rows;
+mod long;
 mod norm;
 mod packed;
 mod rollout;
