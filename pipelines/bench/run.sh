@@ -10,6 +10,8 @@ REPEATS=${REPEATS:-5}                              # runs of each side, taking t
 LARGE=${LARGE-../shared/qwen2.5-0.5b-instruct}     # directory with config.json and tokenizer; random weights are made
 LARGE_REPEATS=${LARGE_REPEATS:-3}
 DECODE_REPEATS=${DECODE_REPEATS:-5}                # turns of the decode steps, of which the best sample counts
+# All of it on the CPU, where there is a GPU too.
+export CUDA_VISIBLE_DEVICES=
 export RAYON_NUM_THREADS=$THREADS OMP_NUM_THREADS=$THREADS MKL_NUM_THREADS=$THREADS PYTHONDONTWRITEBYTECODE=1
 
 RECIPE=tiny SEED=1
