@@ -56,7 +56,13 @@ pub trait Simd: Copy {
     /// As [`Simd::splat`].
     #[inline(always)]
     unsafe fn sum_block(v: &[[Self::V; 4]; 4]) -> [[f32; 4]; 4] {
-        v.map(|row| row.map(|v| unsafe { sum::<Self>(v) }))
+        let mut sums = [[0.0; 4]; 4];
+        for (sums, row) in sums.iter_mut().zip(v) {
+            for (to, &v) in sums.iter_mut().zip(row) {
+                *to = unsafe { sum::<Self>(v) };
+            }
+        }
+        sums
     }
     /// [`LANES`] x [`LANES`] numbers in rows of `stride` become columns in rows of `to_stride`.
     ///
@@ -72,7 +78,8 @@ pub trait Simd: Copy {
     }
 }
 
-/// A computation over any instruction set. `run` must be `#[inline(always)]`, or it is compiled without the set.
+/// A computation over any instruction set. `run` must be `#[inline(always)]`, or it is compiled without the set; so may be a closure,
+/// where each instruction is then a call: loops do not have that.
 pub trait Kernel {
     /// What it returns.
     type Out;

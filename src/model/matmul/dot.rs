@@ -154,11 +154,13 @@ impl Block {
             dot_lanes::<S, W, F, R, AHEAD>(x, w, self.depth, ahead, lanes.0.as_mut_ptr().cast());
             let mut sums = [[0.0; 8]; R];
             for first in [0, 4] {
-                let of = |r: usize, c: usize| match lanes.0.get(r).and_then(|row| row.get(c)) {
-                    Some(lanes) => S::load(lanes.as_ptr()),
-                    None => S::splat(0.0),
-                };
-                let four = S::sum_block(&std::array::from_fn(|r| std::array::from_fn(|c| of(r, first + c))));
+                let mut parts = [[S::splat(0.0); 4]; 4];
+                for (parts, row) in parts.iter_mut().zip(&lanes.0) {
+                    for (part, lanes) in parts.iter_mut().zip(&row[first..]) {
+                        *part = S::load(lanes.as_ptr());
+                    }
+                }
+                let four = S::sum_block(&parts);
                 for (sums, four) in sums.iter_mut().zip(four) {
                     sums[first..first + 4].copy_from_slice(&four);
                 }

@@ -17,6 +17,21 @@ pub unsafe fn run_avx2<K: Kernel>(kernel: K) -> K::Out {
 #[derive(Clone, Copy)]
 pub struct Avx512;
 
+/// Sums of halves, quarters, ... of two vectors, side by side. Functions that are always part of their caller: a closure may be
+/// compiled by itself, without the instruction set, and then each instruction of these is a call.
+macro_rules! sums_of_parts {
+    ($($name:ident $shuffle:ident $low:literal $high:literal),*) => {
+        $(#[inline(always)]
+        unsafe fn $name(a: __m512, b: __m512) -> __m512 {
+            unsafe { _mm512_add_ps($shuffle::<$low>(a, b), $shuffle::<$high>(a, b)) }
+        })*
+    };
+}
+sums_of_parts!(
+    eights _mm512_shuffle_f32x4 0x44 0xee, fours _mm512_shuffle_f32x4 0x88 0xdd,
+    twos _mm512_shuffle_ps 0x44 0xee, ones _mm512_shuffle_ps 0x88 0xdd
+);
+
 impl Simd for Avx512 {
     type V = __m512;
     const FUSED: bool = true;
@@ -55,42 +70,47 @@ impl Simd for Avx512 {
     #[inline(always)]
     unsafe fn sum_block(v: &[[__m512; 4]; 4]) -> [[f32; 4]; 4] {
         unsafe {
-            let eights = |a, b| _mm512_add_ps(_mm512_shuffle_f32x4::<0x44>(a, b), _mm512_shuffle_f32x4::<0xee>(a, b));
-            let fours = |a, b| _mm512_add_ps(_mm512_shuffle_f32x4::<0x88>(a, b), _mm512_shuffle_f32x4::<0xdd>(a, b));
-            let twos = |a, b| _mm512_add_ps(_mm512_shuffle_ps::<0x44>(a, b), _mm512_shuffle_ps::<0xee>(a, b));
-            let ones = |a, b| _mm512_add_ps(_mm512_shuffle_ps::<0x88>(a, b), _mm512_shuffle_ps::<0xdd>(a, b));
             // Four parts of each row's column c side by side, in 128-bit lanes by row.
-            let column = |c: usize| fours(eights(v[0][c], v[1][c]), eights(v[2][c], v[3][c]));
-            let sums = ones(twos(column(0), column(1)), twos(column(2), column(3)));
+            let mut columns = [_mm512_setzero_ps(); 4];
+            for c in 0..4 {
+                columns[c] = fours(eights(v[0][c], v[1][c]), eights(v[2][c], v[3][c]));
+            }
+            let sums = ones(twos(columns[0], columns[1]), twos(columns[2], columns[3]));
             std::mem::transmute::<__m512, [[f32; 4]; 4]>(sums)
         }
     }
 
     /// Four rows at a time inside the 128-bit lanes, then the lanes of four such results: 64 shuffles for 256 numbers.
+    #[allow(clippy::needless_range_loop)] // it goes along the second index
     #[inline(always)]
     unsafe fn transpose(from: *const f32, stride: usize, to: *mut f32, to_stride: usize) {
         unsafe {
-            // fours[i][j], lane l: column 4 l + j of rows 4 i to 4 i + 3.
-            let fours: [[__m512; 4]; 4] = std::array::from_fn(|i| {
-                let row = |r: usize| _mm512_loadu_ps(from.add((4 * i + r) * stride));
-                let (low, high) = (_mm512_unpacklo_ps(row(0), row(1)), _mm512_unpackhi_ps(row(0), row(1)));
-                let (low2, high2) = (_mm512_unpacklo_ps(row(2), row(3)), _mm512_unpackhi_ps(row(2), row(3)));
-                [
+            // groups[i][j], lane l: column 4 l + j of rows 4 i to 4 i + 3.
+            let mut groups = [[_mm512_setzero_ps(); 4]; 4];
+            for (i, group) in groups.iter_mut().enumerate() {
+                let mut rows = [_mm512_setzero_ps(); 4];
+                for (r, row) in rows.iter_mut().enumerate() {
+                    *row = _mm512_loadu_ps(from.add((4 * i + r) * stride));
+                }
+                let (low, high) = (_mm512_unpacklo_ps(rows[0], rows[1]), _mm512_unpackhi_ps(rows[0], rows[1]));
+                let (low2, high2) = (_mm512_unpacklo_ps(rows[2], rows[3]), _mm512_unpackhi_ps(rows[2], rows[3]));
+                *group = [
                     _mm512_shuffle_ps::<0x44>(low, low2),
                     _mm512_shuffle_ps::<0xee>(low, low2),
                     _mm512_shuffle_ps::<0x44>(high, high2),
                     _mm512_shuffle_ps::<0xee>(high, high2),
-                ]
-            });
-            (0..4).for_each(|j| {
-                let even = |i: usize| _mm512_shuffle_f32x4::<0x88>(fours[i][j], fours[i + 1][j]);
-                let odd = |i: usize| _mm512_shuffle_f32x4::<0xdd>(fours[i][j], fours[i + 1][j]);
-                let put = |column: usize, v| _mm512_storeu_ps(to.add(column * to_stride), v);
-                put(j, _mm512_shuffle_f32x4::<0x88>(even(0), even(2)));
-                put(4 + j, _mm512_shuffle_f32x4::<0x88>(odd(0), odd(2)));
-                put(8 + j, _mm512_shuffle_f32x4::<0xdd>(even(0), even(2)));
-                put(12 + j, _mm512_shuffle_f32x4::<0xdd>(odd(0), odd(2)));
-            });
+                ];
+            }
+            for j in 0..4 {
+                let even = _mm512_shuffle_f32x4::<0x88>(groups[0][j], groups[1][j]);
+                let odd = _mm512_shuffle_f32x4::<0xdd>(groups[0][j], groups[1][j]);
+                let even2 = _mm512_shuffle_f32x4::<0x88>(groups[2][j], groups[3][j]);
+                let odd2 = _mm512_shuffle_f32x4::<0xdd>(groups[2][j], groups[3][j]);
+                _mm512_storeu_ps(to.add(j * to_stride), _mm512_shuffle_f32x4::<0x88>(even, even2));
+                _mm512_storeu_ps(to.add((4 + j) * to_stride), _mm512_shuffle_f32x4::<0x88>(odd, odd2));
+                _mm512_storeu_ps(to.add((8 + j) * to_stride), _mm512_shuffle_f32x4::<0xdd>(even, even2));
+                _mm512_storeu_ps(to.add((12 + j) * to_stride), _mm512_shuffle_f32x4::<0xdd>(odd, odd2));
+            }
         }
     }
 }
