@@ -10,8 +10,8 @@ use grpo_pipes::device::{Device, Dtype};
 use grpo_pipes::engine::{Sampling, Settings};
 use grpo_pipes::gsm8k::prompt::SYSTEM_PROMPT;
 use grpo_pipes::jsonl::{Input, Output};
-use grpo_pipes::rollout::{Format, Job, LongPrompt, Place, Prompts, follow, run};
-use grpo_pipes::run::Run;
+use grpo_pipes::rollout::{Format, Job, LongPrompt, Place, Prompts, Steps, follow, run};
+use grpo_pipes::run::{MOST_AHEAD, Run};
 use grpo_pipes::stop::Stop;
 use grpo_pipes::{Error, Result, hub};
 
@@ -37,6 +37,11 @@ struct Args {
     /// Prompts a step of --follow
     #[arg(long, value_name = "N", requires = "follow", conflicts_with = "model")]
     groups_per_step: Option<NonZeroUsize>,
+    /// Sample for --follow up to N steps ahead of training, which must allow the same N: each step from the weights of N steps
+    /// before those that it would wait for otherwise, never from others
+    #[arg(long, value_name = "N", requires = "follow", conflicts_with = "model", default_value_t = 0,
+          value_parser = clap::value_parser!(u64).range(..=MOST_AHEAD))]
+    max_staleness: u64,
     /// Completions of each prompt
     #[arg(short, long, value_name = "N", default_value = "1")]
     num_generations: NonZeroUsize,
@@ -133,7 +138,10 @@ fn rollout(args: &Args, out: &mut Output) -> Result<()> {
         (Some(_), ..) if args.on_long_prompt == LongPrompt::Skip => Err(Error::Usage(
             "--on-long-prompt skip does not go with --follow: a step takes the prompts that stand in its place".into(),
         )),
-        (Some(dir), Some(groups), _) => follow(job, &Run::new(dir), groups.get(), input, out),
+        (Some(dir), Some(groups), _) => {
+            let steps = Steps { groups: groups.get(), ahead: args.max_staleness };
+            follow(job, &Run::new(dir), steps, input, out)
+        }
         (_, _, Some(model)) => run(job, &hub::model_dir(model)?, input, out),
         _ => unreachable!("clap asks for --model, or for --follow with --groups-per-step"),
     }

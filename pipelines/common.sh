@@ -167,18 +167,21 @@ prompts_consumed() {
     echo "${consumed:-0}"
 }
 
-# All steps that are left, in one pipe: records go forward through it, weights back through $RUN/live. Metrics on stdout.
+# All steps that are left in one pipe, or those of the first prompts in a FILE: records go forward through it, weights back through
+# $RUN/live. Metrics on stdout.
 # A shell that waits for a pipe tells of each killed part of it, in several lines: it is given no place to tell it.
 train_steps() {
     local codes=
-    { sample_as_it_learns 2>&4 | reward 2>&4 | learn_from_them 2>&4 || codes=${PIPESTATUS[*]}; } 4>&2 2>/dev/null
+    { sample_as_it_learns "${1:-$RUN/prompts.jsonl}" 2>&4 | reward 2>&4 | learn_from_them 2>&4 || codes=${PIPESTATUS[*]}; } 4>&2 2>/dev/null
     [ -z "$codes" ] || name_the_cause $codes
 }
 
 sample_as_it_learns() {
     : >"$RUN/rollout.log"
-    { sample_groups "$RUN/prompts.jsonl" --follow "$RUN" --groups-per-step "$PROMPTS_PER_STEP" 2>&1 >&3 | keep_log 2>&4; } \
-        3>&1 4>&2 2>/dev/null
+    {
+        sample_groups "$1" --follow "$RUN" --groups-per-step "$PROMPTS_PER_STEP" --max-staleness "$MAX_STALENESS" 2>&1 >&3 |
+            keep_log 2>&4
+    } 3>&1 4>&2 2>/dev/null
 }
 
 # What rollout says goes to its log, and to the terminal when it is not just how far it is. It speaks to the end, whatever the signal.
@@ -251,11 +254,13 @@ reward() {
 
 # The same arguments whether the steps come one by one or all in a row: checkpoints remember them.
 learn() {
-    local reference=()
+    local reference=() stale=()
     [ "$BETA" = 0 ] || reference=(--reference "$RUN/checkpoints/$(step_name 0)")
+    [ "$MAX_STALENESS" = 0 ] || stale=(--max-staleness "$MAX_STALENESS")
+    [ -z "$IMPORTANCE_SAMPLING_CLIP_MAX" ] || stale+=(--importance-sampling-clip-max "$IMPORTANCE_SAMPLING_CLIP_MAX")
     exec grpo-step --follow "$RUN" --groups-per-step "$PROMPTS_PER_STEP" --save-every "$SAVE_EVERY" --keep "$KEEP" --loss "$LOSS" --epsilon "$EPSILON" \
         --beta "$BETA" ${reference[@]+"${reference[@]}"} --max-completion-tokens "$MAX_COMPLETION_TOKENS" \
         --learning-rate "$LEARNING_RATE" --schedule "$SCHEDULE" --warmup-ratio "$WARMUP_RATIO" --total-steps "$STEPS" \
         --adam-beta1 "$ADAM_BETA1" --adam-beta2 "$ADAM_BETA2" --weight-decay "$WEIGHT_DECAY" \
-        --max-grad-norm "$MAX_GRAD_NORM" --seed "$SEED"
+        --max-grad-norm "$MAX_GRAD_NORM" --seed "$SEED" ${stale[@]+"${stale[@]}"}
 }

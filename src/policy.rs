@@ -22,6 +22,8 @@ pub const WEIGHTS: &str = "model.safetensors";
 pub const OPTIMIZER: &str = "optimizer.safetensors";
 /// What the run remembers, a [`State`].
 pub const STATE: &str = "state.json";
+/// Directory of a checkpoint for weights of steps before its own, where steps after it are sampled from them.
+pub const OLDER: &str = "older";
 
 /// Files that travel from a model directory to its successors unchanged, where they exist. `config.json` travels with its dtype
 /// set to that of the weights beside it, see [`write_config`].
@@ -118,10 +120,7 @@ impl Publication {
     /// # Errors
     /// [`Error::Io`] when the disk refuses, [`Error::Usage`] when somebody else made the target meanwhile.
     pub fn publish(mut self) -> Result<()> {
-        for entry in fs::read_dir(&self.staging).map_err(Error::io(&self.staging))? {
-            sync(&entry.map_err(Error::io(&self.staging))?.path())?;
-        }
-        sync(&self.staging)?;
+        sync_all(&self.staging)?;
         refuse_existing(&self.target)?;
         fs::rename(&self.staging, &self.target).map_err(Error::io(&self.target))?;
         self.done = true;
@@ -176,6 +175,19 @@ pub(crate) fn write_config(from: &Path, to: &Path, torch_dtype: &str) -> Result<
     write_json(&to.join("config.json"), &config)
 }
 
+/// Copies a directory of files to a new one.
+///
+/// # Errors
+/// [`Error::Io`].
+pub(crate) fn copy_files(from: &Path, to: &Path) -> Result<()> {
+    fs::create_dir_all(to).map_err(Error::io(to))?;
+    for path in entries(from)? {
+        let name = path.file_name().expect("an entry has a name");
+        fs::copy(&path, to.join(name)).map_err(Error::io(&path))?;
+    }
+    Ok(())
+}
+
 fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
     fs::write(path, json(value)).map_err(Error::io(path))
 }
@@ -191,6 +203,23 @@ fn parent(path: &Path) -> &Path {
         Some(folder) if !folder.as_os_str().is_empty() => folder,
         _ => Path::new("."),
     }
+}
+
+/// What is in a directory.
+///
+/// # Errors
+/// [`Error::Io`].
+pub(crate) fn entries(dir: &Path) -> Result<Vec<PathBuf>> {
+    let paths = fs::read_dir(dir).and_then(|entries| entries.map(|entry| Ok(entry?.path())).collect());
+    paths.map_err(Error::io(dir))
+}
+
+/// Brings a file, or a directory with all that is in it, to the disk.
+fn sync_all(path: &Path) -> Result<()> {
+    if path.is_dir() {
+        entries(path)?.iter().try_for_each(|entry| sync_all(entry))?;
+    }
+    sync(path)
 }
 
 /// Brings a file, or the names in a directory, to the disk.

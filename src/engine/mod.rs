@@ -44,7 +44,7 @@ pub struct Settings {
     pub stop_ids: Vec<u32>,
     /// Of everything random.
     pub seed: u64,
-    /// Step of the policy, from which the draws differ too.
+    /// Step of the policy that the samples are for, from which the draws differ too.
     pub step: u64,
 }
 

@@ -54,6 +54,17 @@ pub enum Staleness {
     Any,
 }
 
+impl Staleness {
+    /// How many steps the sampler of a run may be ahead of its trainer. Of what samples for any weights nothing is known.
+    #[must_use]
+    pub fn ahead(self) -> u64 {
+        match self {
+            Self::Steps(steps) => steps,
+            Self::Any => 0,
+        }
+    }
+}
+
 impl std::str::FromStr for Staleness {
     type Err = String;
 

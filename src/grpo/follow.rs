@@ -2,10 +2,16 @@
 //!
 //! A step is final when the run's policy link is renamed, with everything before it on the disk. What a killed run had done beyond
 //! that is removed when it goes on, and comes again with the same bytes.
+//!
+//! Where sampling may be N steps ahead, the N steps after a checkpoint are sampled from weights of before it. So a checkpoint
+//! holds these too: N times the weights more, beside weights and two moments. The other way would be to let nobody be ahead right
+//! after a checkpoint; but a signal, and a run made step by step, leave one at any step, and a run that was interrupted would not end
+//! as one that was not.
 
 use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::path::PathBuf;
+use std::sync::mpsc::{Receiver, sync_channel};
 
 use crate::error::{Error, Result};
 use crate::grpo::batch::{Group, Groups, Staleness};
@@ -14,9 +20,10 @@ use crate::grpo::step::{GrpoConfig, GrpoTrainer};
 use crate::grpo::trainer::{Place, Trainer};
 use crate::grpo::{Taken, in_steps};
 use crate::jsonl::{Input, write_zst};
+use crate::model::Config;
 use crate::optim::OptimizerConfig;
-use crate::policy::sync;
-use crate::run::{Holder, Keep, Live, Lock, PartnerWatch, Role, Run};
+use crate::policy::{copy_files, sync};
+use crate::run::{Holder, Keep, Live, Lock, MOST_AHEAD, PartnerWatch, Role, Run, sampled_from};
 use crate::stop::Stop;
 
 /// How a run is trained.
@@ -54,11 +61,14 @@ pub struct Listeners<'a> {
 /// when the job is stopped, or when the run's sampler dies, is dropped.
 ///
 /// # Errors
-/// [`Error::Usage`] when somebody else trains the run, [`Error::Record`] and [`Error::Data`] for an input that is not the run's
-/// rollouts in their order, [`Error::Numerics`] as [`GrpoTrainer::step`] and when the sampler found such numbers, [`Error::Io`]
-/// when the disk refuses, [`Error::Interrupted`] and [`Error::Abandoned`].
+/// [`Error::Usage`] when somebody else trains the run, or sampling is to be too far ahead, [`Error::Record`] and [`Error::Data`] for
+/// an input that is not the run's rollouts in their order, [`Error::Numerics`] as [`GrpoTrainer::step`] and when the sampler found
+/// such numbers, [`Error::Io`] when the disk refuses, [`Error::Interrupted`] and [`Error::Abandoned`].
 pub fn train(job: &Job, input: Input, place: Place<'_>, listeners: Listeners<'_>) -> Result<()> {
-    let run = &job.run;
+    let (run, ahead) = (&job.run, job.grpo.max_staleness.ahead());
+    if ahead > MOST_AHEAD {
+        return Err(Error::Usage(format!("--max-staleness {ahead}: with --follow at most {MOST_AHEAD}")));
+    }
     let _lock = Lock::take(run, Role::Train)?;
     let sampler = PartnerWatch::start(run, Role::Sample, &job.stop);
     let step = run.intact_step(listeners.say)?;
@@ -75,15 +85,16 @@ pub fn train(job: &Job, input: Input, place: Place<'_>, listeners: Listeners<'_>
     let mut keeper = Keeper {
         job,
         sampler: &sampler,
-        live: Live::create(run, bytes, listeners.say)?,
+        live: Live::create(run, bytes, ahead, listeners.say)?,
+        oldest: run.oldest_weights(step)?,
         metrics: open_to_append(run.metrics())?,
         committed: state.step,
         written: Vec::new(),
     };
     offer_weights(&mut trainer, job, &mut keeper.live, listeners.say)?;
-    let shape = trainer.machine.config().clone();
+    keeper.publish_start(&mut trainer)?;
     let tokens = job.micro_batch_tokens.unwrap_or_else(|| trainer.machine.default_tokens());
-    let groups = Groups::new(input, &shape).in_order(order);
+    let groups = read_ahead(input, order, trainer.machine.config().clone(), ahead as usize * job.groups_per_step);
     let mut grpo = GrpoTrainer::new(&mut trainer, job.grpo.clone(), tokens, false)?;
     let (taken, whole) = steps(&mut grpo, groups, &mut keeper, listeners.metrics);
     let ended = match taken {
@@ -93,7 +104,8 @@ pub fn train(job: &Job, input: Input, place: Place<'_>, listeners: Listeners<'_>
     let holder = sampler.became()?;
     if holder == Holder::FoundNumerics {
         let (step, committed) = (grpo.trainer().state.step, keeper.committed);
-        let what = format!("with the weights of step {step} the sampler's numbers are not finite");
+        let earlier = if ahead > 0 { ", or of a step before," } else { "" };
+        let what = format!("with the weights of step {step}{earlier} the sampler's numbers are not finite");
         return Err(Error::Numerics(format!("{what}; nothing after step {committed} was published")));
     }
     if whole {
@@ -117,6 +129,21 @@ fn offer_weights(trainer: &mut Trainer, job: &Job, live: &mut Live, say: &dyn Fn
     }
 }
 
+/// The groups of an input from a thread of its own, so many before they are wanted: a sampler that is ahead is not to wait for a
+/// trainer at work to read. The thread ends with the input, or the process.
+fn read_ahead(input: Input, order: Order, shape: Config, count: usize) -> Receiver<Result<Group>> {
+    let (sender, receiver) = sync_channel(count);
+    std::thread::spawn(move || {
+        for group in Groups::new(input, &shape).in_order(order) {
+            let last = group.is_err();
+            if sender.send(group).is_err() || last {
+                return;
+            }
+        }
+    });
+    receiver
+}
+
 /// An input that ends early while there is more to come, or that is cut off where its maker was, is the lesser news.
 fn cause(err: Error, sampler: Holder) -> Error {
     match (err, sampler) {
@@ -128,12 +155,12 @@ fn cause(err: Error, sampler: Holder) -> Error {
 /// Also says whether the weights are those of the last step that was kept.
 fn steps(
     grpo: &mut GrpoTrainer<'_>,
-    groups: Groups<'_>,
+    groups: Receiver<Result<Group>>,
     keeper: &mut Keeper<'_>,
     tell: &mut dyn FnMut(&[u8]) -> Result<()>,
 ) -> (Result<Taken>, bool) {
     let mut whole = true;
-    let taken = in_steps(groups, Some(keeper.job.groups_per_step), &mut |groups| {
+    let taken = in_steps(groups.into_iter(), Some(keeper.job.groups_per_step), &mut |groups| {
         let (mut lines, updates) = (Vec::new(), grpo.trainer().state.optimizer_steps);
         let stepped = grpo.step(groups, &mut |line| lines.push(line.to_json()));
         // A record that is refused, or a wish to end before the update, has changed nothing; any other failure leaves weights that
@@ -168,6 +195,8 @@ struct Keeper<'a> {
     job: &'a Job,
     sampler: &'a PartnerWatch,
     live: Live,
+    /// The earliest step whose weights were there at the start.
+    oldest: u64,
     metrics: File,
     /// The policy's step.
     committed: u64,
@@ -176,12 +205,30 @@ struct Keeper<'a> {
 }
 
 impl Keeper<'_> {
+    fn ahead(&self) -> u64 {
+        self.job.grpo.max_staleness.ahead()
+    }
+
+    /// Before the first step: the weights that a sampler that may be ahead begins with. It takes them from there, because their
+    /// checkpoint may be left behind before it needs the last of them.
+    fn publish_start(&mut self, trainer: &mut Trainer) -> Result<()> {
+        if self.ahead() == 0 {
+            return Ok(()); // it has them already
+        }
+        let step = trainer.state.step;
+        for earlier in sampled_from(step, self.ahead(), self.oldest)..step {
+            let older = self.job.run.older(step, earlier);
+            self.live.publish(earlier, |dir| copy_files(&older, dir))?;
+        }
+        self.live.publish(step, |dir| trainer.save_for_sampling(dir, true))
+    }
+
     /// After each step: the weights first, because somebody may be waiting for them.
     fn keep(&mut self, trainer: &mut Trainer, groups: &[Group], metrics: &[Vec<u8>]) -> Result<()> {
         let step = trainer.state.step;
         trainer.state.command_line.clone_from(&self.job.command_line);
         // Who waits for these weights is known from here on, however short its work then is.
-        if self.sampler.became()? == Holder::Working {
+        if self.sampler.became()? == Holder::Working || self.ahead() > 0 {
             let by_file = !self.live.is_taken();
             self.live.publish(step, |dir| trainer.save_for_sampling(dir, by_file))?;
         }
@@ -205,6 +252,8 @@ impl Keeper<'_> {
         }
         sync(&run.rollouts_dir())?;
         self.metrics.sync_all().map_err(Error::io(run.metrics()))?;
+        let older = sampled_from(step, self.ahead(), self.oldest)..step;
+        trainer.older = older.map(|earlier| self.live.weights(earlier)).collect();
         trainer.publish(&run.checkpoint(step), false, self.job.command_line.clone())?;
         run.point_policy_at(step)?;
         self.committed = step;

@@ -46,6 +46,11 @@ pub struct LossConfig {
     /// What `dr_grpo` divides by, the longest completion that `rollout` was allowed [tokens]
     #[arg(long, value_name = "TOKENS")]
     pub max_completion_tokens: Option<usize>,
+    /// Weight each token's gain with how much likelier the weights that the step starts from make it than those that sampled it,
+    /// at most C, and clip the ratio to the former. Without it the ratio is to those that sampled it
+    #[arg(long, value_name = "C")]
+    #[serde(skip_serializing_if = "Option::is_none")] // steps without it keep their names
+    pub importance_sampling_clip_max: Option<f64>,
 }
 
 impl LossConfig {
@@ -60,6 +65,9 @@ impl LossConfig {
         }
         if !(0.0..).contains(&self.beta) || !self.beta.is_finite() {
             return Err(Error::Usage("--beta must be at least 0".into()));
+        }
+        if self.importance_sampling_clip_max.is_some_and(|most| !(most > 0.0 && most.is_finite())) {
+            return Err(Error::Usage("--importance-sampling-clip-max must be above 0".into()));
         }
         if self.kind == LossKind::DrGrpo && self.max_completion_tokens.is_none_or(|tokens| tokens == 0) {
             return Err(Error::Usage("--loss dr_grpo divides by --max-completion-tokens; give it".into()));
@@ -95,6 +103,28 @@ pub enum Clipped {
     High,
 }
 
+/// Log-probabilities of one token [nats].
+#[derive(Debug, Clone, Copy)]
+pub struct Logprobs {
+    /// Under the weights in training.
+    pub now: f32,
+    /// Under those that the clipped ratio is to; `None` when they are those in training, and the ratio 1 by construction.
+    pub old: Option<f32>,
+    /// Under those that sampled it, for [`LossConfig::importance_sampling_clip_max`]; unused without that.
+    pub sampled: f32,
+    /// Under the reference; needed where `beta` is not 0.
+    pub reference: Option<f32>,
+}
+
+/// How much likelier a token was when the step began than when it was sampled.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Importance {
+    /// The ratio of the probabilities, truncated.
+    pub ratio: f64,
+    /// Whether it was larger before.
+    pub truncated: bool,
+}
+
 /// One token's part of the loss.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct TokenLoss {
@@ -106,6 +136,8 @@ pub struct TokenLoss {
     pub kl: f64,
     /// Whether the clip range stops the gradient.
     pub clipped: Clipped,
+    /// What the surrogate was weighted with; `None` without that.
+    pub importance: Option<Importance>,
 }
 
 impl TokenLoss {
@@ -118,25 +150,21 @@ impl TokenLoss {
 
 /// The clipped surrogate of one token, with the KL penalty.
 ///
-/// `logprob` is the token's under the weights in training [nats], `old` under those that sampled it; without `old` they are the
-/// same weights, and the ratio is 1 by construction. `reference` is needed where `beta` is not 0.
-///
 /// The penalty is weighted with the ratio, which has a slope even where it is 1: only so is the penalty's gradient that of the
 /// divergence.
 ///
+/// With [`LossConfig::importance_sampling_clip_max`] the surrogate, but not the penalty, is weighted with the truncated ratio of
+/// the old policy to the sampler, a constant: what clipping holds the policy near to is then not what sampled the token.
+///
 /// # Source
 /// Schulman et al. 2017, eq. 7, <https://arxiv.org/abs/1707.06347>; k3 of <http://joschu.net/blog/kl-approx.html>; its weight is
-/// that of DeepSeek-V3.2, <https://arxiv.org/abs/2512.02556>, and TRL's `use_bias_correction_kl`.
+/// that of DeepSeek-V3.2, <https://arxiv.org/abs/2512.02556>, and TRL's `use_bias_correction_kl`. The truncated ratio is TRL's
+/// `vllm_importance_sampling_mode="token_truncate"`; why clipping may be around another policy than the sampler's: Hilton et al.
+/// 2021, <https://arxiv.org/abs/2110.00641>.
 #[must_use]
-pub fn token_loss(
-    config: &LossConfig,
-    advantage: f64,
-    logprob: f32,
-    old: Option<f32>,
-    reference: Option<f32>,
-) -> TokenLoss {
-    let logprob = f64::from(logprob);
-    let difference = old.map_or(0.0, |old| logprob - f64::from(old));
+pub fn token_loss(config: &LossConfig, advantage: f64, logprobs: Logprobs) -> TokenLoss {
+    let logprob = f64::from(logprobs.now);
+    let difference = logprobs.old.map_or(0.0, |old| logprob - f64::from(old));
     let ratio = difference.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp();
     let (floor, ceiling) = (1.0 - config.epsilon, 1.0 + config.epsilon_high.unwrap_or(config.epsilon));
     let clipped = match advantage {
@@ -144,16 +172,27 @@ pub fn token_loss(
         a if a > 0.0 && ratio > ceiling => Clipped::High,
         _ => Clipped::No,
     };
+    let importance = importance(config, logprobs);
+    let advantage = advantage * importance.map_or(1.0, |importance| importance.ratio);
     let surrogate = (ratio * advantage).min(ratio.clamp(floor, ceiling) * advantage);
     let ratio_slope = if difference.abs() > MAX_LOG_RATIO { 0.0 } else { ratio };
-    let (k3, k3_slope) = reference.map_or((0.0, 0.0), |reference| k3(f64::from(reference) - logprob));
+    let (k3, k3_slope) = logprobs.reference.map_or((0.0, 0.0), |reference| k3(f64::from(reference) - logprob));
     let (kl, kl_slope) = (ratio * k3, ratio_slope * k3 + ratio * k3_slope);
     TokenLoss {
         loss: config.beta * kl - surrogate,
         slope: config.beta * kl_slope - if clipped == Clipped::No { ratio_slope * advantage } else { 0.0 },
         kl,
         clipped,
+        importance,
     }
+}
+
+/// The ratio of the old policy to the sampler, truncated, where it is asked for.
+fn importance(config: &LossConfig, logprobs: Logprobs) -> Option<Importance> {
+    let most = config.importance_sampling_clip_max?;
+    let difference = f64::from(logprobs.old.unwrap_or(logprobs.now)) - f64::from(logprobs.sampled);
+    let ratio = difference.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp();
+    Some(Importance { ratio: ratio.min(most), truncated: ratio > most })
 }
 
 /// k3 of `difference` = log reference - log policy, and its derivative after the policy's log-probability.
@@ -176,17 +215,26 @@ mod tests {
             beta,
             mask_truncated: false,
             max_completion_tokens: Some(10),
+            importance_sampling_clip_max: None,
         }
+    }
+
+    /// Of a token that the old policy sampled, too.
+    fn logprobs(now: f32, old: Option<f32>, reference: Option<f32>) -> Logprobs {
+        Logprobs { now, old, sampled: old.unwrap_or(now), reference }
     }
 
     proptest! {
         #[test]
         fn the_slope_is_the_derivative(
             advantage in -3.0f64..3.0, logprob in -6.0f32..-0.1, old in -6.0f32..-0.1, reference in -6.0f32..-0.1,
+            sampled in -6.0f32..-0.1, most in prop::option::of(0.5f64..3.0),
         ) {
-            let config = config(LossKind::Dapo, 0.04);
+            let config = LossConfig { importance_sampling_clip_max: most, ..config(LossKind::Dapo, 0.04) };
             let step = 2.0f32.powi(-10);
-            let at = |logprob: f32| token_loss(&config, advantage, logprob, Some(old), Some(reference));
+            let at = |now: f32| {
+                token_loss(&config, advantage, Logprobs { now, old: Some(old), sampled, reference: Some(reference) })
+            };
             let (below, here, above) = (at(logprob - step), at(logprob), at(logprob + step));
             prop_assume!(below.clipped == above.clipped);
             let width = f64::from(logprob + step) - f64::from(logprob - step);
@@ -196,21 +244,23 @@ mod tests {
 
         #[test]
         fn kl_is_never_negative(logprob in -30.0f32..0.0, reference in -30.0f32..0.0) {
-            prop_assert!(token_loss(&config(LossKind::Grpo, 1.0), 0.0, logprob, None, Some(reference)).kl >= 0.0);
+            let found = token_loss(&config(LossKind::Grpo, 1.0), 0.0, logprobs(logprob, None, Some(reference)));
+            prop_assert!(found.kl >= 0.0);
         }
 
         #[test]
         fn any_log_probabilities_give_a_finite_loss(
-            logprob in -1e30f32..0.0, old in -1e30f32..0.0, reference in -1e30f32..0.0,
+            now in -1e30f32..0.0, old in -1e30f32..0.0, sampled in -1e30f32..0.0, reference in -1e30f32..0.0,
         ) {
-            let found = token_loss(&config(LossKind::Grpo, 0.1), -1.0, logprob, Some(old), Some(reference));
+            let config = LossConfig { importance_sampling_clip_max: Some(1e30), ..config(LossKind::Grpo, 0.1) };
+            let found = token_loss(&config, -1.0, Logprobs { now, old: Some(old), sampled, reference: Some(reference) });
             prop_assert!(found.loss.is_finite() && found.slope.is_finite());
         }
     }
 
     #[test]
     fn without_an_old_policy_the_gradient_is_the_plain_policy_gradient() {
-        let found = token_loss(&config(LossKind::Dapo, 0.0), 1.5, -3.0, None, None);
+        let found = token_loss(&config(LossKind::Dapo, 0.0), 1.5, logprobs(-3.0, None, None));
         assert_eq!((found.loss, found.slope, found.clipped), (-1.5, -1.5, Clipped::No));
     }
 
@@ -231,8 +281,8 @@ mod tests {
                 divergence(logits)
             };
             let slope_of = |token: usize| {
-                let slope = token_loss(&config, 0.0, policy[token].ln(), None, Some(reference[token].ln())).slope;
-                slope * (f64::from(u8::from(token == moved)) - f64::from(policy[moved]))
+                let known = logprobs(policy[token].ln(), None, Some(reference[token].ln()));
+                token_loss(&config, 0.0, known).slope * (f64::from(u8::from(token == moved)) - f64::from(policy[moved]))
             };
             let expected: f64 = (0..3).map(|token| f64::from(policy[token]) * slope_of(token)).sum();
             assert!((expected - (at(1e-5) - at(-1e-5)) / 2e-5).abs() < 1e-6, "{expected}");
@@ -242,7 +292,7 @@ mod tests {
     #[test]
     fn clipping_stops_the_gain_on_each_side_but_never_the_way_back() {
         let config = config(LossKind::Dapo, 0.0);
-        let at = |advantage, ratio: f32| token_loss(&config, advantage, ratio.ln() - 3.0, Some(-3.0), None);
+        let at = |advantage, ratio: f32| token_loss(&config, advantage, logprobs(ratio.ln() - 3.0, Some(-3.0), None));
         let high = at(1.0, 1.5);
         assert_eq!((high.slope, high.clipped), (0.0, Clipped::High));
         assert!((high.loss + 1.28).abs() < 1e-6);
@@ -255,6 +305,47 @@ mod tests {
             assert!((back.slope + advantage * f64::from(ratio)).abs() < 1e-6);
         }
         assert_eq!(at(1.0, 1.27).clipped, Clipped::No);
+    }
+
+    /// Whatever sampled the tokens, the weighted slopes are in the mean those of tokens that the policy itself had sampled.
+    #[test]
+    fn importance_makes_good_for_another_sampler_as_far_as_it_is_not_truncated() {
+        let (policy, sampler, advantages) = ([0.7f32, 0.2, 0.1], [0.3f32, 0.3, 0.4], [1.0, -2.0, 0.5]);
+        let mean_slope = |most: f64, sampled_by: [f32; 3]| -> f64 {
+            let config = LossConfig { importance_sampling_clip_max: Some(most), ..config(LossKind::Dapo, 0.0) };
+            let slope = |token: usize| {
+                let (now, sampled) = (policy[token].ln(), sampled_by[token].ln());
+                token_loss(&config, advantages[token], Logprobs { now, old: None, sampled, reference: None }).slope
+            };
+            (0..3).map(|token| f64::from(sampled_by[token]) * slope(token)).sum()
+        };
+        let own = mean_slope(10.0, policy);
+        assert!((own + (0.7 - 0.4 + 0.05)).abs() < 1e-6, "{own}");
+        assert!((mean_slope(10.0, sampler) - own).abs() < 1e-6);
+        // The first token is 7/3 times as likely as when it was sampled; half of that counts.
+        let truncated = mean_slope(7.0 / 6.0, sampler);
+        assert!((truncated + (0.35 - 0.4 + 0.05)).abs() < 1e-6, "{truncated}");
+    }
+
+    #[test]
+    fn clipping_holds_the_policy_near_the_old_one_and_not_near_the_sampler() {
+        let config = LossConfig { importance_sampling_clip_max: Some(2.5), ..config(LossKind::Dapo, 0.0) };
+        let at = |now: f32| {
+            let known = Logprobs { now: now - 3.0, old: Some(-3.0), sampled: 0.5f32.ln() - 3.0, reference: None };
+            token_loss(&config, 1.0, known)
+        };
+        let near = at(1.1f32.ln());
+        assert_eq!(near.clipped, Clipped::No); // though 2.2 times as likely as when it was sampled
+        assert!((near.slope + 2.2).abs() < 1e-5, "{near:?}");
+        let far = at(1.5f32.ln());
+        assert_eq!((far.slope, far.clipped), (0.0, Clipped::High));
+        assert!((far.loss + 2.56).abs() < 1e-5, "{far:?}");
+        assert_eq!(far.importance.map(|importance| importance.truncated), Some(false));
+        assert_eq!(config.check().map_err(|err| err.exit_code()), Ok(()));
+        for wrong in [0.0, -1.0, f64::NAN, f64::INFINITY] {
+            let config = LossConfig { importance_sampling_clip_max: Some(wrong), ..config.clone() };
+            assert_eq!(config.check().map_err(|err| err.exit_code()), Err(2), "{wrong}");
+        }
     }
 
     #[test]

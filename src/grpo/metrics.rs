@@ -115,6 +115,15 @@ pub fn completions(metrics: &mut Metrics, groups: &[Group]) {
     metrics.real("completions/clipped_ratio", cut_off.mean());
 }
 
+/// Adds how much older than those of `step` the weights are that sampled the completions [steps].
+pub fn staleness(metrics: &mut Metrics, groups: &[Group], step: u64) {
+    let all = groups.iter().flat_map(|group| &group.completions);
+    let ages = all.filter_map(|completion| step.checked_sub(completion.policy_step?));
+    let ages: Mean = ages.map(|age| age as f64).collect();
+    metrics.real("sampling/staleness/mean", ages.mean());
+    metrics.real("sampling/staleness/max", ages.max);
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

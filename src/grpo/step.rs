@@ -7,7 +7,7 @@ use serde::Serialize;
 use crate::error::{Error, Result};
 use crate::grpo::advantage::{Advantages, ScaleRewards, advantages};
 use crate::grpo::batch::{self, Completion, Group, Staleness};
-use crate::grpo::loss::{LossConfig, TokenLoss, token_loss, token_weights};
+use crate::grpo::loss::{Logprobs, LossConfig, TokenLoss, token_loss, token_weights};
 use crate::grpo::machine::Of;
 use crate::grpo::metrics::{self, Metrics};
 use crate::grpo::pack::{self, Sequence};
@@ -32,7 +32,8 @@ pub struct GrpoConfig {
     #[arg(long, value_name = "DIR")]
     #[serde(skip)]
     pub reference: Option<PathBuf>,
-    /// Train on rollouts of weights up to N steps older, or `any` for records made elsewhere
+    /// Train on rollouts of weights up to N steps older, or `any` for records made elsewhere. With --follow that is how many steps
+    /// `rollout --max-staleness N` may be ahead
     #[arg(long, value_name = "N|any", default_value = "0")]
     #[serde(skip)]
     pub max_staleness: Staleness,
@@ -124,6 +125,9 @@ impl<'t> GrpoTrainer<'t> {
             let mut line = self.lead(&tally, update, trained);
             rewards_of(&mut line, groups, &advantages);
             tally.report(&mut line, self.reference.is_some());
+            if self.config.max_staleness != Staleness::Steps(0) {
+                metrics::staleness(&mut line, groups, self.trainer.state.step);
+            }
             metrics::completions(&mut line, groups);
             emit(&line);
             first.get_or_insert_with(|| std::mem::take(&mut tally.logprobs));
@@ -241,13 +245,16 @@ impl Plan<'_> {
         first: Option<&[Vec<f32>]>,
     ) -> Option<TokenLoss> {
         let weight = self.weights[member]?;
+        let sampled = self.completions[member].logprobs[index];
+        // The policy that sampled is the old one, unless its difference from the one that the step began with has a weight.
         let old = match first {
-            _ if !self.fresh[member] => Some(self.completions[member].logprobs[index]),
+            _ if loss.importance_sampling_clip_max.is_none() && !self.fresh[member] => Some(sampled),
             Some(first) => Some(first[member][index]),
             None => None,
         };
         let reference = self.reference.get(member).map(|logprobs| logprobs[index]);
-        Some(token_loss(loss, self.advantages[member], logprob, old, reference).weighted(weight))
+        let logprobs = Logprobs { now: logprob, old, sampled, reference };
+        Some(token_loss(loss, self.advantages[member], logprobs).weighted(weight))
     }
 
     fn trained(&self, groups: &[Group]) -> Trained {

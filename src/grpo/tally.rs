@@ -20,6 +20,9 @@ pub struct Tally {
     kl: Mean,
     clipped_low: Mean,
     clipped_high: Mean,
+    /// Ratio of the old policy to the sampler, and how often it was truncated.
+    importance: Mean,
+    truncated: Mean,
     /// |recomputed - recorded| log-probability where sampler and trainer hold the same weights [nats].
     disagreement: Mean,
     not_finite: Option<usize>,
@@ -48,6 +51,10 @@ impl Tally {
         self.kl.add(part.kl);
         self.clipped_low.add(f64::from(part.clipped == Clipped::Low));
         self.clipped_high.add(f64::from(part.clipped == Clipped::High));
+        if let Some(importance) = part.importance {
+            self.importance.add(importance.ratio);
+            self.truncated.add(f64::from(importance.truncated));
+        }
     }
 
     /// Refuses a pass whose numbers mean nothing.
@@ -87,6 +94,12 @@ impl Tally {
         if self.disagreement.count > 0 {
             line.real("sampling/sampling_logp_difference/mean", self.disagreement.mean());
             line.real("sampling/sampling_logp_difference/max", self.disagreement.max);
+        }
+        if self.importance.count > 0 {
+            line.real("sampling/importance_sampling_ratio/min", self.importance.min);
+            line.real("sampling/importance_sampling_ratio/mean", self.importance.mean());
+            line.real("sampling/importance_sampling_ratio/max", self.importance.max);
+            line.real("sampling/importance_sampling_ratio/clipped_ratio", self.truncated.mean());
         }
     }
 }

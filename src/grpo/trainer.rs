@@ -17,6 +17,8 @@ pub struct Trainer {
     pub machine: Box<dyn Machine>,
     /// What the next checkpoint will remember.
     pub state: State,
+    /// Directories with weights of earlier steps, named by them, that the next checkpoint keeps: see [`policy::OLDER`].
+    pub older: Vec<PathBuf>,
     config: OptimizerConfig,
     source: PathBuf,
     parameters: Vec<(String, Vec<usize>)>,
@@ -81,7 +83,7 @@ impl Trainer {
 
     fn new(machine: Box<dyn Machine>, state: State, config: OptimizerConfig, source: &Path) -> Self {
         let parameters = machine.config().parameters();
-        Self { machine, state, config, source: source.to_path_buf(), parameters }
+        Self { machine, state, older: Vec::new(), config, source: source.to_path_buf(), parameters }
     }
 
     /// Which weights it holds.
@@ -172,6 +174,10 @@ impl Trainer {
         self.machine.weights()?.save(&dir.join(policy::WEIGHTS), Storage::F32)?;
         if !weights_only && let Some(moments) = self.machine.moments()? {
             moments.save(&dir.join(policy::OPTIMIZER), &self.parameters)?;
+            for weights in &self.older {
+                let name = weights.file_name().expect("a step has a name");
+                policy::copy_files(weights, &dir.join(policy::OLDER).join(name))?;
+            }
             self.state.command_line = command_line;
             self.state.package_version = env!("CARGO_PKG_VERSION").into();
             let mut sealed = self.state.clone();
@@ -183,14 +189,16 @@ impl Trainer {
         Ok(())
     }
 
-    /// Writes what sampling needs into `dir`, and not to the disk: it is for a reader of this moment. Without `weights` the reader has
-    /// taken the offer of [`Machine::offer`], and these are whole when this returns.
+    /// Writes what sampling needs into `dir`, and not to the disk: it is for a reader of this moment. The bytes are the same whatever the
+    /// run went through on its way to this step. Without `weights` the reader has taken the offer of [`Machine::offer`], and these are
+    /// whole when this returns.
     ///
     /// # Errors
     /// [`Error::Io`], and those of the machine.
     pub fn save_for_sampling(&mut self, dir: &Path, weights: bool) -> Result<()> {
         policy::write_config(&self.source, dir, Storage::F32.torch_name())?;
-        self.state.save(dir)?;
+        let Identity { policy_id, step } = self.identity();
+        State { policy_id, step, ..State::default() }.save(dir)?;
         if !weights {
             return self.machine.settle();
         }

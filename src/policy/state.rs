@@ -9,7 +9,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::{STATE, derive_id, json, write_json};
+use super::{STATE, derive_id, entries, json, write_json};
 use crate::error::{Error, Result};
 
 /// Read and hashed at once [bytes].
@@ -36,7 +36,7 @@ pub struct State {
     pub command_line: Vec<String>,
     /// Version of this program that made it.
     pub package_version: String,
-    /// Checksum of each other file of a durable checkpoint, BLAKE3 in hexadecimal; none in weights of the moment.
+    /// Checksum of each other file of a durable checkpoint by its path in it, BLAKE3 in hexadecimal; none in weights of the moment.
     #[serde(default)]
     pub files: BTreeMap<String, String>,
 }
@@ -93,15 +93,19 @@ impl State {
         Ok(())
     }
 
-    /// Takes the checksums of the files in a directory, all but its own.
+    /// Takes the checksums of the files in a directory and in those within it, all but its own.
     ///
     /// # Errors
     /// [`Error::Io`] when one cannot be read.
     pub fn take_checksums(&mut self, dir: &Path) -> Result<()> {
         self.files.clear();
-        for entry in fs::read_dir(dir).map_err(Error::io(dir))? {
-            let path = entry.map_err(Error::io(dir))?.path();
-            let name = path.file_name().expect("an entry has a name").to_string_lossy().into_owned();
+        let mut paths = entries(dir)?;
+        while let Some(path) = paths.pop() {
+            if path.is_dir() {
+                paths.extend(entries(&path)?);
+                continue;
+            }
+            let name = path.strip_prefix(dir).expect("it is in there").to_string_lossy().into_owned();
             if name != STATE {
                 self.files.insert(name, checksum(&path).map_err(Error::io(&path))?.to_hex().to_string());
             }
@@ -133,12 +137,14 @@ pub(super) fn checksum(path: &Path) -> std::io::Result<blake3::Hash> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::policy::WEIGHTS;
+    use crate::policy::{OLDER, WEIGHTS};
 
     #[test]
     fn what_is_not_as_it_was_written_is_named() {
         let dir = tempfile::tempdir().unwrap();
-        for name in ["config.json", "tokenizer.json", WEIGHTS] {
+        let older = format!("{OLDER}/step_000006/{STATE}");
+        fs::create_dir_all(dir.path().join(&older).parent().unwrap()).unwrap();
+        for name in ["config.json", "tokenizer.json", WEIGHTS, &older] {
             fs::write(dir.path().join(name), name).unwrap();
         }
         let mut state = State { step: 7, ..State::default() };
@@ -146,7 +152,7 @@ mod tests {
         state.save(dir.path()).unwrap();
         verify(dir.path()).unwrap();
         let said = || verify(dir.path()).unwrap_err().to_string();
-        for name in ["config.json", "tokenizer.json", WEIGHTS, STATE] {
+        for name in ["config.json", "tokenizer.json", WEIGHTS, &older, STATE] {
             let path = dir.path().join(name);
             let whole = fs::read(&path).unwrap();
             for bit in [0, whole.len() * 4, whole.len() * 8 - 1] {

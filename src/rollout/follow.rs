@@ -1,8 +1,13 @@
-//! The sampler of a run: as many prompts a step as the trainer takes, each step from the weights that the step before made.
+//! The sampler of a run: as many prompts a step as the trainer takes, each step from the weights that the step before made, or from
+//! those of exactly so many steps earlier as it may be ahead of the trainer.
 
+use std::fs;
 use std::io::ErrorKind;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, sync_channel};
+use std::time::SystemTime;
 
 use super::records::Records;
 use super::seat::Seat;
@@ -14,46 +19,58 @@ use crate::jsonl::{Input, Output};
 use crate::policy::{Identity, State, identity};
 use crate::progress::Progress;
 use crate::record::Line;
-use crate::run::{Lock, Offers, PartnerWatch, Role, Run, TrainerWatch};
+use crate::run::{Lock, Offers, PartnerWatch, Role, Run, TrainerWatch, sampled_from};
 use crate::stop::Stop;
 
-/// Samples the rest of a run's prompts, `groups_per_step` from each policy, until they end.
+/// How the prompts of a run become steps.
+#[derive(Debug, Clone, Copy)]
+pub struct Steps {
+    /// Prompts of each.
+    pub groups: usize,
+    /// How many of them sampling may be ahead of training; without being ahead each waits for the one before.
+    pub ahead: u64,
+}
+
+/// Samples the rest of a run's prompts, until they end.
 ///
 /// # Errors
 /// As [`super::run`]; [`Error::Usage`] when somebody else samples for the run, [`Error::Run`] when the trainer or the next stage of
 /// the pipe is gone, [`Error::Data`] when the last prompts are too few for a step.
-pub fn follow(job: Job, run: &Run, groups_per_step: usize, input: Input, out: &mut Output) -> Result<()> {
+pub fn follow(job: Job, run: &Run, steps: Steps, input: Input, out: &mut Output) -> Result<()> {
     let lock = Lock::take(run, Role::Sample)?;
-    let ended = sample(job, run, groups_per_step, input, out);
+    let ended = sample(job, run, steps, input, out);
     lock.leave(&ended);
     ended
 }
 
-fn sample(job: Job, run: &Run, groups_per_step: usize, mut input: Input, out: &mut Output) -> Result<()> {
-    let dir = run.checkpoint(run.intact_step(&|_| ())?);
+fn sample(job: Job, run: &Run, steps: Steps, mut input: Input, out: &mut Output) -> Result<()> {
+    let start = run.intact_step(&|_| ())?;
+    let (dir, oldest) = (run.checkpoint(start), run.oldest_weights(start)?);
     input.skip_consumed(State::load(&dir)?.map_or(0, |state| state.prompts_consumed))?;
     let stop = job.stop.clone();
-    let Ready { mut seat, mut settings, mut origin, tokenizer, source } = Ready::new(job, &dir, Some(groups_per_step))?;
+    let Ready { mut seat, mut settings, mut origin, tokenizer, source } = Ready::new(job, &dir, Some(steps.groups))?;
     let requests = read_ahead(source, input);
     let say = |words: &str| note("rollout", words);
     let _trainer = PartnerWatch::start(run, Role::Train, &stop);
     let mut watch = TrainerWatch::of(run, &say, &stop);
     let mut progress = Progress::new("rollout");
-    let mut batch = next_batch(&requests, groups_per_step)?;
+    let mut batch = next_batch(&requests, steps.groups)?;
     if !batch.is_empty() {
-        watch.wait_for_start(settings.step + 1)?;
+        watch.wait_for_start(start + 1)?;
     }
     let mut offers = Offers::of(run);
     while !batch.is_empty() {
+        let weights = sampled_from(settings.step, steps.ahead, oldest);
+        if weights != origin.identity.step {
+            origin.identity = next_weights(&mut watch, weights, &mut seat)?;
+        }
+        origin.step = settings.step;
         look_for_an_offer(&mut offers, &mut seat, &say)?;
         let records = Records::new(origin.clone(), Arc::clone(&tokenizer), out, &mut progress);
         let mut sink = Watched { records, watch: &mut watch };
         seat.sample(&settings, ready_now(batch), &mut sink).map_err(|err| in_a_pipe(err, &stop))?;
-        batch = next_batch(&requests, groups_per_step)?;
-        if !batch.is_empty() {
-            origin.identity = next_weights(&mut watch, settings.step + 1, &mut seat)?;
-            settings.step = origin.identity.step;
-        }
+        batch = next_batch(&requests, steps.groups)?;
+        settings.step += 1;
     }
     let (seconds, waited) = (progress.seconds(), watch.waited().as_secs_f64());
     progress.note(&format!("done in {seconds:.1} s, {waited:.1} s of it waiting for weights"));
@@ -79,12 +96,19 @@ fn look_for_an_offer(offers: &mut Offers, seat: &mut Seat, say: &dyn Fn(&str)) -
 fn next_weights(watch: &mut TrainerWatch<'_>, step: u64, seat: &mut Seat) -> Result<Identity> {
     loop {
         let dir = watch.wait_for_weights(step)?;
+        let found = made(&dir);
         let opened = seat.set_weights(&dir).and_then(|()| identity(&dir));
-        // A trainer that goes takes them along: the wait has the word for that.
-        if opened.is_ok() || dir.exists() {
+        // A trainer that goes takes them along: the wait has the word for that. One that comes puts the same in place of those that
+        // a killed one left.
+        if opened.is_ok() || made(&dir) == found && found.is_some() {
             return opened;
         }
     }
+}
+
+/// Which directory it is, if there is one.
+fn made(dir: &Path) -> Option<(u64, SystemTime)> {
+    fs::metadata(dir).and_then(|found| Ok((found.ino(), found.modified()?))).ok()
 }
 
 /// The prompts of the next step; none at the end.

@@ -21,7 +21,7 @@ use crate::record::Line;
 use crate::stop::Stop;
 use crate::tokenizer::{Tokenizer, stop_ids};
 
-pub use follow::follow;
+pub use follow::{Steps, follow};
 pub use prompts::{Format, LongPrompt, Prompts, Source};
 pub use records::{Origin, Records};
 pub use seat::Place;
@@ -87,7 +87,8 @@ impl Ready {
         let tokenizer = Arc::new(Tokenizer::load(dir)?);
         let seat = Seat::take(&job, dir, &settings, |plan| note("rollout", plan))?;
         let source = Source::new(job.prompts, limits, Arc::clone(&tokenizer), unique_among);
-        let origin = Origin { identity, seed: settings.seed, temperature: settings.sampling.temperature };
+        let (step, temperature) = (identity.step, settings.sampling.temperature);
+        let origin = Origin { identity, step, seed: settings.seed, temperature };
         Ok(Self { seat, settings, origin, tokenizer, source })
     }
 }

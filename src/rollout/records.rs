@@ -15,6 +15,8 @@ use crate::tokenizer::Tokenizer;
 pub struct Origin {
     /// The weights.
     pub identity: Identity,
+    /// Of the policy that the samples are to teach: that of the weights, or a later one where sampling is ahead of training.
+    pub step: u64,
     /// Of everything random.
     pub seed: u64,
     /// Of the distribution sampled from.
@@ -45,10 +47,10 @@ impl<'a> Records<'a> {
     }
 
     fn write(&mut self, request: &Request<Line>, sample: usize, group_size: usize, one: &Completion) -> Result<()> {
-        let Origin { identity, seed, temperature } = &self.origin;
+        let Origin { identity, step, seed, temperature } = &self.origin;
         let text = &one.tokens[..one.tokens.len() - usize::from(one.stopped)];
         let mut record = request.payload.record()?;
-        record.set("group_id", &format!("{}:{}", identity.step, request.prompt_id));
+        record.set("group_id", &format!("{step}:{}", request.prompt_id));
         record.set("group_size", &group_size);
         record.set("sample_index", &sample);
         record.set("policy_id", &identity.policy_id);

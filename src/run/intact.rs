@@ -2,10 +2,10 @@
 
 use std::path::Path;
 
-use super::{Run, entries, step_of};
+use super::{Run, step_of};
 use crate::error::{Error, Result};
 use crate::jsonl::Input;
-use crate::policy::{STATE, State, WEIGHTS, identity};
+use crate::policy::{STATE, State, WEIGHTS, entries, identity};
 
 impl Run {
     /// The step of the youngest checkpoint, from the policy's back, whose files are those that were written. `say` is told what is

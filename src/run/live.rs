@@ -18,13 +18,15 @@ const PREFIX: &str = "grpo-pipes-";
 /// Locked in such a directory while its owner lives.
 const OWNER: &str = "owner";
 
-/// Steps whose weights are there at once: a reader may still be opening the older ones.
+/// Steps whose weights are there at once, besides those that sampling may be ahead: a reader may still be opening the older ones.
 const KEPT: u64 = 2;
 
 /// Where the steps' weights appear; gone when dropped.
 pub struct Live {
     link: PathBuf,
     pub(super) dir: PathBuf,
+    /// Steps whose weights are there at once.
+    kept: u64,
     /// Another way than files.
     pub(super) offered: Option<Vec<u8>>,
     /// Of the directory in memory, which without it is anybody's to sweep.
@@ -32,18 +34,19 @@ pub struct Live {
 }
 
 impl Live {
-    /// Makes the place afresh, for weights of so many bytes. `say` is told when there is no room for them in memory.
+    /// Makes the place afresh, for weights of so many bytes that sampling may be so many steps `ahead` of. `say` is told when there
+    /// is no room for them in memory.
     ///
     /// # Errors
     /// [`Error::Io`].
-    pub fn create(run: &Run, bytes: u64, say: &dyn Fn(&str)) -> Result<Self> {
-        Self::create_in(Path::new(MEMORY), run, bytes, say)
+    pub fn create(run: &Run, bytes: u64, ahead: u64, say: &dyn Fn(&str)) -> Result<Self> {
+        Self::create_in(Path::new(MEMORY), run, (bytes, KEPT + ahead), say)
     }
 
-    fn create_in(memory: &Path, run: &Run, bytes: u64, say: &dyn Fn(&str)) -> Result<Self> {
+    fn create_in(memory: &Path, run: &Run, (bytes, kept): (u64, u64), say: &dyn Fn(&str)) -> Result<Self> {
         let link = run.live_link();
         remove(&link)?;
-        let (dir, owner) = match in_memory(memory, run, KEPT * bytes) {
+        let (dir, owner) = match in_memory(memory, run, kept.saturating_mul(bytes)) {
             Ok((dir, owner)) => {
                 symlink(&dir, &link).map_err(Error::io(&link))?;
                 (dir, Some(owner))
@@ -54,7 +57,7 @@ impl Live {
                 (link.clone(), None)
             }
         };
-        Ok(Self { link, dir, offered: None, _owner: owner })
+        Ok(Self { link, dir, kept, offered: None, _owner: owner })
     }
 
     /// Lets the weights of a step appear, made by `fill` in the directory it is given; those that nobody can want any more go.
@@ -62,13 +65,19 @@ impl Live {
     /// # Errors
     /// [`Error::Io`], and that of `fill`.
     pub fn publish(&self, step: u64, fill: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
-        if let Some(old) = step.checked_sub(KEPT) {
-            remove(&self.dir.join(step_name(old)))?;
+        if let Some(old) = step.checked_sub(self.kept) {
+            remove(&self.weights(old))?;
         }
-        let (unfinished, target) = (self.dir.join("unfinished"), self.dir.join(step_name(step)));
+        let (unfinished, target) = (self.dir.join("unfinished"), self.weights(step));
         fs::create_dir(&unfinished).map_err(Error::io(&unfinished))?;
         fill(&unfinished)?;
         fs::rename(&unfinished, &target).map_err(Error::io(&target))
+    }
+
+    /// Where the weights of a step are.
+    #[must_use]
+    pub fn weights(&self, step: u64) -> PathBuf {
+        self.dir.join(step_name(step))
     }
 }
 
@@ -132,23 +141,25 @@ mod tests {
     }
 
     #[test]
-    fn the_last_two_steps_are_there_until_the_end() {
+    fn the_last_two_steps_and_those_that_sampling_may_be_ahead_are_there_until_the_end() {
         let (dir, memory) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let run = Run::new(dir.path());
         let silent = |words: &str| panic!("said {words}");
-        let killed = Live::create_in(memory.path(), &run, 10, &silent).unwrap();
+        let killed = Live::create_in(memory.path(), &run, (10, KEPT), &silent).unwrap();
         publish(&killed, 9);
         std::mem::forget(killed);
 
-        let live = Live::create_in(memory.path(), &run, 10, &silent).unwrap();
-        assert!(!run.live(9).exists() && run.live_link().is_symlink());
-        for step in 1..=4 {
-            publish(&live, step);
+        for (kept, want) in [(KEPT, [false, false, true, true]), (KEPT + 1, [false, true, true, true])] {
+            let live = Live::create_in(memory.path(), &run, (10, kept), &silent).unwrap();
+            assert!(!run.live(9).exists() && run.live_link().is_symlink());
+            for step in 1..=4 {
+                publish(&live, step);
+            }
+            let there: Vec<bool> = (1..=4).map(|step| run.live(step).exists()).collect();
+            assert_eq!(there, want);
+            assert_eq!(fs::read_to_string(run.live(4).join("x")).unwrap(), "4");
+            drop(live);
         }
-        let there: Vec<bool> = (1..=4).map(|step| run.live(step).exists()).collect();
-        assert_eq!(there, [false, false, true, true]);
-        assert_eq!(fs::read_to_string(run.live(4).join("x")).unwrap(), "4");
-        drop(live);
         for place in [dir.path(), memory.path()] {
             assert_eq!(fs::read_dir(place).unwrap().count(), 0);
         }
@@ -158,7 +169,7 @@ mod tests {
     fn what_a_killed_run_left_goes_with_the_next_run_and_what_is_owned_stays() {
         let (dirs, memory) = ([(); 3].map(|()| tempfile::tempdir().unwrap()), tempfile::tempdir().unwrap());
         let [killed, living, next] = dirs.each_ref().map(|dir| Run::new(dir.path()));
-        let create = |run| Live::create_in(memory.path(), run, 10, &|words| panic!("said {words}")).unwrap();
+        let create = |run| Live::create_in(memory.path(), run, (10, KEPT), &|words| panic!("said {words}")).unwrap();
         let mut live = create(&killed);
         live._owner = None;
         std::mem::forget(live);
@@ -176,11 +187,12 @@ mod tests {
         let run = Run::new(dir.path());
         for (memory, bytes, why) in [("/no/such/place", 1, "No such file"), ("/", u64::MAX / 4, "no room for ")] {
             let said = std::cell::RefCell::new(String::new());
-            let live = Live::create_in(Path::new(memory), &run, bytes, &|words| said.replace(words.into()).clear());
+            let say = |words: &str| said.replace(words.into()).clear();
+            let live = Live::create_in(Path::new(memory), &run, (bytes, KEPT), &say);
             publish(&live.unwrap(), 1);
             assert!(said.borrow().contains(why), "{}", said.borrow());
         }
-        let live = Live::create_in(Path::new("/no/such/place"), &run, 1, &|_| ()).unwrap();
+        let live = Live::create_in(Path::new("/no/such/place"), &run, (1, KEPT), &|_| ()).unwrap();
         publish(&live, 1);
         assert!(run.live(1).join("x").exists() && run.live_link().is_dir() && !run.live_link().is_symlink());
     }

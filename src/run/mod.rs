@@ -17,7 +17,7 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
-use crate::policy::sync;
+use crate::policy::{OLDER, entries, sync};
 
 pub use live::Live;
 pub use lock::{Holder, Lock, Role};
@@ -75,6 +75,22 @@ impl Run {
         self.checkpoints().join(step_name(step))
     }
 
+    /// The weights of an earlier step in the checkpoint of a step, see [`Run::oldest_weights`].
+    #[must_use]
+    pub fn older(&self, step: u64, earlier: u64) -> PathBuf {
+        self.checkpoint(step).join(OLDER).join(step_name(earlier))
+    }
+
+    /// The earliest step whose weights the checkpoint of a step holds; without older ones its own.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn oldest_weights(&self, step: u64) -> Result<u64> {
+        let dir = self.checkpoint(step).join(OLDER);
+        let older = if dir.exists() { entries(&dir)? } else { Vec::new() };
+        Ok(older.iter().filter_map(|path| step_of(path)).fold(step, u64::min))
+    }
+
     /// The weights of a step for those who sample, while the step is young.
     #[must_use]
     pub fn live(&self, step: u64) -> PathBuf {
@@ -124,11 +140,6 @@ fn step_of(path: &Path) -> Option<u64> {
     name.split('.').next()?.parse().ok()
 }
 
-fn entries(dir: &Path) -> Result<Vec<PathBuf>> {
-    let paths = fs::read_dir(dir).and_then(|entries| entries.map(|entry| Ok(entry?.path())).collect());
-    paths.map_err(Error::io(dir))
-}
-
 /// The name of a step's files.
 fn step_name(step: u64) -> String {
     format!("step_{step:06}")
@@ -142,9 +153,46 @@ fn remove_if_there(removed: std::io::Result<()>, path: &Path) -> Result<()> {
     }
 }
 
+/// Most steps that sampling may be ahead of training.
+pub const MOST_AHEAD: u64 = 100;
+
+/// The step whose weights the samples of a step come from, when sampling may be so many steps ahead of training; both are the
+/// number of a policy's step, so that without being ahead they are the same. `oldest` are the oldest weights that there are.
+///
+/// It is this step always, even where later weights are there already: a run stays a function of its numbers, whatever is
+/// fast, slow, or killed in it.
+#[must_use]
+pub fn sampled_from(step: u64, ahead: u64, oldest: u64) -> u64 {
+    step.saturating_sub(ahead).max(oldest)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_step_is_sampled_from_does_not_depend_on_where_a_run_went_on() {
+        let dir = tempfile::tempdir().unwrap();
+        let run = Run::new(dir.path());
+        for (ahead, start) in [(0, 0), (1, 0), (3, 0), (3, 7)] {
+            let undisturbed = |step| sampled_from(step, ahead, start);
+            for reached in start..start + 9 {
+                fs::create_dir_all(run.checkpoint(reached)).unwrap();
+                for earlier in undisturbed(reached)..reached {
+                    fs::create_dir_all(run.older(reached, earlier)).unwrap();
+                }
+                let oldest = run.oldest_weights(reached).unwrap();
+                for step in reached..reached + 6 {
+                    assert_eq!(
+                        sampled_from(step, ahead, oldest),
+                        undisturbed(step),
+                        "{ahead} {start} {reached} {step}"
+                    );
+                }
+                fs::remove_dir_all(run.checkpoint(reached)).unwrap();
+            }
+        }
+    }
 
     #[test]
     fn the_policy_is_a_checkpoint_by_its_own_name() {

@@ -5,9 +5,10 @@ use std::fs;
 use std::io::ErrorKind;
 use std::path::Path;
 
-use super::{Run, entries, step_of};
+use super::{Run, step_of};
 use crate::error::{Error, Result};
 use crate::jsonl::Output;
+use crate::policy::entries;
 use crate::record::Line;
 
 impl Run {

@@ -79,10 +79,10 @@ impl<'a> TrainerWatch<'a> {
     /// # Errors
     /// As [`TrainerWatch::check`].
     pub fn wait_for_weights(&mut self, step: u64) -> Result<PathBuf> {
-        let (place, made_of) = (self.run.live(step), step - 1);
+        let place = self.run.live(step);
         let reason = || {
             format!(
-                "waiting for the weights of step {step}: all rollouts of step {made_of} are written, so the trainer is \
+                "waiting for the weights of step {step}: all rollouts that come before them are written, so the trainer is \
                  still at work, or a stage between is buffering its output or lost records"
             )
         };

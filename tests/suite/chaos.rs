@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use crate::runs::{Root, Started};
 
-/// Kills, unless the environment says how many.
+/// Kills of each run, unless the environment says how many.
 const KILLS: u64 = 20;
 
 /// What is killed; the first half of the times it is everything at once.
@@ -13,8 +13,17 @@ const TARGETS: [Option<&str>; 8] =
 
 #[test]
 fn a_run_killed_at_many_moments_makes_the_same_bytes() {
+    kill_again_and_again("0");
+}
+
+#[test]
+fn a_run_that_samples_ahead_killed_at_many_moments_makes_the_same_bytes() {
+    kill_again_and_again("2");
+}
+
+fn kill_again_and_again(max_staleness: &'static str) {
     let kills = std::env::var("CHAOS").map_or(KILLS, |count| count.parse().unwrap());
-    let whole = Root::new(&[("STEPS", "120"), ("SAVE_EVERY", "3")]);
+    let whole = Root::new(&[("STEPS", "120"), ("SAVE_EVERY", "3"), ("MAX_STALENESS", max_staleness)]);
     whole.train_whole();
     let (mut root, mut moment, mut runs) = (whole.back_to_the_start(), 1, 1);
     for kill in 1..=kills {

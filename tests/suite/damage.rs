@@ -26,10 +26,13 @@ fn remove(path: &Path) {
 
 #[test]
 fn a_damaged_checkpoint_is_named_and_the_one_before_it_taken() {
-    let whole = Root::new(&[("STEPS", "6")]);
+    let whole = Root::new(&[("STEPS", "6"), ("MAX_STALENESS", "1")]);
     whole.train_whole();
     let weights = "model.safetensors: damaged: not the bytes that were written";
-    let cases: [(&str, Harm, &str); 6] = [
+    let older = "older/step_000003/model.safetensors";
+    let cases: [(&str, Harm, &str); 8] = [
+        (older, flip, weights),
+        (older, remove, "step_000003/model.safetensors: missing"),
         ("model.safetensors", flip, weights),
         ("model.safetensors", shorten, weights),
         ("optimizer.safetensors", flip, "optimizer.safetensors: damaged: not the bytes that were written"),

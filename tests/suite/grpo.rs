@@ -6,7 +6,7 @@ use std::path::Path;
 use clap::Parser;
 use grpo_pipes::grpo::advantage::{ScaleRewards, advantages};
 use grpo_pipes::grpo::batch::{Group, Groups};
-use grpo_pipes::grpo::loss::{LossConfig, token_loss, token_weights};
+use grpo_pipes::grpo::loss::{Logprobs, LossConfig, token_loss, token_weights};
 use grpo_pipes::grpo::metrics::Metrics;
 use grpo_pipes::grpo::pack::{self, Sequence};
 use grpo_pipes::grpo::step::{GrpoConfig, GrpoTrainer};
@@ -199,8 +199,8 @@ fn a_step_on_rollouts_of_the_same_weights_equals_trl_on_policy() {
     }
 }
 
-/// A step put together from its parts, with the log-probabilities of any reference policy.
-fn by_hand(config: &LossConfig, groups: &[Group], reference: &[f32], temperature: f32) -> (Value, ByName) {
+/// A step put together from its parts, with the log-probabilities of any sampler and of any reference policy.
+fn by_hand(config: &LossConfig, groups: &[Group], known: [&[f32]; 2], temperature: f32) -> (Value, ByName) {
     let model = Model::load(&tiny()).unwrap();
     let completions: Vec<_> = groups.iter().flat_map(|group| &group.completions).collect();
     let sequences: Vec<_> =
@@ -213,8 +213,9 @@ fn by_hand(config: &LossConfig, groups: &[Group], reference: &[f32], temperature
     let part = |target: usize, logprob: f32| {
         let (member, index) = batch.origins[target];
         let (old, advantage) = (completions[member].logprobs[index], completions[member].reward.unwrap());
-        let found = || token_loss(config, advantage, logprob, Some(old), Some(reference[target]));
-        counts(member).then(|| found().weighted(weights[member]))
+        let [sampled, reference] = known.map(|logprobs| logprobs[target]);
+        let known = Logprobs { now: logprob, old: Some(old), sampled, reference: Some(reference) };
+        counts(member).then(|| token_loss(config, advantage, known).weighted(weights[member]))
     };
     let slope = |target: usize, logprob: f32| part(target, logprob).map_or(0.0, |part| part.slope as f32);
     let stats = model.accumulate(&batch.packed, &batch.targets, temperature, &mut gradients, &slope);
@@ -239,10 +240,51 @@ fn losses_with_a_reference_policy_and_with_masks_equal_trl() {
         let groups = old_groups(&reference, temperature);
         let logprobs = reference.tensor(&format!("ref_logprob.t{temperature}"));
         let config = Numbers::of(&options).grpo.loss;
-        let (line, gradients) = by_hand(&config, &groups, &logprobs, temperature.parse().unwrap());
+        let (line, gradients) = by_hand(&config, &groups, [&logprobs; 2], temperature.parse().unwrap());
         assert_metrics(&case, &line, &reference.json["losses"][&case]);
         assert_gradients(&reference, &case, &gradients, &reference.json["losses"][&case]);
     }
+}
+
+#[test]
+fn importance_sampling_of_stale_rollouts_equals_trl_on_the_first_pass_and_on_later_ones() {
+    let reference = Reference::load();
+    let old = old_groups(&reference, "1.0");
+    let compare = |case: &str, (line, gradients): (Value, ByName)| {
+        let want = &reference.json["losses"][case];
+        assert_metrics(case, &line, want);
+        assert_gradients(&reference, case, &gradients, want);
+        for name in ["min", "mean", "max"].map(|part| format!("sampling/importance_sampling_ratio/{part}")) {
+            assert_close(&name, line[&name].as_f64().unwrap(), want["metrics"][&name].as_f64().unwrap(), 0.0);
+        }
+        let truncated = line["sampling/importance_sampling_ratio/clipped_ratio"].as_f64().unwrap();
+        assert!((0.02..0.3).contains(&truncated), "{case}: {truncated}");
+    };
+    let options = "--epsilon-high 0.28 --importance-sampling-clip-max 1.5";
+    compare("dapo.beta0.0.t1.0.importance.first", step(&format!("--loss dapo {options}"), &old, WHOLE));
+    let [sampled, of_reference] = ["sampler_logprob.t1.0", "ref_logprob.t1.0"].map(|name| reference.tensor(name));
+    for loss in ["grpo", "dapo"] {
+        let config = Numbers::of(&format!("--loss {loss} --beta 0.04 {options}")).grpo.loss;
+        let got = by_hand(&config, &old, [&sampled, &of_reference], 1.0);
+        compare(&format!("{loss}.beta0.04.t1.0.importance.later"), got);
+    }
+}
+
+#[test]
+fn in_a_second_iteration_importance_stays_that_of_the_weights_that_the_step_began_with() {
+    let reference = Reference::load();
+    let (groups, lines) = (old_groups(&reference, "1.0"), std::cell::RefCell::new(Vec::new()));
+    let options = "--scale-rewards none --max-staleness any --num-iterations 2 --importance-sampling-clip-max 1.5";
+    let optimizer = Numbers::of("--learning-rate 1e-3").optimizer;
+    let mut trainer = Trainer::open(&tiny(), optimizer, None, &on_cpu).unwrap();
+    let mut grpo = GrpoTrainer::new(&mut trainer, Numbers::of(options).grpo, WHOLE, false).unwrap();
+    grpo.step(&groups, &mut |line| lines.borrow_mut().push(parsed(line))).unwrap();
+    let [first, second] = &lines.borrow()[..] else { panic!("two lines") };
+    for name in ["min", "mean", "max"].map(|part| format!("sampling/importance_sampling_ratio/{part}")) {
+        assert_eq!(first[&name], second[&name]);
+    }
+    assert_eq!(first["clip_ratio/region_mean"], 0.0);
+    assert_ne!(second["clip_ratio/region_mean"], 0.0, "the ratio is that to the first iteration");
 }
 
 /// The tiny model with noise on every weight, as a directory.
@@ -270,7 +312,7 @@ fn a_step_with_a_reference_policy_is_the_one_made_from_its_parts() {
         let options = format!("--loss dapo --beta 0.04 --epsilon-high 0.28 {more}");
         let with_directory = format!("{options} --reference {}", dir.path().display());
         let (line, gradients) = step(&with_directory, &groups, WHOLE);
-        let (want_line, want) = by_hand(&Numbers::of(&options).grpo.loss, &groups, &logprobs, 0.9);
+        let (want_line, want) = by_hand(&Numbers::of(&options).grpo.loss, &groups, [&logprobs; 2], 0.9);
         assert!(want_line["kl"].as_f64().unwrap() > 0.01);
         for name in ["loss", "kl", "entropy", "clip_ratio/low_mean", "clip_ratio/high_mean"] {
             assert_close(name, line[name].as_f64().unwrap(), want_line[name].as_f64().unwrap(), LOSS_SCALE);

@@ -177,6 +177,7 @@ fn what_is_not_there_or_in_the_way_or_contradictory_is_told() {
         ("no/such/policy", "-", 1, "no/such/policy"),
         (&model, "--beta 0.1", 2, "--beta above 0 and --reference need each other"),
         (&model, "--loss dr_grpo", 2, "--max-completion-tokens"),
+        (&model, "--importance-sampling-clip-max 0", 2, "--importance-sampling-clip-max must be above 0"),
         (&model, "--schedule cosine", 2, "--total-steps"),
         (&model, "--init --seed 1", 2, "--init is for a directory without"),
         (&model, "--init", 2, "--seed"),
@@ -254,10 +255,15 @@ fn rollouts_of_older_weights_need_leave() {
     assert_eq!(done.code, Some(3));
     assert!(done.stderr.contains("-:1: sampled by ") && done.stderr.contains("--max-staleness"), "{}", done.stderr);
     assert!(!Path::new(&folder.path("refused")).exists());
-    let done = from_one("one_step", "--max-staleness 1");
+    // A band that nothing fits: what other weights sampled is not compared.
+    let done = from_one("one_step", "--max-staleness 1 --logprob-band 0");
     assert_eq!((done.code, &done.records()[0]["step"]), (Some(0), &json!(2)), "{}", done.stderr);
     assert!(done.records()[0]["clip_ratio/region_mean"].as_f64().unwrap() >= 0.0);
     assert!(done.records()[0].get("sampling/sampling_logp_difference/mean").is_none(), "it compares other weights");
+    assert_eq!(done.records()[0]["sampling/staleness/mean"], 1.0);
+    let weighted = from_one("weighted", "--max-staleness 2 --importance-sampling-clip-max 2");
+    let mean = weighted.records()[0]["sampling/importance_sampling_ratio/mean"].as_f64().unwrap();
+    assert!((mean - 1.0).abs() < 0.1 && mean != 1.0, "{mean}");
     assert_eq!(folder.state("one_step")["parent_policy_id"], folder.state("one")["policy_id"]);
     assert_eq!(folder.train(&folder.path("one_step"), "two", "--max-staleness 1", &lines(&SCORED)).code, Some(3));
     let mut unnamed = SCORED.clone();

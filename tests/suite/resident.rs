@@ -1,10 +1,12 @@
 //! The pipe that trains a run: the same bytes as by files, whatever is killed, and words for what goes wrong in it.
 
 use std::fs;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::runs::{Root, Started, news, text};
+use crate::signals::long_step;
 
 /// From a stage's end to that of the last one; the promise is 2 s, on a machine that does nothing else.
 const SOON: Duration = Duration::from_secs(5);
@@ -23,6 +25,87 @@ fn one_pipe_and_steps_by_files_make_the_same_bytes() {
     by_files.assert_same_files(&resident);
     let steps = fs::read_dir(by_files.run("checkpoints")).unwrap().count();
     assert_eq!(steps, 4, "steps 0, 7, 14 and 20");
+}
+
+/// For each step, the steps of the weights that its samples came from.
+fn sampled_from(root: &Root, steps: u64) -> Vec<Vec<u64>> {
+    let of = |step: u64| {
+        let path = root.run(&format!("rollouts/step_{step:06}.jsonl.zst"));
+        let text = zstd::decode_all(fs::File::open(path).unwrap()).unwrap();
+        let record = |line: &[u8]| serde_json::from_slice::<serde_json::Value>(line).unwrap();
+        let mut found: Vec<u64> =
+            text.lines().map(|line| record(line.unwrap().as_bytes())["policy_step"].as_u64().unwrap()).collect();
+        found.dedup();
+        found
+    };
+    (1..=steps).map(of).collect()
+}
+
+#[test]
+fn a_run_that_samples_ahead_is_the_same_again_and_step_by_step() {
+    for (ahead, want) in [("1", [0, 0, 1, 2, 3, 4, 5]), ("2", [0, 0, 0, 1, 2, 3, 4])] {
+        let numbers =
+            [("STEPS", "7"), ("SAVE_EVERY", "3"), ("MAX_STALENESS", ahead), ("IMPORTANCE_SAMPLING_CLIP_MAX", "2")];
+        let resident = Root::new(&numbers);
+        resident.train_whole();
+        assert_eq!(sampled_from(&resident, 7), want.map(|step| vec![step]));
+        let metrics = fs::read_to_string(resident.run("metrics.jsonl")).unwrap();
+        let last: serde_json::Value = serde_json::from_str(metrics.lines().last().unwrap()).unwrap();
+        assert_eq!(last["sampling/staleness/max"].to_string(), format!("{ahead}.0"));
+        let again = resident.back_to_the_start();
+        again.train_whole();
+        again.assert_same_files(&resident);
+        let by_steps = resident.back_to_the_start();
+        for step in 1..=7 {
+            let done = by_steps.script("step.sh", &[]).output().unwrap();
+            assert!(done.status.success(), "{}", text(&done.stderr));
+            assert_eq!(fs::read_dir(by_steps.run("rollouts")).unwrap().count(), step);
+        }
+        by_steps.train_whole();
+        by_steps.assert_same_files(&resident);
+    }
+}
+
+/// Step 1 is handed on when step 2 is whole, and so on: no run whose sampling waits for training would come to an end.
+#[test]
+fn sampling_ahead_begins_a_step_before_the_one_before_it_is_trained() {
+    let whole = Root::new(&[("STEPS", "6"), ("MAX_STALENESS", "1"), ("SCORER", "bash ./scorer.sh")]);
+    fs::write(whole.path("scorer.sh"), "score\n").unwrap();
+    whole.train_whole();
+    let root = whole.back_to_the_start();
+    let a_step_later = "score | {
+        held=()
+        while IFS= read -r line; do
+            held+=(\"$line\")
+            [ ${#held[@]} -le 8 ] || { echo \"${held[0]}\"; held=(\"${held[@]:1}\"); }
+        done
+        printf '%s\\n' \"${held[@]}\"
+    }";
+    fs::write(root.path("scorer.sh"), a_step_later).unwrap();
+    root.train_whole();
+    root.assert_same_files(&whole);
+}
+
+/// Otherwise what a sampler ahead writes would fill the pipe, and it would wait for the trainer after all.
+#[test]
+fn the_records_of_the_next_step_are_taken_while_one_is_trained() {
+    let dir = tempfile::tempdir().unwrap();
+    let (run, records) = long_step(dir.path(), &[(0, 2, 4), (1, 120, 500), (2, 120, 500)]);
+    let mut command = Command::new(env!("CARGO_BIN_EXE_grpo-step"));
+    command.arg("--follow").arg(dir.path()).args(["--groups-per-step", "1", "--max-staleness", "2"]);
+    command.args(["--logprob-band", "1e9"]).stdin(Stdio::piped()).stderr(Stdio::null()).stdout(Stdio::null());
+    let mut child = command.spawn().unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    let writer = std::thread::spawn(move || stdin.write_all(records.as_bytes()).map(|()| stdin));
+    let began = Instant::now();
+    while !writer.is_finished() && !run.rollouts(2).exists() && began.elapsed() < 20 * SOON {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let (taken, trained) = (writer.is_finished(), run.rollouts(2).exists());
+    child.kill().unwrap();
+    child.wait().unwrap();
+    drop(writer.join());
+    assert!(taken && !trained, "taken: {taken}, trained: {trained}");
 }
 
 #[test]

@@ -253,7 +253,7 @@ fn a_followed_run_is_sampled_step_by_step_as_each_step_alone_would_be() {
     std::thread::sleep(std::time::Duration::from_millis(100));
     let _lock = Lock::take(&run, Role::Train).unwrap();
     fs::remove_dir_all(run.dir().join("live")).unwrap();
-    let live = Live::create(&run, 1, &|_| ()).unwrap();
+    let live = Live::create(&run, 1, 0, &|_| ()).unwrap();
     let mut stdout = BufReader::new(child.stdout.take().unwrap());
     let mut first = String::new();
     for _ in 0..4 {
@@ -309,11 +309,15 @@ fn a_followed_run_refuses_what_is_no_step() {
     let said = String::from_utf8(done.stderr).unwrap();
     assert!(said.contains(": 2 prompts, but the policy was trained on 4 of them already"), "{said}");
 
-    for wrong in [&["--on-long-prompt", "skip"][..], &["--model", "x"], &["-o", "x"], &["--text"]] {
+    for wrong in
+        [&["--on-long-prompt", "skip"][..], &["--model", "x"], &["-o", "x"], &["--text"], &["--max-staleness", "101"]]
+    {
         let done = following(&run).args(wrong).output().unwrap();
         assert_eq!(done.status.code(), Some(2), "{wrong:?}: {}", String::from_utf8_lossy(&done.stderr));
     }
-    assert_eq!(rollout(&["--groups-per-step", "2"], "").code, Some(2));
+    for option in ["--groups-per-step", "--max-staleness"] {
+        assert_eq!(rollout(&[option, "2"], "").code, Some(2), "{option}");
+    }
 }
 
 #[test]

@@ -38,17 +38,21 @@ impl To {
 
 #[test]
 fn a_signal_ends_a_run_at_the_step_it_reached_and_it_goes_on_from_there() {
-    let whole = Root::new(&[("STEPS", "200"), ("SAVE_EVERY", "150")]);
-    whole.train_whole();
+    let [whole, ahead] = ["0", "2"].map(|ahead| {
+        let whole = Root::new(&[("STEPS", "200"), ("SAVE_EVERY", "150"), ("MAX_STALENESS", ahead)]);
+        whole.train_whole();
+        whole
+    });
     let cases = [
-        ("INT", To::Script, 130),
-        ("TERM", To::Script, 143),
-        ("INT", To::All, 130),
-        ("TERM", To::All, 143),
-        ("TERM", To::Stage("grpo-step"), 143),
-        ("INT", To::Stage("rollout"), 130),
+        (&whole, "INT", To::Script, 130),
+        (&whole, "TERM", To::Script, 143),
+        (&whole, "INT", To::All, 130),
+        (&whole, "TERM", To::All, 143),
+        (&whole, "TERM", To::Stage("grpo-step"), 143),
+        (&whole, "INT", To::Stage("rollout"), 130),
+        (&ahead, "INT", To::Script, 130),
     ];
-    for (signal, to, code) in cases {
+    for (whole, signal, to, code) in cases {
         let root = whole.back_to_the_start();
         let mut run = root.start();
         run.wait_for(&root.run("rollouts/step_000003.jsonl.zst"));
@@ -67,7 +71,7 @@ fn a_signal_ends_a_run_at_the_step_it_reached_and_it_goes_on_from_there() {
         assert_eq!(news(&said), [want], "{signal}");
         assert!(!root.run("live").exists());
         root.train_whole();
-        root.assert_same_files(&whole);
+        root.assert_same_files(whole);
     }
 }
 
@@ -144,8 +148,9 @@ fn rollout_writes_the_groups_that_are_whole_and_ends() {
     }
 }
 
-/// A run whose first step is short, and whose second takes very long.
-fn long_step(dir: &Path) -> (Run, String) {
+/// A run, and records of steps of one group each: its prompt, its size, and the tokens of each completion. 120 of 500 take very
+/// long to train on.
+pub fn long_step(dir: &Path, steps: &[(usize, usize, usize)]) -> (Run, String) {
     let (run, tiny) = (Run::new(dir), directory().join("tiny-qwen2"));
     let model = dir.join("model");
     fs::create_dir_all(dir.join("checkpoints")).unwrap();
@@ -167,7 +172,7 @@ fn long_step(dir: &Path) -> (Run, String) {
     run.point_policy_at(0).unwrap();
     fs::write(run.prompts(), prompts(3)).unwrap();
     let policy_id = grpo_pipes::policy::identity(&run.checkpoint(0)).unwrap().policy_id;
-    let records = [(0, 2, 4), (1, 120, 500)].into_iter().flat_map(|(prompt, size, tokens)| {
+    let records = steps.iter().flat_map(|&(prompt, size, tokens)| {
         let record = {
             let policy_id = policy_id.clone();
             move |sample: usize| {
@@ -187,7 +192,7 @@ fn a_long_step_is_dropped_and_the_one_before_it_kept() {
         [(None, 1, "the other end of the pipe is gone; see what that said"), (Some("TERM"), 143, "ended by SIGTERM")]
     {
         let dir = tempfile::tempdir().unwrap();
-        let (run, records) = long_step(dir.path());
+        let (run, records) = long_step(dir.path(), &[(0, 2, 4), (1, 120, 500)]);
         let sampler = Lock::take(&run, Role::Sample).unwrap();
         let mut command = Command::new(env!("CARGO_BIN_EXE_grpo-step"));
         command.arg("--follow").arg(dir.path()).args(["--groups-per-step", "1", "--save-every", "100"]);
