@@ -191,7 +191,7 @@ keep_log() {
     while IFS= read -r line; do
         { echo "$line" >>"$RUN/rollout.log"; } 2>/dev/null || true # a full disk has been told of
         case $line in
-        *" tokens/s" | "rollout: done in "*) ;;
+        *" tokens/s" | "rollout: done in "* | "rollout: spent "*) ;;
         *) echo "$line" ;;
         esac
     done | leave_out_consequences

@@ -49,9 +49,9 @@ pub fn report(name: &str, outcome: Result<()>) -> ExitCode {
     }
 }
 
-/// One line on stderr, `NAME: message`. A stderr that is gone is nobody's error.
+/// One line on stderr, `NAME: message`, in one piece: several commands speak there. A stderr that is gone is nobody's error.
 pub fn note(name: &str, message: &str) {
-    let _ = writeln!(io::stderr(), "{name}: {message}");
+    let _ = io::stderr().write_all(format!("{name}: {message}\n").as_bytes());
 }
 
 /// Output lines of a command whose effect is on the disk: a line that nobody takes is an error, but the last one.

@@ -62,6 +62,9 @@ are not counted.
 | what | unit | ours | peer | peer's threads:wait | ours faster | wanted |
 |---|---|---|---|---|---|---|
 $(speed_rows)
+
+Of the whole GRPO step in one pipe, tiny shape: sampling $(cell split.sampling) %, training $(cell split.training) %, weights from one to the other
+$(cell split.weights) %, all else $(cell split.rest) % (wanted: at most 15 %).
 $(decode_table)
 
 | peak memory | ours [MiB] | peer [MiB] | wanted |

@@ -12,14 +12,26 @@ whole_step() {
     done >"$WORK/samples/of_run"
     note by_files "$(median of_run)"
     point_policy_at "$(step_name 0)"
-    train_steps | while read -r _; do echo "$EPOCHREALTIME"; done |
+    train_steps 2>"$WORK/said" | while read -r _; do echo "$EPOCHREALTIME"; done |
         awk 'NR > 2 { print $1 - before } { before = $1 }' >"$WORK/samples/of_run"
     note whole "$(median of_run)"
+    split_of_step
     sed -n 's/.*"completions\/mean_length":\([0-9.]*\).*/\1/p' "$RUN/metrics.jsonl" | tail -n 8 |
         awk '{ sum += $1 } END { print sum / NR }' >>"$WORK/samples/whole.length"
     peer whole.peer trl_step "$RUN/checkpoints/$(step_name 0)" "$RUN/prompts.jsonl" --prompts-per-step "$PROMPTS_PER_STEP" \
         --generations "$NUM_GENERATIONS" --new-tokens "$MAX_COMPLETION_TOKENS" --learning-rate "$LEARNING_RATE"
     [ -z "$versions" ] || cut -d ' ' -f 2 "$WORK/output" | tail -n 1 >>"$WORK/samples/whole.peer.length"
+}
+
+# Where the time of the steps after the first went, as both ends of the pipe say it [%].
+split_of_step() {
+    local whole sampling training loading handing
+    read -r whole training handing < <(sed -n 's/^grpo-step: spent \([0-9.]*\) s .* training \([0-9.]*\) s, handing over \([0-9.]*\) s.*/\1 \2 \3/p' "$WORK/said")
+    read -r sampling loading < <(sed -n 's/^rollout: spent .* sampling \([0-9.]*\) s, .* loading them \([0-9.]*\) s.*/\1 \2/p' "$RUN/rollout.log")
+    note split.sampling "$(calculate "100 * $sampling / $whole")"
+    note split.training "$(calculate "100 * $training / $whole")"
+    note split.weights "$(calculate "100 * ($handing + $loading) / $whole")"
+    note split.rest "$(calculate "100 * ($whole - $sampling - $training - $handing - $loading) / $whole")"
 }
 
 # A start that knows the format more or less, so that groups have different rewards.

@@ -12,6 +12,7 @@ use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, sync_channel};
+use std::time::Instant;
 
 use crate::error::{Error, Result};
 use crate::grpo::batch::{Group, Groups, Staleness};
@@ -23,7 +24,7 @@ use crate::jsonl::{Input, write_zst};
 use crate::model::Config;
 use crate::optim::OptimizerConfig;
 use crate::policy::{copy_files, sync};
-use crate::run::{Holder, Keep, Live, Lock, MOST_AHEAD, PartnerWatch, Role, Run, sampled_from};
+use crate::run::{Holder, Keep, Live, Lock, MOST_AHEAD, PartnerWatch, Role, Run, Spent, sampled_from};
 use crate::stop::Stop;
 
 /// How a run is trained.
@@ -90,6 +91,7 @@ pub fn train(job: &Job, input: Input, place: Place<'_>, listeners: Listeners<'_>
         metrics: open_to_append(run.metrics())?,
         committed: state.step,
         written: Vec::new(),
+        spent: Spent::on(["training", "handing over", "keeping"]),
     };
     offer_weights(&mut trainer, job, &mut keeper.live, listeners.say)?;
     keeper.publish_start(&mut trainer)?;
@@ -111,7 +113,7 @@ pub fn train(job: &Job, input: Input, place: Place<'_>, listeners: Listeners<'_>
     if whole {
         keeper.commit(grpo.trainer())?;
     }
-    ended.map_err(|err| cause(err, holder))
+    ended.map(|()| keeper.spent.tell(listeners.say)).map_err(|err| cause(err, holder))
 }
 
 /// A sampler on the same card may copy the weights from where they are trained. They hold still while it does: the next update waits
@@ -162,7 +164,7 @@ fn steps(
     let mut whole = true;
     let taken = in_steps(groups.into_iter(), Some(keeper.job.groups_per_step), &mut |groups| {
         let (mut lines, updates) = (Vec::new(), grpo.trainer().state.optimizer_steps);
-        let stepped = grpo.step(groups, &mut |line| lines.push(line.to_json()));
+        let stepped = keeper.spent.time("training", || grpo.step(groups, &mut |line| lines.push(line.to_json())));
         // A record that is refused, or a wish to end before the update, has changed nothing; any other failure leaves weights that
         // are worth nothing.
         let harmless = matches!(stepped, Err(Error::Record { .. } | Error::Interrupted { .. } | Error::Abandoned));
@@ -170,6 +172,7 @@ fn steps(
         stepped?;
         keeper.keep(grpo.trainer(), groups, &lines)?;
         whole = true;
+        keeper.spent.end_round();
         lines.iter().try_for_each(|line| tell(line))
     });
     (taken, whole)
@@ -202,6 +205,7 @@ struct Keeper<'a> {
     committed: u64,
     /// Rollouts of the steps since.
     written: Vec<PathBuf>,
+    spent: Spent,
 }
 
 impl Keeper<'_> {
@@ -230,8 +234,18 @@ impl Keeper<'_> {
         // Who waits for these weights is known from here on, however short its work then is.
         if self.sampler.became()? == Holder::Working || self.ahead() > 0 {
             let by_file = !self.live.is_taken();
-            self.live.publish(step, |dir| trainer.save_for_sampling(dir, by_file))?;
+            let publish = || self.live.publish(step, |dir| trainer.save_for_sampling(dir, by_file));
+            self.spent.time("handing over", publish)?;
         }
+        let began = Instant::now();
+        self.write(trainer, groups, metrics)?;
+        self.spent.add("keeping", began.elapsed());
+        Ok(())
+    }
+
+    /// The rest: it is done while the sampler goes on.
+    fn write(&mut self, trainer: &mut Trainer, groups: &[Group], metrics: &[Vec<u8>]) -> Result<()> {
+        let step = trainer.state.step;
         let rollouts = self.job.run.rollouts(step);
         let completions = groups.iter().flat_map(|group| &group.completions);
         write_zst(&rollouts, completions.map(|completion| completion.line.text.as_str()))?;

@@ -7,7 +7,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, sync_channel};
-use std::time::SystemTime;
+use std::time::{Instant, SystemTime};
 
 use super::records::Records;
 use super::seat::Seat;
@@ -19,7 +19,7 @@ use crate::jsonl::{Input, Output};
 use crate::policy::{Identity, State, identity};
 use crate::progress::Progress;
 use crate::record::Line;
-use crate::run::{Lock, Offers, PartnerWatch, Role, Run, TrainerWatch, sampled_from};
+use crate::run::{Lock, Offers, PartnerWatch, Role, Run, Spent, TrainerWatch, sampled_from};
 use crate::stop::Stop;
 
 /// How the prompts of a run become steps.
@@ -59,21 +59,28 @@ fn sample(job: Job, run: &Run, steps: Steps, mut input: Input, out: &mut Output)
         watch.wait_for_start(start + 1)?;
     }
     let mut offers = Offers::of(run);
+    let mut spent = Spent::on(["sampling", "waiting for weights", "loading them"]);
     while !batch.is_empty() {
         let weights = sampled_from(settings.step, steps.ahead, oldest);
         if weights != origin.identity.step {
+            let (began, waited) = (Instant::now(), watch.waited());
             origin.identity = next_weights(&mut watch, weights, &mut seat)?;
+            let waited = watch.waited() - waited;
+            spent.add("waiting for weights", waited);
+            spent.add("loading them", began.elapsed() - waited);
         }
         origin.step = settings.step;
         look_for_an_offer(&mut offers, &mut seat, &say)?;
         let records = Records::new(origin.clone(), Arc::clone(&tokenizer), out, &mut progress);
         let mut sink = Watched { records, watch: &mut watch };
-        seat.sample(&settings, ready_now(batch), &mut sink).map_err(|err| in_a_pipe(err, &stop))?;
+        let sample = || seat.sample(&settings, ready_now(batch), &mut sink);
+        spent.time("sampling", sample).map_err(|err| in_a_pipe(err, &stop))?;
+        spent.end_round();
         batch = next_batch(&requests, steps.groups)?;
         settings.step += 1;
     }
-    let (seconds, waited) = (progress.seconds(), watch.waited().as_secs_f64());
-    progress.note(&format!("done in {seconds:.1} s, {waited:.1} s of it waiting for weights"));
+    progress.note(&format!("done in {:.1} s", progress.seconds()));
+    spent.tell(&say);
     Ok(())
 }
 

@@ -9,6 +9,7 @@ mod lock;
 mod offer;
 mod partner;
 mod recover;
+mod spent;
 mod wait;
 
 use std::ffi::OsStr;
@@ -24,6 +25,7 @@ pub use lock::{Holder, Lock, Role};
 pub use offer::Offers;
 pub use partner::PartnerWatch;
 pub use recover::Keep;
+pub use spent::Spent;
 pub use wait::TrainerWatch;
 
 /// The names in a run's directory.

@@ -236,7 +236,14 @@ pub fn send(signal: &str, ids: &str) {
 
 /// What was said besides how far a run is and where it computes.
 pub fn news(said: &str) -> Vec<&str> {
-    let usual = ["run: ", "step ", "rollout: computing on ", "rollout: weights in ", "grpo-step: computing on "];
+    let usual = [
+        "run: ",
+        "step ",
+        "rollout: computing on ",
+        "rollout: weights in ",
+        "grpo-step: computing on ",
+        "grpo-step: spent ",
+    ];
     said.lines().filter(|line| !usual.iter().any(|begin| line.starts_with(begin))).collect()
 }
 

@@ -1,0 +1,93 @@
+//! Where the time of a loop goes.
+
+use std::fmt;
+use std::time::{Duration, Instant};
+
+/// Time by what it was spent on, since the first round ended: a start has other costs.
+pub struct Spent {
+    /// None in the first round.
+    began: Option<Instant>,
+    rounds: usize,
+    parts: Vec<(&'static str, Duration)>,
+}
+
+impl Spent {
+    /// Nothing, on parts that are told in this order.
+    #[must_use]
+    pub fn on<const N: usize>(parts: [&'static str; N]) -> Self {
+        Self { began: None, rounds: 0, parts: parts.map(|part| (part, Duration::ZERO)).into() }
+    }
+
+    /// Does some work, of one of the parts.
+    ///
+    /// # Panics
+    /// When there is no such part, as with what follows.
+    pub fn time<T>(&mut self, part: &str, work: impl FnOnce() -> T) -> T {
+        let began = Instant::now();
+        let made = work();
+        self.add(part, began.elapsed());
+        made
+    }
+
+    /// Time that was taken elsewhere.
+    pub fn add(&mut self, part: &str, time: Duration) {
+        let (_, spent) = self.parts.iter_mut().find(|(name, _)| *name == part).expect("a part that was named");
+        *spent += time;
+    }
+
+    /// A round ends.
+    pub fn end_round(&mut self) {
+        if self.began.is_none() {
+            self.began = Some(Instant::now());
+            self.parts.iter_mut().for_each(|(_, spent)| *spent = Duration::ZERO);
+        }
+        self.rounds += 1;
+    }
+
+    /// Says it, if there was more than one round.
+    pub fn tell(&self, say: &dyn Fn(&str)) {
+        let words = self.to_string();
+        if !words.is_empty() {
+            say(&words);
+        }
+    }
+}
+
+/// Empty before the second round's end.
+impl fmt::Display for Spent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Some(began) = self.began.filter(|_| self.rounds > 1) else { return Ok(()) };
+        let whole = began.elapsed();
+        let rest = whole.saturating_sub(self.parts.iter().map(|(_, spent)| *spent).sum());
+        write!(f, "spent {:.3} s after the first step:", whole.as_secs_f64())?;
+        for (part, spent) in &self.parts {
+            write!(f, " {part} {:.3} s,", spent.as_secs_f64())?;
+        }
+        write!(f, " the rest {:.3} s", rest.as_secs_f64())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_round_does_not_count_and_what_nothing_was_spent_on_is_the_rest() {
+        let mut spent = Spent::on(["training", "waiting"]);
+        let sleep = |milliseconds| move || std::thread::sleep(Duration::from_millis(milliseconds));
+        spent.time("training", sleep(200));
+        spent.end_round();
+        assert_eq!(spent.to_string(), "");
+        assert_eq!(spent.time("waiting", || 7), 7);
+        spent.time("training", sleep(20));
+        sleep(10)();
+        spent.end_round();
+        let text = spent.to_string();
+        let second = |part: &str| -> f64 {
+            let after = text.split_once(part).unwrap().1.trim_start();
+            after.split(' ').next().unwrap().parse().unwrap()
+        };
+        assert!(text.starts_with("spent 0."), "{text}");
+        assert!((0.02..0.2).contains(&second("training")) && second("the rest") >= 0.01, "{text}");
+    }
+}
