@@ -9,6 +9,7 @@ use std::path::PathBuf;
 
 use crate::error::{Error, Result};
 use crate::grpo::batch::{Group, Groups};
+use crate::grpo::health::Health;
 use crate::grpo::order::Order;
 use crate::grpo::step::{GrpoConfig, GrpoTrainer};
 use crate::grpo::trainer::{Place, Trainer};
@@ -77,6 +78,7 @@ pub fn train(job: &Job, input: Input, place: Place<'_>, listeners: Listeners<'_>
         sampler: &sampler,
         live: Live::create(run, bytes, listeners.say)?,
         metrics: open_to_append(run.metrics())?,
+        health: Health::of_run(job.grpo.logprob_band, &run.metrics())?,
         committed: state.step,
         written: Vec::new(),
     };
@@ -84,7 +86,7 @@ pub fn train(job: &Job, input: Input, place: Place<'_>, listeners: Listeners<'_>
     let tokens = job.micro_batch_tokens.unwrap_or_else(|| trainer.machine.default_tokens());
     let groups = Groups::new(input, &shape).in_order(order);
     let mut grpo = GrpoTrainer::new(&mut trainer, job.grpo.clone(), tokens, false)?;
-    let (taken, whole) = steps(&mut grpo, groups, &mut keeper, listeners.metrics);
+    let (taken, whole) = steps(&mut grpo, groups, &mut keeper, listeners);
     let ended = match taken {
         Ok(Taken { steps: 0, left_over: 0 }) if over => Ok(()), // a run that is done
         taken => taken.and_then(|taken| all_taken(taken, job.groups_per_step)),
@@ -114,12 +116,12 @@ fn steps(
     grpo: &mut GrpoTrainer<'_>,
     groups: Groups<'_>,
     keeper: &mut Keeper<'_>,
-    tell: &mut dyn FnMut(&[u8]) -> Result<()>,
+    listeners: Listeners<'_>,
 ) -> (Result<Taken>, bool) {
     let mut whole = true;
     let taken = in_steps(groups, Some(keeper.job.groups_per_step), &mut |groups| {
         let (mut lines, updates) = (Vec::new(), grpo.trainer().state.optimizer_steps);
-        let stepped = grpo.step(groups, &mut |line| lines.push(line.to_json()));
+        let stepped = grpo.step(groups, &mut |line| lines.push(keeper.health.mark(line, groups).to_json()));
         // A record that is refused, or a wish to end before the update, has changed nothing; any other failure leaves weights that
         // are worth nothing.
         let harmless = matches!(stepped, Err(Error::Record { .. } | Error::Interrupted { .. } | Error::Abandoned));
@@ -127,7 +129,8 @@ fn steps(
         stepped?;
         keeper.keep(grpo.trainer(), groups, &lines)?;
         whole = true;
-        lines.iter().try_for_each(|line| tell(line))
+        keeper.health.tell(listeners.say);
+        lines.iter().try_for_each(|line| (listeners.metrics)(line))
     });
     (taken, whole)
 }
@@ -153,6 +156,7 @@ struct Keeper<'a> {
     sampler: &'a PartnerWatch,
     live: Live,
     metrics: File,
+    health: Health,
     /// The policy's step.
     committed: u64,
     /// Rollouts of the steps since.

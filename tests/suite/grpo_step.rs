@@ -24,7 +24,7 @@ fn tiny() -> String {
 }
 
 /// Four groups of three, each completion with a reward of its own.
-static SCORED: LazyLock<Vec<Value>> = LazyLock::new(|| sampled(&[]));
+pub static SCORED: LazyLock<Vec<Value>> = LazyLock::new(|| sampled(&[]));
 
 fn sampled(options: &[&str]) -> Vec<Value> {
     let prompt = |i: usize| json!({"prompt_id": format!("a/{i}"), "prompt": [{"role": "user", "content": format!("{i} + 2?")}], "answer": "4"});
@@ -40,10 +40,10 @@ fn sampled(options: &[&str]) -> Vec<Value> {
 }
 
 /// A folder, and calls that work in it.
-struct Folder(TempDir);
+pub struct Folder(TempDir);
 
 impl Folder {
-    fn new() -> Self {
+    pub fn new() -> Self {
         Self(tempfile::tempdir().unwrap())
     }
 
@@ -71,7 +71,7 @@ impl Folder {
     }
 
     /// As [`Folder::train`] from the tiny model, and it must succeed.
-    fn step(&self, out: &str, options: &str, records: &[Value]) -> Finished {
+    pub fn step(&self, out: &str, options: &str, records: &[Value]) -> Finished {
         let done = self.train(&tiny(), out, &format!("{RATE} {options}"), &lines(records));
         assert_eq!(done.code, Some(0), "{}", done.stderr);
         done

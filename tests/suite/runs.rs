@@ -234,10 +234,11 @@ pub fn send(signal: &str, ids: &str) {
     Command::new("bash").args(["-c", &format!("kill -{signal} -- {ids}")]).stderr(Stdio::null()).status().unwrap();
 }
 
-/// What was said besides how far a run is and where it computes.
+/// What was said besides how far a run is, where it computes, and that it learns nothing.
 pub fn news(said: &str) -> Vec<&str> {
     let usual = ["run: ", "step ", "rollout: computing on ", "rollout: weights in ", "grpo-step: computing on "];
-    said.lines().filter(|line| !usual.iter().any(|begin| line.starts_with(begin))).collect()
+    let is_usual = |line: &str| usual.iter().any(|begin| line.starts_with(begin)) || line.contains(": health: ");
+    said.lines().filter(|line| !is_usual(line)).collect()
 }
 
 pub fn text(bytes: &[u8]) -> String {
