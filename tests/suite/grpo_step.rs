@@ -354,6 +354,19 @@ fn weights_that_are_not_finite_stop_the_step() {
 }
 
 #[test]
+fn an_update_that_makes_weights_not_finite_is_not_published() {
+    let folder = Folder::new();
+    let done = folder.train(&tiny(), "next", "--learning-rate 1e39", &lines(&SCORED));
+    assert_eq!(done.code, Some(4), "{}", done.stderr);
+    assert!(
+        done.stderr.contains("the update made model.embed_tokens.weight not finite, lower --learning-rate"),
+        "{}",
+        done.stderr
+    );
+    assert!(folder.is_empty());
+}
+
+#[test]
 fn two_iterations_are_two_updates_and_one_step() {
     let folder = Folder::new();
     let done = folder.step("two", "--num-iterations 2", &SCORED);
