@@ -8,6 +8,7 @@ use grpo_pipes::cli::{self, InputArgs, OutputArgs, Report};
 use grpo_pipes::error::{Error, Result};
 use grpo_pipes::grpo::batch::Groups;
 use grpo_pipes::grpo::follow::{self, Listeners};
+use grpo_pipes::grpo::health::Health;
 use grpo_pipes::grpo::machine::Machine;
 use grpo_pipes::grpo::metrics::Metrics;
 use grpo_pipes::grpo::place::{Opened, PlaceArgs};
@@ -162,11 +163,15 @@ fn train_grpo(args: &Args, input: Input, trainer: &mut Trainer, report: &mut Rep
     let mut grpo = GrpoTrainer::new(trainer, args.grpo.clone(), tokens, args.dry_run)?;
     let groups = Groups::new(input, &shape);
     let mut progress = Progress::new(NAME);
-    let mut emit = |line: &Metrics| {
-        report.write(&line.to_json());
-        progress.tell(|| line.brief());
-    };
-    grpo::in_steps(groups, args.size(), &mut |groups| grpo.step(groups, &mut emit))
+    let mut health = Health::of_steps(args.grpo.logprob_band);
+    grpo::in_steps(groups, args.size(), &mut |groups| {
+        grpo.step(groups, &mut |line: &Metrics| {
+            report.write(&health.mark(line, groups).to_json());
+            progress.tell(|| line.brief());
+        })?;
+        health.tell(&|words| progress.note(words));
+        Ok(())
+    })
 }
 
 fn train_supervised(

@@ -64,31 +64,65 @@ is_fork() { [ -n "${NAME:-}" ] && grep -qs '^FORK=' "runs/$NAME/recipe.env"; }
 load_recipe() {
     local file=pipelines/recipes/$RECIPE.env
     recipe_names=()
+    SCORER=${SCORER:-} # a command: never taken from a file
     if is_fork; then
         read_numbers "runs/$NAME/recipe.env"
     else
         [ -f "$file" ] || die "no recipe $RECIPE; there are: $(cd pipelines/recipes && echo *.env | sed 's/\.env//g')" 2
         recipe_names=(SEED SCORER) # a run's rewards are as much its own as its numbers
         SEED=${SEED:-1}
-        SCORER=${SCORER:-}
         read_numbers "$file"
         NAME=${NAME:-$RECIPE-$SEED}
     fi
     RUN=runs/$NAME
 }
 
-# Sets every name in a file that the environment has not set already.
+# Sets every name in a file that the environment has not set already. A file is data, wherever it comes from: bash would run commands
+# that stand in the brackets of a name, or of what it takes for a number, so neither is touched before it is known to be one.
 read_numbers() {
-    local line name value
+    local line name at=0 numbers texts
+    read_kinds
     while IFS= read -r line || [ -n "$line" ]; do
+        at=$((at + 1))
         line=${line%%#*}
         line=${line%"${line##*[![:space:]]}"}
         [ -n "$line" ] || continue
-        name=${line%%=*}
-        value=${line#*=}
+        [[ $line =~ ^([A-Z][A-Z0-9_]*)=([^[:cntrl:]]*)$ ]] || die "$1:$at: not NAME=VALUE" 3
+        name=${BASH_REMATCH[1]}
+        case $numbers$texts in
+        *" $name "*) ;;
+        *) die "$1:$at: a recipe has no $name; the names are those of pipelines/recipes/tiny.env" 3 ;;
+        esac
+        if [ -n "${!name+set}" ]; then
+            check_value "$name" "${!name}" "environment" 2
+        else
+            check_value "$name" "${BASH_REMATCH[2]}" "$1:$at" 3
+            printf -v "$name" %s "${line#*=}"
+        fi
         recipe_names+=("$name")
-        [ -n "${!name+set}" ] || printf -v "$name" %s "$value"
     done <"$1"
+}
+
+NUMBER='^[0-9]*\.?[0-9]+(e[-+]?[0-9]+)?$'
+
+# The names that a recipe may have are those of `tiny`, and what is a number there is one everywhere.
+read_kinds() {
+    local line
+    numbers=' SEED ' texts=' SCORER FORK '
+    while IFS= read -r line; do
+        [[ $line =~ ^([A-Z][A-Z0-9_]*)=([^[:space:]]*) ]] || continue
+        if [[ ${BASH_REMATCH[2]} =~ $NUMBER ]]; then
+            numbers+="${line%%=*} "
+        else
+            texts+="${line%%=*} "
+        fi
+    done <pipelines/recipes/tiny.env
+}
+
+# check_value NAME VALUE WHERE CODE: a text that began like an option would be taken for one.
+check_value() {
+    case $numbers in *" $1 "*) [[ $2 =~ $NUMBER ]] || die "$3: $1 is a number, and not \"$2\"" "$4" ;; esac
+    [[ $2 != -* ]] || die "$3: $1 begins with a minus" "$4"
 }
 
 # A run keeps the numbers it started with: going on with others would be another run.
@@ -109,13 +143,15 @@ pin_recipe() {
 
 step_name() { printf 'step_%06d' "$1"; }
 
-# The step that the policy has reached: the number in the name its link points to; 0 before there is one.
+# The step that the policy has reached: the number in the name its link points to; 0 when there is none.
 reached_step() {
-    local target
-    [ -L "$RUN/policy" ] || { echo 0 && return; }
-    target=$(basename "$(readlink "$RUN/policy")")
-    echo $((10#${target#step_}))
+    local target=
+    [ ! -L "$RUN/policy" ] || target=$(readlink "$RUN/policy")
+    step_in "${target##*/}" || echo 0
 }
+
+# The number in the name of a step's files.
+step_in() { [[ $1 =~ ^step_([0-9]+)(\.|$) ]] && echo $((10#${BASH_REMATCH[1]})); }
 
 # One rename, so that the policy is always a whole one.
 point_policy_at() {

@@ -8,7 +8,7 @@ new=runs/${NAME:-}
 [ -f "$old/recipe.env" ] || die "no run $old" 2
 [ -d "$old/checkpoints/$from" ] || die "$old has no checkpoint $from; there are: $(ls "$old/checkpoints" | paste -s -d ' ' -)" 2
 [ ! -e "$new" ] || die "$new exists already; give the fork another NAME" 2
-step=$((10#${from#step_}))
+step=$(step_in "$from") || die "$from is no step_NUMBER" 2
 
 recipe_names=()
 read_numbers "$old/recipe.env"
@@ -27,8 +27,8 @@ rm -rf "$RUN"
 pin_recipe
 head -n "$wanted" "$old/prompts.jsonl" >"$RUN/prompts.jsonl"
 for file in "$old"/checkpoints/step_* "$old"/rollouts/step_*; do
-    number=${file##*/step_}
-    [ $((10#${number%%.*})) -gt "$step" ] || cp -R "$file" "$RUN/${file#"$old/"}"
+    number=$(step_in "${file##*/}") || continue
+    [ "$number" -gt "$step" ] || cp -R "$file" "$RUN/${file#"$old/"}"
 done
 [ ! -f "$old/metrics.jsonl" ] || awk -v last="$step" 'match($0, /"policy_step":[0-9]+/) && substr($0, RSTART + 14, RLENGTH - 14) + 0 <= last' \
     "$old/metrics.jsonl" >"$RUN/metrics.jsonl"

@@ -78,6 +78,12 @@ impl Default for Memory {
     }
 }
 
+/// Whether the system would give so much memory at once: it refuses what it could never have.
+#[must_use]
+pub fn is_room_for(bytes: usize) -> bool {
+    MmapMut::map_anon(bytes).is_ok()
+}
+
 impl Memory {
     fn zeros(bytes: usize) -> Self {
         if bytes >= PAGES_FROM

@@ -4,6 +4,8 @@
 //! that is read here, beside it. `refs/main` is written when a snapshot is whole, so what it names can be used offline.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::io::ErrorKind;
 use std::path::{Component, Path, PathBuf};
 
 use hf_hub::repository::{RepoTreeEntry, RepoType};
@@ -101,10 +103,13 @@ impl Hub {
         commit: &str,
         choose: Choose<'_>,
     ) -> Result<(PathBuf, Vec<String>)> {
-        let dir = folder.join("snapshots").join(plain(commit).map_err(|what| self.error(what))?);
+        if !is_object_id(commit) {
+            return Err(self.error(format!("bad commit {commit:?}")));
+        }
+        let dir = folder.join("snapshots").join(commit);
         let tree = repo.list_tree().revision(commit).recursive(true).send();
-        let sizes = sizes(tree.map_err(|err| self.explained(&err))?);
-        let names: Vec<String> = sizes.keys().cloned().collect();
+        let objects = objects(tree.map_err(|err| self.explained(&err))?);
+        let names: Vec<String> = objects.keys().cloned().collect();
         let mut whole = BTreeSet::new();
         loop {
             let chosen = choose(&names, &dir).map_err(|what| self.error(what))?;
@@ -113,30 +118,47 @@ impl Hub {
                 return Ok((dir, chosen));
             };
             plain(name).map_err(|what| self.error(what))?;
-            let size = sizes.get(name).ok_or_else(|| self.error(format!("has no file {name}")))?;
-            self.fetch(repo, name, commit, *size)?;
+            let object = objects.get(name).ok_or_else(|| self.error(format!("has no file {name}")))?;
+            if !is_object_id(&object.id) {
+                return Err(self.error(format!("{name}: bad object id {:?}", object.id)));
+            }
+            if !object.is_whole(&dir.join(name)) {
+                self.fetch(repo, folder, (commit, name), object)?;
+                object.link(folder, &dir, name)?;
+            }
             whole.insert(name.clone());
         }
     }
 
-    /// One file into the cache. hf-hub neither checks the status of the download nor its length, so the length is checked here: what is
-    /// not whole is removed, and fetched a second time.
-    fn fetch<T: RepoType>(&self, repo: &HFRepositorySync<T>, name: &str, commit: &str, size: u64) -> Result<()> {
+    /// One file into the cache, under the name that the repository's list gives its content: hf-hub's own cache takes names from the
+    /// headers of the answer, which lead wherever the server likes. It does not check the length either.
+    fn fetch<T: RepoType>(
+        &self,
+        repo: &HFRepositorySync<T>,
+        folder: &Path,
+        (commit, name): (&str, &str),
+        object: &Object,
+    ) -> Result<()> {
+        let unfinished = folder.join(".incomplete");
+        std::fs::create_dir_all(&unfinished).map_err(Error::io(&unfinished))?;
+        let lock = unfinished.join(format!("{}.lock", object.id));
+        let _lock = File::create(&lock).and_then(|file| file.lock().map(|()| file)).map_err(Error::io(&lock))?;
+        let (blob, unfinished) = (object.blob(folder), unfinished.join(&object.id));
         let mut found = 0;
         for _ in 0..2 {
-            let download = repo.download_file().filename(name).revision(commit).send();
+            if object.is_whole(&blob) {
+                return Ok(()); // somebody else fetched it meanwhile, or it is that of another name or commit
+            }
+            let download = repo.download_file().filename(name).revision(commit).local_dir(unfinished.clone()).send();
             let path = download.map_err(|err| self.error(format!("{name}: {}", self.explain(&err))))?;
-            found = std::fs::metadata(&path).map_err(Error::io(&path))?.len();
-            if found == size {
+            found = length(&path).unwrap_or_default();
+            if found == object.size {
+                put(&path, &blob)?;
+                let _ = std::fs::remove_dir_all(&unfinished); // empty but for folders
                 return Ok(());
             }
-            let blob = std::fs::canonicalize(&path).map_err(Error::io(&path))?;
-            std::fs::remove_file(&path).map_err(Error::io(&path))?;
-            if blob != path && blob.exists() {
-                std::fs::remove_file(&blob).map_err(Error::io(&blob))?;
-            }
         }
-        Err(self.error(format!("{name}: got {found} of {size} bytes; try again")))
+        Err(self.error(format!("{name}: got {found} of {} bytes; try again", object.size)))
     }
 
     fn error(&self, what: impl Into<String>) -> Error {
@@ -193,9 +215,58 @@ fn plain(name: &str) -> std::result::Result<&str, String> {
     if inside && !name.is_empty() && !name.contains('\\') { Ok(name) } else { Err(format!("bad file name {name:?}")) }
 }
 
-fn sizes(tree: Vec<RepoTreeEntry>) -> BTreeMap<String, u64> {
+/// A file's content, as the repository's list has it.
+struct Object {
+    /// Hexadecimal digits that name it.
+    id: String,
+    /// Bytes.
+    size: u64,
+}
+
+impl Object {
+    fn is_whole(&self, path: &Path) -> bool {
+        length(path) == Some(self.size)
+    }
+
+    fn blob(&self, folder: &Path) -> PathBuf {
+        folder.join("blobs").join(&self.id)
+    }
+
+    /// Makes the name in a snapshot a relative link to the content, as Python does.
+    fn link(&self, folder: &Path, snapshot: &Path, name: &str) -> Result<()> {
+        let link = snapshot.join(name);
+        let inside = link.strip_prefix(folder).expect("a snapshot is in the folder").components().count();
+        let target = Path::new(&"../".repeat(inside - 1)).join("blobs").join(&self.id);
+        make_parent(&link)?;
+        match std::fs::remove_file(&link) {
+            Err(err) if err.kind() != ErrorKind::NotFound => Err(Error::io(&link)(err)),
+            _ => std::os::unix::fs::symlink(target, &link).map_err(Error::io(&link)),
+        }
+    }
+}
+
+/// Git's and the Hub's names for commits and contents.
+fn is_object_id(id: &str) -> bool {
+    !id.is_empty() && id.bytes().all(|byte| byte.is_ascii_hexdigit())
+}
+
+fn length(path: &Path) -> Option<u64> {
+    std::fs::metadata(path).ok().map(|found| found.len())
+}
+
+fn put(from: &Path, to: &Path) -> Result<()> {
+    make_parent(to)?;
+    std::fs::rename(from, to).map_err(Error::io(to))
+}
+
+fn make_parent(path: &Path) -> Result<()> {
+    let parent = path.parent().expect("a path below the cache");
+    std::fs::create_dir_all(parent).map_err(Error::io(parent))
+}
+
+fn objects(tree: Vec<RepoTreeEntry>) -> BTreeMap<String, Object> {
     let file = |entry| match entry {
-        RepoTreeEntry::File { path, size, .. } => Some((path, size)),
+        RepoTreeEntry::File { path, size, oid: id, .. } => Some((path, Object { id, size })),
         RepoTreeEntry::Directory { .. } => None,
     };
     tree.into_iter().filter_map(file).collect()

@@ -16,6 +16,8 @@ use std::time::Instant;
 
 use crate::error::{Error, Result};
 use crate::grpo::batch::{Group, Groups, Staleness};
+use crate::grpo::health::Health;
+use crate::grpo::metrics::Metrics;
 use crate::grpo::order::Order;
 use crate::grpo::step::{GrpoConfig, GrpoTrainer};
 use crate::grpo::trainer::{Place, Trainer};
@@ -89,6 +91,7 @@ pub fn train(job: &Job, input: Input, place: Place<'_>, listeners: Listeners<'_>
         live: Live::create(run, bytes, ahead, listeners.say)?,
         oldest: run.oldest_weights(step)?,
         metrics: open_to_append(run.metrics())?,
+        health: Health::of_run(job.grpo.logprob_band, &run.metrics())?,
         committed: state.step,
         written: Vec::new(),
         spent: Spent::on(["training", "handing over", "keeping"]),
@@ -98,7 +101,8 @@ pub fn train(job: &Job, input: Input, place: Place<'_>, listeners: Listeners<'_>
     let tokens = job.micro_batch_tokens.unwrap_or_else(|| trainer.machine.default_tokens());
     let groups = read_ahead(input, order, trainer.machine.config().clone(), ahead as usize * job.groups_per_step);
     let mut grpo = GrpoTrainer::new(&mut trainer, job.grpo.clone(), tokens, false)?;
-    let (taken, whole) = steps(&mut grpo, groups, &mut keeper, listeners.metrics);
+    let say = listeners.say;
+    let (taken, whole) = steps(&mut grpo, groups, &mut keeper, listeners);
     let ended = match taken {
         Ok(Taken { steps: 0, left_over: 0 }) if over => Ok(()), // a run that is done
         taken => taken.and_then(|taken| all_taken(taken, job.groups_per_step)),
@@ -113,7 +117,7 @@ pub fn train(job: &Job, input: Input, place: Place<'_>, listeners: Listeners<'_>
     if whole {
         keeper.commit(grpo.trainer())?;
     }
-    ended.map(|()| keeper.spent.tell(listeners.say)).map_err(|err| cause(err, holder))
+    ended.map(|()| keeper.spent.tell(say)).map_err(|err| cause(err, holder))
 }
 
 /// A sampler on the same card may copy the weights from where they are trained. They hold still while it does: the next update waits
@@ -159,12 +163,13 @@ fn steps(
     grpo: &mut GrpoTrainer<'_>,
     groups: Receiver<Result<Group>>,
     keeper: &mut Keeper<'_>,
-    tell: &mut dyn FnMut(&[u8]) -> Result<()>,
+    listeners: Listeners<'_>,
 ) -> (Result<Taken>, bool) {
     let mut whole = true;
     let taken = in_steps(groups.into_iter(), Some(keeper.job.groups_per_step), &mut |groups| {
         let (mut lines, updates) = (Vec::new(), grpo.trainer().state.optimizer_steps);
-        let stepped = keeper.spent.time("training", || grpo.step(groups, &mut |line| lines.push(line.to_json())));
+        let mut line = |line: &Metrics| lines.push(keeper.health.mark(line, groups).to_json());
+        let stepped = keeper.spent.time("training", || grpo.step(groups, &mut line));
         // A record that is refused, or a wish to end before the update, has changed nothing; any other failure leaves weights that
         // are worth nothing.
         let harmless = matches!(stepped, Err(Error::Record { .. } | Error::Interrupted { .. } | Error::Abandoned));
@@ -172,8 +177,9 @@ fn steps(
         stepped?;
         keeper.keep(grpo.trainer(), groups, &lines)?;
         whole = true;
+        keeper.health.tell(listeners.say);
         keeper.spent.end_round();
-        lines.iter().try_for_each(|line| tell(line))
+        lines.iter().try_for_each(|line| (listeners.metrics)(line))
     });
     (taken, whole)
 }
@@ -201,6 +207,7 @@ struct Keeper<'a> {
     /// The earliest step whose weights were there at the start.
     oldest: u64,
     metrics: File,
+    health: Health,
     /// The policy's step.
     committed: u64,
     /// Rollouts of the steps since.

@@ -6,34 +6,42 @@ use crate::grpo::batch::Group;
 
 /// A metric's value.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Number {
+pub enum Metric {
     /// A count.
     Count(u64),
     /// A measure; written with f32's digits, which is what it is worth.
     Real(f64),
+    /// A word.
+    Word(&'static str),
 }
 
 /// Names and values, in the order they were added.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub struct Metrics(Vec<(String, Number)>);
+pub struct Metrics(Vec<(String, Metric)>);
 
 impl Metrics {
     /// Adds a count.
     pub fn count(&mut self, name: &str, value: u64) {
-        self.0.push((name.to_owned(), Number::Count(value)));
+        self.0.push((name.to_owned(), Metric::Count(value)));
     }
 
     /// Adds a measure.
     pub fn real(&mut self, name: &str, value: f64) {
-        self.0.push((name.to_owned(), Number::Real(value)));
+        self.0.push((name.to_owned(), Metric::Real(value)));
     }
 
-    /// The value under a name.
+    /// Adds a word.
+    pub fn word(&mut self, name: &str, value: &'static str) {
+        self.0.push((name.to_owned(), Metric::Word(value)));
+    }
+
+    /// The number under a name.
     #[must_use]
     pub fn get(&self, name: &str) -> Option<f64> {
-        self.0.iter().find(|(other, _)| other == name).map(|(_, number)| match number {
-            Number::Count(count) => *count as f64,
-            Number::Real(real) => *real,
+        self.0.iter().find(|(other, _)| other == name).and_then(|(_, metric)| match metric {
+            Metric::Count(count) => Some(*count as f64),
+            Metric::Real(real) => Some(*real),
+            Metric::Word(_) => None,
         })
     }
 
@@ -48,17 +56,18 @@ impl Metrics {
     /// One line of JSON, without its end.
     #[must_use]
     pub fn to_json(&self) -> Vec<u8> {
-        serde_json::to_vec(self).expect("names and numbers serialise")
+        serde_json::to_vec(self).expect("names, numbers and words serialise")
     }
 }
 
 impl Serialize for Metrics {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let mut map = serializer.serialize_map(Some(self.0.len()))?;
-        for (name, number) in &self.0 {
-            match number {
-                Number::Count(count) => map.serialize_entry(name, count)?,
-                Number::Real(real) => map.serialize_entry(name, &(*real as f32))?,
+        for (name, metric) in &self.0 {
+            match metric {
+                Metric::Count(count) => map.serialize_entry(name, count)?,
+                Metric::Real(real) => map.serialize_entry(name, &(*real as f32))?,
+                Metric::Word(word) => map.serialize_entry(name, word)?,
             }
         }
         map.end()

@@ -3,6 +3,7 @@
 pub mod advantage;
 pub mod batch;
 pub mod follow;
+pub mod health;
 pub mod loss;
 pub mod machine;
 pub mod metrics;

@@ -2,9 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
+use rayon::prelude::*;
 use serde::Serialize;
 
 use crate::error::{Error, Result};
+use crate::floats;
 use crate::grpo::machine::{Cpu, Machine};
 use crate::model::{Config, Model, has_weights};
 use crate::optim::{self, Moments, OptimizerConfig};
@@ -75,6 +77,7 @@ impl Trainer {
             return Err(Error::Usage(format!("{}: has weights; --init is for a directory without", dir.display())));
         }
         let shape = Config::load(dir)?;
+        refuse_too_large(&shape, dir)?;
         let text = serde_json::to_vec(&shape).expect("plain data serialises");
         let mut state = start(policy::derive_id(&[b"random", &text, &seed.to_le_bytes()]));
         state.seed = seed;
@@ -166,12 +169,14 @@ impl Trainer {
     /// training needs.
     ///
     /// # Errors
-    /// [`Error::Usage`] when `out` exists, [`Error::Io`] when the disk refuses.
+    /// [`Error::Usage`] when `out` exists, [`Error::Io`] when the disk refuses, [`Error::Numerics`] when a weight is not finite.
     pub fn publish(&mut self, out: &Path, weights_only: bool, command_line: Vec<String>) -> Result<()> {
         let publication = Publication::begin(out)?;
         let dir = publication.dir();
         policy::copy_companions(&self.source, dir, Storage::F32.torch_name())?;
-        self.machine.weights()?.save(&dir.join(policy::WEIGHTS), Storage::F32)?;
+        let weights = self.machine.weights()?;
+        refuse_not_finite(weights)?;
+        weights.save(&dir.join(policy::WEIGHTS), Storage::F32)?;
         if !weights_only && let Some(moments) = self.machine.moments()? {
             moments.save(&dir.join(policy::OPTIMIZER), &self.parameters)?;
             for weights in &self.older {
@@ -204,6 +209,26 @@ impl Trainer {
         }
         self.machine.weights()?.save(&dir.join(policy::WEIGHTS), Storage::F32)
     }
+}
+
+/// An update can leave the numbers' range though loss and gradients are in it; nobody would see it before the next step.
+fn refuse_not_finite(weights: &Model) -> Result<()> {
+    let named = weights.config().parameters().into_iter().zip(weights.parameters());
+    let mut bad = named.filter(|(_, numbers)| !numbers.par_iter().all(|number| number.is_finite()));
+    let Some(((name, _), _)) = bad.next() else { return Ok(()) };
+    Err(Error::Numerics(format!("the update made {name} not finite, lower --learning-rate; nothing was published")))
+}
+
+/// Nothing vouches for the sizes of a model that has no weights, so the memory they take is asked for first: of weights, gradients and
+/// two moments in f32.
+fn refuse_too_large(shape: &Config, dir: &Path) -> Result<()> {
+    let numbers = |(_, shape): (String, Vec<usize>)| shape.iter().product::<usize>();
+    let bytes = shape.parameters().into_iter().map(numbers).fold(0, usize::saturating_add).saturating_mul(4 * 4);
+    if floats::is_room_for(bytes) {
+        return Ok(());
+    }
+    let what = format!("a model of these sizes takes {} GiB to train, which this machine does not have", bytes >> 30);
+    Err(Error::model(dir.join("config.json"), what))
 }
 
 /// What a step was trained on.

@@ -24,7 +24,7 @@ fn tiny() -> String {
 }
 
 /// Four groups of three, each completion with a reward of its own.
-static SCORED: LazyLock<Vec<Value>> = LazyLock::new(|| sampled(&[]));
+pub static SCORED: LazyLock<Vec<Value>> = LazyLock::new(|| sampled(&[]));
 
 fn sampled(options: &[&str]) -> Vec<Value> {
     let prompt = |i: usize| json!({"prompt_id": format!("a/{i}"), "prompt": [{"role": "user", "content": format!("{i} + 2?")}], "answer": "4"});
@@ -40,10 +40,10 @@ fn sampled(options: &[&str]) -> Vec<Value> {
 }
 
 /// A folder, and calls that work in it.
-struct Folder(TempDir);
+pub struct Folder(TempDir);
 
 impl Folder {
-    fn new() -> Self {
+    pub fn new() -> Self {
         Self(tempfile::tempdir().unwrap())
     }
 
@@ -71,7 +71,7 @@ impl Folder {
     }
 
     /// As [`Folder::train`] from the tiny model, and it must succeed.
-    fn step(&self, out: &str, options: &str, records: &[Value]) -> Finished {
+    pub fn step(&self, out: &str, options: &str, records: &[Value]) -> Finished {
         let done = self.train(&tiny(), out, &format!("{RATE} {options}"), &lines(records));
         assert_eq!(done.code, Some(0), "{}", done.stderr);
         done
@@ -357,6 +357,19 @@ fn weights_that_are_not_finite_stop_the_step() {
         assert!(done.stderr.contains("not finite; nothing was published"), "{}", done.stderr);
         assert!(!Path::new(&folder.path("next")).exists());
     }
+}
+
+#[test]
+fn an_update_that_makes_weights_not_finite_is_not_published() {
+    let folder = Folder::new();
+    let done = folder.train(&tiny(), "next", "--learning-rate 1e39", &lines(&SCORED));
+    assert_eq!(done.code, Some(4), "{}", done.stderr);
+    assert!(
+        done.stderr.contains("the update made model.embed_tokens.weight not finite, lower --learning-rate"),
+        "{}",
+        done.stderr
+    );
+    assert!(folder.is_empty());
 }
 
 #[test]

@@ -19,6 +19,8 @@ struct State {
     cut: AtomicU32,
     /// Downloads that are answered with an error page, counted down.
     fail: AtomicU32,
+    /// A path, and in which part of the answers it stands in place of the name of a content or commit.
+    astray: Mutex<Option<(&'static str, String)>>,
     log: Mutex<Vec<String>>,
 }
 
@@ -74,6 +76,11 @@ fn serve(mut stream: TcpStream, state: &State) {
     let mut words = request.split(' ');
     let (method, path) = (words.next().unwrap(), words.next().unwrap());
     let (status, mut fields, body) = reply(method, path.split('?').next().unwrap(), &headers, state);
+    if let Some(("headers", path)) = &*state.astray.lock().unwrap() {
+        fields.retain(|field| !field.starts_with("ETag") && !field.starts_with("X-Repo-Commit"));
+        fields.extend(["ETag", "X-Linked-ETag"].map(|name| format!("{name}: \"{path}\"")));
+        fields.push(format!("X-Repo-Commit: {path}"));
+    }
     let is_file = path.starts_with("/cdn/");
     if !fields.iter().any(|field| field.starts_with("Content-Length")) {
         fields.push(format!("Content-Length: {}", body.len()));
@@ -92,6 +99,9 @@ fn take(counter: &AtomicU32) -> bool {
 
 fn reply(method: &str, path: &str, headers: &[String], state: &State) -> Reply {
     let files = state.files.lock().unwrap();
+    let astray = state.astray.lock().unwrap().clone();
+    let named =
+        |what, right: String| astray.clone().filter(|(wrong, _)| *wrong == what).map_or(right, |(_, path)| path);
     let plain = |status, text: &str| (status, Vec::new(), text.as_bytes().to_vec());
     if path.contains("own/secret") && !headers.contains(&"authorization: bearer sesame".to_owned()) {
         return plain("401 Unauthorized", "{\"error\":\"Invalid username or password.\"}");
@@ -99,10 +109,14 @@ fn reply(method: &str, path: &str, headers: &[String], state: &State) -> Reply {
     let repo = ["/own/secret", "/own/er", "/openai/gsm8k"].into_iter().find(|repo| path.contains(repo));
     let Some(repo) = repo else { return plain("404 Not Found", "{\"error\":\"Repository not found\"}") };
     if path.starts_with("/api/") && path.ends_with(repo) {
-        return plain("200 OK", &format!("{{\"id\":\"{}\",\"sha\":\"{COMMIT}\"}}", &repo[1..]));
+        let info = serde_json::json!({"id": &repo[1..], "sha": named("commit", COMMIT.into())});
+        return plain("200 OK", &info.to_string());
     }
     if path.starts_with("/api/") && path.ends_with(&format!("{repo}/tree/{COMMIT}")) {
-        let entry = |(name, bytes): (&String, &Vec<u8>)| serde_json::json!({"type": "file", "oid": "0", "size": bytes.len(), "path": name});
+        let entry = |(name, bytes): (&String, &Vec<u8>)| {
+            let oid = named("object", blake3::hash(bytes).to_hex().to_string());
+            serde_json::json!({"type": "file", "oid": oid, "size": bytes.len(), "path": name})
+        };
         let tree: Vec<_> = files.iter().map(entry).collect();
         return plain("200 OK", &serde_json::to_string(&tree).unwrap());
     }
@@ -191,6 +205,48 @@ fn a_download_cut_off_or_answered_with_an_error_page_is_never_taken_for_whole() 
         hub.state.cut.store(0, Ordering::SeqCst);
         hub.state.fail.store(0, Ordering::SeqCst);
         assert_ids(&hub.prep("openai/gsm8k", &[]), 2);
+    }
+}
+
+/// All names below a directory.
+fn walk(dir: &Path, found: &mut Vec<String>) {
+    for entry in fs::read_dir(dir).unwrap().map(Result::unwrap) {
+        found.push(entry.path().display().to_string());
+        if entry.file_type().unwrap().is_dir() {
+            walk(&entry.path(), found);
+        }
+    }
+}
+
+#[test]
+fn a_server_cannot_name_files_outside_the_cache() {
+    for climb in ["../../../", "../../../../../", ""] {
+        for part in ["headers", "object", "commit"] {
+            let hub = Hub::start(&DATA);
+            let outside = tempfile::tempdir().unwrap();
+            // Relative to where contents are, and to where snapshots are; or from the root.
+            let path = if climb.is_empty() {
+                outside.path().join("evil").display().to_string()
+            } else {
+                format!("{climb}evil")
+            };
+            *hub.state.astray.lock().unwrap() = Some((part, path.clone()));
+            let done = hub.prep("openai/gsm8k", &[]);
+            match part {
+                "headers" => assert_ids(&done, 2),
+                _ => {
+                    assert_eq!(done.status.code(), Some(1), "{}", stderr(&done));
+                    let what =
+                        if part == "object" { "main/train-00000-of-00001.jsonl: bad object id" } else { "bad commit" };
+                    assert_eq!(stderr(&done), format!("gsm8k-prep: hub: openai/gsm8k: {what} {path:?}\n"));
+                }
+            }
+            let mut names = Vec::new();
+            walk(hub.home.path(), &mut names);
+            walk(outside.path(), &mut names);
+            let beside = hub.home.path().parent().unwrap().join("evil");
+            assert!(!names.iter().any(|name| name.contains("evil")) && !beside.exists(), "{names:?}");
+        }
     }
 }
 

@@ -14,6 +14,7 @@ mod gpu;
 mod grpo;
 mod grpo_step;
 mod gsm8k_prep;
+mod health;
 mod hub;
 mod model;
 mod numerics;

@@ -234,7 +234,7 @@ pub fn send(signal: &str, ids: &str) {
     Command::new("bash").args(["-c", &format!("kill -{signal} -- {ids}")]).stderr(Stdio::null()).status().unwrap();
 }
 
-/// What was said besides how far a run is and where it computes.
+/// What was said besides how far a run is, where it computes, and that it learns nothing.
 pub fn news(said: &str) -> Vec<&str> {
     let usual = [
         "run: ",
@@ -244,7 +244,8 @@ pub fn news(said: &str) -> Vec<&str> {
         "grpo-step: computing on ",
         "grpo-step: spent ",
     ];
-    said.lines().filter(|line| !usual.iter().any(|begin| line.starts_with(begin))).collect()
+    let is_usual = |line: &str| usual.iter().any(|begin| line.starts_with(begin)) || line.contains(": health: ");
+    said.lines().filter(|line| !is_usual(line)).collect()
 }
 
 pub fn text(bytes: &[u8]) -> String {

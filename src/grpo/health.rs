@@ -1,0 +1,377 @@
+//! What is wrong with a run whose numbers are all finite: a cause by its name, in the metrics and in one line to the user.
+//!
+//! A cause is a function of a step's groups and metrics, and of the metrics of the steps before it: these are in the run's directory,
+//! so that a run that was killed comes to the same words.
+
+use std::path::Path;
+
+use crate::error::{Error, Result};
+use crate::grpo::batch::{Completion, Group};
+use crate::grpo::metrics::Metrics;
+use crate::jsonl::Input;
+
+/// Steps whose groups teach nothing, one after the other, before that is a cause: one step's may by chance all agree.
+const SILENT_STEPS: usize = 5;
+
+/// Steps at each end of the run that are compared, at least: the mean of one step's completions scatters.
+const WINDOW: usize = 10;
+
+/// Of the entropy that the run began with, what is left when it counts as collapsed: little is then left to choose from, and reward
+/// rises no further (Cui et al. 2025, <https://arxiv.org/abs/2505.22617>). The recipe `tiny`, which learns, keeps a third.
+const COLLAPSED: f32 = 0.05;
+
+/// Fraction of the band from which the difference of sampler and trainer is a cause: the step after may be refused.
+const NEAR_THE_BAND: f64 = 0.5;
+
+/// Rise of the rewards for format, each at most 0.5, that counts as one: a tenth of the completions more are in format.
+const FORMAT_RISE: f32 = 0.05;
+
+/// Correctness, at most 2, from which nothing is missing in it.
+const CORRECT_ENOUGH: f32 = 1.8;
+
+/// A difference of means of so many standard errors is one.
+const STANDARD_ERRORS: f32 = 2.0;
+
+/// Steps after which a cause is told again.
+const TOLD_AGAIN: u64 = 100;
+
+/// The metric that has the name of the cause.
+const METRIC: &str = "health";
+
+/// Why a run learns nothing, or not what it should. In the order in which the first one that holds is named: what comes later may be a
+/// consequence.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cause {
+    /// No completion of the step has a reward.
+    RewardNull,
+    /// Every completion of the step was cut off.
+    AllTruncated,
+    /// The policy hardly samples anything but one completion.
+    EntropyCollapse,
+    /// In each group of the last steps all rewards are equal.
+    NoSignal,
+    /// The log-probabilities of sampler and trainer come near to being refused.
+    SamplerMismatch,
+    /// Rewards for format rise, and that for the answer does not.
+    FormatOnly,
+}
+
+impl Cause {
+    const COUNT: usize = Self::FormatOnly as usize + 1;
+
+    /// Its name in the metrics.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::RewardNull => "reward_null",
+            Self::AllTruncated => "all_truncated",
+            Self::EntropyCollapse => "entropy_collapse",
+            Self::NoSignal => "no_signal",
+            Self::SamplerMismatch => "sampler_mismatch",
+            Self::FormatOnly => "format_only",
+        }
+    }
+
+    /// What was seen, and what to do.
+    fn advice(self) -> &'static str {
+        match self {
+            Self::RewardNull => {
+                "no completion has a reward, all are null: look at what the stage before says, and whether the prompts have an `answer`"
+            }
+            Self::AllTruncated => {
+                "every completion was cut off at the length limit: raise --max-completion-tokens of rollout, or look whether the \
+                 model's end token is in generation_config.json"
+            }
+            Self::EntropyCollapse => {
+                "entropy is under a twentieth of what the run began with: completions hardly differ any more; fork from an earlier \
+                 checkpoint with a lower --learning-rate, or with --beta or a higher --epsilon-high"
+            }
+            Self::NoSignal => {
+                "in each group all rewards are equal, so that nothing is learned: take problems that are neither too easy nor too \
+                 hard, more completions a prompt, or a reward that tells them apart"
+            }
+            Self::SamplerMismatch => {
+                "log-probabilities of sampler and trainer differ by more than half of --logprob-band: sample with a more exact \
+                 --dtype before a step is refused"
+            }
+            Self::FormatOnly => {
+                "rewards for format rise and correctness does not: the policy learns how an answer looks; weigh correctness more, and \
+                 look into rollouts/"
+            }
+        }
+    }
+}
+
+/// Looks after the steps of a run, or of one call.
+pub struct Health {
+    /// How far sampler and trainer may differ [nats].
+    band: f64,
+    /// Of each step of the run so far; `None` in a call that knows no run, which names what it sees in a step alone: as many calls of
+    /// one step are then told the same as one call of many.
+    past: Option<Vec<Seen>>,
+    /// The causes in the lines since the last look, with their steps.
+    found: Vec<(Cause, u64)>,
+    /// When each was told last.
+    told: [Option<u64>; Cause::COUNT],
+}
+
+/// What of a step's metrics is compared with other steps'; f32 as it is in their file.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+struct Seen {
+    step: u64,
+    entropy: Option<f32>,
+    silent: bool,
+    format: Option<f32>,
+    correctness: Option<f32>,
+}
+
+impl Health {
+    /// Of a call's steps, each by itself. `band` is how far log-probabilities of sampler and trainer may differ [nats].
+    #[must_use]
+    pub fn of_steps(band: f64) -> Self {
+        Self { band, past: None, found: Vec::new(), told: [None; Cause::COUNT] }
+    }
+
+    /// Of a run, whose metrics so far are in a file, if there is one.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when it cannot be read, [`Error::Record`] when it is damaged.
+    pub fn of_run(band: f64, metrics: &Path) -> Result<Self> {
+        let mut past = Vec::new();
+        for line in if metrics.exists() { Some(Input::open(metrics)?) } else { None }.into_iter().flatten() {
+            let line = line?;
+            let record = line.record()?;
+            let step = record.get("policy_step")?;
+            remember(&mut past, Seen::of(step, &|name| record.get_optional(name))?);
+        }
+        Ok(Self { past: Some(past), ..Self::of_steps(band) })
+    }
+
+    /// The line with the name of a cause in it, if there is one. It is told by the next [`Health::tell`].
+    #[must_use]
+    pub fn mark(&mut self, line: &Metrics, groups: &[Group]) -> Metrics {
+        let step = line.get("policy_step").unwrap_or_default() as u64;
+        let get = |name: &str| Ok::<_, Error>(line.get(name).map(|number| number as f32).filter(|x| x.is_finite()));
+        let seen = Seen::of(step, &get).expect("reading from memory cannot fail");
+        let mut line = line.clone();
+        if let Some(cause) = self.judge(&line, groups, seen) {
+            line.word(METRIC, cause.name());
+            self.found.push((cause, step));
+        }
+        line
+    }
+
+    /// Tells what was found, but no cause again that was told not long ago.
+    pub fn tell(&mut self, say: &dyn Fn(&str)) {
+        for (cause, step) in self.found.drain(..) {
+            let told = &mut self.told[cause as usize];
+            if told.is_none_or(|told| step >= told + TOLD_AGAIN) {
+                say(&format!("step {step}: {METRIC}: {}: {}", cause.name(), cause.advice()));
+                *told = Some(step);
+            }
+        }
+    }
+
+    fn judge(&mut self, line: &Metrics, groups: &[Group], seen: Seen) -> Option<Cause> {
+        let all = |holds: fn(&Completion) -> bool| groups.iter().flat_map(|group| &group.completions).all(holds);
+        let (silent, past): (_, &[Seen]) = match &mut self.past {
+            None => (seen.silent, &[]),
+            Some(past) => {
+                remember(past, seen);
+                let last = past.len().checked_sub(SILENT_STEPS).map(|from| &past[from..]);
+                (last.is_some_and(|last| last.iter().all(|seen| seen.silent)), past)
+            }
+        };
+        let difference = line.get("sampling/sampling_logp_difference/mean").unwrap_or_default();
+        let causes = [
+            (all(|one| one.reward.is_none()), Cause::RewardNull),
+            (all(|one| one.truncated), Cause::AllTruncated),
+            (has_collapsed(past), Cause::EntropyCollapse),
+            (silent, Cause::NoSignal),
+            (difference > NEAR_THE_BAND * self.band, Cause::SamplerMismatch),
+            (learns_format_only(past), Cause::FormatOnly),
+        ];
+        causes.into_iter().find_map(|(holds, cause)| holds.then_some(cause))
+    }
+}
+
+impl Seen {
+    fn of(step: u64, get: &dyn Fn(&str) -> Result<Option<f32>>) -> Result<Self> {
+        let mut formats = Vec::new();
+        for name in ["strict_format", "soft_format", "xmlcount"] {
+            formats.extend(get(&format!("rewards/{name}/mean"))?);
+        }
+        Ok(Self {
+            step,
+            entropy: get("entropy")?,
+            silent: get("frac_reward_zero_std")? == Some(1.0),
+            format: (!formats.is_empty()).then(|| formats.iter().sum::<f32>() / formats.len() as f32),
+            correctness: get("rewards/correctness/mean")?,
+        })
+    }
+}
+
+/// Of several updates on one batch the first counts.
+fn remember(past: &mut Vec<Seen>, seen: Seen) {
+    if past.last().is_none_or(|last| last.step != seen.step) {
+        past.push(seen);
+    }
+}
+
+/// The mean over the last steps, against that over the first ones.
+fn has_collapsed(past: &[Seen]) -> bool {
+    let Some((first, last)) = ends(past, WINDOW, |seen| seen.entropy) else { return false };
+    first.mean > 0.0 && last.mean < COLLAPSED * first.mean
+}
+
+/// The last quarter of the run's steps against the first one: the longer the run, the smaller the difference that can be told from
+/// chance.
+fn learns_format_only(past: &[Seen]) -> bool {
+    let window = past.len() / 4;
+    if window < WINDOW {
+        return false;
+    }
+    let ends = (ends(past, window, |seen| seen.format), ends(past, window, |seen| seen.correctness));
+    let (Some((format_before, format)), Some((before, now))) = ends else { return false };
+    let chance = STANDARD_ERRORS * (before.error_squared + now.error_squared).sqrt();
+    format.mean - format_before.mean >= FORMAT_RISE && now.mean < CORRECT_ENOUGH && now.mean - before.mean <= chance
+}
+
+/// The mean over some steps, and the square of its standard error by how the steps scatter.
+struct Window {
+    mean: f32,
+    error_squared: f32,
+}
+
+/// The first and the last `window` steps, when they do not overlap and all have the number.
+fn ends(past: &[Seen], window: usize, of: fn(&Seen) -> Option<f32>) -> Option<(Window, Window)> {
+    if past.len() < 2 * window {
+        return None;
+    }
+    Some((Window::of(&past[..window], of)?, Window::of(&past[past.len() - window..], of)?))
+}
+
+impl Window {
+    fn of(steps: &[Seen], of: fn(&Seen) -> Option<f32>) -> Option<Self> {
+        let numbers: Vec<f32> = steps.iter().map(of).collect::<Option<_>>()?;
+        let count = numbers.len() as f32;
+        let mean = numbers.iter().sum::<f32>() / count;
+        let squares: f32 = numbers.iter().map(|number| (number - mean).powi(2)).sum();
+        Some(Self { mean, error_squared: squares / (count - 1.0) / count })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn line(step: u64, numbers: &[(&str, f64)]) -> Metrics {
+        let mut line = Metrics::default();
+        line.count("policy_step", step);
+        numbers.iter().for_each(|(name, number)| line.real(name, *number));
+        line
+    }
+
+    /// A group that there is nothing wrong with.
+    fn sound() -> Vec<Group> {
+        let text = |sample| {
+            format!(
+                r#"{{"group_id":"a","group_size":2,"sample_index":{sample},"prompt_token_ids":[1],"completion_token_ids":[2],
+                "logprobs":[-1],"finish_reason":"stop","reward":{sample}}}"#
+            )
+        };
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        let lines: String = (0..2).map(|sample| text(sample).replace('\n', " ") + "\n").collect();
+        std::io::Write::write_all(&mut file, lines.as_bytes()).unwrap();
+        let config = serde_json::json!({"model_type": "qwen2", "vocab_size": 50, "hidden_size": 8, "intermediate_size": 8,
+            "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 16,
+            "rms_norm_eps": 1e-6, "rope_theta": 10000.0});
+        let config = serde_json::from_value(config).unwrap();
+        crate::grpo::batch::Groups::new(Input::open(file.path()).unwrap(), &config).collect::<Result<_>>().unwrap()
+    }
+
+    fn named(line: &Metrics) -> Option<String> {
+        let json: serde_json::Value = serde_json::from_slice(&line.to_json()).unwrap();
+        json.get(METRIC).map(|name| name.as_str().unwrap().to_owned())
+    }
+
+    /// The cause at each of a run's steps, the run killed and started again before each of them.
+    fn course(steps: usize, numbers: impl Fn(f64) -> Vec<(&'static str, f64)>) -> Vec<Option<String>> {
+        let (dir, groups) = (tempfile::tempdir().unwrap(), sound());
+        let path = dir.path().join("metrics.jsonl");
+        let mut uninterrupted = Health::of_run(0.05, &path).unwrap();
+        let mut text = Vec::new();
+        let mut step = |step: usize| {
+            let line = line(step as u64, &numbers(step as f64));
+            let marked = Health::of_run(0.05, &path).unwrap().mark(&line, &groups);
+            assert_eq!(marked, uninterrupted.mark(&line, &groups));
+            text.extend_from_slice(&[&marked.to_json()[..], b"\n"].concat());
+            std::fs::write(&path, &text).unwrap();
+            named(&marked)
+        };
+        (1..=steps).map(&mut step).collect()
+    }
+
+    /// The first step with a cause, and the last one's cause.
+    fn first_and_last(
+        steps: usize,
+        numbers: impl Fn(f64) -> Vec<(&'static str, f64)>,
+    ) -> (Option<usize>, Option<String>) {
+        let course = course(steps, numbers);
+        (course.iter().position(Option::is_some).map(|at| at + 1), course.last().cloned().flatten())
+    }
+
+    #[test]
+    fn entropy_has_collapsed_when_a_twentieth_of_it_is_left() {
+        let falls = |to: f64| move |step: f64| vec![("entropy", if step < 15.0 { 0.4 } else { to })];
+        assert_eq!(first_and_last(40, falls(0.019)), (Some(24), Some("entropy_collapse".into())));
+        assert_eq!(first_and_last(40, falls(0.021)), (None, None));
+        assert_eq!(first_and_last(40, |_| vec![("entropy", 0.0)]), (None, None), "nothing has fallen");
+    }
+
+    #[test]
+    fn one_silent_step_is_chance_and_five_are_not() {
+        let silent_from = |from: f64| {
+            move |step: f64| vec![("frac_reward_zero_std", if step >= from || step == 2.0 { 1.0 } else { 0.9 })]
+        };
+        assert_eq!(first_and_last(12, silent_from(6.0)), (Some(10), Some("no_signal".into())));
+        assert_eq!(first_and_last(9, silent_from(6.0)), (None, None));
+        let line = line(1, &[("frac_reward_zero_std", 1.0)]);
+        let marked = Health::of_steps(0.05).mark(&line, &sound());
+        assert_eq!(named(&marked).as_deref(), Some("no_signal"), "a call that knows no run has one step to tell of");
+    }
+
+    #[test]
+    fn format_that_rises_alone_is_told_from_chance() {
+        let scatter = |step: f64| 0.2 * (step * 2.1).sin();
+        let course = |format: f64, correct: f64, start: f64| {
+            move |step: f64| {
+                let done = (step / 60.0).min(1.0);
+                vec![
+                    ("rewards/strict_format/mean", 0.1 + format * done),
+                    ("rewards/correctness/mean", start + correct * done + scatter(step)),
+                ]
+            }
+        };
+        assert_eq!(first_and_last(80, course(0.3, 0.0, 0.5)).1.as_deref(), Some("format_only"));
+        assert_eq!(first_and_last(80, course(0.3, 0.8, 0.5)).1, None, "both rise");
+        assert_eq!(first_and_last(80, course(0.03, 0.0, 0.5)).1, None, "neither rises");
+        assert_eq!(first_and_last(80, course(0.3, 0.0, 1.9)).1, None, "nothing is missing in it");
+        assert!(first_and_last(39, course(0.3, 0.0, 0.5)).0.is_none(), "too short a run to say");
+    }
+
+    #[test]
+    fn a_cause_is_told_once_in_a_while() {
+        let mut health = Health::of_steps(0.05);
+        let (groups, told) = (sound(), std::cell::RefCell::new(Vec::new()));
+        for step in 1..=250 {
+            let difference = if step % 2 == 0 { 0.03 } else { 0.02 };
+            let line = line(step, &[("sampling/sampling_logp_difference/mean", difference)]);
+            assert_eq!(named(&health.mark(&line, &groups)).is_some(), step % 2 == 0);
+            health.tell(&|words| told.borrow_mut().push(words.to_owned()));
+        }
+        let steps: Vec<_> = told.borrow().iter().map(|words| words.split(':').next().unwrap().to_owned()).collect();
+        assert_eq!(steps, ["step 2", "step 102", "step 202"]);
+        assert!(told.borrow()[0].starts_with("step 2: health: sampler_mismatch: "), "{:?}", told.borrow());
+    }
+}
