@@ -8,25 +8,21 @@
 //! after a checkpoint; but a signal, and a run made step by step, leave one at any step, and a run that was interrupted would not end
 //! as one that was not.
 
-use std::fs::{File, OpenOptions};
-use std::io::Write;
-use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, sync_channel};
-use std::time::Instant;
 
 use crate::error::{Error, Result};
 use crate::grpo::batch::{Group, Groups, Staleness};
 use crate::grpo::health::Health;
+use crate::grpo::keeper::Keeper;
 use crate::grpo::metrics::Metrics;
 use crate::grpo::order::Order;
 use crate::grpo::step::{GrpoConfig, GrpoTrainer};
 use crate::grpo::trainer::{Place, Trainer};
 use crate::grpo::{Taken, in_steps};
-use crate::jsonl::{Input, write_zst};
+use crate::jsonl::Input;
 use crate::model::Config;
 use crate::optim::OptimizerConfig;
-use crate::policy::{copy_files, sync};
-use crate::run::{Holder, Keep, Live, Lock, MOST_AHEAD, PartnerWatch, Role, Run, Spent, sampled_from};
+use crate::run::{Holder, Keep, Live, Lock, MOST_AHEAD, PartnerWatch, Role, Run};
 use crate::stop::Stop;
 
 /// How a run is trained.
@@ -85,28 +81,21 @@ pub fn train(job: &Job, input: Input, place: Place<'_>, listeners: Listeners<'_>
     let order = Order::new(&run.prompts(), state.prompts_consumed)?;
     let over = order.is_over();
     let bytes = trainer.machine.weights()?.weight_bytes() as u64;
-    let mut keeper = Keeper {
-        job,
-        sampler: &sampler,
-        live: Live::create(run, bytes, ahead, listeners.say)?,
-        oldest: run.oldest_weights(step)?,
-        metrics: open_to_append(run.metrics())?,
-        health: Health::of_run(job.grpo.logprob_band, &run.metrics())?,
-        committed: state.step,
-        written: Vec::new(),
-        spent: Spent::on(["training", "handing over", "keeping"]),
-    };
+    let live = Live::create(run, bytes, ahead, listeners.say)?;
+    let mut keeper = Keeper::new(job, &sampler, live, state.step)?;
+    let health = Health::of_run(job.grpo.logprob_band, &run.metrics())?;
     offer_weights(&mut trainer, job, &mut keeper.live, listeners.say)?;
     keeper.publish_start(&mut trainer)?;
     let tokens = job.micro_batch_tokens.unwrap_or_else(|| trainer.machine.default_tokens());
     let groups = read_ahead(input, order, trainer.machine.config().clone(), ahead as usize * job.groups_per_step);
     let mut grpo = GrpoTrainer::new(&mut trainer, job.grpo.clone(), tokens, false)?;
     let say = listeners.say;
-    let (taken, whole) = steps(&mut grpo, groups, &mut keeper, listeners);
+    let (taken, whole) = steps(&mut grpo, groups, (&mut keeper, health), listeners);
     let ended = match taken {
         Ok(Taken { steps: 0, left_over: 0 }) if over => Ok(()), // a run that is done
         taken => taken.and_then(|taken| all_taken(taken, job.groups_per_step)),
     };
+    let finished = keeper.finish(grpo.trainer());
     let holder = sampler.became()?;
     if holder == Holder::FoundNumerics {
         let (step, committed) = (grpo.trainer().state.step, keeper.committed);
@@ -115,7 +104,7 @@ pub fn train(job: &Job, input: Input, place: Place<'_>, listeners: Listeners<'_>
         return Err(Error::Numerics(format!("{what}; nothing after step {committed} was published")));
     }
     if whole {
-        keeper.commit(grpo.trainer())?;
+        finished.and_then(|()| keeper.commit(grpo.trainer()))?;
     }
     ended.map(|()| keeper.spent.tell(say)).map_err(|err| cause(err, holder))
 }
@@ -162,13 +151,13 @@ fn cause(err: Error, sampler: Holder) -> Error {
 fn steps(
     grpo: &mut GrpoTrainer<'_>,
     groups: Receiver<Result<Group>>,
-    keeper: &mut Keeper<'_>,
+    (keeper, mut health): (&mut Keeper<'_>, Health),
     listeners: Listeners<'_>,
 ) -> (Result<Taken>, bool) {
     let mut whole = true;
     let taken = in_steps(groups.into_iter(), Some(keeper.job.groups_per_step), &mut |groups| {
         let (mut lines, updates) = (Vec::new(), grpo.trainer().state.optimizer_steps);
-        let mut line = |line: &Metrics| lines.push(keeper.health.mark(line, groups).to_json());
+        let mut line = |line: &Metrics| lines.push(health.mark(line, groups).to_json());
         let stepped = keeper.spent.time("training", || grpo.step(groups, &mut line));
         // A record that is refused, or a wish to end before the update, has changed nothing; any other failure leaves weights that
         // are worth nothing.
@@ -177,7 +166,7 @@ fn steps(
         stepped?;
         keeper.keep(grpo.trainer(), groups, &lines)?;
         whole = true;
-        keeper.health.tell(listeners.say);
+        health.tell(listeners.say);
         keeper.spent.end_round();
         lines.iter().try_for_each(|line| (listeners.metrics)(line))
     });
@@ -192,92 +181,5 @@ fn all_taken(taken: Taken, groups_per_step: usize) -> Result<()> {
         (_, found) => {
             Err(Error::Data(format!("the input ended after {found} of the {groups_per_step} groups that a step takes")))
         }
-    }
-}
-
-fn open_to_append(path: PathBuf) -> Result<File> {
-    OpenOptions::new().append(true).create(true).open(&path).map_err(Error::io(path))
-}
-
-/// Writes what remains of a step.
-struct Keeper<'a> {
-    job: &'a Job,
-    sampler: &'a PartnerWatch,
-    live: Live,
-    /// The earliest step whose weights were there at the start.
-    oldest: u64,
-    metrics: File,
-    health: Health,
-    /// The policy's step.
-    committed: u64,
-    /// Rollouts of the steps since.
-    written: Vec<PathBuf>,
-    spent: Spent,
-}
-
-impl Keeper<'_> {
-    fn ahead(&self) -> u64 {
-        self.job.grpo.max_staleness.ahead()
-    }
-
-    /// Before the first step: the weights that a sampler that may be ahead begins with. It takes them from there, because their
-    /// checkpoint may be left behind before it needs the last of them.
-    fn publish_start(&mut self, trainer: &mut Trainer) -> Result<()> {
-        if self.ahead() == 0 {
-            return Ok(()); // it has them already
-        }
-        let step = trainer.state.step;
-        for earlier in sampled_from(step, self.ahead(), self.oldest)..step {
-            let older = self.job.run.older(step, earlier);
-            self.live.publish(earlier, |dir| copy_files(&older, dir))?;
-        }
-        self.live.publish(step, |dir| trainer.save_for_sampling(dir, true))
-    }
-
-    /// After each step: the weights first, because somebody may be waiting for them.
-    fn keep(&mut self, trainer: &mut Trainer, groups: &[Group], metrics: &[Vec<u8>]) -> Result<()> {
-        let step = trainer.state.step;
-        trainer.state.command_line.clone_from(&self.job.command_line);
-        // Who waits for these weights is known from here on, however short its work then is.
-        if self.sampler.became()? == Holder::Working || self.ahead() > 0 {
-            let by_file = !self.live.is_taken();
-            let publish = || self.live.publish(step, |dir| trainer.save_for_sampling(dir, by_file));
-            self.spent.time("handing over", publish)?;
-        }
-        let began = Instant::now();
-        self.write(trainer, groups, metrics)?;
-        self.spent.add("keeping", began.elapsed());
-        Ok(())
-    }
-
-    /// The rest: it is done while the sampler goes on.
-    fn write(&mut self, trainer: &mut Trainer, groups: &[Group], metrics: &[Vec<u8>]) -> Result<()> {
-        let step = trainer.state.step;
-        let rollouts = self.job.run.rollouts(step);
-        let completions = groups.iter().flat_map(|group| &group.completions);
-        write_zst(&rollouts, completions.map(|completion| completion.line.text.as_str()))?;
-        self.written.push(rollouts);
-        let lines: Vec<u8> = metrics.iter().flat_map(|line| [line, &b"\n"[..]].concat()).collect();
-        self.metrics.write_all(&lines).map_err(Error::io(self.job.run.metrics()))?;
-        if step.is_multiple_of(self.job.keep.every) { self.commit(trainer) } else { Ok(()) }
-    }
-
-    /// Makes all steps so far final; nothing to do when they are.
-    fn commit(&mut self, trainer: &mut Trainer) -> Result<()> {
-        let (run, step) = (&self.job.run, trainer.state.step);
-        if step == self.committed {
-            return Ok(());
-        }
-        for rollouts in self.written.drain(..) {
-            sync(&rollouts)?;
-        }
-        sync(&run.rollouts_dir())?;
-        self.metrics.sync_all().map_err(Error::io(run.metrics()))?;
-        let older = sampled_from(step, self.ahead(), self.oldest)..step;
-        trainer.older = older.map(|earlier| self.live.weights(earlier)).collect();
-        trainer.publish(&run.checkpoint(step), false, self.job.command_line.clone())?;
-        run.point_policy_at(step)?;
-        self.committed = step;
-        run.leave_behind(step, self.job.keep)
     }
 }

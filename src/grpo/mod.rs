@@ -4,6 +4,7 @@ pub mod advantage;
 pub mod batch;
 pub mod follow;
 pub mod health;
+mod keeper;
 pub mod loss;
 pub mod machine;
 pub mod metrics;

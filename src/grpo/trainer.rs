@@ -173,25 +173,35 @@ impl Trainer {
     pub fn publish(&mut self, out: &Path, weights_only: bool, command_line: Vec<String>) -> Result<()> {
         let publication = Publication::begin(out)?;
         let dir = publication.dir();
-        policy::copy_companions(&self.source, dir, Storage::F32.torch_name())?;
-        let weights = self.machine.weights()?;
-        refuse_not_finite(weights)?;
-        weights.save(&dir.join(policy::WEIGHTS), Storage::F32)?;
+        write_model(dir, &self.source, self.machine.weights()?)?;
         if !weights_only && let Some(moments) = self.machine.moments()? {
-            moments.save(&dir.join(policy::OPTIMIZER), &self.parameters)?;
-            for weights in &self.older {
-                let name = weights.file_name().expect("a step has a name");
-                policy::copy_files(weights, &dir.join(policy::OLDER).join(name))?;
-            }
-            self.state.command_line = command_line;
-            self.state.package_version = env!("CARGO_PKG_VERSION").into();
-            let mut sealed = self.state.clone();
-            sealed.take_checksums(dir)?;
-            sealed.save(dir)?;
+            self.state.sign(command_line);
+            write_training(dir, &moments, &self.parameters, &self.older)?;
+            self.state.seal(dir)?;
         }
         publication.publish()?;
         self.source = out.to_path_buf(); // where it was opened from may go away now
         Ok(())
+    }
+
+    /// A copy of what the checkpoint of this step holds, to be written while training goes on; after the first update.
+    ///
+    /// # Errors
+    /// Those of the machine.
+    pub fn snapshot(&mut self, command_line: Vec<String>) -> Result<Snapshot> {
+        self.state.sign(command_line);
+        Ok(Snapshot {
+            model: self.machine.weights()?.clone(),
+            moments: self.machine.moments()?.expect("there are moments after an update").into_owned(),
+            parameters: self.parameters.clone(),
+            state: self.state.clone(),
+            source: self.source.clone(),
+        })
+    }
+
+    /// What it was opened from may go away: `out` holds a checkpoint now.
+    pub fn goes_on_from(&mut self, out: &Path) {
+        self.source = out.to_path_buf();
     }
 
     /// Writes what sampling needs into `dir`, and not to the disk: it is for a reader of this moment. The bytes are the same whatever the
@@ -209,6 +219,43 @@ impl Trainer {
         }
         self.machine.weights()?.save(&dir.join(policy::WEIGHTS), Storage::F32)
     }
+}
+
+/// See [`Trainer::snapshot`].
+pub struct Snapshot {
+    model: Model,
+    moments: Moments,
+    parameters: Vec<(String, Vec<usize>)>,
+    state: State,
+    source: PathBuf,
+}
+
+impl Snapshot {
+    /// Writes the checkpoint, which appears as `out` when it is whole.
+    ///
+    /// # Errors
+    /// As [`Trainer::publish`].
+    pub fn publish(&self, out: &Path) -> Result<()> {
+        let publication = Publication::begin(out)?;
+        write_model(publication.dir(), &self.source, &self.model)?;
+        write_training(publication.dir(), &self.moments, &self.parameters, &[])?;
+        self.state.seal(publication.dir())?;
+        publication.publish()
+    }
+}
+
+fn write_model(dir: &Path, source: &Path, weights: &Model) -> Result<()> {
+    policy::copy_companions(source, dir, Storage::F32.torch_name())?;
+    refuse_not_finite(weights)?;
+    weights.save(&dir.join(policy::WEIGHTS), Storage::F32)
+}
+
+fn write_training(dir: &Path, moments: &Moments, parameters: &[(String, Vec<usize>)], older: &[PathBuf]) -> Result<()> {
+    moments.save(&dir.join(policy::OPTIMIZER), parameters)?;
+    older.iter().try_for_each(|weights| {
+        let name = weights.file_name().expect("a step has a name");
+        policy::copy_files(weights, &dir.join(policy::OLDER).join(name))
+    })
 }
 
 /// An update can leave the numbers' range though loss and gradients are in it; nobody would see it before the next step.

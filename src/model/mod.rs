@@ -173,6 +173,13 @@ impl<W: Number> Transformer<W> {
     }
 }
 
+/// The same weights in memory of their own, where they are not a file's.
+impl Clone for Model {
+    fn clone(&self) -> Self {
+        Self::new(self.config.clone(), self.weights.clone())
+    }
+}
+
 impl Model {
     /// Random weights as transformers initialises them: normal with `initializer_range`, biases 0, norms 1.
     #[must_use]

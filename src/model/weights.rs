@@ -39,6 +39,21 @@ pub enum Tensor<T> {
     Owned(Numbers<T>),
 }
 
+impl<W: Number> Clone for Weights<W> {
+    fn clone(&self) -> Self {
+        Self { matrices: self.matrices.clone(), vectors: self.vectors.clone() }
+    }
+}
+
+impl<T: Number> Clone for Tensor<T> {
+    fn clone(&self) -> Self {
+        match self {
+            Self::Mapped { file, from, len } => Self::Mapped { file: Arc::clone(file), from: *from, len: *len },
+            Self::Owned(numbers) => Self::Owned(numbers.clone()),
+        }
+    }
+}
+
 impl<T: Number> Deref for Tensor<T> {
     type Target = [T];
     fn deref(&self) -> &[T] {

@@ -93,12 +93,19 @@ impl State {
         Ok(())
     }
 
-    /// Takes the checksums of the files in a directory and in those within it, all but its own.
+    /// Says what made the checkpoint.
+    pub fn sign(&mut self, command_line: Vec<String>) {
+        self.command_line = command_line;
+        self.package_version = env!("CARGO_PKG_VERSION").into();
+    }
+
+    /// Saves it beside the other files of a checkpoint, with the checksums of these and of those in directories within.
     ///
     /// # Errors
-    /// [`Error::Io`] when one cannot be read.
-    pub fn take_checksums(&mut self, dir: &Path) -> Result<()> {
-        self.files.clear();
+    /// [`Error::Io`] when one cannot be read, or it cannot be written.
+    pub fn seal(&self, dir: &Path) -> Result<()> {
+        let mut sealed = self.clone();
+        sealed.files.clear();
         let mut paths = entries(dir)?;
         while let Some(path) = paths.pop() {
             if path.is_dir() {
@@ -107,10 +114,10 @@ impl State {
             }
             let name = path.strip_prefix(dir).expect("it is in there").to_string_lossy().into_owned();
             if name != STATE {
-                self.files.insert(name, checksum(&path).map_err(Error::io(&path))?.to_hex().to_string());
+                sealed.files.insert(name, checksum(&path).map_err(Error::io(&path))?.to_hex().to_string());
             }
         }
-        Ok(())
+        sealed.save(dir)
     }
 }
 
@@ -147,9 +154,7 @@ mod tests {
         for name in ["config.json", "tokenizer.json", WEIGHTS, &older] {
             fs::write(dir.path().join(name), name).unwrap();
         }
-        let mut state = State { step: 7, ..State::default() };
-        state.take_checksums(dir.path()).unwrap();
-        state.save(dir.path()).unwrap();
+        State { step: 7, ..State::default() }.seal(dir.path()).unwrap();
         verify(dir.path()).unwrap();
         let said = || verify(dir.path()).unwrap_err().to_string();
         for name in ["config.json", "tokenizer.json", WEIGHTS, &older, STATE] {
