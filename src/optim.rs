@@ -10,6 +10,10 @@ use crate::error::{Error, Result};
 use crate::floats::Floats;
 use crate::tensorfile::{self, Storage, Tensor, TensorFile};
 
+mod loss_scale;
+
+pub use loss_scale::LossScale;
+
 /// Numbers that one thread updates at a time. Sums over chunks are added in order, so threads do not change a bit.
 pub(crate) const CHUNK: usize = 1 << 15;
 

@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use crate::error::Result;
 use crate::grpo::pack::MicroBatch;
 use crate::model::{Config, Gradients, Model, TokenStats};
-use crate::optim::{self, Moments, OptimizerConfig};
+use crate::optim::{self, LossScale, Moments, OptimizerConfig};
 use crate::stop::Stop;
 
 /// dLoss / dlogprob of a target, by its index and its log-probability; asked in any order.
@@ -57,6 +57,10 @@ pub trait Machine {
 
     /// The norm of each parameter's gradient, in the order of [`Config::parameters`].
     fn gradient_norms(&mut self) -> Result<Vec<f64>>;
+
+    /// What slopes are multiplied by in the next pass, to change between updates; norms and updates are of the gradients without it.
+    /// `None` where gradients have the range of f32.
+    fn loss_scale(&mut self) -> Option<&mut LossScale>;
 
     /// Empties the gradients.
     fn clear_gradients(&mut self) -> Result<()>;
@@ -142,6 +146,10 @@ impl Machine for Cpu {
 
     fn gradient_norms(&mut self) -> Result<Vec<f64>> {
         Ok(optim::norms(&self.gradients.0))
+    }
+
+    fn loss_scale(&mut self) -> Option<&mut LossScale> {
+        None
     }
 
     fn clear_gradients(&mut self) -> Result<()> {

@@ -10,7 +10,7 @@ use crate::gpu::packed::{Gradients, Learner, Optimizer, Plan};
 use crate::grpo::machine::{Machine, Of, Slope};
 use crate::grpo::pack::MicroBatch;
 use crate::model::{Config, Model, TokenStats};
-use crate::optim::{Moments, OptimizerConfig, Rule};
+use crate::optim::{LossScale, Moments, OptimizerConfig, Rule};
 use crate::stop::Stop;
 
 /// A GPU.
@@ -28,11 +28,10 @@ pub struct Gpu {
     has_moments: bool,
     /// Updates made.
     steps: u64,
+    /// Of gradients in f16.
+    loss_scale: Option<LossScale>,
     stop: Stop,
 }
-
-/// Gradients are so many times as large while they are f16, whose numbers end at 6e-8: slopes are about 1 / tokens of a step.
-const F16_SCALE: f32 = 4096.0;
 
 impl Gpu {
     /// With a policy, computing in `dtype` within the memory of `plan`.
@@ -54,13 +53,14 @@ impl Gpu {
             tokens: plan.tokens,
             has_moments: false,
             steps: 0,
+            loss_scale: (dtype == Dtype::F16).then(LossScale::default),
             stop: Stop::default(),
         })
     }
 
     /// What gradients are scaled by.
     fn scale(&self) -> f32 {
-        if self.weights.matrices.dtype() == Dtype::F16 { F16_SCALE } else { 1.0 }
+        self.loss_scale.map_or(1.0, |scale| scale.factor as f32) // exact: a power of two
     }
 }
 
@@ -122,6 +122,10 @@ impl Machine for Gpu {
     fn gradient_norms(&mut self) -> Result<Vec<f64>> {
         let scale = f64::from(self.scale());
         Ok(self.optimizer.norms(&self.gradients)?.into_iter().map(|norm| norm / scale).collect())
+    }
+
+    fn loss_scale(&mut self) -> Option<&mut LossScale> {
+        self.loss_scale.as_mut()
     }
 
     fn clear_gradients(&mut self) -> Result<()> {

@@ -1,4 +1,4 @@
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use clap::Parser;
@@ -20,35 +20,36 @@ use super::model;
 use crate::fixtures::{Reference, directory, distance};
 
 #[derive(Parser)]
-struct Options {
+pub struct Options {
     #[command(flatten)]
-    grpo: GrpoConfig,
+    pub grpo: GrpoConfig,
     #[command(flatten)]
-    optimizer: OptimizerConfig,
+    pub optimizer: OptimizerConfig,
 }
 
 impl Options {
-    fn of(options: &str) -> Self {
+    pub fn of(options: &str) -> Self {
         Self::parse_from(format!("test {options}").split_whitespace())
     }
 }
 
-fn tiny() -> PathBuf {
+pub fn tiny() -> PathBuf {
     directory().join("tiny-qwen2")
 }
 
-/// Two groups of the reference's sequences, sampled by an older policy.
-fn groups(dir: &Path) -> Vec<Group> {
+/// Two groups of the reference's sequences, sampled by an older policy, their rewards up to three times `reward`.
+pub fn groups(reward: f32) -> Vec<Group> {
+    let dir = tempfile::tempdir().unwrap();
     let sequences = Reference::load().json["sequences"].as_array().unwrap()[..8].to_vec();
     let record = |(i, mut record): (usize, Value)| {
         let logprobs = numbers(i as u64, record["completion_token_ids"].as_array().unwrap().len());
         let logprobs: Vec<f32> = logprobs.iter().map(|x| -5.8 + 0.2 * x).collect();
         let more = json!({"group_id": format!("g{}", i / 4), "group_size": 4, "sample_index": i % 4, "logprobs": logprobs,
-                          "reward": (i * 5 % 4) as f32, "temperature": 0.9, "policy_id": null});
+                          "reward": reward * (i * 5 % 4) as f32, "temperature": 0.9, "policy_id": null});
         record.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
         record.to_string() + "\n"
     };
-    let path = dir.join("scored.jsonl");
+    let path = dir.path().join("scored.jsonl");
     std::fs::write(&path, sequences.into_iter().enumerate().map(record).collect::<String>()).unwrap();
     let limits = Model::load(&tiny()).unwrap().config().clone();
     Groups::new(Input::open(&path).unwrap(), &limits).collect::<grpo_pipes::Result<_>>().unwrap()
@@ -68,7 +69,7 @@ fn train(options: &str, micro_batch_tokens: usize, place: Place<'_>) -> Outcome 
     let mut trainer = Trainer::open(&tiny(), options.optimizer, None, place).unwrap();
     let mut lines = Vec::new();
     let mut grpo = GrpoTrainer::new(&mut trainer, options.grpo, micro_batch_tokens, false).unwrap();
-    grpo.step(&groups(dir.path()), &mut |line| lines.push(serde_json::from_slice(&line.to_json()).unwrap())).unwrap();
+    grpo.step(&groups(1.0), &mut |line| lines.push(serde_json::from_slice(&line.to_json()).unwrap())).unwrap();
     let out = dir.path().join("next");
     trainer.publish(&out, false, Vec::new()).unwrap();
     let files = ["model.safetensors", "optimizer.safetensors", "state.json"];
@@ -76,7 +77,7 @@ fn train(options: &str, micro_batch_tokens: usize, place: Place<'_>) -> Outcome 
     Outcome { files, lines, weights: trainer.machine.weights().unwrap().parameters().concat() }
 }
 
-fn on_gpu(gpu: &Arc<dyn Driver>, dtype: Dtype) -> impl Fn(Model) -> grpo_pipes::Result<Box<dyn Machine>> {
+pub fn on_gpu(gpu: &Arc<dyn Driver>, dtype: Dtype) -> impl Fn(Model) -> grpo_pipes::Result<Box<dyn Machine>> {
     let gpu = Arc::clone(gpu);
     move |model| {
         let wish = Wish { config: model.config(), dtype, reference: true, tokens: None, limit: 1 << 30 };
