@@ -11,7 +11,7 @@ use grpo_pipes::grpo::follow::{self, Listeners};
 use grpo_pipes::grpo::health::Health;
 use grpo_pipes::grpo::machine::Machine;
 use grpo_pipes::grpo::metrics::Metrics;
-use grpo_pipes::grpo::place::{Opened, PlaceArgs};
+use grpo_pipes::grpo::place::{Load, Opened, PlaceArgs};
 use grpo_pipes::grpo::step::{GrpoConfig, GrpoTrainer};
 use grpo_pipes::grpo::supervised::{self, Encode, SupervisedConfig};
 use grpo_pipes::grpo::trainer::{Trainer, notice};
@@ -216,6 +216,7 @@ impl Args {
     }
 
     fn machine(&self, place: &Opened, model: Model) -> Result<Box<dyn Machine>> {
-        place.machine(model, (self.grpo.reference.is_some(), self.micro_batch_tokens), &say)
+        let (reference, tokens) = (self.grpo.reference.is_some(), self.micro_batch_tokens);
+        place.machine(model, Load { reference, tokens, optimizer_state: self.optimizer.optimizer_state }, &say)
     }
 }

@@ -10,7 +10,7 @@ use crate::floats;
 use crate::grpo::machine::{Cpu, Machine};
 use crate::grpo::metrics::Metrics;
 use crate::model::{Config, Model, has_weights};
-use crate::optim::{self, LossScale, Moments, OptimizerConfig};
+use crate::optim::{self, LossScale, Moments, OptimizerConfig, Rule};
 use crate::policy::{self, Identity, Publication, State};
 use crate::tensorfile::Storage;
 
@@ -180,13 +180,14 @@ impl Trainer {
         // out are zero, and belong to its checkpoints all the same.
         if !self.machine.has_moments() {
             let moments = self.load_moments()?;
-            self.machine.start_moments(moments)?;
+            self.machine.take_moments(moments)?;
         }
         let learning_rate = self.learning_rate();
         match grad_norm {
             Some(norm) => {
-                self.machine.update(&self.config, norm)?;
-                self.state.optimizer_steps += 1;
+                let step = self.state.optimizer_steps + 1;
+                self.machine.update(Rule::new(&self.config, norm, step, self.state.seed))?;
+                self.state.optimizer_steps = step;
             }
             None => self.machine.clear_gradients()?,
         }
@@ -209,17 +210,18 @@ impl Trainer {
         self.config.learning_rate_at(self.state.optimizer_steps)
     }
 
-    fn load_moments(&self) -> Result<Option<Moments>> {
+    fn load_moments(&self) -> Result<Moments> {
+        let held_in = self.config.optimizer_state;
         if self.state.step == 0 {
-            return Ok(None);
+            return Ok(Moments::zeros(&self.parameters, held_in));
         }
         let path = self.source.join(policy::OPTIMIZER);
-        let moments = Moments::load(&path, &self.parameters)?;
+        let moments = Moments::load(&path, &self.parameters, held_in)?;
         if moments.steps != self.state.optimizer_steps {
             let (found, expected) = (moments.steps, self.state.optimizer_steps);
             return Err(Error::model(&path, format!("after {found} updates, but {} says {expected}", policy::STATE)));
         }
-        Ok(Some(moments))
+        Ok(moments)
     }
 
     /// Ends a step: the weights get the name that follows from their parent's, the records, and the numbers of the step.
