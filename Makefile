@@ -10,7 +10,7 @@ FEATURES = $(if $(filter 1,$(CUDA)),--features cuda)
 all:
 	cargo build --release $(FEATURES)
 
-# RECIPE=auto|tiny|qwen2.5-0.5b|qwen2.5-0.5b-small-gpu, SEED, NAME, SCORER and every number of the recipe can be set.
+# RECIPE=auto|tiny|from-scratch|qwen2.5-0.5b|qwen2.5-0.5b-small-gpu, SEED, NAME, SCORER and every number of the recipe can be set.
 train: all
 	bash pipelines/train.sh
 
@@ -51,7 +51,7 @@ bench: all
 	bash pipelines/bench/run.sh >tests/bench/results/.new
 	mv tests/bench/results/.new tests/bench/results/$$(date -u +%F)-cpu.md
 
-# With CUDA=1, on a machine with a GPU; PYTHON has torch and transformers for the peers' side.
+# With CUDA=1, on a machine with a GPU; PYTHON as for bench. PARTS=speed|step|precision|learn takes some of it.
 bench-gpu: all
 	cargo build --release --features cuda --example bench-gpu
 	mkdir -p tests/bench/results

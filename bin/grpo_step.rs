@@ -11,10 +11,10 @@ use grpo_pipes::grpo::follow::{self, Listeners};
 use grpo_pipes::grpo::health::Health;
 use grpo_pipes::grpo::machine::Machine;
 use grpo_pipes::grpo::metrics::Metrics;
-use grpo_pipes::grpo::place::{Opened, PlaceArgs};
+use grpo_pipes::grpo::place::{Load, Opened, PlaceArgs};
 use grpo_pipes::grpo::step::{GrpoConfig, GrpoTrainer};
 use grpo_pipes::grpo::supervised::{self, Encode, SupervisedConfig};
-use grpo_pipes::grpo::trainer::Trainer;
+use grpo_pipes::grpo::trainer::{Trainer, notice};
 use grpo_pipes::grpo::{self, Taken};
 use grpo_pipes::jsonl::Input;
 use grpo_pipes::model::Model;
@@ -165,10 +165,7 @@ fn train_grpo(args: &Args, input: Input, trainer: &mut Trainer, report: &mut Rep
     let mut progress = Progress::new(NAME);
     let mut health = Health::of_steps(args.grpo.logprob_band);
     grpo::in_steps(groups, args.size(), &mut |groups| {
-        grpo.step(groups, &mut |line: &Metrics| {
-            report.write(&health.mark(line, groups).to_json());
-            progress.tell(|| line.brief());
-        })?;
+        grpo.step(groups, &mut |line: &Metrics| tell(&health.mark(line, groups), report, &mut progress))?;
         health.tell(&|words| progress.note(words));
         Ok(())
     })
@@ -188,10 +185,15 @@ fn train_supervised(
     let mut progress = Progress::new(NAME);
     grpo::in_steps(examples, args.size(), &mut |examples| {
         let line = supervised::step(trainer, config, examples)?;
-        report.write(&line.to_json());
-        progress.tell(|| line.brief());
+        tell(&line, report, &mut progress);
         Ok(())
     })
+}
+
+fn tell(line: &Metrics, report: &mut Report, progress: &mut Progress) {
+    notice(line).iter().for_each(|words| progress.note(words));
+    report.write(&line.to_json());
+    progress.tell(|| line.brief());
 }
 
 /// A demonstration is what `rollout` would have sampled: the chat as prompt, then the text and the token that ends a turn.
@@ -214,6 +216,7 @@ impl Args {
     }
 
     fn machine(&self, place: &Opened, model: Model) -> Result<Box<dyn Machine>> {
-        place.machine(model, (self.grpo.reference.is_some(), self.micro_batch_tokens), &say)
+        let (reference, tokens) = (self.grpo.reference.is_some(), self.micro_batch_tokens);
+        place.machine(model, Load { reference, tokens, optimizer_state: self.optimizer.optimizer_state }, &say)
     }
 }

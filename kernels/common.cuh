@@ -82,6 +82,17 @@ __device__ __forceinline__ u32 ordered_if_finite(float x) { return isfinite(x) ?
 
 __device__ __forceinline__ float from_ordered(u32 bits) { return __uint_as_float(bits >> 31 ? bits & 0x7fffffffu : ~bits); }
 
+// Philox4x32-10 as src/rng.rs: the counter becomes four random words.
+__device__ __forceinline__ void philox(u32 (&counter)[4], u32 key_low, u32 key_high) {
+  for (u32 round = 0; round < 10; round++) {
+    u32 low0 = 0xd2511f53u * counter[0], high0 = __umulhi(0xd2511f53u, counter[0]);
+    u32 low1 = 0xcd9e8d57u * counter[2], high1 = __umulhi(0xcd9e8d57u, counter[2]);
+    counter[0] = high1 ^ counter[1] ^ key_low, counter[1] = low1;
+    counter[2] = high0 ^ counter[3] ^ key_high, counter[3] = low0;
+    key_low += 0x9e3779b9u, key_high += 0xbb67ae85u;
+  }
+}
+
 // ---- sums across threads ------------------------------------------------------------------------------------------------------
 
 template <class N> __device__ __forceinline__ N warp_sum(N x) {

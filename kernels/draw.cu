@@ -37,16 +37,10 @@ struct Draw {
   u32 *log; // (slots, limit, 2)
 };
 
-// Philox4x32-10 as src/rng.rs: a multiple of 2^-53 in [0, 1).
+// As src/rng.rs: a multiple of 2^-53 in [0, 1).
 __device__ double uniform(u32 key_low, u32 key_high, u32 sample, u32 position) {
-  u32 counter[4] = {sample, 0, position, 0}, key[2] = {key_low, key_high};
-  for (u32 round = 0; round < 10; round++) {
-    u32 low0 = 0xd2511f53u * counter[0], high0 = __umulhi(0xd2511f53u, counter[0]);
-    u32 low1 = 0xcd9e8d57u * counter[2], high1 = __umulhi(0xcd9e8d57u, counter[2]);
-    counter[0] = high1 ^ counter[1] ^ key[0], counter[1] = low1;
-    counter[2] = high0 ^ counter[3] ^ key[1], counter[3] = low0;
-    key[0] += 0x9e3779b9u, key[1] += 0xbb67ae85u;
-  }
+  u32 counter[4] = {sample, 0, position, 0};
+  philox(counter, key_low, key_high);
   u64 bits = u64(counter[0]) << 32 | counter[1];
   return double(bits >> 11) * (1.0 / double(1ull << 53));
 }

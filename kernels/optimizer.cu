@@ -14,38 +14,60 @@ struct Rule {
   float gradient_scale, keep, first_rate, second_keep, second_rate, correction_root, epsilon, step_size;
 };
 
-// AdamW on `count` numbers; gradients become zero. Those before `split`, the matrices, decay, and are copied to
-// `low`, the others to `high`. The operations and their order are those of src/optim.rs, and none are fused: the same bits.
-template <class T>
-__device__ void adamw(float *weights, float *gradients, float *first, float *second, T *low, float *high, u64 count, u64 split,
-                      const Rule &rule) {
-  constexpr u32 SIZE = Pack<float>::SIZE;
-  u64 i = SIZE * (u64(blockIdx.x) * 256 + threadIdx.x);
-  if (i >= count) return;
-  Pack<float> w = load_pack(weights + i), g = load_pack(gradients + i), m = load_pack(first + i), v = load_pack(second + i);
-  float keep = i < split ? rule.keep : 1;
-  for (u32 k = 0; k < SIZE; k++) {
-    float slope = __fmul_rn(g.of[k], rule.gradient_scale), weight = __fmul_rn(w.of[k], keep);
-    m.of[k] = __fadd_rn(m.of[k], __fmul_rn(rule.first_rate, __fsub_rn(slope, m.of[k])));
-    v.of[k] = __fadd_rn(__fmul_rn(v.of[k], rule.second_keep), __fmul_rn(__fmul_rn(rule.second_rate, slope), slope));
-    float root = __fadd_rn(sqrtf(v.of[k]) / rule.correction_root, rule.epsilon);
-    w.of[k] = __fsub_rn(weight, __fmul_rn(rule.step_size, m.of[k]) / root);
-  }
-  store_pack(weights + i, w), store_pack(first + i, m), store_pack(second + i, v);
-  store_pack(gradients + i, Pack<float>{});
-  if (i < split)
-    for (u32 k = 0; k < SIZE; k++) low[i + k] = from_float<T>(w.of[k]);
-  else
-    store_pack(high + (i - split), w);
+// Four numbers, read and written at once.
+template <class T> struct alignas(4 * sizeof(T)) Four {
+  T of[4];
+};
+
+// A second moment as it is held: in bf16 rounded by chance, as src/optim/update.rs does it.
+__device__ __forceinline__ void hold(float x, u32, float &to) { to = x; }
+__device__ __forceinline__ void hold(float x, u32 word, bf16 &to) {
+  to = from_float<bf16>(__uint_as_float((__float_as_uint(x) + (word & 0xffffu)) & 0xffff0000u));
 }
 
-#define ADAMW(T)                                                                                                               \
-  KERNEL(256, adamw_##T, float *weights, float *gradients, float *first, float *second, T *low, float *high, u64 count,        \
-         u64 split, float gradient_scale, float keep, float first_rate, float second_keep, float second_rate,                  \
-         float correction_root, float epsilon, float step_size) {                                                              \
-    adamw<T>(weights, gradients, first, second, low, high, count, split,                                                       \
-             {gradient_scale, keep, first_rate, second_keep, second_rate, correction_root, epsilon, step_size});               \
+// AdamW on `count` numbers, with moments of type M; gradients become zero. Those before `split`, the matrices, decay, and are copied
+// to `low`, the others to `high`. The operations and their order are those of src/optim/update.rs, and none are fused: the same bits.
+template <class T, class M>
+__device__ void adamw(float *weights, float *gradients, M *first, M *second, T *low, float *high, u64 count, u64 split,
+                      const Rule &rule, u32 key_low, u32 key_high) {
+  u64 block = u64(blockIdx.x) * 256 + threadIdx.x, i = 4 * block;
+  if (i >= count) return;
+  Four<float> *w_at = reinterpret_cast<Four<float> *>(weights) + block, *g_at = reinterpret_cast<Four<float> *>(gradients) + block;
+  Four<M> *m_at = reinterpret_cast<Four<M> *>(first) + block, *v_at = reinterpret_cast<Four<M> *>(second) + block;
+  Four<float> w = *w_at, g = *g_at;
+  Four<M> m = *m_at, v = *v_at;
+  Four<T> copy;
+  u32 words[4] = {u32(block), u32(block >> 32), 0, 0};
+  if (sizeof(M) < sizeof(float)) philox(words, key_low, key_high);
+  float keep = i < split ? rule.keep : 1;
+  for (u32 k = 0; k < 4; k++) {
+    float slope = __fmul_rn(g.of[k], rule.gradient_scale), weight = __fmul_rn(w.of[k], keep);
+    float mean = to_float(m.of[k]), square = to_float(v.of[k]);
+    mean = __fadd_rn(mean, __fmul_rn(rule.first_rate, __fsub_rn(slope, mean)));
+    square = __fadd_rn(__fmul_rn(square, rule.second_keep), __fmul_rn(__fmul_rn(rule.second_rate, slope), slope));
+    float root = __fadd_rn(sqrtf(square) / rule.correction_root, rule.epsilon);
+    w.of[k] = __fsub_rn(weight, __fmul_rn(rule.step_size, mean) / root);
+    m.of[k] = from_float<M>(mean);
+    hold(square, words[k], v.of[k]);
+    copy.of[k] = from_float<T>(w.of[k]);
   }
-ADAMW(f32)
-ADAMW(bf16)
-ADAMW(f16)
+  *w_at = w, *m_at = m, *v_at = v, *g_at = Four<float>{};
+  if (i < split)
+    *reinterpret_cast<Four<T> *>(low + i) = copy;
+  else
+    *reinterpret_cast<Four<float> *>(high + (i - split)) = w;
+}
+
+#define ADAMW(T, M)                                                                                                            \
+  KERNEL(256, adamw_##T##_##M, float *weights, float *gradients, M *first, M *second, T *low, float *high, u64 count,          \
+         u64 split, float gradient_scale, float keep, float first_rate, float second_keep, float second_rate,                  \
+         float correction_root, float epsilon, float step_size, u32 key_low, u32 key_high) {                                   \
+    Rule rule = {gradient_scale, keep, first_rate, second_keep, second_rate, correction_root, epsilon, step_size};             \
+    adamw<T, M>(weights, gradients, first, second, low, high, count, split, rule, key_low, key_high);                          \
+  }
+ADAMW(f32, f32)
+ADAMW(bf16, f32)
+ADAMW(f16, f32)
+ADAMW(f32, bf16)
+ADAMW(bf16, bf16)
+ADAMW(f16, bf16)

@@ -175,7 +175,7 @@ prepare() {
 # rollout with the lengths this recipe trains with. It takes the place of the shell that calls it, as the other stages of a pipe do, so
 # that no shell goes between a stage and what becomes of it.
 sample() {
-    exec rollout --max-prompt-tokens "$MAX_PROMPT_TOKENS" --max-completion-tokens "$MAX_COMPLETION_TOKENS" --seed "$SEED" "$@"
+    exec rollout --dtype "$DTYPE" --max-prompt-tokens "$MAX_PROMPT_TOKENS" --max-completion-tokens "$MAX_COMPLETION_TOKENS" --seed "$SEED" "$@"
 }
 
 # Step NUMBER, the policy's next, by files. What an interrupted attempt left is made again: the same numbers give the same bytes.
@@ -298,5 +298,5 @@ learn() {
         --beta "$BETA" ${reference[@]+"${reference[@]}"} --max-completion-tokens "$MAX_COMPLETION_TOKENS" \
         --learning-rate "$LEARNING_RATE" --schedule "$SCHEDULE" --warmup-ratio "$WARMUP_RATIO" --total-steps "$STEPS" \
         --adam-beta1 "$ADAM_BETA1" --adam-beta2 "$ADAM_BETA2" --weight-decay "$WEIGHT_DECAY" \
-        --max-grad-norm "$MAX_GRAD_NORM" --seed "$SEED" ${stale[@]+"${stale[@]}"}
+        --optimizer-state "$OPTIMIZER_STATE" --max-grad-norm "$MAX_GRAD_NORM" --dtype "$DTYPE" --seed "$SEED" ${stale[@]+"${stale[@]}"}
 }

@@ -41,7 +41,7 @@ make_start() {
             grpo-step --supervised ${init[@]+"${init[@]}"} --policy "$MODEL" --out "$model" --loss-on-prompt \
                 --groups-per-step "$SUPERVISED_BATCH" --learning-rate "$SUPERVISED_LEARNING_RATE" \
                 --schedule linear --warmup-ratio 0.02 --total-steps "$SUPERVISED_STEPS" --max-grad-norm 1 \
-                --seed "$SEED" >"$RUN/supervised.jsonl"
+                --dtype "$DTYPE" --optimizer-state "$OPTIMIZER_STATE" --seed "$SEED" >"$RUN/supervised.jsonl"
     fi
     export-hf "$model" "$start" --dtype f32
 }

@@ -118,6 +118,20 @@ impl<T: Number> Numbers<T> {
         Self { memory: Memory::zeros(size_of::<T>() * len), len, number: PhantomData }
     }
 
+    /// As they lie in memory.
+    #[must_use]
+    pub fn bytes(&self) -> &[u8] {
+        // SAFETY: numbers are made of bytes.
+        unsafe { std::slice::from_raw_parts(self.as_ptr().cast(), size_of_val(&**self)) }
+    }
+
+    /// As they lie in memory.
+    pub fn bytes_mut(&mut self) -> &mut [u8] {
+        let (start, len) = (self.as_mut_ptr().cast(), size_of_val(&**self));
+        // SAFETY: numbers are made of bytes, and any bytes are numbers.
+        unsafe { std::slice::from_raw_parts_mut(start, len) }
+    }
+
     /// Changes the length; the numbers are whatever was there before. Memory once taken is kept, and taken with room for a little
     /// more: batches differ by a few tokens, and pages that nobody touches cost nothing.
     pub fn reuse(&mut self, len: usize) {

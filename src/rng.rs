@@ -40,7 +40,7 @@ impl Stream {
 ///
 /// # Source
 /// Salmon et al. 2011, Parallel random numbers: as easy as 1, 2, 3, <https://doi.org/10.1145/2063384.2063405>.
-fn philox4x32(mut counter: [u32; 4], mut key: [u32; 2]) -> [u32; 4] {
+pub(crate) fn philox4x32(mut counter: [u32; 4], mut key: [u32; 2]) -> [u32; 4] {
     const MULTIPLIERS: [u64; 2] = [0xd251_1f53, 0xcd9e_8d57];
     const WEYL: [u32; 2] = [0x9e37_79b9, 0xbb67_ae85];
     for _ in 0..10 {

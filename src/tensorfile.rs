@@ -173,24 +173,25 @@ impl Storage {
         self.dtype().bitsize() / 8
     }
 
-    fn encode(self, values: &[f32]) -> Vec<u8> {
+    fn encode<T: Number>(self, values: &[T]) -> Vec<u8> {
+        let values = values.iter().map(|value| value.widen());
         match self {
-            Self::F32 => values.iter().flat_map(|value| value.to_le_bytes()).collect(),
-            Self::Bf16 => values.iter().flat_map(|value| bf16::from_f32(*value).to_le_bytes()).collect(),
-            Self::F16 => values.iter().flat_map(|value| f16::from_f32(*value).to_le_bytes()).collect(),
+            Self::F32 => values.flat_map(f32::to_le_bytes).collect(),
+            Self::Bf16 => values.flat_map(|value| bf16::from_f32(value).to_le_bytes()).collect(),
+            Self::F16 => values.flat_map(|value| f16::from_f32(value).to_le_bytes()).collect(),
         }
     }
 }
 
 /// A tensor on its way into a file.
 #[derive(Debug, Clone)]
-pub struct Tensor<'a> {
+pub struct Tensor<'a, T = f32> {
     /// Its name.
     pub name: String,
     /// Dimensions; their product is the count of numbers.
     pub shape: Vec<usize>,
     /// The numbers.
-    pub values: &'a [f32],
+    pub values: &'a [T],
 }
 
 /// Writes a safetensors file with one entry of metadata, the tensors in their order. The caller renames it into place, and brings
@@ -201,7 +202,12 @@ pub struct Tensor<'a> {
 ///
 /// # Errors
 /// [`Error::Io`] when it cannot be written.
-pub fn write(path: &Path, (key, value): (&str, &str), storage: Storage, tensors: &[Tensor<'_>]) -> Result<()> {
+pub fn write<T: Number>(
+    path: &Path,
+    (key, value): (&str, &str),
+    storage: Storage,
+    tensors: &[Tensor<'_, T>],
+) -> Result<()> {
     let mut header = serde_json::Map::new();
     header.insert("__metadata__".into(), json!({ key: value }));
     let mut from = 0;

@@ -65,8 +65,7 @@ random_model() {
     echo '{"eos_token_id": 999999999, "pad_token_id": 0}' >"$2/generation_config.json"
 }
 
-# Random weights earn no rewards: made up ones, different within a group, give every token a gradient.
-made_up_rewards() { awk '{ sub(/}$/, ",\"reward\":" (NR * 7 % 5) "}"); print }'; }
+made_up_rewards() { awk -f pipelines/bench/made-up-rewards.awk; }
 
 # sampling NAME MODEL PROMPTS GENERATIONS TOKENS TIMES: tokens/s. Ours: the process from start to end, over TIMES x PROMPTS prompts.
 sampling() {

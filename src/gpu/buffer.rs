@@ -216,6 +216,30 @@ impl Numbers {
         self.bytes.upload(2 * index, &bytes)
     }
 
+    /// Overwrites numbers from `index` on by some of the same type, as they lie in memory.
+    ///
+    /// # Errors
+    /// See [`Buffer::new`].
+    pub fn upload_bytes(&self, index: usize, bytes: &[u8]) -> Result<()> {
+        self.bytes.upload(index * self.dtype.bytes(), bytes)
+    }
+
+    /// Reads numbers from `index` on as they lie in memory, after all work asked for so far.
+    ///
+    /// # Errors
+    /// See [`Buffer::new`].
+    pub fn download_bytes(&self, index: usize, bytes: &mut [u8]) -> Result<()> {
+        self.bytes.download(index * self.dtype.bytes(), bytes)
+    }
+
+    /// Zeroes.
+    ///
+    /// # Errors
+    /// See [`Buffer::new`].
+    pub fn clear(&self) -> Result<()> {
+        self.bytes.clear()
+    }
+
     /// All numbers, after all work asked for so far.
     ///
     /// # Errors

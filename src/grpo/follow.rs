@@ -17,7 +17,7 @@ use crate::grpo::keeper::Keeper;
 use crate::grpo::metrics::Metrics;
 use crate::grpo::order::Order;
 use crate::grpo::step::{GrpoConfig, GrpoTrainer};
-use crate::grpo::trainer::{Place, Trainer};
+use crate::grpo::trainer::{Place, Trainer, notice};
 use crate::grpo::{Taken, in_steps};
 use crate::jsonl::Input;
 use crate::model::Config;
@@ -156,13 +156,16 @@ fn steps(
 ) -> (Result<Taken>, bool) {
     let mut whole = true;
     let taken = in_steps(groups.into_iter(), Some(keeper.job.groups_per_step), &mut |groups| {
-        let (mut lines, updates) = (Vec::new(), grpo.trainer().state.optimizer_steps);
-        let mut line = |line: &Metrics| lines.push(health.mark(line, groups).to_json());
+        let (mut lines, updates) = (Vec::new(), grpo.trainer().updates());
+        let mut line = |line: &Metrics| {
+            notice(line).iter().for_each(|words| (listeners.say)(words));
+            lines.push(health.mark(line, groups).to_json());
+        };
         let stepped = keeper.spent.time("training", || grpo.step(groups, &mut line));
         // A record that is refused, or a wish to end before the update, has changed nothing; any other failure leaves weights that
         // are worth nothing.
         let harmless = matches!(stepped, Err(Error::Record { .. } | Error::Interrupted { .. } | Error::Abandoned));
-        whole = harmless && grpo.trainer().state.optimizer_steps == updates;
+        whole = harmless && grpo.trainer().updates() == updates;
         stepped?;
         keeper.keep(grpo.trainer(), groups, &lines)?;
         whole = true;

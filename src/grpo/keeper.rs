@@ -122,7 +122,8 @@ impl<'a> Keeper<'a> {
     /// The same while training goes on, from a copy.
     fn commit_aside(&mut self, trainer: &mut Trainer) -> Result<()> {
         self.finish(trainer)?;
-        let (step, snapshot) = (trainer.state.step, trainer.snapshot(self.job.command_line.clone())?);
+        let Some(snapshot) = trainer.snapshot(self.job.command_line.clone())? else { return self.commit(trainer) };
+        let step = trainer.state.step;
         let end = self.end(step)?;
         self.writing = Some((step, std::thread::spawn(move || end.make_final(|out| snapshot.publish(out)))));
         Ok(())

@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use crate::error::Result;
 use crate::grpo::pack::MicroBatch;
 use crate::model::{Config, Gradients, Model, TokenStats};
-use crate::optim::{self, Moments, OptimizerConfig};
+use crate::optim::{self, LossScale, Moments, Rule};
 use crate::stop::Stop;
 
 /// dLoss / dlogprob of a target, by its index and its log-probability; asked in any order.
@@ -58,20 +58,24 @@ pub trait Machine {
     /// The norm of each parameter's gradient, in the order of [`Config::parameters`].
     fn gradient_norms(&mut self) -> Result<Vec<f64>>;
 
+    /// What slopes are multiplied by in the next pass, to change between updates; norms and updates are of the gradients without it.
+    /// `None` where gradients have the range of f32.
+    fn loss_scale(&mut self) -> Option<&mut LossScale>;
+
     /// Empties the gradients.
     fn clear_gradients(&mut self) -> Result<()>;
 
     /// Whether it has moments.
     fn has_moments(&self) -> bool;
 
-    /// Takes moments, or starts with none.
-    fn start_moments(&mut self, moments: Option<Moments>) -> Result<()>;
+    /// Takes moments, before the first update.
+    fn take_moments(&mut self, moments: Moments) -> Result<()>;
 
-    /// The moments as they are now, after the first update.
+    /// The moments as they are now, once it has them.
     fn moments(&mut self) -> Result<Option<Cow<'_, Moments>>>;
 
-    /// Updates the weights by the gradients, whose norm is given, and empties these.
-    fn update(&mut self, config: &OptimizerConfig, norm: f64) -> Result<()>;
+    /// Updates the weights by the gradients, and empties these.
+    fn update(&mut self, rule: Rule) -> Result<()>;
 }
 
 /// The processor.
@@ -144,6 +148,10 @@ impl Machine for Cpu {
         Ok(optim::norms(&self.gradients.0))
     }
 
+    fn loss_scale(&mut self) -> Option<&mut LossScale> {
+        None
+    }
+
     fn clear_gradients(&mut self) -> Result<()> {
         self.gradients.clear();
         Ok(())
@@ -153,8 +161,8 @@ impl Machine for Cpu {
         self.moments.is_some()
     }
 
-    fn start_moments(&mut self, moments: Option<Moments>) -> Result<()> {
-        self.moments = Some(moments.unwrap_or_else(|| Moments::zeros(&self.model.config().parameters())));
+    fn take_moments(&mut self, moments: Moments) -> Result<()> {
+        self.moments = Some(moments);
         Ok(())
     }
 
@@ -162,10 +170,10 @@ impl Machine for Cpu {
         Ok(self.moments.as_ref().map(Cow::Borrowed))
     }
 
-    fn update(&mut self, config: &OptimizerConfig, norm: f64) -> Result<()> {
+    fn update(&mut self, rule: Rule) -> Result<()> {
         let moments = self.moments.as_mut().expect("given before the first update");
         let decays: Vec<bool> = self.model.config().parameters().iter().map(|(_, shape)| shape.len() == 2).collect();
-        optim::update(config, self.model.parameters_mut(), &self.gradients.0, norm, moments, &decays);
+        optim::update(&rule, self.model.parameters_mut(), &self.gradients.0, moments, &decays);
         self.gradients.clear();
         Ok(())
     }

@@ -10,7 +10,7 @@ use crate::gpu::packed::{Gradients, Learner, Optimizer, Plan};
 use crate::grpo::machine::{Machine, Of, Slope};
 use crate::grpo::pack::MicroBatch;
 use crate::model::{Config, Model, TokenStats};
-use crate::optim::{Moments, OptimizerConfig, Rule};
+use crate::optim::{LossScale, Moments, Rule};
 use crate::stop::Stop;
 
 /// A GPU.
@@ -25,14 +25,10 @@ pub struct Gpu {
     gradients: Gradients,
     optimizer: Optimizer,
     tokens: usize,
-    has_moments: bool,
-    /// Updates made.
-    steps: u64,
+    /// Of gradients in f16.
+    loss_scale: Option<LossScale>,
     stop: Stop,
 }
-
-/// Gradients are so many times as large while they are f16, whose numbers end at 6e-8: slopes are about 1 / tokens of a step.
-const F16_SCALE: f32 = 4096.0;
 
 impl Gpu {
     /// With a policy, computing in `dtype` within the memory of `plan`.
@@ -52,15 +48,14 @@ impl Gpu {
             weights,
             reference: None,
             tokens: plan.tokens,
-            has_moments: false,
-            steps: 0,
+            loss_scale: (dtype == Dtype::F16).then(LossScale::default),
             stop: Stop::default(),
         })
     }
 
     /// What gradients are scaled by.
     fn scale(&self) -> f32 {
-        if self.weights.matrices.dtype() == Dtype::F16 { F16_SCALE } else { 1.0 }
+        self.loss_scale.map_or(1.0, |scale| scale.factor as f32) // exact: a power of two
     }
 }
 
@@ -124,36 +119,28 @@ impl Machine for Gpu {
         Ok(self.optimizer.norms(&self.gradients)?.into_iter().map(|norm| norm / scale).collect())
     }
 
+    fn loss_scale(&mut self) -> Option<&mut LossScale> {
+        self.loss_scale.as_mut()
+    }
+
     fn clear_gradients(&mut self) -> Result<()> {
         self.gradients.numbers.clear()
     }
 
     fn has_moments(&self) -> bool {
-        self.has_moments
+        self.optimizer.has_moments()
     }
 
-    fn start_moments(&mut self, moments: Option<Moments>) -> Result<()> {
-        self.has_moments = true;
-        let Some(moments) = moments else { return Ok(()) };
-        self.steps = moments.steps;
+    fn take_moments(&mut self, moments: Moments) -> Result<()> {
         self.optimizer.take_moments(&moments)
     }
 
     fn moments(&mut self) -> Result<Option<Cow<'_, Moments>>> {
-        if !self.has_moments {
-            return Ok(None);
-        }
-        let mut moments = Moments::zeros(&self.model.config().parameters());
-        moments.steps = self.steps;
-        self.optimizer.moments_to(&mut moments)?;
-        Ok(Some(Cow::Owned(moments)))
+        Ok(self.optimizer.moments(self.model.config())?.map(Cow::Owned))
     }
 
-    fn update(&mut self, config: &OptimizerConfig, norm: f64) -> Result<()> {
-        let rate = config.learning_rate_at(self.steps);
-        self.steps += 1;
+    fn update(&mut self, mut rule: Rule) -> Result<()> {
         self.is_current = false;
-        let mut rule = Rule::new(config, rate, norm, self.steps);
         rule.gradient_scale /= self.scale();
         self.optimizer.update(&rule, &self.gradients, &self.weights)
     }

@@ -11,6 +11,7 @@ use crate::grpo::machine::Machine;
 use crate::grpo::on_gpu::Gpu;
 use crate::grpo::trainer::on_cpu;
 use crate::model::Model;
+use crate::optim::StateType;
 
 /// Options of the place.
 #[derive(Debug, Clone, clap::Args)]
@@ -50,6 +51,17 @@ impl FromStr for Bytes {
     }
 }
 
+/// What a machine holds besides the policy's weights and gradients.
+#[derive(Debug, Clone, Copy)]
+pub struct Load {
+    /// A second model, for reference log-probabilities.
+    pub reference: bool,
+    /// How many tokens run at once, where somebody has decided.
+    pub tokens: Option<usize>,
+    /// What the moments are held in.
+    pub optimizer_state: StateType,
+}
+
 /// A place that was opened.
 pub struct Opened {
     gpu: Option<(Arc<dyn Driver>, Numbers)>,
@@ -75,21 +87,21 @@ impl PlaceArgs {
 }
 
 impl Opened {
-    /// Makes the machine for a model; on a GPU its memory is planned first, and the plan told. `reference` says that a second model
-    /// will be held, `tokens` how many run at once where somebody has decided.
+    /// Makes the machine for a model; on a GPU its memory is planned first, and the plan told.
     ///
     /// # Errors
     /// [`Error::Device`] when it does not fit.
-    pub fn machine(
-        &self,
-        model: Model,
-        (reference, tokens): (bool, Option<usize>),
-        say: &dyn Fn(&str),
-    ) -> Result<Box<dyn Machine>> {
+    pub fn machine(&self, model: Model, load: Load, say: &dyn Fn(&str)) -> Result<Box<dyn Machine>> {
         let Some((driver, dtype)) = &self.gpu else { return on_cpu(model) };
         let (free, _) = driver.memory()?;
         let limit = self.limit.map_or(free, |limit| limit.min(free));
-        let plan = Plan::choose(Wish { config: model.config(), dtype: *dtype, reference, tokens, limit })?;
+        let Load { reference, tokens, optimizer_state } = load;
+        let moments = match optimizer_state {
+            StateType::F32 => Numbers::F32,
+            StateType::Bf16 => Numbers::Bf16,
+        };
+        let wish = Wish { config: model.config(), dtype: *dtype, moments, reference, tokens, limit };
+        let plan = Plan::choose(wish)?;
         say(&plan.describe());
         Ok(Box::new(Gpu::new(Arc::clone(driver), model, *dtype, &plan)?))
     }

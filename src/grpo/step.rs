@@ -214,22 +214,15 @@ impl<'t> GrpoTrainer<'t> {
     }
 
     fn update(&mut self, learned: bool) -> Result<Update> {
-        if !self.dry_run {
-            return self.trainer.update(learned);
-        }
-        let update =
-            Update { grad_norm: self.trainer.grad_norm(learned)?, learning_rate: self.trainer.learning_rate() };
-        self.trainer.machine.clear_gradients()?;
-        Ok(update)
+        if self.dry_run { self.trainer.measure(learned) } else { self.trainer.update(learned) }
     }
 
     fn lead(&self, tally: &Tally, update: Update, trained: Trained) -> Metrics {
         let mut line = Metrics::default();
-        line.count("step", self.trainer.state.optimizer_steps + u64::from(self.dry_run));
+        line.count("step", self.trainer.updates() + u64::from(self.dry_run));
         line.count("policy_step", self.trainer.state.step + 1);
         line.real("loss", tally.loss);
-        line.real("grad_norm", update.grad_norm);
-        line.real("learning_rate", update.learning_rate);
+        update.report(&mut line);
         line.count("num_tokens", self.trainer.state.tokens_consumed + trained.tokens);
         line
     }

@@ -98,10 +98,9 @@ pub fn step(trainer: &mut Trainer, config: SupervisedConfig, examples: &[Example
     let tokens = joined.iter().map(Vec::len).sum::<usize>() as u64;
     trainer.advance(&digests, &config, Trained { prompts: examples.len() as u64, tokens });
     let mut line = Metrics::default();
-    line.count("step", trainer.state.optimizer_steps);
+    line.count("step", trainer.updates());
     line.real("loss", loss);
-    line.real("grad_norm", update.grad_norm);
-    line.real("learning_rate", update.learning_rate);
+    update.report(&mut line);
     line.real("entropy", entropy.mean());
     line.count("num_tokens", trainer.state.tokens_consumed);
     Ok(line)

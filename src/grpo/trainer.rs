@@ -1,5 +1,6 @@
 //! The weights in training, with their gradients, moments and lineage: what every kind of step shares.
 
+use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
@@ -8,8 +9,9 @@ use serde::Serialize;
 use crate::error::{Error, Result};
 use crate::floats;
 use crate::grpo::machine::{Cpu, Machine};
+use crate::grpo::metrics::Metrics;
 use crate::model::{Config, Model, has_weights};
-use crate::optim::{self, Moments, OptimizerConfig};
+use crate::optim::{self, LossScale, Moments, OptimizerConfig, Rule};
 use crate::policy::{self, Identity, Publication, State};
 use crate::tensorfile::Storage;
 
@@ -40,10 +42,37 @@ pub fn on_cpu(model: Model) -> Result<Box<dyn Machine>> {
 /// What an update was.
 #[derive(Debug, Clone, Copy)]
 pub struct Update {
-    /// Norm of all gradients, before clipping.
-    pub grad_norm: f64,
+    /// Norm of all gradients, before clipping; `None` when they overflowed f16, and the update was left out.
+    pub grad_norm: Option<f64>,
     /// Learning rate used.
     pub learning_rate: f64,
+    /// What the loss was multiplied by, and how many updates were left out since the run's start.
+    pub loss_scale: Option<(u32, u64)>,
+}
+
+impl Update {
+    /// Adds it to a line of metrics.
+    pub fn report(&self, line: &mut Metrics) {
+        if let Some(norm) = self.grad_norm {
+            line.real("grad_norm", norm);
+        }
+        line.real("learning_rate", self.learning_rate);
+        if let Some((factor, skipped)) = self.loss_scale {
+            line.count("loss_scale", factor.into());
+            line.count("skipped_updates", skipped);
+        }
+    }
+}
+
+/// What a user should hear of a step.
+#[must_use]
+pub fn notice(line: &Metrics) -> Option<String> {
+    let (step, factor) = (line.get("step")?, line.get("loss_scale")?);
+    let next = factor / 2.0;
+    let what = "the gradients overflow f16, the update is left out";
+    line.get("grad_norm")
+        .is_none()
+        .then(|| format!("step {step}: at loss scale {factor} {what}; the next step tries {next}"))
 }
 
 impl Trainer {
@@ -84,8 +113,11 @@ impl Trainer {
         Ok(Self::new(place(Model::random(shape, seed))?, state, config, dir))
     }
 
-    fn new(machine: Box<dyn Machine>, state: State, config: OptimizerConfig, source: &Path) -> Self {
+    fn new(mut machine: Box<dyn Machine>, state: State, config: OptimizerConfig, source: &Path) -> Self {
         let parameters = machine.config().parameters();
+        if let (Some(scale), Some(reached)) = (machine.loss_scale(), state.loss_scale) {
+            *scale = reached;
+        }
         Self { machine, state, older: Vec::new(), config, source: source.to_path_buf(), parameters }
     }
 
@@ -95,18 +127,28 @@ impl Trainer {
         Identity { policy_id: self.state.policy_id.clone(), step: self.state.step }
     }
 
-    /// The norm of the gradients.
+    /// Updates made and left out.
+    #[must_use]
+    pub fn updates(&self) -> u64 {
+        self.state.optimizer_steps + self.state.loss_scale.map_or(0, |scale| scale.skipped_updates)
+    }
+
+    /// The norm of the gradients; `None` when they overflowed f16 and half the loss scale may do.
     ///
     /// `learned` says that some token had a slope. Before the first update of a run every parameter must then have a gradient:
     /// one without is cut off from the loss.
-    ///
-    /// # Errors
-    /// [`Error::Numerics`] with the parameter whose gradient is not finite, or missing; those of the machine.
-    pub fn grad_norm(&mut self, learned: bool) -> Result<f64> {
+    fn grad_norm(&mut self, learned: bool) -> Result<Option<f64>> {
         let norms = self.machine.gradient_norms()?;
         for ((name, _), norm) in self.parameters.iter().zip(&norms) {
             if !norm.is_finite() {
-                return Err(Error::Numerics(format!("the gradient of {name} is not finite; nothing was published")));
+                let at = match self.machine.loss_scale() {
+                    Some(scale) if scale.after_overflow().is_some() => return Ok(None),
+                    Some(_) => " even at loss scale 1; --dtype bf16 or f32 reaches further",
+                    None => "",
+                };
+                return Err(Error::Numerics(format!(
+                    "the gradient of {name} is not finite{at}; nothing was published"
+                )));
             }
             if learned && self.state.optimizer_steps == 0 && *norm == 0.0 {
                 return Err(Error::Numerics(format!(
@@ -114,24 +156,53 @@ impl Trainer {
                 )));
             }
         }
-        Ok(optim::global_norm(&norms))
+        Ok(Some(optim::global_norm(&norms)))
     }
 
-    /// Updates the weights by the gradients, and empties these.
+    /// What an update by the gradients would be. Empties these.
     ///
     /// # Errors
-    /// As [`Trainer::grad_norm`]; [`Error::Io`] or [`Error::Model`] when the moments cannot be read.
+    /// As [`Trainer::update`].
+    pub fn measure(&mut self, learned: bool) -> Result<Update> {
+        let grad_norm = self.grad_norm(learned)?;
+        self.machine.clear_gradients()?;
+        let loss_scale = self.machine.loss_scale().map(|scale| (scale.factor, scale.skipped_updates));
+        Ok(Update { grad_norm, learning_rate: self.learning_rate(), loss_scale })
+    }
+
+    /// Updates the weights by the gradients, unless these overflowed, and empties them.
+    ///
+    /// # Errors
+    /// [`Error::Numerics`] with the parameter whose gradient is not finite, or missing; those of the machine; [`Error::Io`] or
+    /// [`Error::Model`] when the moments cannot be read.
     pub fn update(&mut self, learned: bool) -> Result<Update> {
         let grad_norm = self.grad_norm(learned)?;
-        // Moments are read only now: until here their memory serves the activations.
+        // Moments are read only now: until here their memory serves the activations. Those of a run whose first updates are left
+        // out are zero, and belong to its checkpoints all the same.
         if !self.machine.has_moments() {
             let moments = self.load_moments()?;
-            self.machine.start_moments(moments)?;
+            self.machine.take_moments(moments)?;
         }
         let learning_rate = self.learning_rate();
-        self.machine.update(&self.config, grad_norm)?;
-        self.state.optimizer_steps += 1;
-        Ok(Update { grad_norm, learning_rate })
+        match grad_norm {
+            Some(norm) => {
+                let step = self.state.optimizer_steps + 1;
+                self.machine.update(Rule::new(&self.config, norm, step, self.state.seed))?;
+                self.state.optimizer_steps = step;
+            }
+            None => self.machine.clear_gradients()?,
+        }
+        let loss_scale = self.adapt_loss_scale(grad_norm.is_none());
+        Ok(Update { grad_norm, learning_rate, loss_scale })
+    }
+
+    /// The factor that was used, and the count of updates left out.
+    fn adapt_loss_scale(&mut self, overflowed: bool) -> Option<(u32, u64)> {
+        let scale = self.machine.loss_scale()?;
+        let LossScale { factor, .. } = *scale;
+        *scale = if overflowed { scale.after_overflow().expect("there is half of it") } else { scale.after_update() };
+        self.state.loss_scale = Some(*scale);
+        Some((factor, scale.skipped_updates))
     }
 
     /// The learning rate of the next update.
@@ -140,17 +211,18 @@ impl Trainer {
         self.config.learning_rate_at(self.state.optimizer_steps)
     }
 
-    fn load_moments(&self) -> Result<Option<Moments>> {
+    fn load_moments(&self) -> Result<Moments> {
+        let held_in = self.config.optimizer_state;
         if self.state.step == 0 {
-            return Ok(None);
+            return Ok(Moments::zeros(&self.parameters, held_in));
         }
         let path = self.source.join(policy::OPTIMIZER);
-        let moments = Moments::load(&path, &self.parameters)?;
+        let moments = Moments::load(&path, &self.parameters, held_in)?;
         if moments.steps != self.state.optimizer_steps {
             let (found, expected) = (moments.steps, self.state.optimizer_steps);
             return Err(Error::model(&path, format!("after {found} updates, but {} says {expected}", policy::STATE)));
         }
-        Ok(Some(moments))
+        Ok(moments)
     }
 
     /// Ends a step: the weights get the name that follows from their parent's, the records, and the numbers of the step.
@@ -184,19 +256,15 @@ impl Trainer {
         Ok(())
     }
 
-    /// A copy of what the checkpoint of this step holds, to be written while training goes on; after the first update.
+    /// A copy of what the checkpoint of this step holds, to be written while training goes on; `None` before the first update.
     ///
     /// # Errors
     /// Those of the machine.
-    pub fn snapshot(&mut self, command_line: Vec<String>) -> Result<Snapshot> {
+    pub fn snapshot(&mut self, command_line: Vec<String>) -> Result<Option<Snapshot>> {
+        let Some(moments) = self.machine.moments()?.map(Cow::into_owned) else { return Ok(None) };
         self.state.sign(command_line);
-        Ok(Snapshot {
-            model: self.machine.weights()?.clone(),
-            moments: self.machine.moments()?.expect("there are moments after an update").into_owned(),
-            parameters: self.parameters.clone(),
-            state: self.state.clone(),
-            source: self.source.clone(),
-        })
+        let (parameters, state, source) = (self.parameters.clone(), self.state.clone(), self.source.clone());
+        Ok(Some(Snapshot { model: self.machine.weights()?.clone(), moments, parameters, state, source }))
     }
 
     /// What it was opened from may go away: `out` holds a checkpoint now.

@@ -11,6 +11,7 @@ use serde_json::{Map, Value};
 
 use super::{STATE, derive_id, entries, json, write_json};
 use crate::error::{Error, Result};
+use crate::optim::LossScale;
 
 /// Read and hashed at once [bytes].
 const CHUNK: usize = 16 << 20;
@@ -20,7 +21,8 @@ const CHUNK: usize = 16 << 20;
 pub struct State {
     /// Batches trained on since the starting model.
     pub step: u64,
-    /// Updates made by the optimizer: `step` times the iterations over each batch.
+    /// Updates made by the optimizer: `step` times the iterations over each batch, but for those that `loss_scale` says were
+    /// left out.
     pub optimizer_steps: u64,
     /// Seed of the run.
     pub seed: u64,
@@ -28,6 +30,9 @@ pub struct State {
     pub prompts_consumed: u64,
     /// Tokens of prompts and completions trained on since the starting model.
     pub tokens_consumed: u64,
+    /// Of the loss, once it was trained with gradients in f16.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub loss_scale: Option<LossScale>,
     /// Names these weights.
     pub policy_id: String,
     /// Names the weights that the step started from.

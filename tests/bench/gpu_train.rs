@@ -7,7 +7,7 @@ use grpo_pipes::gpu::driver::{Driver, Dtype};
 use grpo_pipes::gpu::packed::{Gradients, Keep, Learner, Optimizer};
 use grpo_pipes::grpo::pack::{self, MicroBatch, Sequence};
 use grpo_pipes::model::Model;
-use grpo_pipes::optim::{OptimizerConfig, Rule, Schedule};
+use grpo_pipes::optim::{self, Moments, OptimizerConfig, Rule, Schedule, StateType};
 
 use super::{GROUP, HEAD, MATRICES, PROMPT, timed, tokens};
 
@@ -15,7 +15,7 @@ const COMPLETION: usize = 150;
 const SEQUENCES: usize = 64;
 /// Operations of attention, forward, for a query and a position it sees.
 const PAIR: f64 = 86_016.0;
-/// Bytes of a parameter that an update with the norm before it reads and writes.
+/// Bytes of a parameter that an update with the norm before it reads and writes, 16 of them moments in f32.
 const UPDATE: f64 = 34.0;
 
 /// Prints times, and what they would be at the card's bandwidth [bytes/s] and operations [/s].
@@ -33,7 +33,20 @@ pub fn run(gpu: &Arc<dyn Driver>, model: &Model, (bandwidth, flops): (f64, f64))
         println!("train_{name}_ms {:.2}\ntrain_{name}_limit_ms {:.2}", seconds * 1e3, limit * 1e3);
         println!("train_{name}_tokens_s {:.0}", tokens as f64 / seconds);
     }
-    let mut optimizer = Optimizer::new(gpu, model).unwrap();
+    for (name, state, bytes) in [("adamw", StateType::F32, UPDATE), ("adamw_bf16", StateType::Bf16, UPDATE - 8.0)] {
+        let seconds = update(gpu, model, (&gradients, &weights), state);
+        let limit = bytes * gradients.layout.all as f64 / bandwidth;
+        println!("{name}_ms {:.3}\n{name}_limit_ms {:.3}", seconds * 1e3, limit * 1e3);
+    }
+}
+
+/// Seconds of the norm and an update.
+fn update(
+    gpu: &Arc<dyn Driver>,
+    model: &Model,
+    (gradients, weights): (&Gradients, &Weights),
+    optimizer_state: StateType,
+) -> f64 {
     let config = OptimizerConfig {
         learning_rate: 1e-6,
         adam_beta1: 0.9,
@@ -41,16 +54,17 @@ pub fn run(gpu: &Arc<dyn Driver>, model: &Model, (bandwidth, flops): (f64, f64))
         adam_epsilon: 1e-8,
         weight_decay: 0.0,
         max_grad_norm: 1.0,
+        optimizer_state,
         schedule: Schedule::Constant,
         warmup_ratio: 0.0,
         total_steps: None,
     };
-    let seconds = timed(gpu, 11, || {
-        let norm = grpo_pipes::optim::global_norm(&optimizer.norms(&gradients).unwrap());
-        optimizer.update(&Rule::new(&config, 1e-6, norm, 1), &gradients, &weights).unwrap();
-    });
-    let limit = UPDATE * gradients.layout.all as f64 / bandwidth;
-    println!("adamw_ms {:.3}\nadamw_limit_ms {:.3}", seconds * 1e3, limit * 1e3);
+    let mut optimizer = Optimizer::new(gpu, model).unwrap();
+    optimizer.take_moments(&Moments::zeros(&model.config().parameters(), optimizer_state)).unwrap();
+    timed(gpu, 11, || {
+        let norm = optim::global_norm(&optimizer.norms(gradients).unwrap());
+        optimizer.update(&Rule::new(&config, norm, 1, 1), gradients, weights).unwrap();
+    })
 }
 
 /// 64 completions, each `group` of them of one prompt.

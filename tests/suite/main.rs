@@ -27,4 +27,5 @@ mod runs;
 mod sampler;
 mod score;
 mod signals;
+mod tiny_job;
 mod tokenizer;

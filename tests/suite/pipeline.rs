@@ -78,3 +78,24 @@ fn a_stage_that_fails_stops_the_run_before_it_learns() {
     assert_eq!(done.status.code(), Some(1));
     assert!(text(&done.stderr).contains("step 1: sampling or scoring failed"), "{}", text(&done.stderr));
 }
+
+#[test]
+fn the_report_of_a_gpu_tells_what_runs_learned_also_without_one() {
+    let root = Root::new(&[]);
+    std::fs::create_dir(root.path("runs")).unwrap();
+    let numbers =
+        [("PARTS", "precision learn"), ("PRECISIONS", "f32"), ("LEARN", "tiny"), ("NUMBERS", "STEPS=2"), ("MODEL", "")];
+    let done = root.script("bench-gpu.sh", &numbers).output().unwrap();
+    let (report, said) = (text(&done.stdout), text(&done.stderr));
+    assert!(done.status.success(), "{said}");
+    let rows = |start: &str| report.lines().filter(|line| line.starts_with(start)).collect::<Vec<_>>();
+    let intervals = |row: &str| row.matches(" % (").count();
+    for seed in ["| 1 | f32 | ", "| 2 | f32 | ", "| 3 | f32 | "] {
+        let found = rows(seed);
+        assert!(found.len() == 1 && intervals(found[0]) == 1 && found[0].contains(" +- "), "{report}");
+    }
+    let rates = [rows("| greedy: "), rows("| sampled: ")].concat();
+    assert!(rates.len() == 6 && rates.iter().all(|row| intervals(row) == 2), "{report}");
+    assert_eq!(rows("| reward, 20 steps | ").len(), 1, "{report}");
+    assert_eq!(std::fs::read_dir(root.path("runs")).unwrap().count(), 0, "its runs are gone");
+}

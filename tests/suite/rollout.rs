@@ -227,6 +227,7 @@ fn state(step: u64) -> State {
         seed: 0,
         prompts_consumed: 2 * step,
         tokens_consumed: 0,
+        loss_scale: None,
         policy_id: format!("weights of {step}"),
         parent_policy_id: String::new(),
         command_line: Vec::new(),

@@ -1,22 +1,24 @@
-//! AdamW on the device: f32 weights and moments in one array each, the products' copy written in the same pass.
+//! AdamW on the device: f32 weights, and each kind of moments, in one array; the products' copy is written in the same pass.
 
 use std::sync::Arc;
 
 use super::gradients::Gradients;
 use crate::error::Result;
-use crate::floats::Floats;
-use crate::gpu::driver::{Driver, Grid};
-use crate::gpu::{Buffer, Layout, Weights};
-use crate::model::Model;
-use crate::optim::{CHUNK, Moments, Rule};
+use crate::floats::Number;
+use crate::gpu::driver::{Argument, Driver, Dtype, Grid};
+use crate::gpu::{Buffer, Layout, Numbers, Weights};
+use crate::model::{Config, Model};
+use crate::optim::{CHUNK, Held, Means, Moments, Rule, StateType};
 
 /// The weights in training, in f32.
 pub struct Optimizer {
     driver: Arc<dyn Driver>,
     layout: Layout,
     weights: Buffer<f32>,
-    /// Running means of gradients and of their squares; none before the first update of a run.
-    moments: Option<[Buffer<f32>; 2]>,
+    /// Running means of gradients and of their squares.
+    moments: Option<[Numbers; 2]>,
+    /// Updates that they are of.
+    steps: u64,
     /// Chunks of each parameter, and where each chunk starts.
     chunks: Vec<usize>,
     from: Buffer<u64>,
@@ -40,7 +42,7 @@ impl Optimizer {
             }
         }
         let (sums, from) = (Buffer::new(driver, from.len())?, Buffer::of(driver, from.as_flattened())?);
-        Ok(Self { driver: Arc::clone(driver), layout, weights, moments: None, chunks, from, sums })
+        Ok(Self { driver: Arc::clone(driver), layout, weights, moments: None, steps: 0, chunks, from, sums })
     }
 
     /// The norm of each parameter's gradient, added as [`crate::optim::norms`] does it.
@@ -66,11 +68,7 @@ impl Optimizer {
     /// # Errors
     /// See [`Optimizer::new`].
     pub fn update(&mut self, rule: &Rule, gradients: &Gradients, weights: &Weights) -> Result<()> {
-        let driver = &self.driver;
-        let [first, second] = match &mut self.moments {
-            Some(moments) => moments,
-            empty => empty.insert([Buffer::zeros(driver, self.layout.all)?, Buffer::zeros(driver, self.layout.all)?]),
-        };
+        let [first, second] = self.moments.as_ref().expect("given before the first update");
         let Layout { matrices, all, .. } = self.layout;
         let blocks = u32::try_from(all.div_ceil(4 * 256)).expect("fewer than 2^42 parameters");
         let arguments = [
@@ -80,8 +78,8 @@ impl Optimizer {
             second.at(0).into(),
             weights.matrices.at(0).into(),
             weights.vectors.at(0).into(),
-            crate::gpu::driver::Argument::U64(all as u64),
-            crate::gpu::driver::Argument::U64(matrices as u64),
+            Argument::U64(all as u64),
+            Argument::U64(matrices as u64),
             rule.gradient_scale.into(),
             rule.keep.into(),
             rule.first_rate.into(),
@@ -90,9 +88,13 @@ impl Optimizer {
             rule.correction_root.into(),
             rule.epsilon.into(),
             rule.step_size.into(),
+            Argument::U32(rule.key[0]),
+            Argument::U32(rule.key[1]),
         ];
-        let name = format!("adamw_{}", weights.matrices.dtype().suffix());
-        driver.launch(&name, Grid { blocks: [blocks, 1, 1], threads: 256, shared: 0 }, &arguments)
+        let name = format!("adamw_{}_{}", weights.matrices.dtype().suffix(), first.dtype().suffix());
+        self.driver.launch(&name, Grid { blocks: [blocks, 1, 1], threads: 256, shared: 0 }, &arguments)?;
+        self.steps += 1;
+        Ok(())
     }
 
     /// Copies the weights to `model`.
@@ -104,34 +106,57 @@ impl Optimizer {
         pairs.into_iter().try_for_each(|(numbers, at)| self.weights.download(*at, numbers))
     }
 
-    /// Whether there are moments.
+    /// Whether it has moments.
     #[must_use]
     pub fn has_moments(&self) -> bool {
         self.moments.is_some()
     }
 
-    /// Takes the moments of an earlier run.
+    /// Takes moments, before the first update.
     ///
     /// # Errors
     /// See [`Optimizer::new`].
     pub fn take_moments(&mut self, moments: &Moments) -> Result<()> {
-        let upload = |of: &[Floats]| -> Result<_> {
-            let buffer = Buffer::new(&self.driver, self.layout.all)?;
-            self.layout.at.iter().zip(of).try_for_each(|(at, numbers)| buffer.upload(*at, numbers))?;
-            Ok(buffer)
-        };
-        self.moments = Some([upload(&moments.first)?, upload(&moments.second)?]);
+        self.moments = Some(match &moments.held {
+            Held::F32(means) => self.upload(Dtype::F32, means, moments.steps)?,
+            Held::Bf16(means) => self.upload(Dtype::Bf16, means, moments.steps)?,
+        });
+        self.steps = moments.steps;
         Ok(())
     }
 
-    /// Copies the moments to `moments`; nothing to do where there are none.
+    fn upload<T: Number>(&self, dtype: Dtype, means: &Means<T>, steps: u64) -> Result<[Numbers; 2]> {
+        let [first, second] = [&means.first, &means.second].map(|means| -> Result<_> {
+            let numbers = Numbers::new(&self.driver, dtype, self.layout.all)?;
+            if steps == 0 {
+                numbers.clear()?; // what is zero is not worth its way
+            } else {
+                self.layout.at.iter().zip(means).try_for_each(|(at, mean)| numbers.upload_bytes(*at, mean.bytes()))?;
+            }
+            Ok(numbers)
+        });
+        Ok([first?, second?])
+    }
+
+    /// The moments as they are now, of a model of this shape; `None` where there are none.
     ///
     /// # Errors
     /// See [`Optimizer::new`].
-    pub fn moments_to(&self, moments: &mut Moments) -> Result<()> {
-        let Some([first, second]) = &self.moments else { return Ok(()) };
-        for (from, to) in [(first, &mut moments.first), (second, &mut moments.second)] {
-            self.layout.at.iter().zip(to).try_for_each(|(at, numbers)| from.download(*at, numbers))?;
+    pub fn moments(&self, config: &Config) -> Result<Option<Moments>> {
+        let Some(numbers) = &self.moments else { return Ok(None) };
+        let state = if numbers[0].dtype() == Dtype::F32 { StateType::F32 } else { StateType::Bf16 };
+        let mut moments = Moments::zeros(&config.parameters(), state);
+        moments.steps = self.steps;
+        match &mut moments.held {
+            Held::F32(means) => self.download(numbers, means)?,
+            Held::Bf16(means) => self.download(numbers, means)?,
+        }
+        Ok(Some(moments))
+    }
+
+    fn download<T: Number>(&self, [first, second]: &[Numbers; 2], means: &mut Means<T>) -> Result<()> {
+        for (from, to) in [(first, &mut means.first), (second, &mut means.second)] {
+            self.layout.at.iter().zip(to).try_for_each(|(at, mean)| from.download_bytes(*at, mean.bytes_mut()))?;
         }
         Ok(())
     }

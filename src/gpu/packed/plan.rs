@@ -37,6 +37,8 @@ pub struct Wish<'a> {
     pub config: &'a Config,
     /// Of the products.
     pub dtype: Dtype,
+    /// Of the optimizer's moments.
+    pub moments: Dtype,
     /// Whether a second model gives reference log-probabilities.
     pub reference: bool,
     /// Tokens in the model at once, where somebody has decided.
@@ -70,7 +72,7 @@ impl Plan {
         let copy = layout.matrices * wish.dtype.bytes() + 4 * (layout.all - layout.matrices);
         let models = if wish.reference { 2 } else { 1 };
         let rope = 4 * wish.config.max_position_embeddings * shape.dim;
-        let fixed = models * (copy + rope) + 4 * 4 * layout.all + ASIDE;
+        let fixed = models * (copy + rope) + (4 + 4 + 2 * wish.moments.bytes()) * layout.all + ASIDE;
         let row = 4 * super::kernels::stride(&shape);
         let choices = match wish.tokens {
             Some(tokens) => [Keep::All, Keep::NoMlp, Keep::Inputs].map(|keep| (keep, tokens)).to_vec(),
@@ -86,8 +88,12 @@ impl Plan {
             }
             smallest = smallest.min(plan.bytes());
         }
+        let remedy = match wish.moments {
+            Dtype::F32 => format!("; --optimizer-state bf16 takes {} less", gib(4 * layout.all)),
+            _ => String::new(),
+        };
         Err(Error::Device(format!(
-            "training needs {} of memory ({} of it for weights, gradients and moments); there are {}",
+            "training needs {} of memory ({} of it for weights, gradients and moments); there are {}{remedy}",
             gib(smallest),
             gib(fixed),
             gib(wish.limit)
@@ -154,8 +160,12 @@ mod tests {
     }
 
     fn plan(limit: usize, tokens: Option<usize>) -> Result<Plan> {
-        let config = half_a_billion();
-        Plan::choose(Wish { config: &config, dtype: Dtype::Bf16, reference: true, tokens, limit: limit << 30 })
+        with_moments(Dtype::F32, limit, tokens)
+    }
+
+    fn with_moments(moments: Dtype, limit: usize, tokens: Option<usize>) -> Result<Plan> {
+        let (config, limit) = (half_a_billion(), limit << 30);
+        Plan::choose(Wish { config: &config, dtype: Dtype::Bf16, moments, reference: true, tokens, limit })
     }
 
     #[test]
@@ -172,11 +182,24 @@ mod tests {
     }
 
     #[test]
+    fn moments_in_bf16_leave_two_bytes_a_number_of_each_kind() {
+        let plans = [Dtype::F32, Dtype::Bf16].map(|moments| with_moments(moments, 139, None).unwrap());
+        assert_eq!(plans[0].bytes() - plans[1].bytes(), 2 * 2 * 494_032_768);
+        assert_eq!(
+            with_moments(Dtype::Bf16, 8, None).map(|plan| (plan.keep, plan.tokens)).unwrap(),
+            (Keep::Inputs, 512)
+        );
+    }
+
+    #[test]
     fn tokens_that_were_asked_for_stay_and_too_little_memory_is_named() {
         assert_eq!(plan(139, Some(1000)).unwrap().tokens, 1000);
         let refused = plan(8, None).unwrap_err();
         assert_eq!(refused.exit_code(), 1);
         let words = refused.to_string();
-        assert!(words.starts_with("training needs ") && words.ends_with("there are 8.00 GiB"), "{words}");
+        assert!(words.starts_with("training needs "), "{words}");
+        assert!(words.ends_with("there are 8.00 GiB; --optimizer-state bf16 takes 1.84 GiB less"), "{words}");
+        let words = with_moments(Dtype::Bf16, 6, None).unwrap_err().to_string();
+        assert!(words.ends_with("there are 6.00 GiB"), "{words}");
     }
 }

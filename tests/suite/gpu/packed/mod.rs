@@ -3,6 +3,7 @@
 mod attention;
 mod backward;
 mod forward;
+mod loss_scale;
 mod training;
 
 use grpo_pipes::model::{Config, Model, Packed};

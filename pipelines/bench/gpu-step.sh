@@ -1,0 +1,83 @@
+# Sourced by bench-gpu.sh: a whole GRPO step of the 0.5B shape against TRL's without vLLM, and the memory of grpo-step.
+
+# with_memory NAME COMMAND...: runs it, and leaves in $WORK/NAME.memory how much more of the card's memory was taken meanwhile [MiB].
+with_memory() {
+    local name=$1 watcher code=0
+    shift
+    nvidia-smi --query-gpu=memory.used --format=csv,noheader,nounits -lms 100 >"$WORK/$name.used" 2>/dev/null &
+    watcher=$!
+    sleep 1
+    "$@" || code=$?
+    kill "$watcher" 2>/dev/null || true
+    wait "$watcher" 2>/dev/null || true
+    awk 'NR == 1 { least = $1 } $1 < least { least = $1 } $1 > most { most = $1 } END { if (NR) printf "%.0f", most - least }' \
+        "$WORK/$name.used" >"$WORK/$name.memory"
+    return "$code"
+}
+
+memory() { [ -s "$WORK/$1.memory" ] && calculate "$(cat "$WORK/$1.memory") / 1024" || echo "not measured"; }
+
+# A run in $WORK whose rewards are made up, of 10 steps.
+start_steps() {
+    RECIPE=qwen2.5-0.5b SEED=1 NAME=bench MODEL=$WORK/model DATA=generate STEPS=10 SAVE_EVERY=10 BETA=0
+    MAX_COMPLETION_TOKENS=$NEW_TOKENS SCORER='awk -f pipelines/bench/made-up-rewards.awk'
+    load_recipe
+    RUN=$WORK/run
+    mkdir -p "$RUN/checkpoints" "$RUN/rollouts"
+    prepare train $((STEPS * PROMPTS_PER_STEP)) -o "$RUN/prompts.jsonl"
+    export-hf "$MODEL" "$RUN/checkpoints/$(step_name 0)" --dtype f32
+    point_policy_at "$(step_name 0)"
+}
+
+# From one line of metrics to the next; the first two of ten do not count.
+time_steps() {
+    train_steps | while read -r line; do echo "$EPOCHREALTIME"; done |
+        awk 'NR > 2 { print $1 - before } { before = $1 }' >"$WORK/samples/step"
+}
+
+trl_steps() {
+    "$PYTHON" "$peers/trl_step.py" "$RUN/checkpoints/$(step_name 0)" "$RUN/prompts.jsonl" --prompts-per-step "$PROMPTS_PER_STEP" \
+        --generations "$NUM_GENERATIONS" --new-tokens "$MAX_COMPLETION_TOKENS" --learning-rate "$LEARNING_RATE" >"$WORK/trl" 2>"$WORK/stderr" ||
+        { tail -n 3 "$WORK/stderr" >&2 && rm -f "$WORK/trl"; }
+}
+
+# learn_once NAME ARGUMENT...: the memory of one step on the rollouts of the run's first one, with a reference model.
+learn_once() {
+    local name=$1
+    shift
+    rm -rf "$WORK/trained"
+    with_memory "$name" grpo-step "$RUN/rollouts/step_000001.jsonl.zst" --policy "$RUN/checkpoints/$(step_name 0)" --out "$WORK/trained" \
+        --reference "$RUN/checkpoints/$(step_name 0)" --beta 0.04 "$@" >/dev/null 2>"$WORK/stderr" || tail -n 1 "$WORK/stderr" >&2
+    echo "| grpo-step $* | $(memory "$name") | $(sed -n 's/.*memory: //p' "$WORK/stderr" | head -n 1) |"
+}
+
+part_step() {
+    local ours theirs lengths
+    [ -d "$WORK/model" ] || return 0
+    mkdir -p "$WORK/samples"
+    start_steps
+    with_memory ours time_steps
+    if "$PYTHON" -c 'import trl' 2>/dev/null; then with_memory trl trl_steps; fi
+    ours=$(median step)
+    lengths=$(sed -n 's/.*"completions\/mean_length":\([0-9.]*\).*/\1/p' "$RUN/metrics.jsonl" | tail -n 1)
+    read -r theirs their_lengths <"$WORK/trl" 2>/dev/null || theirs=
+    cat <<END
+
+## A whole GRPO step against TRL's
+
+Shape of Qwen2.5-0.5B, random weights, bf16, $PROMPTS_PER_STEP prompts x $NUM_GENERATIONS completions of $NEW_TOKENS tokens, no reference model: sampled, scored, trained.
+Medians of 8 steps after 2. Memory is what the card had taken at most meanwhile, all processes, more than before.
+
+| | s a step | memory [GiB] | mean completion [tokens] |
+|---|---|---|---|
+| rollout, score and grpo-step in one pipe | $ours | $(memory ours) | $lengths |
+| TRL, no vLLM | ${theirs:-not measured} | $(memory trl) | ${their_lengths:-} |
+| TRL against ours | $([ -z "$theirs" ] || calculate "$theirs / $ours")x | $([ ! -s "$WORK/trl.memory" ] || calculate "$(cat "$WORK/trl.memory") / $(cat "$WORK/ours.memory")")x | |
+
+| with a reference model | memory [GiB] | its plan |
+|---|---|---|
+$(learn_once plain)
+$(learn_once lean --memory-limit 11GiB)
+$(learn_once leanest --memory-limit 7GiB --optimizer-state bf16)
+END
+}

@@ -1,0 +1,153 @@
+//! State of AdamW, and its file.
+
+use std::path::Path;
+
+use half::bf16;
+use serde::Serialize;
+
+use crate::error::{Error, Result};
+use crate::floats::{Number, Numbers};
+use crate::tensorfile::{self, Storage, Tensor, TensorFile};
+
+/// What moments are held in between updates; these compute in f32.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, clap::ValueEnum)]
+#[serde(rename_all = "snake_case")]
+pub enum StateType {
+    /// As they are computed
+    F32,
+    /// In half the memory
+    Bf16,
+}
+
+/// State of AdamW: running means of gradients and of their squares, in the parameters' shapes and order.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Moments {
+    /// Updates made.
+    pub steps: u64,
+    pub(crate) held: Held,
+}
+
+/// The means in the type that they are held in.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Held {
+    F32(Means<f32>),
+    Bf16(Means<bf16>),
+}
+
+/// Means of gradients, and of their squares.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Means<T: Number> {
+    pub(crate) first: Vec<Numbers<T>>,
+    pub(crate) second: Vec<Numbers<T>>,
+}
+
+/// Name and shape of each parameter.
+type Parameters = [(String, Vec<usize>)];
+
+/// What a moment's name starts with, before its parameter's.
+const FIRST: &str = "exp_avg.";
+const SECOND: &str = "exp_avg_sq.";
+
+impl Moments {
+    /// Before the first update.
+    #[must_use]
+    pub fn zeros(parameters: &Parameters, state: StateType) -> Self {
+        let held = match state {
+            StateType::F32 => Held::F32(Means::zeros(parameters)),
+            StateType::Bf16 => Held::Bf16(Means::zeros(parameters)),
+        };
+        Self { steps: 0, held }
+    }
+
+    /// Reads what [`Moments::save`] wrote; what was held in another type is rounded to the nearest.
+    ///
+    /// # Errors
+    /// [`Error::Io`] or [`Error::Model`] when the file cannot be read or is of other parameters.
+    pub fn load(path: &Path, parameters: &Parameters, state: StateType) -> Result<Self> {
+        let file = TensorFile::open(path)?;
+        let steps = file.note("step").and_then(|step| step.parse().ok());
+        let steps = steps.ok_or_else(|| Error::model(path, "no step in its metadata"))?;
+        for ((name, shape), prefix) in parameters.iter().flat_map(|one| [(one, FIRST), (one, SECOND)]) {
+            if file.shape(&format!("{prefix}{name}"))? != shape {
+                return Err(Error::model(path, format!("{prefix}{name} is not of the model's shape {shape:?}")));
+            }
+        }
+        let held = match state {
+            StateType::F32 => Held::F32(Means::read(&file, parameters)?),
+            StateType::Bf16 => Held::Bf16(Means::read(&file, parameters)?),
+        };
+        Ok(Self { steps, held })
+    }
+
+    /// Writes both moments of each parameter as they are held, and the count of updates in the file's metadata.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when the file cannot be written.
+    pub fn save(&self, path: &Path, parameters: &Parameters) -> Result<()> {
+        let steps = self.steps.to_string();
+        match &self.held {
+            Held::F32(means) => tensorfile::write(path, ("step", &steps), Storage::F32, &means.tensors(parameters)),
+            Held::Bf16(means) => tensorfile::write(path, ("step", &steps), Storage::Bf16, &means.tensors(parameters)),
+        }
+    }
+}
+
+impl<T: Number> Means<T> {
+    fn zeros(parameters: &Parameters) -> Self {
+        let zeros = || parameters.iter().map(|(_, shape)| Numbers::zeros(shape.iter().product())).collect();
+        Self { first: zeros(), second: zeros() }
+    }
+
+    fn read(file: &TensorFile, parameters: &Parameters) -> Result<Self> {
+        let read = |prefix: &str| -> Result<Vec<Numbers<T>>> {
+            parameters.iter().map(|(name, _)| file.read(&format!("{prefix}{name}"))).collect()
+        };
+        Ok(Self { first: read(FIRST)?, second: read(SECOND)? })
+    }
+
+    fn tensors(&self, parameters: &Parameters) -> Vec<Tensor<'_, T>> {
+        let mut all = Vec::with_capacity(2 * parameters.len());
+        for (prefix, means) in [(FIRST, &self.first), (SECOND, &self.second)] {
+            all.extend(parameters.iter().zip(means).map(|((name, shape), values)| Tensor {
+                name: format!("{prefix}{name}"),
+                shape: shape.clone(),
+                values,
+            }));
+        }
+        all
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parameters() -> Vec<(String, Vec<usize>)> {
+        vec![("a.weight".into(), vec![2, 2]), ("a.bias".into(), vec![3])]
+    }
+
+    fn some(state: StateType) -> Moments {
+        let mut moments = Moments::zeros(&parameters(), state);
+        moments.steps = 7;
+        match &mut moments.held {
+            Held::F32(means) => means.second[1].copy_from_slice(&[0.1, 3e-30, 1.0]),
+            Held::Bf16(means) => means.second[1].copy_from_slice(&[0.1, 3e-30, 1.0].map(bf16::from_f32)),
+        }
+        moments
+    }
+
+    #[test]
+    fn moments_come_back_from_their_file_as_they_are_wanted_and_not_into_another_model() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("optimizer.safetensors");
+        for (state, bytes) in [(StateType::F32, 4), (StateType::Bf16, 2)] {
+            some(state).save(&path, &parameters()).unwrap();
+            let file = TensorFile::open(&path).unwrap();
+            assert_eq!(file.place("exp_avg.a.bias").unwrap().0.bitsize(), 8 * bytes);
+            assert_eq!(Moments::load(&path, &parameters(), state).unwrap(), some(state));
+            assert_eq!(Moments::load(&path, &parameters(), StateType::Bf16).unwrap(), some(StateType::Bf16));
+            let other = [("a.weight".into(), vec![4, 1]), ("a.bias".into(), vec![3])];
+            assert_eq!(Moments::load(&path, &other, state).unwrap_err().exit_code(), 1);
+        }
+    }
+}

@@ -1,0 +1,251 @@
+//! One update of AdamW, by threads over chunks; a number's update depends on nothing but its place.
+
+use std::ops::Deref;
+
+use half::bf16;
+use rayon::prelude::*;
+
+use super::{CHUNK, Held, Means, Moments, OptimizerConfig};
+use crate::floats::Number;
+use crate::rng::{Stream, philox4x32};
+
+/// Added to the norm before dividing by it, as `torch.nn.utils.clip_grad_norm_` does.
+const CLIP_EPSILON: f64 = 1e-6;
+
+/// Random words of a block.
+const WORDS: usize = 4;
+
+/// The numbers of one update, computed in f64 and rounded once, as PyTorch does with its scalars.
+pub struct Rule {
+    pub(crate) gradient_scale: f32,
+    pub(crate) keep: f32,
+    pub(crate) first_rate: f32,
+    pub(crate) second_keep: f32,
+    pub(crate) second_rate: f32,
+    pub(crate) correction_root: f32,
+    pub(crate) epsilon: f32,
+    pub(crate) step_size: f32,
+    /// Of the random numbers.
+    pub(crate) key: [u32; 2],
+}
+
+impl Rule {
+    /// Of update `step`, counted from 1, by gradients of this norm, in a run of this seed.
+    #[must_use]
+    pub fn new(config: &OptimizerConfig, norm: f64, step: u64, seed: u64) -> Self {
+        let (rate, limit) = (config.learning_rate_at(step - 1), config.max_grad_norm);
+        let correction = |beta: f64| 1.0 - beta.powf(step as f64);
+        let gradient_scale = if limit > 0.0 { (limit / (norm + CLIP_EPSILON)).min(1.0) } else { 1.0 };
+        Self {
+            gradient_scale: gradient_scale as f32,
+            keep: (1.0 - rate * config.weight_decay) as f32,
+            first_rate: (1.0 - config.adam_beta1) as f32,
+            second_keep: config.adam_beta2 as f32,
+            second_rate: (1.0 - config.adam_beta2) as f32,
+            correction_root: correction(config.adam_beta2).sqrt() as f32,
+            epsilon: config.adam_epsilon as f32,
+            step_size: (rate / correction(config.adam_beta1)) as f32,
+            key: Stream::new(seed, step, "exp_avg_sq").key(),
+        }
+    }
+
+    /// Updates a weight by its gradient; from its moments to the next ones.
+    #[inline(always)]
+    fn number(&self, keep: f32, w: &mut f32, g: f32, [m, v]: [f32; 2]) -> [f32; 2] {
+        let g = g * self.gradient_scale;
+        let m = m + self.first_rate * (g - m);
+        let v = v * self.second_keep + self.second_rate * g * g;
+        *w = *w * keep - self.step_size * m / (v.sqrt() / self.correction_root + self.epsilon);
+        [m, v]
+    }
+
+    fn apply(&self, part: Part<'_, f32>) {
+        for (((w, g), m), v) in part.weights.iter_mut().zip(part.gradients).zip(part.first).zip(part.second) {
+            [*m, *v] = self.number(part.keep, w, *g, [*m, *v]);
+        }
+    }
+
+    /// With moments in bf16: the first is rounded to the nearest, of which a mean over ten steps is hardly moved. A mean over a
+    /// thousand would stand still, its changes below half of a last place: the second is rounded up or down by chance.
+    fn apply_bf16(&self, part: Part<'_, bf16>) {
+        let mut words = [0; WORDS];
+        let numbers = part.weights.iter_mut().zip(part.gradients).zip(part.first).zip(part.second);
+        for (i, (((w, g), m), v)) in numbers.enumerate() {
+            let (block, word) = ((part.start + i) / WORDS, (part.start + i) % WORDS);
+            if i == 0 || word == 0 {
+                words = philox4x32([block as u32, (block >> 32) as u32, 0, 0], self.key);
+            }
+            let [first, second] = self.number(part.keep, w, *g, [m.widen(), v.widen()]);
+            (*m, *v) = (bf16::of(first), by_chance(second, words[word]));
+        }
+    }
+}
+
+/// One of the two bf16 around a finite number, each the likelier the nearer it is: over all words the mean is the number.
+fn by_chance(x: f32, word: u32) -> bf16 {
+    bf16::from_bits(((x.to_bits() + (word & 0xffff)) >> 16) as u16)
+}
+
+/// A parameter in training.
+struct Tensor<'a> {
+    /// Its first number's place among those of all parameters.
+    start: usize,
+    /// What decay leaves of its weights.
+    keep: f32,
+    weights: &'a mut [f32],
+    gradients: &'a [f32],
+}
+
+/// A run of numbers of a parameter, with their moments.
+struct Part<'a, T> {
+    start: usize,
+    keep: f32,
+    weights: &'a mut [f32],
+    gradients: &'a [f32],
+    first: &'a mut [T],
+    second: &'a mut [T],
+}
+
+/// One AdamW update of all parameters by `rule`; `decays[i]` says whether weight decay is for parameter i, a matrix.
+///
+/// # Source
+/// Loshchilov and Hutter 2019, <https://arxiv.org/abs/1711.05101>, in the order of operations of `torch.optim.AdamW`.
+pub fn update<G: Deref<Target = [f32]> + Sync>(
+    rule: &Rule,
+    parameters: Vec<&mut [f32]>,
+    gradients: &[G],
+    moments: &mut Moments,
+    decays: &[bool],
+) {
+    assert_eq!((parameters.len(), decays.len()), (gradients.len(), gradients.len()), "one gradient a parameter");
+    let places = places(&parameters, decays);
+    let tensors = parameters.into_iter().zip(gradients).zip(decays.iter().zip(places));
+    let tensors = tensors.map(|((weights, gradients), (decays, start))| {
+        let keep = if *decays { rule.keep } else { 1.0 };
+        Tensor { start, keep, weights, gradients }
+    });
+    match &mut moments.held {
+        Held::F32(means) => each_part(tensors.collect(), means, |part| rule.apply(part)),
+        Held::Bf16(means) => each_part(tensors.collect(), means, |part| rule.apply_bf16(part)),
+    }
+    moments.steps += 1;
+}
+
+/// Where each parameter begins among all, matrices first: as on a GPU, so that the same number is rounded by the same chance there.
+fn places(parameters: &[&mut [f32]], is_matrix: &[bool]) -> Vec<usize> {
+    let (mut places, mut next) = (vec![0; parameters.len()], 0);
+    for matrices in [true, false] {
+        for (i, parameter) in parameters.iter().enumerate().filter(|(i, _)| is_matrix[*i] == matrices) {
+            places[i] = next;
+            next += parameter.len();
+        }
+    }
+    places
+}
+
+fn each_part<T: Number>(tensors: Vec<Tensor<'_>>, means: &mut Means<T>, apply: impl Fn(Part<'_, T>) + Sync) {
+    let with_means = tensors.into_par_iter().zip(&mut means.first).zip(&mut means.second);
+    with_means.for_each(|((Tensor { start, keep, weights, gradients }, first), second)| {
+        let chunks = weights.par_chunks_mut(CHUNK).zip(gradients.par_chunks(CHUNK));
+        let chunks = chunks.zip(first.par_chunks_mut(CHUNK)).zip(second.par_chunks_mut(CHUNK)).enumerate();
+        chunks.for_each(|(i, (((weights, gradients), first), second))| {
+            apply(Part { start: start + i * CHUNK, keep, weights, gradients, first, second });
+        });
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::StateType;
+    use super::super::tests::config;
+    use super::*;
+
+    fn parameters() -> Vec<(String, Vec<usize>)> {
+        vec![("a.weight".into(), vec![2, 2]), ("a.bias".into(), vec![3])]
+    }
+
+    /// AdamW as its paper states it, in f64 and one number at a time.
+    fn plain(config: &OptimizerConfig, mut w: f64, gradients: &[f64], decay: f64) -> f64 {
+        let (mut m, mut v) = (0.0, 0.0);
+        for (step, g) in (1..).zip(gradients) {
+            m = config.adam_beta1 * m + (1.0 - config.adam_beta1) * g;
+            v = config.adam_beta2 * v + (1.0 - config.adam_beta2) * g * g;
+            let (m_hat, v_hat) = (m / (1.0 - config.adam_beta1.powi(step)), v / (1.0 - config.adam_beta2.powi(step)));
+            w -= config.learning_rate * (m_hat / (v_hat.sqrt() + config.adam_epsilon) + decay * w);
+        }
+        w
+    }
+
+    #[test]
+    fn five_updates_are_those_of_the_paper_and_only_matrices_decay() {
+        let config = config();
+        let mut weights = [vec![1.0f32, -0.5, 0.25, 2.0], vec![0.3, 0.0, -1.0]];
+        let start = weights.clone();
+        let gradient = |step: u64, index: usize| ((step * 7 + index as u64 * 3) % 11) as f32 / 10.0 - 0.45;
+        let mut moments = Moments::zeros(&parameters(), StateType::F32);
+        for step in 0..5 {
+            let gradients = [0, 1].map(|t| (0..weights[t].len()).map(|i| gradient(step, t + i)).collect::<Vec<_>>());
+            let views = weights.iter_mut().map(Vec::as_mut_slice).collect();
+            update(&Rule::new(&config, 1.0, step + 1, 1), views, &gradients, &mut moments, &[true, false]);
+        }
+        for (tensor, decay) in [(0, 0.1), (1, 0.0)] {
+            for (index, (found, first)) in weights[tensor].iter().zip(&start[tensor]).enumerate() {
+                let gradients: Vec<f64> = (0..5).map(|step| f64::from(gradient(step, tensor + index))).collect();
+                let expected = plain(&config, f64::from(*first), &gradients, decay);
+                assert!((f64::from(*found) - expected).abs() < 1e-6, "{found} {expected}");
+            }
+        }
+        assert_eq!(moments.steps, 5);
+    }
+
+    #[test]
+    fn clipping_scales_the_gradient_to_the_limit_and_leaves_a_small_one() {
+        let mut config = config();
+        config.max_grad_norm = 1.0;
+        assert!((Rule::new(&config, 4.0, 1, 1).gradient_scale - 0.25).abs() < 1e-6);
+        assert_eq!(Rule::new(&config, 0.5, 1, 1).gradient_scale, 1.0);
+        config.max_grad_norm = 0.0;
+        assert_eq!(Rule::new(&config, 4.0, 1, 1).gradient_scale, 1.0);
+    }
+
+    #[test]
+    fn chance_rounds_to_a_neighbour_and_to_the_number_in_the_mean() {
+        for x in [1.0f32, 1.001, 0.123_456, 3e-30, 1e-40, 0.0] {
+            let rounded: Vec<f64> = (0..1 << 16).map(|word| f64::from(by_chance(x, word).to_f32())).collect();
+            let mean = rounded.iter().sum::<f64>() / rounded.len() as f64;
+            assert!((mean - f64::from(x)).abs() <= 1e-9 * f64::from(x), "{x}: {mean}");
+            let last_place = f64::from(f32::from_bits(x.to_bits() + (1 << 16))) - f64::from(x);
+            assert!(rounded.iter().all(|one| (one - f64::from(x)).abs() < last_place), "{x}");
+        }
+    }
+
+    /// 4,096 numbers whose gradients were 1 and then 0: their moments after `steps` steps of 0.
+    fn fading(steps: u64, seed: u64) -> Moments {
+        let config = OptimizerConfig { adam_beta1: 0.9, adam_beta2: 0.999, ..config() };
+        let mut moments = Moments::zeros(&[("a".into(), vec![64, 64])], StateType::Bf16);
+        let mut weights = vec![0.0f32; 4096];
+        for step in 1..=steps + 1 {
+            let gradients = [vec![if step == 1 { 1.0 } else { 0.0 }; 4096]];
+            let rule = Rule::new(&config, 1.0, step, seed);
+            update(&rule, vec![&mut weights], &gradients, &mut moments, &[true]);
+        }
+        moments
+    }
+
+    #[test]
+    fn moments_in_bf16_do_not_stand_still_and_are_the_same_for_the_same_seed() {
+        let moments = fading(500, 1);
+        let Held::Bf16(means) = &moments.held else { panic!("{moments:?}") };
+        let mean = |numbers: &[bf16]| numbers.iter().map(|one| f64::from(one.to_f32())).sum::<f64>() / 4096.0;
+        let expected = 0.001 * 0.999f64.powi(500);
+        assert!((mean(&means.second[0]) / expected - 1.0).abs() < 0.005, "{} for {expected}", mean(&means.second[0]));
+        let first = mean(&fading_first(20));
+        assert!((first / (0.1 * 0.9f64.powi(20)) - 1.0).abs() < 0.02, "{first}");
+        assert!(fading(500, 1) == moments && fading(500, 2) != moments);
+    }
+
+    fn fading_first(steps: u64) -> Vec<bf16> {
+        let Held::Bf16(means) = fading(steps, 1).held else { unreachable!("made so") };
+        means.first[0].to_vec()
+    }
+}

@@ -1,0 +1,80 @@
+//! The tiny recipe's supervised start from random weights, as long as one wants.
+
+use std::path::{Path, PathBuf};
+
+use clap::Parser;
+use grpo_pipes::grpo::supervised::{self, Example, SupervisedConfig};
+use grpo_pipes::grpo::trainer::{Place, Trainer};
+use grpo_pipes::gsm8k::demonstration::{Sloppiness, demonstration};
+use grpo_pipes::gsm8k::generate::{Problems, generate};
+use grpo_pipes::gsm8k::{Row, Split};
+use grpo_pipes::optim::OptimizerConfig;
+use grpo_pipes::record::Message;
+use grpo_pipes::tokenizer::{Tokenizer, stop_ids};
+
+/// Seeds that a comparison takes.
+pub const SEEDS: [u64; 3] = [1, 2, 3];
+
+/// Losses that count as the end.
+const END: usize = 20;
+
+#[derive(Parser)]
+struct Options {
+    #[command(flatten)]
+    optimizer: OptimizerConfig,
+}
+
+fn recipe() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("pipelines/recipes/tiny")
+}
+
+/// Of the model's vocabulary, as `grpo-step --supervised` encodes them.
+fn examples(count: usize, seed: u64) -> Vec<Example> {
+    let (dir, sloppy) = (recipe(), Sloppiness { format: 0.8, arithmetic: 0.35 });
+    let (tokenizer, end) = (Tokenizer::load(&dir).unwrap(), stop_ids(&dir).unwrap()[0]);
+    let system = std::fs::read_to_string(dir.join("system.txt")).unwrap();
+    let encode = |row: &Row| {
+        let message = |role: &str, content: &str| Message { role: role.into(), content: content.into() };
+        let chat = tokenizer.chat(&[message("system", &system), message("user", &row.question)]).unwrap();
+        let text = demonstration(row, sloppy, seed, 0);
+        let completion = tokenizer.encode(&text).unwrap().into_iter().chain([end]).collect();
+        Example { prompt: tokenizer.encode(&chat).unwrap(), completion, digest: [0; 32] }
+    };
+    let problems = Problems { count, max_number: 10, seed };
+    generate(problems, Split::Train).unwrap().iter().map(encode).collect()
+}
+
+/// The mean loss at the end of `steps` updates on `batch` demonstrations each.
+pub fn end_loss([steps, batch]: [usize; 2], seed: u64, options: &str, place: Place<'_>) -> f64 {
+    let options =
+        format!("test --learning-rate 3e-3 --schedule linear --warmup-ratio 0.02 --total-steps {steps} {options}");
+    let optimizer = Options::parse_from(options.split_whitespace()).optimizer;
+    let mut trainer = Trainer::random(&recipe(), optimizer, seed, place).unwrap();
+    let config = SupervisedConfig { loss_on_prompt: true, micro_batch_tokens: 4096 };
+    let examples = examples(steps * batch, seed);
+    let losses = examples.chunks(batch).map(|batch| {
+        let line = supervised::step(&mut trainer, config, batch).unwrap();
+        line.get("loss").unwrap()
+    });
+    let losses: Vec<f64> = losses.collect();
+    let end = &losses[losses.len().saturating_sub(END)..];
+    end.iter().sum::<f64>() / end.len() as f64
+}
+
+/// Whether the means over the seeds differ by less than the seeds do.
+pub fn is_within_noise(got: &[f64], want: &[f64]) -> bool {
+    let mean = |losses: &[f64]| losses.iter().sum::<f64>() / losses.len() as f64;
+    let spread = want.iter().fold(f64::MIN, |a, b| a.max(*b)) - want.iter().fold(f64::MAX, |a, b| a.min(*b));
+    (mean(got) - mean(want)).abs() < spread
+}
+
+#[test]
+fn two_hundred_steps_with_moments_in_bf16_end_where_those_in_f32_do() {
+    let run = |state: &str| {
+        let options = format!("--optimizer-state {state}");
+        SEEDS.map(|seed| end_loss([200, 16], seed, &options, &grpo_pipes::grpo::trainer::on_cpu))
+    };
+    let (got, want) = (run("bf16"), run("f32"));
+    assert!(want.iter().all(|loss| *loss < 1.0), "{want:?}: not learned");
+    assert!(got != want && is_within_noise(&got, &want), "{got:?} {want:?}");
+}
