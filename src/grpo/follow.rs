@@ -22,6 +22,7 @@ use crate::grpo::{Taken, in_steps};
 use crate::jsonl::Input;
 use crate::model::Config;
 use crate::optim::OptimizerConfig;
+use crate::policy::State;
 use crate::run::{Holder, Keep, Live, Lock, MOST_AHEAD, PartnerWatch, Role, Run};
 use crate::stop::Stop;
 
@@ -71,23 +72,26 @@ pub fn train(job: &Job, input: Input, place: Place<'_>, listeners: Listeners<'_>
     let _lock = Lock::take(run, Role::Train)?;
     let sampler = PartnerWatch::start(run, Role::Sample, &job.stop);
     let step = run.intact_step(listeners.say)?;
-    let mut trainer = Trainer::open(&run.checkpoint(step), job.optimizer.clone(), job.seed, place)?;
-    if run.policy()? != run.checkpoint(step) {
+    let start = run.checkpoint(step);
+    if run.policy()? != start {
         run.point_policy_at(step)?;
     }
-    trainer.machine.stop_with(&job.stop);
-    let state = &trainer.state;
-    run.recover(state.step, job.keep)?;
-    let order = Order::new(&run.prompts(), state.prompts_consumed)?;
+    run.recover(step, job.keep)?;
+    let shape = Config::load(&start)?;
+    let order = Order::new(&run.prompts(), State::load(&start)?.map_or(0, |state| state.prompts_consumed))?;
     let over = order.is_over();
-    let bytes = trainer.machine.weights()?.weight_bytes() as u64;
-    let live = Live::create(run, bytes, ahead, listeners.say)?;
-    let mut keeper = Keeper::new(job, &sampler, live, state.step)?;
+    let live = Live::create(run, shape.weight_bytes(), ahead, listeners.say)?;
+    let mut keeper = Keeper::new(job, &sampler, live, step)?;
+    let mut groups = read_ahead(input, order, shape, ahead as usize * job.groups_per_step).into_iter().peekable();
+    if ahead == 0 {
+        groups.peek(); // who has sampled has its part of a GPU's memory; what is left can be planned for
+    }
+    let mut trainer = Trainer::open(&start, job.optimizer.clone(), job.seed, place)?;
+    trainer.machine.stop_with(&job.stop);
     let health = Health::of_run(job.grpo.logprob_band, &run.metrics())?;
     offer_weights(&mut trainer, job, &mut keeper.live, listeners.say)?;
     keeper.publish_start(&mut trainer)?;
     let tokens = job.micro_batch_tokens.unwrap_or_else(|| trainer.machine.default_tokens());
-    let groups = read_ahead(input, order, trainer.machine.config().clone(), ahead as usize * job.groups_per_step);
     let mut grpo = GrpoTrainer::new(&mut trainer, job.grpo.clone(), tokens, false)?;
     let say = listeners.say;
     let (taken, whole) = steps(&mut grpo, groups, (&mut keeper, health), listeners);
@@ -150,12 +154,12 @@ fn cause(err: Error, sampler: Holder) -> Error {
 /// Also says whether the weights are those of the last step that was kept.
 fn steps(
     grpo: &mut GrpoTrainer<'_>,
-    groups: Receiver<Result<Group>>,
+    groups: impl Iterator<Item = Result<Group>>,
     (keeper, mut health): (&mut Keeper<'_>, Health),
     listeners: Listeners<'_>,
 ) -> (Result<Taken>, bool) {
     let mut whole = true;
-    let taken = in_steps(groups.into_iter(), Some(keeper.job.groups_per_step), &mut |groups| {
+    let taken = in_steps(groups, Some(keeper.job.groups_per_step), &mut |groups| {
         let (mut lines, updates) = (Vec::new(), grpo.trainer().updates());
         let mut line = |line: &Metrics| {
             notice(line).iter().for_each(|words| (listeners.say)(words));

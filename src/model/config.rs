@@ -97,6 +97,16 @@ impl Config {
         self.num_key_value_heads * self.head_dim()
     }
 
+    /// Of all parameters in f32 [bytes].
+    #[must_use]
+    pub fn weight_bytes(&self) -> u64 {
+        4 * self
+            .parameters()
+            .iter()
+            .map(|(_, shape)| shape.iter().map(|&length| length as u64).product::<u64>())
+            .sum::<u64>()
+    }
+
     /// Name and shape of each trainable tensor in the checkpoint's order: embedding, blocks, final norm, and the LM head if it is
     /// not the embedding. Parameters, gradients and optimizer state all follow it.
     #[must_use]
