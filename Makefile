@@ -1,6 +1,6 @@
 # What a user runs. `make train` and `make test` need Rust and a C compiler alone; with CUDA=1 all is built for NVIDIA GPUs, too,
 # which is the default where there is one and nvcc.
-.PHONY: all train step fork placebo test test-gpu chaos check check-cuda bench bench-gpu clean
+.PHONY: all train step fork placebo test test-gpu chaos fuzz check check-cuda bench bench-gpu clean
 .DELETE_ON_ERROR:
 
 # Where there is a GPU and a compiler for it.
@@ -36,6 +36,10 @@ test-gpu:
 # Kills the tiny run N times, all of it or one stage, and compares every file with those of a run that was left alone.
 chaos:
 	CHAOS=$${N:-100} cargo test --release --test suite killed_at_many_moments -- --nocapture
+
+# Tries FUZZ inputs that are damaged, absurd or hostile on everything that reads files.
+fuzz:
+	FUZZ=$${FUZZ:-1000000} cargo test --release --test suite fuzz:: -- --nocapture
 
 check:
 	cargo fmt --check

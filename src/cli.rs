@@ -43,10 +43,25 @@ pub fn report(name: &str, outcome: Result<()>) -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(err) => {
-            note(name, &err.to_string());
+            note(name, &one_line(&err.to_string()));
             ExitCode::from(err.exit_code())
         }
     }
+}
+
+/// The longest error that is told whole [bytes].
+const MAX_ERROR_BYTES: usize = 2000;
+
+/// An error as one line: what it quotes of an input may hold line ends, or a terminal's commands, or megabytes.
+fn one_line(error: &str) -> String {
+    let escape = |c: char| if c.is_control() { c.escape_default().collect::<String>() } else { c.into() };
+    let (begin, end) =
+        (error.floor_char_boundary(MAX_ERROR_BYTES / 2), error.len().saturating_sub(MAX_ERROR_BYTES / 2));
+    if error.len() <= MAX_ERROR_BYTES {
+        return error.chars().map(escape).collect();
+    }
+    let end = error.ceil_char_boundary(end);
+    [&error[..begin], " ... ", &error[end..]].iter().flat_map(|part| part.chars()).map(escape).collect()
 }
 
 /// One line on stderr, `NAME: message`, in one piece: several commands speak there. A stderr that is gone is nobody's error.

@@ -13,6 +13,9 @@ use serde_json::value::RawValue;
 
 use crate::error::{Error, Result};
 
+/// The most fields of a record: each is compared with those before it, and a line has room for millions.
+const MAX_FIELDS: usize = 4096;
+
 /// One message of a chat prompt, as in TRL's conversational data sets.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Message {
@@ -179,6 +182,9 @@ impl<'de> Deserialize<'de> for Fields<'de> {
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<Fields<'de>, A::Error> {
                 let mut fields: Vec<(Cow<'de, str>, Value<'de>)> = Vec::with_capacity(24);
                 while let Some((Text(name), value)) = map.next_entry::<Text<'de>, &'de RawValue>()? {
+                    if fields.len() == MAX_FIELDS {
+                        return Err(serde::de::Error::custom(format!("more than {MAX_FIELDS} fields")));
+                    }
                     if fields.iter().any(|(other, _)| *other == name) {
                         return Err(serde::de::Error::custom(format!("field \"{name}\" stands twice")));
                     }

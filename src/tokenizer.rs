@@ -1,12 +1,19 @@
 //! Text to tokens and back, and messages to text, as the files of a Hugging Face model directory say.
 
+use std::collections::HashMap;
+use std::panic::catch_unwind;
 use std::path::{Path, PathBuf};
 
 use minijinja::{Environment, ErrorKind, Value, context};
 use serde::Deserialize;
+use serde_json::value::RawValue;
 
 use crate::error::{Error, Result};
 use crate::record::Message;
+
+/// What a chat template may do for one prompt [instructions of its interpreter]: a thousand times what a long chat takes, and about a
+/// second. A template is a program of whoever made the model.
+const TEMPLATE_FUEL: u64 = 20_000_000;
 
 /// A model directory's tokenizer and chat template.
 pub struct Tokenizer {
@@ -23,8 +30,7 @@ impl Tokenizer {
     pub fn load(dir: &Path) -> Result<Self> {
         let path = dir.join("tokenizer.json");
         let bytes = std::fs::read(&path).map_err(Error::io(&path))?;
-        let mut inner =
-            tokenizers::Tokenizer::from_bytes(&bytes).map_err(|err| Error::model(&path, err.to_string()))?;
+        let mut inner = parse(&bytes).map_err(|what| Error::model(&path, what))?;
         // Settings of whoever saved the file last; a prompt is cut only where the user is told.
         inner.with_padding(None);
         inner.with_truncation(None).map_err(|err| Error::model(&path, err.to_string()))?;
@@ -59,6 +65,17 @@ impl Tokenizer {
     fn error(&self, err: &tokenizers::Error) -> Error {
         Error::model(&self.path, err.to_string())
     }
+}
+
+/// Reads a `tokenizer.json`. The tokenizers crate panics on some that are damaged, so it gets none that is not JSON all through, and
+/// what it still stumbles over is an error.
+fn parse(bytes: &[u8]) -> std::result::Result<tokenizers::Tokenizer, String> {
+    let sections: HashMap<String, &RawValue> = serde_json::from_slice(bytes).map_err(|err| err.to_string())?;
+    for (name, section) in sections.iter().filter(|(name, _)| *name != "model") {
+        serde_json::from_str::<serde_json::Value>(section.get()).map_err(|err| format!("{name}: {err}"))?;
+    }
+    let parsed = catch_unwind(|| tokenizers::Tokenizer::from_bytes(bytes));
+    parsed.map_err(|_| "the tokenizers crate breaks down on it".to_owned())?.map_err(|err| err.to_string())
 }
 
 /// Jinja, set up as transformers does it.
@@ -122,6 +139,7 @@ impl ChatTemplate {
 
     fn new(source: String, special_tokens: Vec<(&'static str, String)>) -> std::result::Result<Self, minijinja::Error> {
         let mut environment = Environment::new();
+        environment.set_fuel(Some(TEMPLATE_FUEL));
         environment.set_trim_blocks(true);
         environment.set_lstrip_blocks(true);
         environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);

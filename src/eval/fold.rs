@@ -11,6 +11,9 @@ use crate::error::{Error, Result};
 use crate::record::{Line, Record};
 use crate::reward::number::Number;
 
+/// The most rewards by name: each record's are looked up among them one by one.
+const MAX_REWARDS: usize = 1000;
+
 /// What has been seen so far; its size grows with the number of groups, not of completions.
 #[derive(Debug, Default)]
 pub struct Fold {
@@ -112,6 +115,9 @@ impl Fold {
             }
             let mean = match self.rewards.iter().position(|(other, _)| other == name) {
                 Some(at) => &mut self.rewards[at].1,
+                None if self.rewards.len() == MAX_REWARDS => {
+                    return Err(record.error(format!("field \"rewards\": more than {MAX_REWARDS} names so far")));
+                }
                 None => {
                     self.rewards.push((name.clone(), Mean::default()));
                     &mut self.rewards.last_mut().expect("just pushed").1

@@ -2,6 +2,7 @@
 
 mod card;
 
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::Path;
@@ -33,7 +34,8 @@ pub fn directory(checkpoint: &Path, target: &Path, storage: Storage, card: &Card
 /// As [`directory`].
 pub fn archive(checkpoint: &Path, target: &Path, storage: Storage, card: &Card) -> Result<()> {
     policy::refuse_existing(target)?;
-    let folder = target.file_stem().ok_or_else(|| Error::Usage(format!("{}: not a name", target.display())))?;
+    let folder = target.file_stem().filter(|stem| ![".", ".."].map(OsStr::new).contains(stem)); // `..zip` and `...zip`
+    let folder = folder.ok_or_else(|| Error::Usage(format!("{}: not a name", target.display())))?;
     let publication = Publication::begin(&target.with_extension("unzipped"))?;
     let files = publication.dir().join(folder);
     fs::create_dir(&files).map_err(Error::io(&files))?;

@@ -6,6 +6,16 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 
+/// The largest size of anything but the blocks; with [`MAX_LAYERS`] no product of sizes overflows.
+const MAX_SIZE: usize = 1 << 24;
+
+/// The most blocks: an order of magnitude more than the deepest model has.
+const MAX_LAYERS: usize = 1 << 10;
+
+/// The most numbers of a rotary table, positions times half a head: what a million positions of a common head take, 512 MiB.
+/// Nothing else in a model directory vouches for the positions, and the tables are made before the first one is used.
+const MAX_ROPE_NUMBERS: usize = 1 << 26;
+
 /// The fields of `config.json` that decide shapes and numbers; others are kept by whoever copies the file.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Config {
@@ -68,13 +78,14 @@ impl Config {
             ("vocab_size", self.vocab_size),
             ("hidden_size", self.hidden_size),
             ("intermediate_size", self.intermediate_size),
-            ("num_hidden_layers", self.num_hidden_layers),
             ("num_attention_heads", self.num_attention_heads),
             ("num_key_value_heads", self.num_key_value_heads),
             ("max_position_embeddings", self.max_position_embeddings),
         ];
-        if let Some((name, size)) = sizes.iter().find(|(_, size)| !(1..=1 << 24).contains(size)) {
-            return Err(format!("{name} = {size} is out of range"));
+        let layers = ("num_hidden_layers", self.num_hidden_layers);
+        let mut limits = sizes.iter().map(|size| (size, MAX_SIZE)).chain([(&layers, MAX_LAYERS)]);
+        if let Some(((name, size), most)) = limits.find(|((_, size), most)| !(1..=*most).contains(size)) {
+            return Err(format!("{name} = {size} is out of range: 1 to {most}"));
         }
         if !self.num_attention_heads.is_multiple_of(self.num_key_value_heads) {
             return Err("num_attention_heads is not a multiple of num_key_value_heads".into());
@@ -82,7 +93,26 @@ impl Config {
         if !self.hidden_size.is_multiple_of(2 * self.num_attention_heads) {
             return Err("hidden_size / num_attention_heads is not an even number".into());
         }
-        Ok(())
+        let (positions, half) = (self.max_position_embeddings, self.head_dim() / 2);
+        if positions * half > MAX_ROPE_NUMBERS {
+            let most = MAX_ROPE_NUMBERS / half;
+            return Err(format!(
+                "max_position_embeddings = {positions} is out of range: at most {most} with such heads"
+            ));
+        }
+        self.check_reals()
+    }
+
+    fn check_reals(&self) -> std::result::Result<(), String> {
+        let reals = [
+            ("rms_norm_eps", f64::from(self.rms_norm_eps), 0.0),
+            ("rope_theta", self.rope_theta, 1.0),
+            ("initializer_range", f64::from(self.initializer_range), 0.0),
+        ];
+        match reals.iter().find(|(_, real, least)| !(real.is_finite() && real >= least)) {
+            Some((name, real, least)) => Err(format!("{name} = {real} is out of range: a number from {least} on")),
+            None => Ok(()),
+        }
     }
 
     /// E, the width of one head.

@@ -4,7 +4,7 @@
 
 use std::fs::File;
 use std::ops::Deref;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
 use memmap2::Mmap;
@@ -118,7 +118,8 @@ fn files(dir: &Path) -> Result<Vec<PathBuf>> {
     let mut names: Vec<&str> = map.values().filter_map(|name| name.as_str()).collect();
     names.sort_unstable();
     names.dedup();
-    if let Some(name) = names.iter().find(|name| Path::new(name).components().count() != 1) {
+    let inside = |name: &str| matches!(Path::new(name).components().collect::<Vec<_>>()[..], [Component::Normal(_)]);
+    if let Some(name) = names.iter().find(|name| !inside(name)) {
         return Err(Error::model(&index, format!("weight file {name:?} is outside the directory")));
     }
     Ok(names.into_iter().map(|name| dir.join(name)).collect())

@@ -8,7 +8,7 @@ mod seat;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::mpsc::{Receiver, sync_channel};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
 use crate::cli::note;
 use crate::engine::{Request, Settings};
@@ -22,7 +22,7 @@ use crate::stop::Stop;
 use crate::tokenizer::{Tokenizer, stop_ids};
 
 pub use follow::{Steps, follow};
-pub use prompts::{Format, LongPrompt, Prompts, Source};
+pub use prompts::{Format, Limits, LongPrompt, Prompts, Source};
 pub use records::{Origin, Records};
 pub use seat::Place;
 use seat::Seat;
@@ -97,14 +97,27 @@ impl Ready {
 /// of prompts while it has work. The thread ends with the input, or when nobody takes its requests any more, or with the process.
 fn read_ahead(mut source: Source, input: Input) -> Receiver<Result<Request<Line>>> {
     let (sender, receiver) = sync_channel(LOOK_AHEAD);
+    let reader = Reader(sender);
     std::thread::spawn(move || {
         for line in input {
             let Some(request) = line.and_then(|line| source.request(line)).transpose() else { continue };
             let last = request.is_err();
-            if sender.send(request).is_err() || last {
+            if reader.0.send(request).is_err() || last {
                 return;
             }
         }
     });
     receiver
+}
+
+/// A reader that panics, in the tokenizer or the chat template, must not look like the end of the input.
+struct Reader(SyncSender<Result<Request<Line>>>);
+
+impl Drop for Reader {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let what = "tokenizer or chat template broke down on a prompt, as is said above";
+            let _ = self.0.send(Err(Error::Device(what.into()))); // nobody is left to take it
+        }
+    }
 }

@@ -205,6 +205,7 @@ fn nothing_is_written_when_it_cannot_be_right() {
     let cases = [
         (tiny(), "exists", vec![], 2, "exists already".to_owned()),
         (tiny(), "damaged", vec!["--zip"], 2, "exists already".to_owned()),
+        (tiny(), "...zip", vec!["--zip"], 2, "...zip: not a name".to_owned()),
         (path("nowhere"), "out", vec![], 1, format!("{nowhere}: no such directory")),
         (path("exists"), "out", vec![], 1, "exists".to_owned()),
         (tiny(), "out", vec!["--metrics", &damaged], 3, format!("export-hf: {damaged}:2: ")),

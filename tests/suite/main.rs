@@ -10,6 +10,7 @@ mod evaluate;
 mod export_hf;
 mod fixtures;
 mod fork;
+mod fuzz;
 mod gpu;
 mod grpo;
 mod grpo_step;

@@ -1,0 +1,307 @@
+//! Who reads what comes from outside, each given an input that is damaged.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use grpo_pipes::error::Result;
+use grpo_pipes::eval::Fold;
+use grpo_pipes::grpo::advantage::{ScaleRewards, advantages};
+use grpo_pipes::grpo::batch::{self, Group, Groups};
+use grpo_pipes::grpo::health::Health;
+use grpo_pipes::grpo::supervised;
+use grpo_pipes::gsm8k::source;
+use grpo_pipes::jsonl::Input;
+use grpo_pipes::model::{Config, Model, Transformer};
+use grpo_pipes::optim::Moments;
+use grpo_pipes::policy::{self, State};
+use grpo_pipes::record::Message;
+use grpo_pipes::reward::number::Number;
+use grpo_pipes::reward::{Scorer, Semantics, Weights};
+use grpo_pipes::rollout::{Format, Limits, LongPrompt, Prompts, Source};
+use grpo_pipes::tensorfile::Storage;
+use grpo_pipes::tokenizer::{Tokenizer, stop_ids};
+
+use super::mutate::{Dice, JSON, mutate};
+use crate::fixtures::directory;
+
+/// A reader, and how many of 10,000 inputs are for it: the cheaper, the more.
+pub struct Target {
+    pub name: &'static str,
+    pub share: u64,
+    pub take: fn(&mut Place, &mut Dice),
+}
+
+pub const TARGETS: [Target; 6] = [
+    Target { name: "texts", share: 6_000, take: texts },
+    Target { name: "records", share: 3_000, take: records },
+    Target { name: "configs", share: 400, take: configs },
+    Target { name: "weights", share: 300, take: weights },
+    Target { name: "states", share: 250, take: states },
+    Target { name: "tokenizers", share: 50, take: tokenizers },
+];
+
+/// A folder of one thread, with good inputs in memory.
+pub struct Place {
+    dir: tempfile::TempDir,
+    config: Config,
+    tokenizer: Arc<Tokenizer>,
+    texts: Vec<Vec<u8>>,
+    records: Vec<Vec<u8>>,
+    /// Files of a model that takes a few kilobytes.
+    files: Vec<(&'static str, Vec<u8>)>,
+}
+
+const FILES: [&str; 7] = [
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    policy::WEIGHTS,
+    policy::OPTIMIZER,
+    policy::STATE,
+];
+
+impl Place {
+    pub fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let texts = [
+            "<reasoning>\nOne.\nTwo.\n</reasoning>\n<answer>\n72\n</answer>\n",
+            "<reasoning>a</reasoning> <answer>-$1,234.50%</answer> so $12,345.",
+            "\u{1c}\u{3000}\u{661} <answer>\u{2212}5</answer></reasoning>",
+        ];
+        let files = small_model(dir.path());
+        Self {
+            config: Config::load(dir.path()).unwrap(),
+            tokenizer: Arc::new(Tokenizer::load(dir.path()).unwrap()),
+            texts: texts.map(|text| text.as_bytes().to_vec()).to_vec(),
+            records: seeds(),
+            files,
+            dir,
+        }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn good(&self, name: &str) -> &Vec<u8> {
+        &self.files.iter().find(|(other, _)| *other == name).unwrap().1
+    }
+
+    /// Writes a file damaged, lets somebody look, and writes it whole again.
+    fn with(&self, name: &str, bytes: &[u8], look: impl FnOnce(&Path)) {
+        fs::write(self.path(name), bytes).unwrap();
+        look(self.dir.path());
+        fs::write(self.path(name), self.good(name)).unwrap();
+    }
+
+    fn damaged(&self, name: &str, dice: &mut Dice) -> Vec<u8> {
+        mutate(dice, std::slice::from_ref(self.good(name)), &JSON)
+    }
+}
+
+/// A checkpoint of the smallest model there is; its files as they are.
+fn small_model(dir: &Path) -> Vec<(&'static str, Vec<u8>)> {
+    policy::copy_companions(&directory().join("tiny-qwen2"), dir, "float32").unwrap();
+    let mut config = Config::load(dir).unwrap();
+    (config.hidden_size, config.intermediate_size, config.num_hidden_layers) = (8, 8, 1);
+    (config.num_attention_heads, config.num_key_value_heads, config.max_position_embeddings) = (2, 1, 64);
+    fs::write(dir.join("config.json"), serde_json::to_vec(&config).unwrap()).unwrap();
+    let model = Model::random(config.clone(), 1);
+    model.save(&dir.join(policy::WEIGHTS), Storage::F32).unwrap();
+    let parameters = config.parameters();
+    Moments::zeros(&parameters).save(&dir.join(policy::OPTIMIZER), &parameters).unwrap();
+    let mut state = State { step: 3, policy_id: "p".into(), ..State::default() };
+    state.take_checksums(dir).unwrap();
+    state.save(dir).unwrap();
+    FILES.map(|name| (name, fs::read(dir.join(name)).unwrap())).to_vec()
+}
+
+/// Lines of all kinds that some command reads.
+fn seeds() -> Vec<Vec<u8>> {
+    let rollout = |group: &str, sample: u32| {
+        format!(
+            r#"{{"prompt_id":"{group}","prompt":[{{"role":"user","content":"1 + 2?"}}],"answer":"3","group_id":"0:{group}","group_size":2,"sample_index":{sample},"policy_id":"p","policy_step":3,"seed":1,"temperature":1.0,"prompt_token_ids":[1,2],"completion_token_ids":[5,319],"logprobs":[-1.5,-0.25],"finish_reason":"stop","completion":"<answer>3</answer>","rewards":{{"correctness":2.0,"strict_format":null}},"reward":2.5,"extracted":"3"}}"#
+        ) + "\n"
+    };
+    let whole = rollout("a", 0) + &rollout("b", 1) + &rollout("a", 1) + &rollout("b", 0);
+    let metrics = r#"{"step":1,"policy_step":1,"loss":0.5,"entropy":0.25,"frac_reward_zero_std":1.0,"rewards/xmlcount/mean":0.25,"rewards/correctness/mean":1.5}"#;
+    let row = r##"{"question":"How many?","answer":"One and two.\n#### 3","more":[1,{"a":"\u00fc"}]}"##;
+    [whole, metrics.repeat(2).replace("}{", "}\n{"), format!("{row}\n{row}")].map(String::into_bytes).to_vec()
+}
+
+/// An error is one that says what is wrong with the input, or that the input cannot be read.
+fn refused<T>(result: Result<T>) -> Option<T> {
+    result.map_err(|err| assert!([1, 3].contains(&err.exit_code()), "{err:?}")).ok()
+}
+
+fn texts(place: &mut Place, dice: &mut Dice) {
+    let words = [
+        "<reasoning>",
+        "</reasoning>\n",
+        "<answer>\n",
+        "</answer>",
+        "\n",
+        " ",
+        "-",
+        "$",
+        ",",
+        ".",
+        "1,000",
+        "\u{2028}",
+        "\u{1d7d8}",
+    ];
+    let text = String::from_utf8_lossy(&mutate(dice, &place.texts, &words)).into_owned();
+    let answer = String::from_utf8_lossy(&mutate(dice, &[b"1,000".to_vec(), b"-72".to_vec()], &words)).into_owned();
+    for semantics in [Semantics::Fixed, Semantics::Seed] {
+        let score = Scorer { semantics, weights: Weights::default() }.score(&text, Some(&answer));
+        assert!(score.reward.is_some_and(|reward| reward.is_finite() && reward <= 4.0), "{score:?}");
+        assert!(score.extracted.is_none_or(|extracted| text.contains(extracted)));
+    }
+    if let Some(number) = Number::last_in(&text) {
+        assert!(number == number && text.contains(|c: char| c.is_ascii_digit()));
+    }
+}
+
+/// A file of lines through one of those who read lines.
+fn records(place: &mut Place, dice: &mut Dice) {
+    let path = place.path("records.jsonl");
+    fs::write(&path, mutate(dice, &place.records, &JSON)).unwrap();
+    let lines = || Input::open(&path).unwrap().map_while(refused);
+    match dice.below(7) {
+        0 | 1 => {
+            let groups: Vec<Group> =
+                Groups::new(Input::open(&path).unwrap(), &place.config).map_while(refused).collect();
+            let rewards: Vec<Vec<_>> =
+                groups.iter().map(|group| group.completions.iter().map(|one| one.reward).collect()).collect();
+            assert_eq!(advantages(&rewards, ScaleRewards::Group).groups.len(), groups.len());
+            refused(batch::temperature(&groups));
+            assert!(batch::part_means(&groups).len() < 1000);
+        }
+        2 => {
+            let scorer = Scorer { semantics: Semantics::Fixed, weights: Weights::default() };
+            for line in lines() {
+                let mut json = Vec::new();
+                if refused(scorer.score_line(&line, &mut json)).is_some() {
+                    serde_json::from_slice::<serde::de::IgnoredAny>(&json).unwrap();
+                }
+            }
+        }
+        3 => {
+            let mut fold = Fold::default();
+            lines().for_each(|line| _ = refused(fold.add(&line)));
+            refused(fold.finish().map(|summary| summary.to_json() + &summary.to_string()));
+        }
+        4 => {
+            let encode = |_: &[Message], text: &str| Ok((vec![1], text.bytes().map(u32::from).collect()));
+            supervised::examples(Input::open(&path).unwrap(), &place.config, &encode)
+                .for_each(|one| drop(refused(one)));
+        }
+        5 => {
+            let prompts = Prompts { format: Format::Records, max_tokens: 32, on_long: LongPrompt::TruncateLeft };
+            let limits = Limits { positions: 32, vocabulary: 320 };
+            let mut source = Source::new(prompts, limits, Arc::clone(&place.tokenizer), None);
+            lines().for_each(|line| drop(refused(source.request(line))));
+        }
+        _ => {
+            refused(Health::of_run(0.05, &path));
+            source::rows(&path).unwrap().for_each(|row| drop(refused(row)));
+        }
+    }
+}
+
+fn configs(place: &mut Place, dice: &mut Dice) {
+    let name = *dice.pick(&["config.json", "config.json", "generation_config.json"]);
+    let bytes = place.damaged(name, dice);
+    place.with(name, &bytes, |dir| {
+        refused(stop_ids(dir));
+        refused(Config::load(dir));
+        refused(Model::load(dir));
+        refused(policy::copy_companions(dir, tempfile::tempdir().unwrap().path(), "float32"));
+    });
+}
+
+/// Damage anywhere, or in the header alone, whose length is then right.
+fn weights(place: &mut Place, dice: &mut Dice) {
+    let name = *dice.pick(&[policy::WEIGHTS, policy::OPTIMIZER]);
+    let good = place.good(name).clone();
+    let length = u64::from_le_bytes(good[..8].try_into().unwrap()) as usize;
+    let bytes = if dice.below(4) == 0 {
+        mutate(dice, &[good], &JSON)
+    } else {
+        let words =
+            ["F32", "BF16", "I64", "F4", "F8_E4M3", "\"shape\":[4611686018427387904,4]", "[0,0]", "\"x\":", "}", "{"];
+        let header = mutate(dice, &[good[8..8 + length].to_vec()], &words);
+        [&(header.len() as u64).to_le_bytes()[..], &header, &good[8 + length..]].concat()
+    };
+    let parameters = place.config.parameters();
+    place.with(name, &bytes, |dir| {
+        if name == policy::OPTIMIZER {
+            refused(Moments::load(&dir.join(name), &parameters));
+        } else if let Some(model) = refused(Model::load(dir)) {
+            assert!(model.parameters().iter().map(|numbers| numbers.len()).sum::<usize>() < 10_000);
+            refused(Transformer::<half::bf16>::load(dir));
+        }
+    });
+}
+
+/// Half of them with the checksum that they should have.
+fn states(place: &mut Place, dice: &mut Dice) {
+    let mut bytes = place.damaged(policy::STATE, dice);
+    if dice.below(2) == 0
+        && let Ok(mut entries) = serde_json::from_slice::<serde_json::Map<String, serde_json::Value>>(&bytes)
+    {
+        entries.shift_remove("checksum");
+        let sealed = serde_json::to_string_pretty(&entries).unwrap() + "\n";
+        entries.insert("checksum".into(), policy::derive_id(&[sealed.as_bytes()]).into());
+        bytes = serde_json::to_vec(&entries).unwrap();
+    }
+    place.with(policy::STATE, &bytes, |dir| {
+        refused(policy::identity(dir));
+        refused(policy::verify(dir));
+    });
+}
+
+fn tokenizers(place: &mut Place, dice: &mut Dice) {
+    let name = *dice.pick(&["tokenizer.json", "tokenizer_config.json", "chat_template.jinja"]);
+    let bytes = if name == "chat_template.jinja" {
+        let words = [
+            "{%",
+            "%}",
+            "{{",
+            "}}",
+            "for m in messages",
+            "endfor",
+            "if",
+            "|",
+            "range(99999)",
+            "~",
+            "messages",
+            "[0]",
+            ".x",
+            "-%}",
+            "raise_exception('x')",
+        ];
+        mutate(dice, &[TEMPLATE.as_bytes().to_vec()], &words)
+    } else {
+        place.damaged(name, dice)
+    };
+    fs::write(place.path(name), bytes).unwrap();
+    if let Some(tokenizer) = refused(Tokenizer::load(place.dir.path())) {
+        let message = Message { role: "user".into(), content: "1 + 2? \u{fc}\u{1f600}".into() };
+        let text = tokenizer.chat(&[message]).unwrap_or_else(|_| "<|im_start|>1 + 2".into());
+        if let Some(ids) = refused(tokenizer.encode(&text)) {
+            refused(tokenizer.decode(&ids));
+        }
+        refused(tokenizer.decode(&[0, 317, 319, 4_000_000_000]));
+    }
+    match name {
+        "chat_template.jinja" => fs::remove_file(place.path(name)).unwrap(),
+        _ => fs::write(place.path(name), place.good(name)).unwrap(),
+    }
+}
+
+const TEMPLATE: &str = "{% set n = namespace(x='') %}{% for m in messages %}{% if m.role == 'user' %}{{ '<|im_start|>' + m.role + '\\n' + \
+    m.content|trim + '<|im_end|>' }}{% set n.x = n.x ~ m.content %}{% endif %}{% endfor %}{{ n.x[:3] }}{% if add_generation_prompt %}\
+    {{ '<|im_start|>assistant' }}{% endif %}";
