@@ -55,12 +55,12 @@ const MAX_ERROR_BYTES: usize = 2000;
 /// An error as one line: what it quotes of an input may hold line ends, or a terminal's commands, or megabytes.
 fn one_line(error: &str) -> String {
     let escape = |c: char| if c.is_control() { c.escape_default().collect::<String>() } else { c.into() };
-    let (begin, end) =
-        (error.floor_char_boundary(MAX_ERROR_BYTES / 2), error.len().saturating_sub(MAX_ERROR_BYTES / 2));
     if error.len() <= MAX_ERROR_BYTES {
         return error.chars().map(escape).collect();
     }
-    let end = error.ceil_char_boundary(end);
+    let is_whole = |at: &usize| error.is_char_boundary(*at);
+    let begin = (0..=MAX_ERROR_BYTES / 2).rfind(is_whole).expect("at 0");
+    let end = (error.len() - MAX_ERROR_BYTES / 2..=error.len()).find(is_whole).expect("at the end");
     [&error[..begin], " ... ", &error[end..]].iter().flat_map(|part| part.chars()).map(escape).collect()
 }
 

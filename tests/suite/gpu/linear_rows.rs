@@ -64,12 +64,13 @@ fn swiglu_rows_on_a_gpu() {
         for dtype in DTYPES {
             let (x, w) = (rounded(dtype, &numbers(3, rows * depth)), rounded(dtype, &numbers(4, 2 * width * depth)));
             let (gate, up) = (product(&x, &w[..width * depth], depth), product(&x, &w[width * depth..], depth));
+            let (gate, up) = (rounded(dtype, &gate), rounded(dtype, &up)); // as training keeps them
             let want: Vec<f32> = gate.iter().zip(up).map(|(gate, up)| gate / (1.0 + (-gate).exp()) * up).collect();
             let (on_gpu, weight) = (Numbers::of(&gpu, dtype, &x).unwrap(), Numbers::of(&gpu, dtype, &w).unwrap());
             let out = Numbers::new(&gpu, dtype, rows * width).unwrap();
             swiglu_rows(&*gpu, (weight.at(0), &on_gpu), &out, [rows, width, depth]).unwrap();
             let off = distance(&out.to_vec().unwrap(), &want);
-            assert!(off < rounding(dtype), "{rows} {width} {depth} {dtype:?}: {off}");
+            assert!(off < 2.5 * rounding(dtype), "{rows} {width} {depth} {dtype:?}: {off}");
         }
     }
 }
