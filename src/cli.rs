@@ -49,19 +49,18 @@ pub fn report(name: &str, outcome: Result<()>) -> ExitCode {
     }
 }
 
-/// The longest error that is told whole [bytes].
-const MAX_ERROR_BYTES: usize = 2000;
+/// Characters of an error that are told of its beginning, and of its end.
+const ERROR_CHARS: usize = 1000;
 
 /// An error as one line: what it quotes of an input may hold line ends, or a terminal's commands, or megabytes.
 fn one_line(error: &str) -> String {
     let escape = |c: char| if c.is_control() { c.escape_default().collect::<String>() } else { c.into() };
-    if error.len() <= MAX_ERROR_BYTES {
+    let count = error.chars().count();
+    if count <= 2 * ERROR_CHARS {
         return error.chars().map(escape).collect();
     }
-    let is_whole = |at: &usize| error.is_char_boundary(*at);
-    let begin = (0..=MAX_ERROR_BYTES / 2).rfind(is_whole).expect("at 0");
-    let end = (error.len() - MAX_ERROR_BYTES / 2..=error.len()).find(is_whole).expect("at the end");
-    [&error[..begin], " ... ", &error[end..]].iter().flat_map(|part| part.chars()).map(escape).collect()
+    let begin = error.chars().take(ERROR_CHARS);
+    begin.chain(" ... ".chars()).chain(error.chars().skip(count - ERROR_CHARS)).map(escape).collect()
 }
 
 /// One line on stderr, `NAME: message`, in one piece: several commands speak there. A stderr that is gone is nobody's error.
