@@ -88,9 +88,9 @@ fn sampling_ahead_begins_a_step_before_the_one_before_it_is_trained() {
 
 /// Otherwise what a sampler ahead writes would fill the pipe, and it would wait for the trainer after all.
 #[test]
-fn the_records_of_the_next_step_are_taken_while_one_is_trained() {
+fn the_records_of_the_next_steps_are_taken_while_one_is_trained() {
     let dir = tempfile::tempdir().unwrap();
-    let (run, records) = long_step(dir.path(), &[(0, 2, 4), (1, 120, 500), (2, 120, 500)]);
+    let (run, records) = long_step(dir.path(), &[(0, 2, 4), (1, 120, 500), (2, 120, 500), (3, 120, 500)]);
     let mut command = Command::new(env!("CARGO_BIN_EXE_grpo-step"));
     command.arg("--follow").arg(dir.path()).args(["--groups-per-step", "1", "--max-staleness", "2"]);
     command.args(["--logprob-band", "1e9"]).stdin(Stdio::piped()).stderr(Stdio::null()).stdout(Stdio::null());
