@@ -139,7 +139,7 @@ fn a_text_of_100_mb_is_scored_in_time_that_grows_with_its_length() {
                 assert!(score.reward.is_some_and(f64::is_finite));
             }
             let _ = Number::last_in(&text);
-            // Found: under 50 ns a byte; the square of the length would take hours.
+            // With the square of the length it would be hours in all.
             let took = (computed() - began) / text.len() as u64;
             assert!(took < 1000, "{part:?}: {took} ns a byte");
         }
