@@ -26,9 +26,9 @@ const INPUTS: u64 = 20_000;
 /// What may be allocated, and mapped, in all; that includes the memory of the threads [KiB].
 const ADDRESS_SPACE: &str = "3000000";
 
-/// No input may take longer; one that does not end is waited for so long.
-const LONGEST: Duration = Duration::from_secs(10);
-const PATIENCE: Duration = Duration::from_secs(60);
+/// No input may take longer on a machine that others use, too; one that does not end is waited for so long.
+const LONGEST: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// How many inputs are tried in all.
 pub fn inputs() -> u64 {
