@@ -18,7 +18,7 @@ use crate::run::{Holder, Live, PartnerWatch, Run, Spent, sampled_from};
 /// Weights up to this size are copied, with their moments, for a checkpoint that is written while training goes on [bytes]. Larger
 /// ones only from a GPU: on the processor the copy would take as much memory again as training does, to save the time of a write
 /// that is little against that of a step.
-const COPIED_UP_TO: usize = 64 << 20;
+const COPIED_UP_TO: u64 = 64 << 20;
 
 /// Writes what remains of a step.
 pub struct Keeper<'a> {
@@ -102,7 +102,7 @@ impl<'a> Keeper<'a> {
         if !step.is_multiple_of(self.job.keep.every) {
             return Ok(());
         }
-        let copied = trainer.machine.kind().is_some() || trainer.machine.weights()?.weight_bytes() <= COPIED_UP_TO;
+        let copied = trainer.machine.kind().is_some() || trainer.machine.config().weight_bytes() <= COPIED_UP_TO;
         if copied && self.ahead() == 0 { self.commit_aside(trainer) } else { self.commit(trainer) }
     }
 

@@ -251,9 +251,7 @@ impl Trainer {
             write_training(dir, &moments, &self.parameters, &self.older)?;
             self.state.seal(dir)?;
         }
-        publication.publish()?;
-        self.source = out.to_path_buf(); // where it was opened from may go away now
-        Ok(())
+        publication.publish()
     }
 
     /// A copy of what the checkpoint of this step holds, to be written while training goes on; `None` before the first update.

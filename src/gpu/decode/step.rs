@@ -8,9 +8,8 @@ use super::super::driver::{Address, Driver, Dtype, Matrix, Recording};
 use super::super::kernels::{Partial, add_norm};
 use super::super::packed::kernels as packed;
 use super::super::weights::Weights;
-use super::kernels::{
-    Drawers, Ends, Logits, Summed, decode_attention, draw, embed_slots, head_rows, linear_rows, splits, swiglu_rows,
-};
+use super::draw::{Drawers, Ends, Logits, Summed, draw};
+use super::kernels::{decode_attention, embed_slots, head_rows, linear_rows, splits, swiglu_rows};
 use super::log::Log;
 use super::slots::{Shape, Slots};
 use crate::engine::Sampling;

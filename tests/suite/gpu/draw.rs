@@ -1,6 +1,6 @@
 use grpo_pipes::engine::{Sampler, Sampling};
-use grpo_pipes::gpu::decode::kernels::{Drawers, Ends, Logits, Summed, draw, head_rows};
-use grpo_pipes::gpu::decode::{Begin, Entry, Log, Shape, Slots};
+use grpo_pipes::gpu::decode::kernels::head_rows;
+use grpo_pipes::gpu::decode::{Begin, Drawers, Ends, Entry, Log, Logits, Shape, Slots, Summed, draw};
 use grpo_pipes::gpu::driver::Dtype;
 use grpo_pipes::gpu::{Buffer, Numbers};
 use grpo_pipes::model::Config;
