@@ -9,7 +9,7 @@ KERNEL(256, square_sums, const float *x, const u64 *from, double *sums) {
   if (threadIdx.x == 0) sums[blockIdx.x] = sum;
 }
 
-// The numbers of an update, as src/optim.rs has them.
+// The numbers of an update, as src/optim/update.rs has them.
 struct Rule {
   float gradient_scale, keep, first_rate, second_keep, second_rate, correction_root, epsilon, step_size;
 };

@@ -1,4 +1,4 @@
-//! AdamW with f32 state, clipping by global norm, and learning-rate schedules, to PyTorch's and transformers' numbers.
+//! AdamW with moments in f32 or bf16, clipping by global norm, and learning-rate schedules, to PyTorch's and transformers' numbers.
 
 mod loss_scale;
 mod moments;
