@@ -4,7 +4,7 @@
 # is left out. MODEL is a directory with config.json and tokenizer of the 0.5B shape, which gets random weights. Needs no cargo:
 # `make CUDA=1 bench-gpu` has built all.
 . "$(dirname "$0")/common.sh"
-for part in measure gpu-speed gpu-step gpu-learn; do . "pipelines/bench/$part.sh"; done
+for part in measure report gpu-speed gpu-step gpu-learn; do . "pipelines/bench/$part.sh"; done
 
 PYTHON=${PYTHON:-python3}
 MODEL=${MODEL-../shared/qwen2.5-0.5b-instruct}

@@ -15,12 +15,14 @@ with_memory() {
     return "$code"
 }
 
+ratio() { echo "$(calculate "$1 / $2")x"; }
+
 memory() { [ -s "$WORK/$1.memory" ] && calculate "$(cat "$WORK/$1.memory") / 1024" || echo "not measured"; }
 
 # A run in $WORK whose rewards are made up, of 10 steps.
 start_steps() {
     RECIPE=qwen2.5-0.5b SEED=1 NAME=bench MODEL=$WORK/model DATA=generate STEPS=10 SAVE_EVERY=10 BETA=0
-    MAX_COMPLETION_TOKENS=$NEW_TOKENS SCORER='awk -f pipelines/bench/made-up-rewards.awk'
+    MAX_COMPLETION_TOKENS=$NEW_TOKENS SCORER='bash pipelines/awk-by-line.sh -f pipelines/bench/made-up-rewards.awk'
     load_recipe
     RUN=$WORK/run
     mkdir -p "$RUN/checkpoints" "$RUN/rollouts"
@@ -31,8 +33,9 @@ start_steps() {
 
 # From one line of metrics to the next; the first two of ten do not count.
 time_steps() {
-    train_steps | while read -r line; do echo "$EPOCHREALTIME"; done |
+    train_steps 2>"$WORK/said" | while read -r _; do echo "$EPOCHREALTIME"; done |
         awk 'NR > 2 { print $1 - before } { before = $1 }' >"$WORK/samples/step"
+    split_of_step
 }
 
 trl_steps() {
@@ -46,9 +49,12 @@ learn_once() {
     local name=$1
     shift
     rm -rf "$WORK/trained"
-    with_memory "$name" grpo-step "$RUN/rollouts/step_000001.jsonl.zst" --policy "$RUN/checkpoints/$(step_name 0)" --out "$WORK/trained" \
-        --reference "$RUN/checkpoints/$(step_name 0)" --beta 0.04 "$@" >/dev/null 2>"$WORK/stderr" || tail -n 1 "$WORK/stderr" >&2
-    echo "| grpo-step $* | $(memory "$name") | $(sed -n 's/.*memory: //p' "$WORK/stderr" | head -n 1) |"
+    if with_memory "$name" grpo-step "$RUN/rollouts/step_000001.jsonl.zst" --policy "$RUN/checkpoints/$(step_name 0)" --out "$WORK/trained" \
+        --reference "$RUN/checkpoints/$(step_name 0)" --beta 0.04 "$@" >/dev/null 2>"$WORK/stderr"; then
+        echo "| grpo-step $* | $(memory "$name") | $(sed -n 's/.*memory: //p' "$WORK/stderr" | head -n 1) |"
+    else
+        echo "| grpo-step $* | failed | $(tail -n 1 "$WORK/stderr") |"
+    fi
 }
 
 part_step() {
@@ -72,7 +78,9 @@ Medians of 8 steps after 2. Memory is what the card had taken at most meanwhile,
 |---|---|---|---|
 | rollout, score and grpo-step in one pipe | $ours | $(memory ours) | $lengths |
 | TRL, no vLLM | ${theirs:-not measured} | $(memory trl) | ${their_lengths:-} |
-| TRL against ours | $([ -z "$theirs" ] || calculate "$theirs / $ours")x | $([ ! -s "$WORK/trl.memory" ] || calculate "$(cat "$WORK/trl.memory") / $(cat "$WORK/ours.memory")")x | |
+| TRL against ours | $([ -z "$theirs" ] || ratio "$theirs" "$ours") | $([ ! -s "$WORK/trl.memory" ] || ratio "$(cat "$WORK/trl.memory")" "$(cat "$WORK/ours.memory")") | |
+
+Ours: $(split_line 8)
 
 | with a reference model | memory [GiB] | its plan |
 |---|---|---|

@@ -99,3 +99,14 @@ train_on() {
     run grpo-step "$1" --policy "$model" --out "$WORK/trained" --loss grpo --groups-per-step "$groups" --max-staleness any --weights-only
     rm -rf "$WORK/trained"
 }
+
+# Where the time of the steps after the first went, as both ends of the pipe say it, the trainer in $WORK/said [%].
+split_of_step() {
+    local whole sampling training loading handing
+    read -r whole training handing < <(sed -n 's/^grpo-step: spent \([0-9.]*\) s .* training \([0-9.]*\) s, handing over \([0-9.]*\) s.*/\1 \2 \3/p' "$WORK/said")
+    read -r sampling loading < <(sed -n 's/^rollout: spent .* sampling \([0-9.]*\) s, .* loading them \([0-9.]*\) s.*/\1 \2/p' "$RUN/rollout.log")
+    note split.sampling "$(calculate "100 * $sampling / $whole")"
+    note split.training "$(calculate "100 * $training / $whole")"
+    note split.weights "$(calculate "100 * ($handing + $loading) / $whole")"
+    note split.rest "$(calculate "100 * ($whole - $sampling - $training - $handing - $loading) / $whole")"
+}

@@ -22,6 +22,12 @@ row() {
 
 memory_row() { ! measured "$2.peak" || echo "| $1 | $(cell "$2.peak") | $(cell "$2.peer.peak") | $3 |"; }
 
+# split_line WANTED: see split_of_step.
+split_line() {
+    echo "of a whole GRPO step in one pipe $(cell split.sampling) % is sampling, $(cell split.training) % training, $(cell split.weights) % takes the weights" \
+        "from one to the other, and $(cell split.rest) % is all else (wanted: at most $1 %)."
+}
+
 speed_rows() {
     row 'tiny: sampling, 64 sequences (4 prompts x 16), 48 tokens; `generate`' tokens/s tiny_sampling 3x
     row 'tiny: training step, 64 sequences; plain PyTorch' s tiny_training 2x
@@ -63,8 +69,7 @@ are not counted.
 |---|---|---|---|---|---|---|
 $(speed_rows)
 
-Of the whole GRPO step in one pipe, tiny shape: sampling $(cell split.sampling) %, training $(cell split.training) %, weights from one to the other
-$(cell split.weights) %, all else $(cell split.rest) % (wanted: at most 15 %).
+Tiny shape: $(split_line 15)
 $(decode_table)
 
 | peak memory | ours [MiB] | peer [MiB] | wanted |

@@ -23,17 +23,6 @@ whole_step() {
     [ -z "$versions" ] || cut -d ' ' -f 2 "$WORK/output" | tail -n 1 >>"$WORK/samples/whole.peer.length"
 }
 
-# Where the time of the steps after the first went, as both ends of the pipe say it [%].
-split_of_step() {
-    local whole sampling training loading handing
-    read -r whole training handing < <(sed -n 's/^grpo-step: spent \([0-9.]*\) s .* training \([0-9.]*\) s, handing over \([0-9.]*\) s.*/\1 \2 \3/p' "$WORK/said")
-    read -r sampling loading < <(sed -n 's/^rollout: spent .* sampling \([0-9.]*\) s, .* loading them \([0-9.]*\) s.*/\1 \2/p' "$RUN/rollout.log")
-    note split.sampling "$(calculate "100 * $sampling / $whole")"
-    note split.training "$(calculate "100 * $training / $whole")"
-    note split.weights "$(calculate "100 * ($handing + $loading) / $whole")"
-    note split.rest "$(calculate "100 * ($whole - $sampling - $training - $handing - $loading) / $whole")"
-}
-
 # A start that knows the format more or less, so that groups have different rewards.
 start_run() {
     mkdir -p "$RUN/checkpoints" "$RUN/rollouts"
