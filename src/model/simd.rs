@@ -45,6 +45,9 @@ pub trait Simd: Copy {
     /// Has a cache line brought to the second-level cache, if it exists.
     #[inline(always)]
     fn prefetch<T>(_line: *const T) {}
+    /// The same, to the first-level cache.
+    #[inline(always)]
+    fn prefetch_near<T>(_line: *const T) {}
     /// `a * b + c` in each lane.
     ///
     /// # Safety

@@ -62,6 +62,8 @@ const ROWS: usize = 4;
 pub const COLS: usize = 6;
 /// Depth of a block: the rows of the weight, 24 KiB, and of x, 16 KiB, stay in the first-level cache.
 pub const DEPTH: usize = 1024;
+/// Numbers from what the hot loop reads to what it has fetched from the second-level cache meanwhile.
+const NEAR: usize = 8 * LANES;
 /// Rows of x, 1 MiB of a block's depth, that stay in the second-level cache while the weight streams past.
 const ROW_PANEL: usize = 256;
 
@@ -112,10 +114,11 @@ impl Block {
             let blocks = rows.len().div_ceil(ROWS);
             for (i, row) in rows.clone().step_by(ROWS).enumerate() {
                 let (some, ahead) = (row..rows.end.min(row + ROWS), share_of_next_columns(plain, (i, blocks), t.k));
-                if i == 0 {
-                    self.sums::<S, W, _, ROWS, SHARE>(t, row, Keep(plain, wide), ahead);
-                } else {
-                    self.some_rows::<S, W, _, SHARE>(t, some, Kept(wide), ahead);
+                match i {
+                    // Read twice in all they are not worth a copy.
+                    _ if blocks == 2 => self.some_rows::<S, W, _, SHARE>(t, some, plain, ahead),
+                    0 => self.sums::<S, W, _, ROWS, SHARE>(t, row, Keep(plain, wide), ahead),
+                    _ => self.some_rows::<S, W, _, SHARE>(t, some, Kept(wide), ahead),
                 }
             }
         }
@@ -185,8 +188,8 @@ fn share_of_next_columns<W>(w: Plain<W>, (block, blocks): (usize, usize), k: usi
 }
 
 /// The hot loop, sixteen lanes at a time; the tail is padded with zeros, which changes no sum. Sums stay in registers as long as
-/// nothing takes their address or indexes them with what is no constant, so they leave through `to`. And `from_fn`, not `map`: its
-/// closure may be compiled by itself, without the instruction set, and each load in it would be a call.
+/// nothing takes their address or indexes them with what is no constant, so they leave through `to`. And loops, no closures: these
+/// may be compiled by themselves, without the instruction set, and each load in them would be a call.
 #[allow(clippy::needless_range_loop)] // they are unrolled: no index is left
 #[inline(always)]
 unsafe fn dot_lanes<S: Simd, W, F: Source, const R: usize, const AHEAD: usize>(
@@ -200,11 +203,24 @@ unsafe fn dot_lanes<S: Simd, W, F: Source, const R: usize, const AHEAD: usize>(
         let mut acc = [[S::splat(0.0); COLS]; R];
         let whole = len - len % LANES;
         for i in (0..whole).step_by(LANES) {
-            (0..AHEAD).for_each(|c| S::prefetch(ahead[c].wrapping_add(i)));
-            let w: [S::V; COLS] = std::array::from_fn(|c| w.load::<S>(c, i));
+            for c in 0..AHEAD {
+                S::prefetch(ahead[c].wrapping_add(i));
+            }
+            for c in 0..COLS {
+                w.prefetch_near::<S>(c, i + NEAR);
+            }
+            for r in 0..R {
+                S::prefetch_near(x[r].wrapping_add(i + NEAR));
+            }
+            let mut weights = [S::splat(0.0); COLS];
+            for c in 0..COLS {
+                weights[c] = w.load::<S>(c, i);
+            }
             for r in 0..R {
                 let x = S::load(x[r].add(i));
-                acc[r] = std::array::from_fn(|c| S::mul_add(x, w[c], acc[r][c]));
+                for c in 0..COLS {
+                    acc[r][c] = S::mul_add(x, weights[c], acc[r][c]);
+                }
             }
         }
         for r in 0..R {

@@ -15,6 +15,8 @@ pub trait Source: Copy {
     unsafe fn load<S: Simd>(self, c: usize, i: usize) -> S::V;
     /// The same with zeros beyond the first `len`.
     unsafe fn load_part<S: Simd>(self, c: usize, i: usize, len: usize) -> S::V;
+    /// Has what `load` will want soon brought to the first-level cache.
+    fn prefetch_near<S: Simd>(self, _c: usize, _i: usize) {}
 }
 
 /// As they stand. Columns beyond the block's last are the last again.
@@ -42,6 +44,13 @@ impl<W: Number> Source for Plain<W> {
             S::load(lanes.as_ptr())
         }
     }
+    /// Of half as many bytes a line is used twice, and they come in time by themselves.
+    #[inline(always)]
+    fn prefetch_near<S: Simd>(self, c: usize, i: usize) {
+        if size_of::<W>() == size_of::<f32>() {
+            S::prefetch_near(self.0[c].wrapping_add(i));
+        }
+    }
 }
 
 impl<W: Number> Source for Keep<W> {
@@ -60,6 +69,10 @@ impl<W: Number> Source for Keep<W> {
             S::store(w, (*self.1).0[i / LANES][c].as_mut_ptr());
             w
         }
+    }
+    #[inline(always)]
+    fn prefetch_near<S: Simd>(self, c: usize, i: usize) {
+        self.0.prefetch_near::<S>(c, i);
     }
 }
 
