@@ -3,6 +3,7 @@
 use rayon::prelude::*;
 
 use super::attention::{Heads, Layout, attend, attend_packed};
+use super::awake::awake;
 use super::block::{self, Activations, Scratch};
 use super::matmul::{RowsMut, Start, linear};
 use super::ops::rms_norm;
@@ -83,11 +84,10 @@ impl<W: Number> Transformer<W> {
     ///
     /// A row's logits are the same bits whatever else is in the batch, and the same as [`Model::prefill`]'s and the trainer's.
     pub fn decode(&self, rows: &mut [DecodeRow<'_>], logits: &mut [f32]) {
-        let threads = rayon::current_num_threads();
-        let share = if self.fits_a_cores_cache() { rows.len().div_ceil(threads) } else { rows.len() };
-        if share == rows.len() {
-            return self.decode_together(rows, logits);
+        if !self.fits_a_cores_cache() {
+            return awake(|| self.decode_together(rows, logits));
         }
+        let share = rows.len().div_ceil(rayon::current_num_threads()).max(1);
         rows.par_chunks_mut(share)
             .zip(logits.par_chunks_mut(share * self.config().vocab_size))
             .for_each(|(rows, logits)| self.decode_together(rows, logits));
@@ -103,13 +103,11 @@ impl<W: Number> Transformer<W> {
             (Activations::new(self.config(), rows.len()), Scratch::new(self.config(), rows.len()));
         for layer in 0..self.config().num_hidden_layers {
             let mut attend_caches = |layer: usize, qkv: &[f32], out: &mut [f32], log_sum: &mut [f32]| {
-                for (row, qkv) in rows.iter_mut().zip(qkv.chunks_exact(heads.row())) {
-                    row.own.write(layer, 0, heads, qkv);
-                }
                 let width = heads.queries * heads.dim;
-                let rows = rows.par_iter().zip(qkv.par_chunks(heads.row()));
+                let rows = rows.par_iter_mut().zip(qkv.par_chunks(heads.row()));
                 let outputs = out.par_chunks_mut(width).zip(log_sum.par_chunks_mut(heads.queries));
                 rows.zip(outputs).with_min_len(8).for_each(|((row, qkv), (out, log_sum))| {
+                    row.own.write(layer, 0, heads, qkv);
                     let segments = [row.prompt.segment(layer, 0), row.own.segment(layer, 1)];
                     attend(heads, &qkv[..width], &segments, out, log_sum);
                 });

@@ -8,6 +8,7 @@
 //! arithmetic, `block` the forward of one block, `infer` and `train` the two ways to use it.
 
 mod attention;
+mod awake;
 mod backward;
 mod block;
 mod cache;
