@@ -1,12 +1,15 @@
 //! Safetensors files read and written one tensor at a time: neither side ever holds a second copy of all weights.
 
 use std::fs::File;
-use std::io::{BufWriter, Write};
+use std::io::{self, BufWriter, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use half::{bf16, f16};
+use memmap2::{MmapMut, MmapOptions};
 use rayon::prelude::*;
+use rustix::fs::{FallocateFlags, fallocate};
+use rustix::io::Errno;
 use safetensors::Dtype;
 use safetensors::tensor::{Metadata, TensorInfo};
 use serde_json::{Value, json};
@@ -173,14 +176,18 @@ impl Storage {
         self.dtype().bitsize() / 8
     }
 
-    fn encode<T: Number>(self, values: &[T]) -> Vec<u8> {
-        let values = values.iter().map(|value| value.widen());
+    /// So many numbers fill `bytes`.
+    fn encode<T: Number>(self, values: &[T], bytes: &mut [u8]) {
         match self {
-            Self::F32 => values.flat_map(f32::to_le_bytes).collect(),
-            Self::Bf16 => values.flat_map(|value| bf16::from_f32(value).to_le_bytes()).collect(),
-            Self::F16 => values.flat_map(|value| f16::from_f32(value).to_le_bytes()).collect(),
+            Self::F32 => encode(values, bytes, f32::to_le_bytes),
+            Self::Bf16 => encode(values, bytes, |value| bf16::from_f32(value).to_le_bytes()),
+            Self::F16 => encode(values, bytes, |value| f16::from_f32(value).to_le_bytes()),
         }
     }
+}
+
+fn encode<T: Number, const WIDTH: usize>(from: &[T], to: &mut [u8], encode: impl Fn(f32) -> [u8; WIDTH]) {
+    from.iter().zip(to.as_chunks_mut().0).for_each(|(from, to)| *to = encode(from.widen()));
 }
 
 /// A tensor on its way into a file.
@@ -202,12 +209,65 @@ pub struct Tensor<'a, T = f32> {
 ///
 /// # Errors
 /// [`Error::Io`] when it cannot be written.
-pub fn write<T: Number>(
+pub fn write<T: Number>(path: &Path, note: (&str, &str), storage: Storage, tensors: &[Tensor<'_, T>]) -> Result<()> {
+    let (head, _) = head(note, storage, tensors);
+    let write = || {
+        let mut out = BufWriter::with_capacity(1 << 20, File::create(path)?);
+        out.write_all(&head)?;
+        let mut bytes = vec![0; storage.bytes() * CHUNK];
+        for chunk in tensors.iter().flat_map(|tensor| tensor.values.chunks(CHUNK)) {
+            let bytes = &mut bytes[..storage.bytes() * chunk.len()];
+            storage.encode(chunk, bytes);
+            out.write_all(bytes)?;
+        }
+        out.flush()
+    };
+    write().map_err(Error::io(path))
+}
+
+/// The same bytes by way of a map, on all threads, into a new file or over one that nobody reads any more: in a file system in memory
+/// a copy at the memory's speed, when its pages are there already.
+///
+/// # Errors
+/// As [`write`].
+pub fn write_mapped<T: Number>(
     path: &Path,
-    (key, value): (&str, &str),
+    note: (&str, &str),
     storage: Storage,
     tensors: &[Tensor<'_, T>],
 ) -> Result<()> {
+    let (head, data) = head(note, storage, tensors);
+    let Some(mut map) = map_whole(path, head.len() + data).map_err(Error::io(path))? else {
+        return write(path, note, storage, tensors);
+    };
+    let (start, mut rest) = map.split_at_mut(head.len());
+    start.copy_from_slice(&head);
+    for Tensor { values, .. } in tensors {
+        let (bytes, after) = rest.split_at_mut(storage.bytes() * values.len());
+        let chunks = bytes.par_chunks_mut(storage.bytes() * CHUNK).zip(values.par_chunks(CHUNK));
+        chunks.for_each(|(bytes, values)| storage.encode(values, bytes));
+        rest = after;
+    }
+    Ok(())
+}
+
+/// A map of a file of so many bytes that are there: a page that a full disk lacks would end the process when it is written to. `None`
+/// where the file system cannot promise them.
+#[allow(unsafe_code)]
+fn map_whole(path: &Path, bytes: usize) -> io::Result<Option<MmapMut>> {
+    let file = File::options().read(true).write(true).create(true).truncate(false).open(path)?;
+    file.set_len(bytes as u64)?;
+    match fallocate(&file, FallocateFlags::empty(), 0, bytes as u64) {
+        Ok(()) => {}
+        Err(Errno::OPNOTSUPP) => return Ok(None),
+        Err(err) => return Err(err.into()),
+    }
+    // SAFETY: the caller's file, which nobody else writes to or shortens.
+    unsafe { MmapOptions::new().populate().map_mut(&file) }.map(Some)
+}
+
+/// What the file holds before the data, and how many bytes these are.
+fn head<T>((key, value): (&str, &str), storage: Storage, tensors: &[Tensor<'_, T>]) -> (Vec<u8>, usize) {
     let mut header = serde_json::Map::new();
     header.insert("__metadata__".into(), json!({ key: value }));
     let mut from = 0;
@@ -223,16 +283,7 @@ pub fn write<T: Number>(
     let mut header = Value::Object(header).to_string().into_bytes();
     let end = (LENGTH_BYTES + header.len()).next_multiple_of(ALIGNMENT);
     header.resize(end - LENGTH_BYTES, b' ');
-    let write = || {
-        let mut out = BufWriter::with_capacity(1 << 20, File::create(path)?);
-        out.write_all(&(header.len() as u64).to_le_bytes())?;
-        out.write_all(&header)?;
-        for chunk in tensors.iter().flat_map(|tensor| tensor.values.chunks(CHUNK)) {
-            out.write_all(&storage.encode(chunk))?;
-        }
-        out.flush()
-    };
-    write().map_err(Error::io(path))
+    ([&(header.len() as u64).to_le_bytes()[..], &header].concat(), from)
 }
 
 #[cfg(test)]
@@ -259,6 +310,19 @@ mod tests {
         assert_eq!(*stored(Storage::F32), values);
         assert_eq!(stored(Storage::Bf16)[1], -0.100_097_656);
         assert_eq!(*stored(Storage::F16), [1.0, -0.099_975_586, 0.0, 65_504.0]);
+    }
+
+    #[test]
+    fn by_way_of_a_map_the_bytes_are_the_same_in_a_new_file_and_over_a_longer_or_a_shorter_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let (plain, mapped) = (dir.path().join("plain"), dir.path().join("mapped"));
+        for (storage, len) in [(Storage::F32, CHUNK + 5), (Storage::F32, 3), (Storage::Bf16, 2 * CHUNK)] {
+            let values: Vec<f32> = (0..len).map(|i| i as f32 * 0.37 - 9.0).collect();
+            let tensors = [tensor("a", &values), tensor("b", &values[..2])];
+            write(&plain, ("step", "7"), storage, &tensors).unwrap();
+            write_mapped(&mapped, ("step", "7"), storage, &tensors).unwrap();
+            assert_eq!(std::fs::read(&mapped).unwrap(), std::fs::read(&plain).unwrap());
+        }
     }
 
     #[test]

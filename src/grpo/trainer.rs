@@ -283,7 +283,7 @@ impl Trainer {
         if !weights {
             return self.machine.settle();
         }
-        self.machine.weights()?.save(&dir.join(policy::WEIGHTS), Storage::F32)
+        self.machine.weights()?.hand_over(&dir.join(policy::WEIGHTS))
     }
 }
 

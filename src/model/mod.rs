@@ -53,6 +53,9 @@ pub struct Transformer<W> {
 /// A transformer in f32, which can be trained.
 pub type Model = Transformer<f32>;
 
+/// What transformers wants a weight file to say of itself.
+const FORMAT: (&str, &str) = ("format", "pt");
+
 /// One block's weights: matrices `(out, in)`, vectors `(out)`.
 struct Layer<'a, W> {
     input_norm: &'a [f32],
@@ -194,9 +197,20 @@ impl Model {
     /// # Errors
     /// [`crate::Error::Io`].
     pub fn save(&self, path: &Path, storage: Storage) -> Result<()> {
+        tensorfile::write(path, FORMAT, storage, &self.tensors())
+    }
+
+    /// The same in f32 for a reader of this moment, into a new file or over one that nobody reads any more.
+    ///
+    /// # Errors
+    /// [`crate::Error::Io`].
+    pub fn hand_over(&self, path: &Path) -> Result<()> {
+        tensorfile::write_mapped(path, FORMAT, Storage::F32, &self.tensors())
+    }
+
+    fn tensors(&self) -> Vec<Tensor<'_>> {
         let named = self.config.parameters().into_iter().zip(self.parameters());
-        let tensors: Vec<_> = named.map(|((name, shape), values)| Tensor { name, shape, values }).collect();
-        tensorfile::write(path, ("format", "pt"), storage, &tensors)
+        named.map(|((name, shape), values)| Tensor { name, shape, values }).collect()
     }
 
     /// The parameters, in the order of [`Config::parameters`].

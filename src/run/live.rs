@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use super::{Run, remove_if_there, step_name};
 use crate::error::{Error, Result};
+use crate::policy::WEIGHTS;
 
 /// Linux' file system in memory.
 const MEMORY: &str = "/dev/shm";
@@ -60,16 +61,23 @@ impl Live {
         Ok(Self { link, dir, kept, offered: None, _owner: owner })
     }
 
-    /// Lets the weights of a step appear, made by `fill` in the directory it is given; those that nobody can want any more go.
+    /// Lets the weights of a step appear, made by `fill` in the directory it is given, where it may find the file of older ones that
+    /// nobody can want any more.
     ///
     /// # Errors
     /// [`Error::Io`], and that of `fill`.
     pub fn publish(&self, step: u64, fill: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
-        if let Some(old) = step.checked_sub(self.kept) {
-            remove(&self.weights(old))?;
-        }
         let (unfinished, target) = (self.dir.join("unfinished"), self.weights(step));
         fs::create_dir(&unfinished).map_err(Error::io(&unfinished))?;
+        if let Some(old) = step.checked_sub(self.kept) {
+            let file = self.weights(old).join(WEIGHTS);
+            if !self.is_taken() {
+                // Who has sampled the records of this step has younger weights than these, so their file can be written over: to
+                // take its pages from the system again would take longer than to fill them.
+                remove_if_there(fs::rename(&file, unfinished.join(WEIGHTS)), &file)?;
+            }
+            remove(&self.weights(old))?;
+        }
         fill(&unfinished)?;
         fs::rename(&unfinished, &target).map_err(Error::io(&target))
     }
@@ -134,6 +142,9 @@ fn remove(path: &Path) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::MetadataExt;
+
+    use super::super::Offers;
     use super::*;
 
     fn publish(live: &Live, step: u64) {
@@ -163,6 +174,27 @@ mod tests {
         for place in [dir.path(), memory.path()] {
             assert_eq!(fs::read_dir(place).unwrap().count(), 0);
         }
+    }
+
+    #[test]
+    fn weights_go_over_the_file_of_those_that_nobody_wants_unless_they_go_another_way() {
+        let (dir, memory) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let run = Run::new(dir.path());
+        let mut live = Live::create_in(memory.path(), &run, (10, KEPT), &|words| panic!("said {words}")).unwrap();
+        let inode = |step| fs::metadata(run.live(step).join(WEIGHTS)).unwrap().ino();
+        let mut first = 0;
+        for step in 1..=3 {
+            live.publish(step, |dir| fs::write(dir.join(WEIGHTS), [step as u8]).map_err(Error::io(dir))).unwrap();
+            first = if step == 1 { inode(1) } else { first };
+        }
+        assert!(inode(3) == first && inode(2) != first);
+        assert_eq!(fs::read(run.live(3).join(WEIGHTS)).unwrap(), [3]);
+        live.offer(b"another way".to_vec()).unwrap();
+        let mut offers = Offers::of(&run);
+        offers.look().unwrap();
+        offers.take().unwrap();
+        live.publish(4, |_| Ok(())).unwrap();
+        assert!(!run.live(4).join(WEIGHTS).exists() && !run.live(2).exists());
     }
 
     #[test]
