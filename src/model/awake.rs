@@ -1,6 +1,7 @@
 //! Parallel loops one after the other, without the time it takes to wake a thread for each.
 
 use std::hint::spin_loop;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -10,20 +11,19 @@ use rayon::Yield;
 /// That it is bounded is also what keeps a thread that began to look in the middle of a loop's part from holding up the loop.
 const PATIENCE: Duration = Duration::from_millis(1);
 
-/// Runs `work` on a thread of the pool, whose other threads stay awake meanwhile. A thread that sleeps takes some 50 microseconds to
-/// wake, and a decode step of a model that streams from memory is 170 loops of some hundred microseconds.
-pub fn awake(work: impl FnOnce() + Send) {
-    let ended = &AtomicBool::new(false);
-    rayon::scope(|scope| {
-        let here = rayon::current_thread_index();
-        scope.spawn_broadcast(move |_, thread| {
-            if Some(thread.index()) != here {
-                look_for_work_until(ended);
-            }
-        });
-        work();
-        ended.store(true, Ordering::Relaxed);
+/// Does `work` while the other threads of the pool stay awake. A thread that sleeps takes some 50 microseconds to wake, and a decode step
+/// of a model that streams from memory is 170 loops of some hundred microseconds. Nothing waits for the threads: one that is busy
+/// with something else comes later, or too late.
+pub fn awake(work: impl FnOnce()) {
+    let ended = Arc::new(AtomicBool::new(false));
+    let (here, seen) = (rayon::current_thread_index(), Arc::clone(&ended));
+    rayon::spawn_broadcast(move |thread| {
+        if Some(thread.index()) != here {
+            look_for_work_until(&seen);
+        }
     });
+    work();
+    ended.store(true, Ordering::Relaxed);
 }
 
 fn look_for_work_until(ended: &AtomicBool) {
@@ -38,6 +38,8 @@ fn look_for_work_until(ended: &AtomicBool) {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::mpsc::channel;
+
     use rayon::ThreadPoolBuilder;
     use rayon::prelude::*;
 
@@ -58,6 +60,23 @@ mod tests {
                 others.join().unwrap();
             });
         }
+    }
+
+    #[test]
+    fn a_thread_that_is_busy_with_something_else_is_not_waited_for() {
+        let pool = ThreadPoolBuilder::new().num_threads(2).build().unwrap();
+        let ((there, is_there), (go, may_go)) = (channel(), channel());
+        pool.in_place_scope(|scope| {
+            scope.spawn(move |_| {
+                there.send(()).unwrap();
+                may_go.recv().unwrap();
+            });
+            scope.spawn(move |_| {
+                is_there.recv().unwrap();
+                awake(|| ());
+                go.send(()).unwrap();
+            });
+        });
     }
 
     #[test]
