@@ -9,7 +9,7 @@ use half::{bf16, f16};
 use memmap2::{MmapMut, MmapOptions};
 use rayon::prelude::*;
 use rustix::fs::{FallocateFlags, fallocate};
-use rustix::io::Errno;
+use rustix::io::{Errno, retry_on_intr};
 use safetensors::Dtype;
 use safetensors::tensor::{Metadata, TensorInfo};
 use serde_json::{Value, json};
@@ -257,7 +257,8 @@ pub fn write_mapped<T: Number>(
 fn map_whole(path: &Path, bytes: usize) -> io::Result<Option<MmapMut>> {
     let file = File::options().read(true).write(true).create(true).truncate(false).open(path)?;
     file.set_len(bytes as u64)?;
-    match fallocate(&file, FallocateFlags::empty(), 0, bytes as u64) {
+    // A signal interrupts it in a file system in memory.
+    match retry_on_intr(|| fallocate(&file, FallocateFlags::empty(), 0, bytes as u64)) {
         Ok(()) => {}
         Err(Errno::OPNOTSUPP) => return Ok(None),
         Err(err) => return Err(err.into()),
