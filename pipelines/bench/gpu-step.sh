@@ -31,13 +31,6 @@ start_steps() {
     point_policy_at "$(step_name 0)"
 }
 
-# From one line of metrics to the next; the first two of ten do not count.
-time_steps() {
-    train_steps 2>"$WORK/said" | while read -r _; do echo "$EPOCHREALTIME"; done |
-        awk 'NR > 2 { print $1 - before } { before = $1 }' >"$WORK/samples/step"
-    split_of_step
-}
-
 trl_steps() {
     "$PYTHON" "$peers/trl_step.py" "$RUN/checkpoints/$(step_name 0)" "$RUN/prompts.jsonl" --prompts-per-step "$PROMPTS_PER_STEP" \
         --generations "$NUM_GENERATIONS" --new-tokens "$MAX_COMPLETION_TOKENS" --learning-rate "$LEARNING_RATE" >"$WORK/trl" 2>"$WORK/stderr" ||
@@ -62,7 +55,7 @@ part_step() {
     [ -d "$WORK/model" ] || return 0
     mkdir -p "$WORK/samples"
     start_steps
-    with_memory ours time_steps
+    with_memory ours time_steps step
     if "$PYTHON" -c 'import trl' 2>/dev/null; then with_memory trl trl_steps; fi
     ours=$(median step)
     lengths=$(sed -n 's/.*"completions\/mean_length":\([0-9.]*\).*/\1/p' "$RUN/metrics.jsonl" | tail -n 1)

@@ -100,6 +100,13 @@ train_on() {
     rm -rf "$WORK/trained"
 }
 
+# time_steps NAME: seconds of each step of the run in one pipe, from one line of metrics to the next; the first two of ten do not count.
+time_steps() {
+    train_steps 2>"$WORK/said" | while read -r _; do echo "$EPOCHREALTIME"; done |
+        awk 'NR > 2 { print $1 - before } { before = $1 }' >"$WORK/samples/$1" || { tail -n 3 "$WORK/said" >&2 && return 1; }
+    split_of_step
+}
+
 # Where the time of the steps after the first went, as both ends of the pipe say it, the trainer in $WORK/said [%].
 split_of_step() {
     local whole sampling training loading handing

@@ -12,10 +12,8 @@ whole_step() {
     done >"$WORK/samples/of_run"
     note by_files "$(median of_run)"
     point_policy_at "$(step_name 0)"
-    train_steps 2>"$WORK/said" | while read -r _; do echo "$EPOCHREALTIME"; done |
-        awk 'NR > 2 { print $1 - before } { before = $1 }' >"$WORK/samples/of_run"
+    time_steps of_run
     note whole "$(median of_run)"
-    split_of_step
     sed -n 's/.*"completions\/mean_length":\([0-9.]*\).*/\1/p' "$RUN/metrics.jsonl" | tail -n 8 |
         awk '{ sum += $1 } END { print sum / NR }' >>"$WORK/samples/whole.length"
     peer whole.peer trl_step "$RUN/checkpoints/$(step_name 0)" "$RUN/prompts.jsonl" --prompts-per-step "$PROMPTS_PER_STEP" \
