@@ -13,7 +13,6 @@ mod x86;
 use std::sync::LazyLock;
 
 use half::bf16;
-use safetensors::Dtype;
 
 use crate::floats::Number;
 
@@ -34,11 +33,12 @@ pub trait Simd: Copy {
     /// # Safety
     /// `from` points at [`LANES`] numbers.
     unsafe fn load(from: *const f32) -> Self::V;
-    /// Widens them, which is exact.
+    /// The even or the odd ones of twice [`LANES`] numbers, widened, which is exact. Neighbours share a word of 32 bits, whose upper
+    /// half is an f32 but for the lower bits: one instruction for each, where to widen them in their order takes two.
     ///
     /// # Safety
-    /// As [`Simd::load`].
-    unsafe fn load_bf16(from: *const bf16) -> Self::V;
+    /// `from` points at so many.
+    unsafe fn load_bf16(from: *const bf16, odd: bool) -> Self::V;
     /// # Safety
     /// `to` points at room for [`LANES`] numbers.
     unsafe fn store(v: Self::V, to: *mut f32);
@@ -66,6 +66,19 @@ pub trait Simd: Copy {
             }
         }
         sums
+    }
+    /// Twice [`LANES`] numbers, first the even ones, then the odd ones.
+    ///
+    /// # Safety
+    /// `from` points at so many and `to` at room for them.
+    #[inline(always)]
+    unsafe fn halve(from: *const f32, to: *mut f32) {
+        for i in 0..LANES {
+            unsafe {
+                *to.add(i) = *from.add(2 * i);
+                *to.add(LANES + i) = *from.add(2 * i + 1);
+            }
+        }
     }
     /// [`LANES`] x [`LANES`] numbers in rows of `stride` become columns in rows of `to_stride`.
     ///
@@ -95,21 +108,6 @@ pub trait Kernel {
 #[inline(always)]
 pub fn mul_add<S: Simd>(a: f32, b: f32, c: f32) -> f32 {
     if S::FUSED { a.mul_add(b, c) } else { a * b + c }
-}
-
-/// [`LANES`] numbers, widened where they are not f32 already.
-///
-/// # Safety
-/// As [`Simd::load`].
-#[inline(always)]
-pub unsafe fn load<S: Simd, T: Number>(from: *const T) -> S::V {
-    const { assert!(matches!(T::DTYPE, Dtype::F32 | Dtype::BF16), "the numbers that there are loads for") };
-    unsafe {
-        match T::DTYPE {
-            Dtype::BF16 => S::load_bf16(from.cast()),
-            _ => S::load(from.cast()),
-        }
-    }
 }
 
 /// The sum of all lanes, by halves.
@@ -215,8 +213,9 @@ impl Simd for Plain {
         unsafe { from.cast::<Self::V>().read_unaligned() }
     }
     #[inline(always)]
-    unsafe fn load_bf16(from: *const bf16) -> Self::V {
-        unsafe { from.cast::<[bf16; LANES]>().read_unaligned() }.map(Number::widen)
+    unsafe fn load_bf16(from: *const bf16, odd: bool) -> Self::V {
+        let pairs = unsafe { from.cast::<[[bf16; 2]; LANES]>().read_unaligned() };
+        pairs.map(|pair| pair[usize::from(odd)].widen())
     }
     #[inline(always)]
     unsafe fn store(v: Self::V, to: *mut f32) {

@@ -283,9 +283,9 @@ fn saved(model: &Model, storage: Storage) -> TempDir {
     dir
 }
 
-/// Whatever the checkpoint stores, and whether it is mapped or converted.
+/// Whatever the checkpoint stores, and whether it is mapped or converted; but for the order of sums.
 #[test]
-fn weights_held_in_bf16_give_the_bits_of_the_same_numbers_in_f32() {
+fn weights_held_in_bf16_are_the_same_numbers_in_f32() {
     for model in [tiny(), odd(), deep()] {
         for storage in [Storage::F32, Storage::Bf16, Storage::F16] {
             let dir = saved(&model, storage);
@@ -300,7 +300,10 @@ fn weights_held_in_bf16_give_the_bits_of_the_same_numbers_in_f32() {
             let numbers: usize = rounded.parameters().iter().map(|values| values.len()).sum();
             assert_eq!(halves.weight_bytes(), 2 * numbers + 2 * vectors);
             let sequence = tokens(20, model.config().vocab_size, 3);
-            assert_eq!(decoded_logits(&halves, &sequence, 9), decoded_logits(&rounded, &sequence, 9));
+            let [got, want] =
+                [decoded_logits(&halves, &sequence, 9), decoded_logits(&rounded, &sequence, 9)].map(|l| l.concat());
+            let off = worst(&got, &want);
+            assert!(off < 1e-5, "{off:e}");
         }
     }
 }

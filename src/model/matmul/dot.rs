@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
+use super::halves::{as_weights_load, is_halved};
 use super::source::{Keep, Kept, Plain, Source, Wide};
 use super::{PARALLEL_FROM, Shared, Start};
 use crate::floats::Number;
@@ -25,6 +26,17 @@ impl<W: Number> Product<'_, W> {
     /// # Safety
     /// The pointers are good for the shape, `n` columns of the output, and nothing else uses `y` meanwhile.
     pub unsafe fn run(self, n: usize) {
+        // SAFETY: the caller's.
+        unsafe {
+            as_weights_load::<W>(self.x, (self.m, self.k), |rows, x| {
+                Self { x, y: self.y.add(rows.start * self.y_stride), m: rows.len(), ..self }.columns(n);
+            });
+        }
+    }
+
+    /// # Safety
+    /// As [`Product::run`], and x is as weights are loaded.
+    unsafe fn columns(self, n: usize) {
         let (task, columns) = (Shared(self), columns_a_task(self.m, n, self.k));
         if columns >= n {
             // SAFETY: the caller's.
@@ -65,7 +77,7 @@ pub const DEPTH: usize = 1024;
 /// Numbers from what the hot loop reads to what it has fetched from the second-level cache meanwhile.
 const NEAR: usize = 8 * LANES;
 /// Rows of x, 1 MiB of a block's depth, that stay in the second-level cache while the weight streams past.
-const ROW_PANEL: usize = 256;
+pub const ROW_PANEL: usize = 256;
 
 impl<W: Number> Kernel for Columns<'_, W> {
     type Out = ();
@@ -98,8 +110,11 @@ struct Block {
 
 /// Columns of the next block whose weights one block of rows fetches, where there are several of them and where there is one. A
 /// fetch takes the place of a load, so none is made twice for nothing.
-const SHARE: usize = 2;
+const SHARE: usize = COLS / 2;
 const ALL: usize = COLS;
+/// Blocks of rows up to which each widens the weights for itself: a copy in f32 spares all but the first that instruction a vector, but
+/// to write it costs as much as that saves four of them.
+const WIDENED_ANEW: usize = 4;
 
 impl Block {
     #[inline(always)]
@@ -112,11 +127,11 @@ impl Block {
                 return;
             }
             let blocks = rows.len().div_ceil(ROWS);
+            let copied = is_halved::<W>() && blocks > WIDENED_ANEW;
             for (i, row) in rows.clone().step_by(ROWS).enumerate() {
                 let (some, ahead) = (row..rows.end.min(row + ROWS), share_of_next_columns(plain, (i, blocks), t.k));
                 match i {
-                    // Read twice in all they are not worth a copy.
-                    _ if blocks == 2 => self.some_rows::<S, W, _, SHARE>(t, some, plain, ahead),
+                    _ if !copied => self.some_rows::<S, W, _, SHARE>(t, some, plain, ahead),
                     0 => self.sums::<S, W, _, ROWS, SHARE>(t, row, Keep(plain, wide), ahead),
                     _ => self.some_rows::<S, W, _, SHARE>(t, some, Kept(wide), ahead),
                 }
@@ -201,25 +216,19 @@ unsafe fn dot_lanes<S: Simd, W, F: Source, const R: usize, const AHEAD: usize>(
 ) {
     unsafe {
         let mut acc = [[S::splat(0.0); COLS]; R];
-        let whole = len - len % LANES;
-        for i in (0..whole).step_by(LANES) {
-            for c in 0..AHEAD {
-                S::prefetch(ahead[c].wrapping_add(i));
-            }
-            for c in 0..COLS {
-                w.prefetch_near::<S>(c, i + NEAR);
-            }
-            for r in 0..R {
-                S::prefetch_near(x[r].wrapping_add(i + NEAR));
-            }
-            let mut weights = [S::splat(0.0); COLS];
-            for c in 0..COLS {
-                weights[c] = w.load::<S>(c, i);
-            }
-            for r in 0..R {
-                let x = S::load(x[r].add(i));
+        let whole = len - len % (2 * LANES);
+        for i in (0..whole).step_by(2 * LANES) {
+            prefetch::<S, W, F, R, AHEAD>(x, w, i, ahead);
+            for second in [false, true] {
+                let mut weights = [S::splat(0.0); COLS];
                 for c in 0..COLS {
-                    acc[r][c] = S::mul_add(x, weights[c], acc[r][c]);
+                    weights[c] = w.load::<S>(c, i, second);
+                }
+                for r in 0..R {
+                    let x = S::load(x[r].add(i + usize::from(second) * LANES));
+                    for c in 0..COLS {
+                        acc[r][c] = S::mul_add(x, weights[c], acc[r][c]);
+                    }
                 }
             }
         }
@@ -228,15 +237,40 @@ unsafe fn dot_lanes<S: Simd, W, F: Source, const R: usize, const AHEAD: usize>(
                 S::store(acc[r][c], to.add((r * COLS + c) * LANES));
             }
         }
-        if whole < len {
+        for i in (whole..len).step_by(LANES) {
             for c in 0..COLS {
-                let w = w.load_part::<S>(c, whole, len - whole);
+                let w = w.load_part::<S>(c, i, LANES.min(len - i));
                 for r in 0..R {
-                    let (x, to) =
-                        (Plain([x[r]; COLS]).load_part::<S>(0, whole, len - whole), to.add((r * COLS + c) * LANES));
+                    let x = Plain([x[r]; COLS]).load_part::<S>(0, i, LANES.min(len - i));
+                    let to = to.add((r * COLS + c) * LANES);
                     S::store(S::mul_add(x, w, S::load(to)), to);
                 }
             }
+        }
+    }
+}
+
+/// What the hot loop at `i` has brought meanwhile: the next columns from memory, what it will read soon from the second-level cache.
+#[allow(clippy::needless_range_loop)] // as above
+#[inline(always)]
+unsafe fn prefetch<S: Simd, W, F: Source, const R: usize, const AHEAD: usize>(
+    x: [*const f32; R],
+    w: F,
+    i: usize,
+    ahead: [*const W; AHEAD],
+) {
+    let lines = 2 * LANES * size_of::<W>() / 64;
+    for c in 0..AHEAD {
+        for line in 0..lines {
+            S::prefetch(ahead[c].wrapping_add(i + line * LANES));
+        }
+    }
+    for i in [i + NEAR, i + NEAR + LANES] {
+        for c in 0..COLS {
+            w.prefetch_near::<S>(c, i);
+        }
+        for r in 0..R {
+            S::prefetch_near(x[r].wrapping_add(i));
         }
     }
 }

@@ -7,6 +7,7 @@
 #![allow(unsafe_code)] // pointers into disjoint parts of one output; each function checks its bounds first
 
 mod dot;
+mod halves;
 mod outer;
 mod source;
 

@@ -1,9 +1,10 @@
-//! Where the hot loop of dot products gets a block of weights from: where they stand, or, for the rows after the first few, from a
-//! copy in f32 in the first-level cache.
+//! Where the hot loop of dot products gets a block of weights from: where they stand, or, if they are to be widened for many rows,
+//! from a copy in f32 in the first-level cache.
 
 use super::dot::{COLS, DEPTH};
+use super::halves::is_halved;
 use crate::floats::Number;
-use crate::model::simd::{self, LANES, Simd};
+use crate::model::simd::{LANES, Simd};
 
 /// The weights of a block in f32, sixteen of each column side by side.
 #[repr(C, align(64))]
@@ -11,9 +12,9 @@ pub struct Wide(pub [[[f32; LANES]; COLS]; DEPTH / LANES]);
 
 /// Where the hot loop gets weights from.
 pub trait Source: Copy {
-    /// Sixteen of column `c`, from `i`, a multiple of sixteen, on.
-    unsafe fn load<S: Simd>(self, c: usize, i: usize) -> S::V;
-    /// The same with zeros beyond the first `len`.
+    /// Sixteen of the thirty-two of column `c` from `i`, a multiple of that, on: the first or the second as x has them, see [`super::halves`].
+    unsafe fn load<S: Simd>(self, c: usize, i: usize, second: bool) -> S::V;
+    /// The `len`, at most sixteen, from `i`, a multiple of that, on as they stand, and zeros.
     unsafe fn load_part<S: Simd>(self, c: usize, i: usize, len: usize) -> S::V;
     /// Has what `load` will want soon brought to the first-level cache.
     fn prefetch_near<S: Simd>(self, _c: usize, _i: usize) {}
@@ -33,8 +34,15 @@ pub struct Kept(pub *const Wide);
 
 impl<W: Number> Source for Plain<W> {
     #[inline(always)]
-    unsafe fn load<S: Simd>(self, c: usize, i: usize) -> S::V {
-        unsafe { simd::load::<S, W>(self.0[c].add(i)) }
+    unsafe fn load<S: Simd>(self, c: usize, i: usize, second: bool) -> S::V {
+        unsafe {
+            let w = self.0[c].add(i);
+            if is_halved::<W>() {
+                S::load_bf16(w.cast(), second)
+            } else {
+                S::load(w.cast::<f32>().add(usize::from(second) * LANES))
+            }
+        }
     }
     #[inline(always)]
     unsafe fn load_part<S: Simd>(self, c: usize, i: usize, len: usize) -> S::V {
@@ -55,10 +63,10 @@ impl<W: Number> Source for Plain<W> {
 
 impl<W: Number> Source for Keep<W> {
     #[inline(always)]
-    unsafe fn load<S: Simd>(self, c: usize, i: usize) -> S::V {
+    unsafe fn load<S: Simd>(self, c: usize, i: usize, second: bool) -> S::V {
         unsafe {
-            let w = self.0.load::<S>(c, i);
-            S::store(w, (*self.1).0[i / LANES][c].as_mut_ptr());
+            let w = self.0.load::<S>(c, i, second);
+            S::store(w, (*self.1).0[i / LANES + usize::from(second)][c].as_mut_ptr());
             w
         }
     }
@@ -78,11 +86,11 @@ impl<W: Number> Source for Keep<W> {
 
 impl Source for Kept {
     #[inline(always)]
-    unsafe fn load<S: Simd>(self, c: usize, i: usize) -> S::V {
-        unsafe { S::load((*self.0).0.as_ptr().cast::<f32>().add(i * COLS + c * LANES)) }
+    unsafe fn load<S: Simd>(self, c: usize, i: usize, second: bool) -> S::V {
+        unsafe { S::load((*self.0).0.as_ptr().cast::<f32>().add((i + usize::from(second) * LANES) * COLS + c * LANES)) }
     }
     #[inline(always)]
     unsafe fn load_part<S: Simd>(self, c: usize, i: usize, _len: usize) -> S::V {
-        unsafe { self.load::<S>(c, i) }
+        unsafe { self.load::<S>(c, i, false) }
     }
 }

@@ -45,10 +45,11 @@ impl Simd for Avx512 {
         unsafe { _mm512_loadu_ps(from) }
     }
     #[inline(always)]
-    unsafe fn load_bf16(from: *const bf16) -> __m512 {
+    unsafe fn load_bf16(from: *const bf16, odd: bool) -> __m512 {
         unsafe {
-            let upper = _mm512_cvtepu16_epi32(_mm256_loadu_si256(from.cast()));
-            _mm512_castsi512_ps(_mm512_slli_epi32::<16>(upper))
+            let pairs = _mm512_loadu_si512(from.cast());
+            let odds = _mm512_set1_epi32(0xffff_0000_u32.cast_signed());
+            _mm512_castsi512_ps(if odd { _mm512_and_si512(pairs, odds) } else { _mm512_slli_epi32::<16>(pairs) })
         }
     }
     #[inline(always)]
@@ -82,6 +83,17 @@ impl Simd for Avx512 {
             }
             let sums = ones(twos(columns[0], columns[1]), twos(columns[2], columns[3]));
             std::mem::transmute::<__m512, [[f32; 4]; 4]>(sums)
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn halve(from: *const f32, to: *mut f32) {
+        unsafe {
+            let even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+            let odd = _mm512_or_si512(even, _mm512_set1_epi32(1));
+            let (first, second) = (_mm512_loadu_ps(from), _mm512_loadu_ps(from.add(16)));
+            _mm512_storeu_ps(to, _mm512_permutex2var_ps(first, even, second));
+            _mm512_storeu_ps(to.add(16), _mm512_permutex2var_ps(first, odd, second));
         }
     }
 
@@ -123,6 +135,16 @@ impl Simd for Avx512 {
 #[derive(Clone, Copy)]
 pub struct Avx2;
 
+/// The even or the odd ones of sixteen numbers.
+#[inline(always)]
+unsafe fn half_of_pairs(from: *const bf16, odd: bool) -> __m256 {
+    unsafe {
+        let pairs = _mm256_loadu_si256(from.cast());
+        let odds = _mm256_set1_epi32(0xffff_0000_u32.cast_signed());
+        _mm256_castsi256_ps(if odd { _mm256_and_si256(pairs, odds) } else { _mm256_slli_epi32::<16>(pairs) })
+    }
+}
+
 impl Simd for Avx2 {
     type V = [__m256; 2];
     const FUSED: bool = true;
@@ -136,12 +158,8 @@ impl Simd for Avx2 {
         unsafe { [_mm256_loadu_ps(from), _mm256_loadu_ps(from.add(8))] }
     }
     #[inline(always)]
-    unsafe fn load_bf16(from: *const bf16) -> Self::V {
-        unsafe {
-            let low = _mm256_cvtepu16_epi32(_mm_loadu_si128(from.cast()));
-            let high = _mm256_cvtepu16_epi32(_mm_loadu_si128(from.add(8).cast()));
-            [_mm256_castsi256_ps(_mm256_slli_epi32::<16>(low)), _mm256_castsi256_ps(_mm256_slli_epi32::<16>(high))]
-        }
+    unsafe fn load_bf16(from: *const bf16, odd: bool) -> Self::V {
+        unsafe { [half_of_pairs(from, odd), half_of_pairs(from.add(16), odd)] }
     }
     #[inline(always)]
     unsafe fn store(v: Self::V, to: *mut f32) {
