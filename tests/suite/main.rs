@@ -28,5 +28,6 @@ mod runs;
 mod sampler;
 mod score;
 mod signals;
+mod slow_disk;
 mod tiny_job;
 mod tokenizer;

@@ -118,7 +118,11 @@ impl Root {
 
     /// Starts training in a session of its own.
     pub fn start(&self) -> Started {
-        let script = self.script("train.sh", &[]);
+        self.start_with(&[])
+    }
+
+    pub fn start_with(&self, more: &[(&str, &str)]) -> Started {
+        let script = self.script("train.sh", more);
         let mut command = Command::new("setsid");
         // A shell cannot take signals that were ignored where it began, as SIGINT is in the background of another.
         command
