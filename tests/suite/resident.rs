@@ -215,3 +215,26 @@ fn a_stage_that_buffers_is_explained() {
     assert!(explained.contains("a stage between is buffering its output or lost records"), "{explained}");
     run.kill_all();
 }
+
+/// No more memory from one moment on: whatever a stage then asks for it is refused.
+#[test]
+fn a_stage_without_memory_ends_the_run_which_goes_on_when_there_is_some() {
+    let whole = Root::new(&[("STEPS", "40"), ("SAVE_EVERY", "7")]);
+    whole.train_whole();
+    for stage in ["rollout", "grpo-step"] {
+        let root = whole.back_to_the_start();
+        let mut run = root.start();
+        run.wait_for(&root.run("rollouts/step_000002.jsonl.zst"));
+        let (id, _) = run.processes().into_iter().find(|(_, name)| name == stage).unwrap();
+        assert!(Command::new("prlimit").args(["--as=1", "--pid", &id]).status().unwrap().success());
+        let (code, said) = run.end_of_it();
+        assert_eq!(code, Some(1), "{said}");
+        let told = news(&said);
+        assert!(told[0].starts_with(&format!("{stage}: ")), "{said}");
+        assert!(told[0].ends_with("/model.safetensors: Cannot allocate memory (os error 12)"), "{said}");
+        assert!(told[1].starts_with("error: runs/run stopped at step "), "{said}");
+        assert_eq!(told.len(), 2, "{said}");
+        root.train_whole();
+        root.assert_same_files(&whole);
+    }
+}
