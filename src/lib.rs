@@ -2,7 +2,6 @@
 //!
 //! The modules stand in the order of the flow; what each must not know is in its own header.
 
-mod allowance;
 pub mod cli;
 pub mod error;
 pub mod jsonl;

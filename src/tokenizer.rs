@@ -3,22 +3,17 @@
 use std::collections::HashMap;
 use std::panic::catch_unwind;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use minijinja::{Environment, ErrorKind, Value, context};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use crate::allowance;
 use crate::error::{Error, Result};
-use crate::jsonl::MAX_LINE_BYTES;
 use crate::record::Message;
 
 /// What a chat template may do for one prompt [instructions of its interpreter]: a thousand times what a long chat takes, and about a
 /// second. A template is a program of whoever made the model.
 const TEMPLATE_FUEL: u64 = 20_000_000;
-/// And how much memory it may hold meanwhile [bytes]: many times the longest line. Ten of those instructions can double a text.
-const TEMPLATE_MEMORY: usize = 8 * MAX_LINE_BYTES;
 
 /// A model directory's tokenizer and chat template.
 pub struct Tokenizer {
@@ -85,7 +80,7 @@ fn parse(bytes: &[u8]) -> std::result::Result<tokenizers::Tokenizer, String> {
 
 /// Jinja, set up as transformers does it.
 struct ChatTemplate {
-    environment: Arc<Environment<'static>>,
+    environment: Environment<'static>,
     special_tokens: Vec<(&'static str, String)>,
 }
 
@@ -152,18 +147,14 @@ impl ChatTemplate {
             Err(minijinja::Error::new(ErrorKind::InvalidOperation, message))
         });
         environment.add_template_owned("chat", source)?;
-        Ok(Self { environment: Arc::new(environment), special_tokens })
+        Ok(Self { environment, special_tokens })
     }
 
     fn render(&self, messages: &[Message]) -> std::result::Result<String, String> {
+        let template = self.environment.get_template("chat").expect("added in new");
         let special = Value::from_iter(self.special_tokens.iter().map(|(name, text)| (*name, text.as_str())));
         let context = context! { messages, add_generation_prompt => true, ..special };
-        let environment = Arc::clone(&self.environment);
-        let rendered = allowance::within(TEMPLATE_MEMORY, move || {
-            let rendered = environment.get_template("chat").and_then(|template| template.render(context));
-            rendered.map_err(|err| err.detail().map_or_else(|| err.to_string(), str::to_owned))
-        });
-        rendered.unwrap_or_else(|| Err(format!("wants more than {} MiB of memory", TEMPLATE_MEMORY >> 20)))
+        template.render(context).map_err(|err| err.detail().map_or_else(|| err.to_string(), str::to_owned))
     }
 }
 

@@ -40,17 +40,13 @@ fn said_of(template: &str) -> [(Option<i32>, String); 2] {
     ]
 }
 
-const DOUBLING: &str =
-    "{% set ns = namespace(x='a') %}{% for i in range(60) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}";
-
 #[test]
-fn a_template_that_does_not_end_or_asks_for_more_than_messages_and_some_memory_is_refused_in_one_line() {
+fn a_template_that_does_not_end_or_asks_for_more_than_messages_is_refused_in_one_line() {
     let long = "{% for i in range(99999) %}".repeat(3) + "x" + &"{% endfor %}".repeat(3);
     let cases = [
         (long.as_str(), "fuel"),
         ("{% macro f() %}{{ f() }}{{ f() }}{% endmacro %}{{ f() }}", "recursion"),
         ("{{ range(99999999999) }}", "range"),
-        (DOUBLING, "wants more than 512 MiB of memory"),
         ("{% include '/etc/passwd' %}", "/etc/passwd"),
         ("{% import 'x' as x %}", "x"),
         ("{{ messages.__class__.__mro__ }}", "undefined"),
