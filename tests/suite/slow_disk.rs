@@ -6,7 +6,7 @@ use std::process::Command;
 
 use crate::runs::{Root, text};
 
-/// `None` where there is no compiler for it, or no way to load it.
+/// `None` where there is no way to load it.
 fn library(dir: &Path) -> Option<PathBuf> {
     if !cfg!(all(target_os = "linux", target_env = "gnu")) {
         eprintln!("left out: needs Linux with glibc");

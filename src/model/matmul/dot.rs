@@ -108,8 +108,8 @@ struct Block {
     depth: usize,
 }
 
-/// Columns of the next block whose weights one block of rows fetches, where there are several of them and where there is one. A
-/// fetch takes the place of a load, so none is made twice for nothing.
+/// Columns of the next block whose weights one block of rows fetches, where there are several of them and where there is one: two
+/// blocks fetch all of them. A fetch takes the place of a load, so several do not each fetch them all.
 const SHARE: usize = COLS / 2;
 const ALL: usize = COLS;
 /// Blocks of rows up to which each widens the weights for itself: a copy in f32 spares all but the first that instruction a vector, but
@@ -253,7 +253,7 @@ unsafe fn dot_lanes<S: Simd, W, F: Source, const R: usize, const AHEAD: usize>(
 /// What the hot loop at `i` has brought meanwhile: the next columns from memory, what it will read soon from the second-level cache.
 #[allow(clippy::needless_range_loop)] // as above
 #[inline(always)]
-unsafe fn prefetch<S: Simd, W, F: Source, const R: usize, const AHEAD: usize>(
+fn prefetch<S: Simd, W, F: Source, const R: usize, const AHEAD: usize>(
     x: [*const f32; R],
     w: F,
     i: usize,

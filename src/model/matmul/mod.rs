@@ -1,8 +1,8 @@
 //! The three products of a linear layer: forward, gradient of its input, gradient of its weight.
 //!
-//! Every output is one chain of multiply-adds in an order that depends on its own row and column alone, so a row's result has the
-//! same bits whatever else is in the batch, on however many threads. That is what lets a sampled log-probability equal the
-//! trainer's. A library product chooses its order by the shape of the batch.
+//! Every output is one chain of multiply-adds in an order that depends on its own row and column and on what the weights are held in,
+//! so a row's result has the same bits whatever else is in the batch, on however many threads. That is what lets a sampled
+//! log-probability equal the trainer's. A library product chooses its order by the shape of the batch.
 
 #![allow(unsafe_code)] // pointers into disjoint parts of one output; each function checks its bounds first
 
