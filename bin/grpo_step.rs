@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Parser;
+use grpo_pipes::ahead::Ahead;
 use grpo_pipes::cli::{self, InputArgs, OutputArgs, Report};
 use grpo_pipes::error::{Error, Result};
 use grpo_pipes::grpo::batch::Groups;
@@ -21,7 +22,7 @@ use grpo_pipes::model::Model;
 use grpo_pipes::optim::OptimizerConfig;
 use grpo_pipes::policy;
 use grpo_pipes::progress::Progress;
-use grpo_pipes::record::Message;
+use grpo_pipes::record::{Line, Message};
 use grpo_pipes::run::{Keep, Run};
 use grpo_pipes::stop::Stop;
 use grpo_pipes::tokenizer::{Tokenizer, stop_ids};
@@ -161,7 +162,7 @@ fn train_grpo(args: &Args, input: Input, trainer: &mut Trainer, report: &mut Rep
     let shape = trainer.machine.config().clone();
     let tokens = args.tokens(trainer);
     let mut grpo = GrpoTrainer::new(trainer, args.grpo.clone(), tokens, args.dry_run)?;
-    let groups = Groups::new(input, &shape);
+    let groups = Groups::new(input, shape);
     let mut progress = Progress::new(NAME);
     let mut health = Health::of_steps(args.grpo.logprob_band);
     grpo::in_steps(groups, args.size(), &mut |groups| {
@@ -181,7 +182,8 @@ fn train_supervised(
     let shape = trainer.machine.config().clone();
     let config = SupervisedConfig { loss_on_prompt: args.loss_on_prompt, micro_batch_tokens: args.tokens(trainer) };
     let encode = demonstrations_of(policy)?;
-    let examples = supervised::examples(input, &shape, &*encode);
+    let example = move |line: Line| supervised::example(&line, &shape, &*encode).map(Some);
+    let examples = Ahead::of_lines(input, example);
     let mut progress = Progress::new(NAME);
     grpo::in_steps(examples, args.size(), &mut |examples| {
         let line = supervised::step(trainer, config, examples)?;
@@ -197,7 +199,7 @@ fn tell(line: &Metrics, report: &mut Report, progress: &mut Progress) {
 }
 
 /// A demonstration is what `rollout` would have sampled: the chat as prompt, then the text and the token that ends a turn.
-fn demonstrations_of(dir: &Path) -> Result<Box<Encode<'static>>> {
+fn demonstrations_of(dir: &Path) -> Result<Box<Encode>> {
     let (tokenizer, end) = (Tokenizer::load(dir)?, stop_ids(dir)?[0]);
     Ok(Box::new(move |messages: &[Message], text: &str| {
         let chat = tokenizer.chat(messages).map_err(|what| Error::Data(format!("chat template: {what}")))?;

@@ -2,6 +2,8 @@
 //!
 //! The modules stand in the order of the flow; what each must not know is in its own header.
 
+pub mod ahead;
+mod allowance;
 pub mod cli;
 pub mod error;
 pub mod jsonl;

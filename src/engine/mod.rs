@@ -11,9 +11,11 @@ mod sampler;
 mod scheduler;
 
 use std::collections::VecDeque;
-use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, sync_channel};
+use std::sync::mpsc::{SyncSender, sync_channel};
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
+use crate::ahead::Ahead;
 use crate::error::{Error, Result};
 use crate::rng::Stream;
 use crate::stop::Stop;
@@ -166,12 +168,12 @@ impl<'d> Engine<'d> {
         Self { stop: stop.clone(), ..self }
     }
 
-    /// Samples a group for each request until the sender is gone. A request is taken when a slot is free for it; nothing waits for
+    /// Samples a group for each request until there are no more. A request is taken when a slot is free for it; nothing waits for
     /// requests while there is work. An error among the requests ends them: what came before it is sampled, then it is returned.
     ///
     /// # Errors
     /// That of a request, of the sink or of the stop, [`Error::Numerics`] when logits are not finite, [`Error::Device`] of a decoder.
-    pub fn run<T: Send>(&mut self, requests: Receiver<Result<Request<T>>>, sink: &mut dyn Sink<T>) -> Result<Work> {
+    pub fn run<T: Send>(&mut self, requests: Ahead<Request<T>>, sink: &mut dyn Sink<T>) -> Result<Work> {
         let (sender, events) = sync_channel(EVENTS);
         let mut outcome = Ok(());
         // On a thread of the pool, where each step's parallel loops start without a switch of threads; the sink stays on this one.
@@ -185,20 +187,22 @@ impl<'d> Engine<'d> {
         taken.and(outcome).map(|()| self.work)
     }
 
-    fn work_through<T>(&mut self, requests: Receiver<Result<Request<T>>>, events: SyncSender<Event<T>>) -> Result<()> {
+    fn work_through<T>(&mut self, mut requests: Ahead<Request<T>>, events: SyncSender<Event<T>>) -> Result<()> {
         let mut scheduler = Scheduler::new(self.settings.max_sequences, self.settings.group_size);
         let mut groups = Groups { waiting: VecDeque::new(), left: 0 };
         let mut ended: Option<Result<()>> = None;
         let mut said = Instant::now();
         loop {
             while ended.is_none() && scheduler.wants_group() {
-                match receive(&requests, scheduler.is_idle()) {
-                    Next::Request(request) => {
+                let next = if scheduler.is_idle() { Poll::Ready(requests.next()) } else { requests.poll() };
+                match next {
+                    Poll::Ready(Some(Ok(request))) => {
                         scheduler.arrive();
                         groups.arrive(request, self.settings.group_size);
                     }
-                    Next::Later => break,
-                    Next::End(outcome) => ended = Some(outcome),
+                    Poll::Ready(Some(Err(err))) => ended = Some(Err(err)),
+                    Poll::Ready(None) => ended = Some(Ok(())),
+                    Poll::Pending => break,
                 }
             }
             self.stop.check()?;
@@ -286,21 +290,4 @@ impl Sequence {
 fn not_finite(step: u64, sequence: &str, position: usize, layer: Option<usize>) -> Error {
     let place = layer.map_or("the LM head".into(), |layer| format!("layer {layer}"));
     Error::Numerics(format!("step {step}, {sequence}, position {position}: logits are not finite, first in {place}"))
-}
-
-enum Next<T> {
-    Request(Request<T>),
-    Later,
-    End(Result<()>),
-}
-
-/// The next request; waits for it only if asked to.
-fn receive<T>(requests: &Receiver<Result<Request<T>>>, wait: bool) -> Next<T> {
-    let received = if wait { requests.recv().map_err(|_| TryRecvError::Disconnected) } else { requests.try_recv() };
-    match received {
-        Ok(Ok(request)) => Next::Request(request),
-        Ok(Err(err)) => Next::End(Err(err)),
-        Err(TryRecvError::Empty) => Next::Later,
-        Err(TryRecvError::Disconnected) => Next::End(Ok(())),
-    }
 }

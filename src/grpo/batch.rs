@@ -164,9 +164,9 @@ impl Completion {
 }
 
 /// Whole groups of an input, in the order of their first records. Records of several groups may be mixed.
-pub struct Groups<'a> {
+pub struct Groups {
     input: Input,
-    limits: &'a Config,
+    limits: Config,
     order: Option<Order>,
     open: VecDeque<OpenGroup>,
     seen: HashSet<String>,
@@ -177,10 +177,10 @@ struct OpenGroup {
     size: usize,
 }
 
-impl<'a> Groups<'a> {
+impl Groups {
     /// Reads `input` for a policy of shape `limits`.
     #[must_use]
-    pub fn new(input: Input, limits: &'a Config) -> Self {
+    pub fn new(input: Input, limits: Config) -> Self {
         Self { input, limits, order: None, open: VecDeque::new(), seen: HashSet::new() }
     }
 
@@ -208,7 +208,7 @@ impl<'a> Groups<'a> {
         let record = line.record()?;
         let id: String = record.get("group_id")?;
         let size: usize = record.get("group_size")?;
-        let completion = Completion::parse(line, &record, self.limits)?;
+        let completion = Completion::parse(line, &record, &self.limits)?;
         self.order.as_mut().map_or(Ok(()), |order| order.check(&record, completion.sample_index, size))?;
         let sample = completion.sample_index;
         let refuse = |what: String| Err(record.error(format!("group {id}: {what}")));
@@ -237,7 +237,7 @@ impl<'a> Groups<'a> {
     }
 }
 
-impl Iterator for Groups<'_> {
+impl Iterator for Groups {
     type Item = Result<Group>;
 
     fn next(&mut self) -> Option<Result<Group>> {
@@ -327,7 +327,7 @@ mod tests {
     fn read(lines: &[String]) -> Result<Vec<Group>> {
         let mut file = tempfile::NamedTempFile::new().unwrap();
         file.write_all(lines.join("\n").as_bytes()).unwrap();
-        Groups::new(Input::open(file.path()).unwrap(), &config()).collect()
+        Groups::new(Input::open(file.path()).unwrap(), config()).collect()
     }
 
     fn refusal(lines: &[String]) -> String {

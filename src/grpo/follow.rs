@@ -8,8 +8,7 @@
 //! after a checkpoint; but a signal, and a run made step by step, leave one at any step, and a run that was interrupted would not end
 //! as one that was not.
 
-use std::sync::mpsc::{Receiver, sync_channel};
-
+use crate::ahead::Ahead;
 use crate::error::{Error, Result};
 use crate::grpo::batch::{Group, Groups, Staleness};
 use crate::grpo::health::Health;
@@ -82,7 +81,9 @@ pub fn train(job: &Job, input: Input, place: Place<'_>, listeners: Listeners<'_>
     let over = order.is_over();
     let live = Live::create(run, shape.weight_bytes(), ahead, listeners.say)?;
     let mut keeper = Keeper::new(job, &sampler, live, step)?;
-    let mut groups = read_ahead(input, order, shape, ahead as usize * job.groups_per_step).into_iter().peekable();
+    // A sampler that is ahead is not to wait for a trainer at work to read.
+    let groups = Groups::new(input, shape).in_order(order);
+    let mut groups = Ahead::of(groups, ahead as usize * job.groups_per_step).peekable();
     if ahead == 0 {
         groups.peek(); // who has sampled has its part of a GPU's memory; what is left can be planned for
     }
@@ -126,21 +127,6 @@ fn offer_weights(trainer: &mut Trainer, job: &Job, live: &mut Live, say: &dyn Fn
             Ok(())
         }
     }
-}
-
-/// The groups of an input from a thread of its own, so many before they are wanted: a sampler that is ahead is not to wait for a
-/// trainer at work to read. The thread ends with the input, or the process.
-fn read_ahead(input: Input, order: Order, shape: Config, count: usize) -> Receiver<Result<Group>> {
-    let (sender, receiver) = sync_channel(count);
-    std::thread::spawn(move || {
-        for group in Groups::new(input, &shape).in_order(order) {
-            let last = group.is_err();
-            if sender.send(group).is_err() || last {
-                return;
-            }
-        }
-    });
-    receiver
 }
 
 /// An input that ends early while there is more to come, or that is cut off where its maker was, is the lesser news.

@@ -287,7 +287,7 @@ mod tests {
             "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 16,
             "rms_norm_eps": 1e-6, "rope_theta": 10000.0});
         let config = serde_json::from_value(config).unwrap();
-        crate::grpo::batch::Groups::new(Input::open(file.path()).unwrap(), &config).collect::<Result<_>>().unwrap()
+        crate::grpo::batch::Groups::new(Input::open(file.path()).unwrap(), config).collect::<Result<_>>().unwrap()
     }
 
     fn named(line: &Metrics) -> Option<String> {

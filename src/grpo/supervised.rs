@@ -6,13 +6,12 @@ use crate::error::{Error, Result};
 use crate::grpo::metrics::{Mean, Metrics};
 use crate::grpo::pack::{self, Sequence};
 use crate::grpo::trainer::{Trained, Trainer};
-use crate::jsonl::Input;
 use crate::model::Config;
 use crate::record::{Line, Message};
 
 /// Turns a prompt and its completion into tokens: the prompt as a chat that awaits the assistant, and the completion with the
 /// token that ends its turn.
-pub type Encode<'a> = dyn Fn(&[Message], &str) -> Result<(Vec<u32>, Vec<u32>)> + 'a;
+pub type Encode = dyn Fn(&[Message], &str) -> Result<(Vec<u32>, Vec<u32>)> + Send;
 
 /// A demonstration in tokens.
 #[derive(Debug, Clone)]
@@ -34,18 +33,11 @@ pub struct SupervisedConfig {
     pub micro_batch_tokens: usize,
 }
 
-/// The demonstrations of an input: records with `prompt` and `completion`.
+/// The demonstration of a record with `prompt` and `completion`.
 ///
-/// Each item is an error with the record's line when it is no demonstration, or does not fit the model of shape `limits`.
-pub fn examples<'a>(
-    input: Input,
-    limits: &'a Config,
-    encode: &'a Encode<'a>,
-) -> impl Iterator<Item = Result<Example>> + 'a {
-    input.map(move |line| parse(&line?, limits, encode))
-}
-
-fn parse(line: &Line, limits: &Config, encode: &Encode<'_>) -> Result<Example> {
+/// # Errors
+/// [`Error::Record`] when it is none, or does not fit a model of shape `limits`.
+pub fn example(line: &Line, limits: &Config, encode: &Encode) -> Result<Example> {
     let record = line.record()?;
     let (messages, text): (Vec<Message>, String) = (record.get("prompt")?, record.get("completion")?);
     let (prompt, completion) = encode(&messages, &text).map_err(|err| record.error(err.to_string()))?;

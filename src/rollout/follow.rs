@@ -6,12 +6,12 @@ use std::io::ErrorKind;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, sync_channel};
 use std::time::{Instant, SystemTime};
 
 use super::records::Records;
 use super::seat::Seat;
-use super::{Job, Ready, read_ahead};
+use super::{Job, Ready};
+use crate::ahead::Ahead;
 use crate::cli::note;
 use crate::engine::{Completion, Request, Sink, Work};
 use crate::error::{Error, Result};
@@ -48,13 +48,14 @@ fn sample(job: Job, run: &Run, steps: Steps, mut input: Input, out: &mut Output)
     let (dir, oldest) = (run.checkpoint(start), run.oldest_weights(start)?);
     input.skip_consumed(State::load(&dir)?.map_or(0, |state| state.prompts_consumed))?;
     let stop = job.stop.clone();
-    let Ready { mut seat, mut settings, mut origin, tokenizer, source } = Ready::new(job, &dir, Some(steps.groups))?;
-    let requests = read_ahead(source, input);
+    let Ready { mut seat, mut settings, mut origin, tokenizer, mut source } =
+        Ready::new(job, &dir, Some(steps.groups))?;
+    let mut requests = Ahead::of_lines(input, move |line| source.request(line));
     let say = |words: &str| note("rollout", words);
     let _trainer = PartnerWatch::start(run, Role::Train, &stop);
     let mut watch = TrainerWatch::of(run, &say, &stop);
     let mut progress = Progress::new("rollout");
-    let mut batch = next_batch(&requests, steps.groups)?;
+    let mut batch = next_batch(&mut requests, steps.groups)?;
     if !batch.is_empty() {
         watch.wait_for_start(start + 1)?;
     }
@@ -73,10 +74,10 @@ fn sample(job: Job, run: &Run, steps: Steps, mut input: Input, out: &mut Output)
         look_for_an_offer(&mut offers, &mut seat, &say)?;
         let records = Records::new(origin.clone(), Arc::clone(&tokenizer), out, &mut progress);
         let mut sink = Watched { records, watch: &mut watch };
-        let sample = || seat.sample(&settings, ready_now(batch), &mut sink);
+        let sample = || seat.sample(&settings, Ahead::ready(batch), &mut sink);
         spent.time("sampling", sample).map_err(|err| in_a_pipe(err, &stop))?;
         spent.end_round();
-        batch = next_batch(&requests, steps.groups)?;
+        batch = next_batch(&mut requests, steps.groups)?;
         settings.step += 1;
     }
     progress.note(&format!("done in {:.1} s", progress.seconds()));
@@ -119,20 +120,13 @@ fn made(dir: &Path) -> Option<(u64, SystemTime)> {
 }
 
 /// The prompts of the next step; none at the end.
-fn next_batch(requests: &Receiver<Result<Request<Line>>>, size: usize) -> Result<Vec<Request<Line>>> {
-    let batch = requests.iter().take(size).collect::<Result<Vec<_>>>()?;
+fn next_batch(requests: &mut Ahead<Request<Line>>, size: usize) -> Result<Vec<Request<Line>>> {
+    let batch = requests.take(size).collect::<Result<Vec<_>>>()?;
     let found = batch.len();
     if 0 < found && found < size {
         return Err(Error::Data(format!("the prompts ended after {found} of the {size} that a step takes")));
     }
     Ok(batch)
-}
-
-/// Requests that need not be waited for.
-fn ready_now(batch: Vec<Request<Line>>) -> Receiver<Result<Request<Line>>> {
-    let (sender, receiver) = sync_channel(batch.len());
-    batch.into_iter().for_each(|request| sender.send(Ok(request)).expect("the receiver is here, and has room for all"));
-    receiver
 }
 
 /// A reader that goes away before the last record is no quiet end here: the run is not done.

@@ -8,16 +8,15 @@ mod seat;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
+use crate::ahead::Ahead;
 use crate::cli::note;
-use crate::engine::{Request, Settings};
+use crate::engine::Settings;
 use crate::error::{Error, Result};
 use crate::jsonl::{Input, Output};
 use crate::model::Config;
 use crate::policy;
 use crate::progress::Progress;
-use crate::record::Line;
 use crate::stop::Stop;
 use crate::tokenizer::{Tokenizer, stop_ids};
 
@@ -26,9 +25,6 @@ pub use prompts::{Format, Limits, LongPrompt, Prompts, Source};
 pub use records::{Origin, Records};
 pub use seat::Place;
 use seat::Seat;
-
-/// Prompts read and tokenized ahead of the sampling.
-const LOOK_AHEAD: usize = 64;
 
 /// What to sample.
 #[derive(Clone)]
@@ -48,10 +44,10 @@ pub struct Job {
 /// # Errors
 /// What is wrong with an option, the model, a line, or the numbers; lines before a bad one are sampled and written first.
 pub fn run(job: Job, dir: &Path, input: Input, out: &mut Output) -> Result<()> {
-    let Ready { mut seat, settings, origin, tokenizer, source } = Ready::new(job, dir, None)?;
+    let Ready { mut seat, settings, origin, tokenizer, mut source } = Ready::new(job, dir, None)?;
     let skipped = source.skipped();
     let mut progress = Progress::new("rollout");
-    let requests = read_ahead(source, input);
+    let requests = Ahead::of_lines(input, move |line| source.request(line));
     let mut records = Records::new(origin, tokenizer, out, &mut progress);
     let work = seat.sample(&settings, requests, &mut records)?;
     records.finish(work, skipped.load(Ordering::Relaxed));
@@ -90,34 +86,5 @@ impl Ready {
         let (step, temperature) = (identity.step, settings.sampling.temperature);
         let origin = Origin { identity, step, seed: settings.seed, temperature };
         Ok(Self { seat, settings, origin, tokenizer, source })
-    }
-}
-
-/// Requests from a thread of its own: reading and tokenizing go on beside the sampling, and sampling never waits for a slow writer
-/// of prompts while it has work. The thread ends with the input, or when nobody takes its requests any more, or with the process.
-fn read_ahead(mut source: Source, input: Input) -> Receiver<Result<Request<Line>>> {
-    let (sender, receiver) = sync_channel(LOOK_AHEAD);
-    let reader = Reader(sender);
-    std::thread::spawn(move || {
-        for line in input {
-            let Some(request) = line.and_then(|line| source.request(line)).transpose() else { continue };
-            let last = request.is_err();
-            if reader.0.send(request).is_err() || last {
-                return;
-            }
-        }
-    });
-    receiver
-}
-
-/// A reader that panics, in the tokenizer or the chat template, must not look like the end of the input.
-struct Reader(SyncSender<Result<Request<Line>>>);
-
-impl Drop for Reader {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            let what = "tokenizer or chat template broke down on a prompt, as is said above";
-            let _ = self.0.send(Err(Error::Device(what.into()))); // nobody is left to take it
-        }
     }
 }

@@ -2,11 +2,11 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::mpsc::Receiver;
 
 use half::bf16;
 
 use super::Job;
+use crate::ahead::Ahead;
 use crate::device::Dtype;
 use crate::engine::{CpuDecoder, Decoder, Engine, GpuDecoder, OnGpu, Request, Settings, Sink, Work};
 use crate::error::{Error, Result};
@@ -69,7 +69,7 @@ impl Seat {
     pub fn sample(
         &mut self,
         settings: &Settings,
-        requests: Receiver<Result<Request<Line>>>,
+        requests: Ahead<Request<Line>>,
         sink: &mut dyn Sink<Line>,
     ) -> Result<Work> {
         let run =

@@ -1,7 +1,6 @@
 //! The engine on the tiny model: the same completions in any batch, the trainer's log-probabilities, the ends of a run.
 
-use std::sync::mpsc::{Receiver, channel};
-
+use grpo_pipes::ahead::Ahead;
 use grpo_pipes::engine::{Completion, CpuDecoder, Engine, Request, Sampling, Settings, Sink, Work};
 use grpo_pipes::model::{Model, Packed, Target};
 use grpo_pipes::{Error, Result};
@@ -49,12 +48,13 @@ impl Sink<()> for Groups {
     }
 }
 
-fn requests(prompts: &[(String, Vec<u32>)]) -> Receiver<Result<Request<()>>> {
-    let (sender, receiver) = channel();
-    for (prompt_id, tokens) in prompts {
-        sender.send(Ok(Request { prompt_id: prompt_id.clone(), tokens: tokens.clone(), payload: () })).unwrap();
-    }
-    receiver
+fn requests(prompts: &[(String, Vec<u32>)]) -> Ahead<Request<()>> {
+    let request = |(prompt_id, tokens): &(String, Vec<u32>)| Request {
+        prompt_id: prompt_id.clone(),
+        tokens: tokens.clone(),
+        payload: (),
+    };
+    Ahead::ready(prompts.iter().map(request).collect())
 }
 
 fn sampled(model: &Model, settings: Settings, prompts: &[(String, Vec<u32>)]) -> Vec<(String, Vec<Completion>)> {
@@ -151,14 +151,11 @@ fn a_completion_ends_with_its_end_token_or_at_its_length() {
 
 #[test]
 fn what_came_before_a_bad_request_is_sampled() {
-    let (sender, receiver) = channel();
-    for (prompt_id, tokens) in prompts().into_iter().take(2) {
-        sender.send(Ok(Request { prompt_id, tokens, payload: () })).unwrap();
-    }
-    sender.send(Err(Error::Data("bad".into()))).unwrap();
+    let requests = requests(&prompts()[..2]).chain([Err(Error::Data("bad".into()))]);
     let sink = Groups::default();
     let (model, mut sink) = (tiny(), sink);
-    let outcome = Engine::new(&mut CpuDecoder::new(&model, &settings()), settings()).run(receiver, &mut sink);
+    let outcome =
+        Engine::new(&mut CpuDecoder::new(&model, &settings()), settings()).run(Ahead::of(requests, 3), &mut sink);
     assert_eq!(outcome.unwrap_err().exit_code(), 3);
     assert_eq!(sink.groups.len(), 2);
 }

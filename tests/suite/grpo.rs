@@ -84,7 +84,7 @@ fn groups(records: &[Value]) -> Vec<Group> {
     let path = dir.path().join("scored.jsonl");
     std::fs::write(&path, lines(records)).unwrap();
     let limits = Model::load(&tiny()).unwrap().config().clone();
-    Groups::new(Input::open(&path).unwrap(), &limits).collect::<grpo_pipes::Result<_>>().unwrap()
+    Groups::new(Input::open(&path).unwrap(), limits).collect::<grpo_pipes::Result<_>>().unwrap()
 }
 
 /// Rollouts of an older policy, as the reference has them.

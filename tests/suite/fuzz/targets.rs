@@ -168,7 +168,7 @@ fn records(place: &mut Place, dice: &mut Dice) {
     match dice.below(7) {
         0 | 1 => {
             let groups: Vec<Group> =
-                Groups::new(Input::open(&path).unwrap(), &place.config).map_while(refused).collect();
+                Groups::new(Input::open(&path).unwrap(), place.config.clone()).map_while(refused).collect();
             let rewards: Vec<Vec<_>> =
                 groups.iter().map(|group| group.completions.iter().map(|one| one.reward).collect()).collect();
             assert_eq!(advantages(&rewards, ScaleRewards::Group).groups.len(), groups.len());
@@ -191,8 +191,7 @@ fn records(place: &mut Place, dice: &mut Dice) {
         }
         4 => {
             let encode = |_: &[Message], text: &str| Ok((vec![1], text.bytes().map(u32::from).collect()));
-            supervised::examples(Input::open(&path).unwrap(), &place.config, &encode)
-                .for_each(|one| drop(refused(one)));
+            lines().for_each(|line| drop(refused(supervised::example(&line, &place.config, &encode))));
         }
         5 => {
             let prompts = Prompts { format: Format::Records, max_tokens: 32, on_long: LongPrompt::TruncateLeft };

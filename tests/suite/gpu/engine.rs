@@ -1,7 +1,6 @@
 //! The whole engine on the shim, against the engine on the CPU.
 
-use std::sync::mpsc::channel;
-
+use grpo_pipes::ahead::Ahead;
 use grpo_pipes::engine::{
     Completion, CpuDecoder, Decoder, Engine, GpuDecoder, OnGpu, Request, Sampling, Settings, Sink, Work,
 };
@@ -46,14 +45,13 @@ fn settings(sampling: Sampling) -> Settings {
 
 /// Groups of prompts of several lengths, one of them a single token.
 fn sampled(decoder: &mut dyn Decoder, settings: Settings, prompts: usize) -> Result<Vec<Vec<Completion>>> {
-    let (sender, receiver) = channel();
-    for i in 0..prompts as u32 {
+    let request = |i: u32| {
         let tokens = (0..1 + 4 * i % 15).map(|j| (j * 37 + i * 11) % 317).collect();
-        sender.send(Ok(Request { prompt_id: format!("p/{i}"), tokens, payload: () })).unwrap();
-    }
-    drop(sender);
+        Request { prompt_id: format!("p/{i}"), tokens, payload: () }
+    };
+    let requests = Ahead::ready((0..prompts as u32).map(request).collect());
     let mut sink = Groups(Vec::new());
-    Engine::new(decoder, settings).run(receiver, &mut sink)?;
+    Engine::new(decoder, settings).run(requests, &mut sink)?;
     Ok(sink.0)
 }
 

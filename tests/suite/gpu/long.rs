@@ -2,9 +2,9 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::mpsc::channel;
 
 use grpo_pipes::Result;
+use grpo_pipes::ahead::Ahead;
 use grpo_pipes::engine::{Completion, Engine, GpuDecoder, OnGpu, Request, Sampling, Settings, Sink, Work};
 use grpo_pipes::gpu::decode::kernels::head_rows;
 use grpo_pipes::gpu::driver::{Driver, Dtype};
@@ -117,13 +117,12 @@ fn sample(gpu: &Arc<dyn Driver>, dtype: Dtype, [count, longest, limit]: [usize; 
     };
     let on = OnGpu { dtype, max_prompt_tokens: longest, batch_invariant: true };
     let mut decoder = GpuDecoder::new(gpu, &model(), &settings, on).unwrap();
-    let (sender, receiver) = channel();
-    for i in (0..count).map(|i| i % 50) {
+    let request = |i: usize| {
         let tokens = tokens(longest)[i % longest..].to_vec();
-        sender.send(Ok(Request { prompt_id: i.to_string(), tokens, payload: () })).unwrap();
-    }
-    drop(sender);
-    Engine::new(&mut decoder, settings).run(receiver, sink).unwrap();
+        Request { prompt_id: i.to_string(), tokens, payload: () }
+    };
+    let requests = Ahead::ready((0..count).map(|i| request(i % 50)).collect());
+    Engine::new(&mut decoder, settings).run(requests, sink).unwrap();
 }
 
 /// No slot, place or byte is lost, and the last completions are the first ones.

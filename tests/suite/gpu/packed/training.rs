@@ -53,7 +53,7 @@ pub fn groups(reward: f32) -> Vec<Group> {
     let path = dir.path().join("scored.jsonl");
     std::fs::write(&path, sequences.into_iter().enumerate().map(record).collect::<String>()).unwrap();
     let limits = Model::load(&tiny()).unwrap().config().clone();
-    Groups::new(Input::open(&path).unwrap(), &limits).collect::<grpo_pipes::Result<_>>().unwrap()
+    Groups::new(Input::open(&path).unwrap(), limits).collect::<grpo_pipes::Result<_>>().unwrap()
 }
 
 /// A checkpoint's bytes, the metrics of the steps that led to it, and the weights.
