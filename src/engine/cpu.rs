@@ -71,10 +71,13 @@ impl<W: Number> Decoder for CpuDecoder<'_, W> {
     /// Each prompt alone on a thread, or packed where a product is worth all threads.
     fn prefill(&mut self, prompts: &[Prompt<'_>]) -> Result<()> {
         let tokens: Vec<&[u32]> = prompts.iter().map(|prompt| prompt.tokens).collect();
+        let (stem, rests) = split_stem(&tokens);
+        let run = |rests| in_runs(rests, PREFILL_TOKENS).into_iter().flat_map(|run| self.model.prefill(stem, run));
         let computed: Vec<(KvCache, Vec<f32>)> = if self.model.weight_bytes() <= SMALL_MODEL {
-            tokens.par_iter().flat_map_iter(|tokens| self.model.prefill(&[tokens])).collect()
+            let share = rests.len().div_ceil(rayon::current_num_threads()).max(1);
+            rests.par_chunks(share).flat_map_iter(run).collect()
         } else {
-            in_runs(&tokens, PREFILL_TOKENS).into_iter().flat_map(|run| self.model.prefill(run)).collect()
+            run(&rests).collect()
         };
         self.model.stop().check()?; // what was computed is not worth anything then
         for (prompt, (cache, logits)) in prompts.iter().zip(computed) {
@@ -166,6 +169,14 @@ impl Row<'_> {
     }
 }
 
+/// What all prompts begin with, a system prompt for instance, and the rest of each, at least one token. One alone shares nothing.
+fn split_stem<'a>(prompts: &[&'a [u32]]) -> (&'a [u32], Vec<&'a [u32]>) {
+    let [first, _, ..] = prompts else { return (&[], prompts.to_vec()) };
+    let shared = |prompt: &&[u32]| first.iter().zip(&prompt[..prompt.len() - 1]).take_while(|(a, b)| a == b).count();
+    let stem = prompts.iter().map(shared).min().unwrap_or(0);
+    (&first[..stem], prompts.iter().map(|prompt| &prompt[stem..]).collect())
+}
+
 /// Cuts prompts into runs of at most `max_tokens`; a longer one is a run of its own.
 pub(super) fn in_runs<'a, 'b>(mut prompts: &'a [&'b [u32]], max_tokens: usize) -> Vec<&'a [&'b [u32]]> {
     let mut runs = Vec::new();
@@ -185,6 +196,20 @@ pub(super) fn in_runs<'a, 'b>(mut prompts: &'a [&'b [u32]], max_tokens: usize) -
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn prompts_share_what_they_all_begin_with_and_each_keeps_a_token() {
+        fn split(prompts: &[&'static [u32]]) -> (&'static [u32], Vec<&'static [u32]>) {
+            split_stem(prompts)
+        }
+        assert_eq!(split(&[&[1, 2, 3, 4], &[1, 2, 5], &[1, 2, 3]]), (&[1, 2][..], vec![&[3, 4][..], &[5], &[3]]));
+        assert_eq!(split(&[&[1, 2, 3], &[1, 2]]), (&[1][..], vec![&[2, 3][..], &[2]]));
+        assert_eq!(split(&[&[1, 2], &[1, 2, 3]]), (&[1][..], vec![&[2][..], &[2, 3]]));
+        assert_eq!(split(&[&[1, 2], &[1, 2]]), (&[1][..], vec![&[2][..], &[2]]));
+        assert_eq!(split(&[&[1, 2], &[2, 2]]), (&[][..], vec![&[1, 2][..], &[2, 2]]));
+        assert_eq!(split(&[&[1, 2]]), (&[][..], vec![&[1, 2][..]]));
+        assert_eq!(split(&[]), (&[][..], vec![]));
+    }
 
     #[test]
     fn runs_of_prompts_are_full_and_a_long_prompt_goes_alone() {

@@ -56,23 +56,23 @@ pub fn cut(sequences: &[Sequence<'_>], members: &[usize], max_tokens: usize) -> 
 /// Lays a run of sequences end to end; a prompt that several in a row share is there once, and their completions go on from it.
 #[must_use]
 pub fn pack(sequences: &[Sequence<'_>], run: &[usize]) -> MicroBatch {
-    let mut batch = MicroBatch { packed: Packed { starts: vec![0], ..Packed::default() }, ..MicroBatch::default() };
+    let mut batch = MicroBatch::default();
     for family in run.chunk_by(|&a, &b| sequences[a].prompt == sequences[b].prompt) {
         let prompt = sequences[family[0]].prompt;
         let prompt_end = batch.packed.tokens.len() + prompt.len();
         if let &[member] = family {
             let completion = sequences[member].completion;
             batch.aim(member, completion, (prompt_end, prompt_end));
-            batch.lay(prompt.iter().chain(&completion[..completion.len() - 1]), None);
+            batch.packed.lay(prompt.iter().chain(&completion[..completion.len() - 1]), None);
             continue;
         }
         let prefix = batch.packed.prefixes.len();
-        batch.lay(prompt, None);
+        batch.packed.lay(prompt, None);
         for &member in family {
             let completion = sequences[member].completion;
             batch.aim(member, completion, (prompt_end, batch.packed.tokens.len()));
             if completion.len() > 1 {
-                batch.lay(&completion[..completion.len() - 1], Some(prefix));
+                batch.packed.lay(&completion[..completion.len() - 1], Some(prefix));
             }
         }
     }
@@ -87,12 +87,6 @@ impl MicroBatch {
             self.targets.push(Target { row, token });
             self.origins.push((member, index));
         }
-    }
-
-    fn lay<'a>(&mut self, tokens: impl IntoIterator<Item = &'a u32>, prefix: Option<usize>) {
-        self.packed.tokens.extend(tokens);
-        self.packed.starts.push(self.packed.tokens.len());
-        self.packed.prefixes.push(prefix);
     }
 }
 

@@ -2,12 +2,12 @@
 
 use rayon::prelude::*;
 
-use super::attention::{Heads, Layout, attend, attend_packed};
+use super::attention::{Heads, attend, attend_packed};
 use super::awake::awake;
 use super::block::{self, Activations, Scratch};
 use super::matmul::{RowsMut, Start, linear};
 use super::ops::rms_norm;
-use super::{KvCache, Transformer};
+use super::{KvCache, Packed, Transformer};
 use crate::floats::{Floats, Number};
 
 /// One sequence's part in a decode step.
@@ -21,24 +21,33 @@ pub struct DecodeRow<'a> {
 }
 
 impl<W: Number> Transformer<W> {
-    /// Runs prompts of at least one token each, packed: the keys and values of each, and the logits `(V)` after its last token.
+    /// Runs prompts that begin with the tokens of `stem`, of which they are what comes after, at least one token each; packed, with
+    /// the stem once: the keys and values of each whole prompt, and the logits `(V)` after its last token.
     #[must_use]
-    pub fn prefill(&self, prompts: &[&[u32]]) -> Vec<(KvCache, Vec<f32>)> {
+    pub fn prefill(&self, stem: &[u32], prompts: &[&[u32]]) -> Vec<(KvCache, Vec<f32>)> {
         let (heads, d) = (Heads::of(self.config()), self.config().hidden_size);
-        let mut caches: Vec<_> = prompts.iter().map(|prompt| KvCache::new(self.config(), prompt.len())).collect();
-        let x = self.run_packed(prompts, &mut |layer, qkv| {
-            let mut rows = qkv.chunks_exact(heads.row());
+        let mut packed = Packed::default();
+        let prefix = (!stem.is_empty()).then_some(0);
+        prefix.iter().for_each(|_| packed.lay(stem, None));
+        prompts.iter().for_each(|prompt| packed.lay(*prompt, prefix));
+        let capacity = |prompt: &&[u32]| KvCache::new(self.config(), stem.len() + prompt.len());
+        let mut caches: Vec<_> = prompts.iter().map(capacity).collect();
+        let x = self.run_packed(&packed, &mut |layer, qkv| {
+            let (shared, own) = qkv.split_at(stem.len() * heads.row());
+            let mut own = own.chunks_exact(heads.row());
             for (cache, prompt) in caches.iter_mut().zip(prompts) {
-                rows.by_ref().take(prompt.len()).enumerate().for_each(|(t, row)| cache.write(layer, t, heads, row));
+                let rows = shared.chunks_exact(heads.row()).chain(own.by_ref().take(prompt.len()));
+                rows.enumerate().for_each(|(t, row)| cache.write(layer, t, heads, row));
             }
         });
-        let last: Vec<f32> = ends(prompts).flat_map(|end| &x[(end - 1) * d..end * d]).copied().collect();
+        let ends = &packed.starts[packed.starts.len() - prompts.len()..];
+        let last: Vec<f32> = ends.iter().flat_map(|end| &x[(end - 1) * d..end * d]).copied().collect();
         let vocabulary = self.config().vocab_size;
         let mut logits = vec![0.0; prompts.len() * vocabulary];
         self.logits(&last, &mut logits);
         let run = caches.into_iter().zip(prompts).zip(logits.chunks_exact(vocabulary));
         run.map(|((mut cache, prompt), logits)| {
-            cache.advance(prompt.len());
+            cache.advance(stem.len() + prompt.len());
             (cache, logits.to_vec())
         })
         .collect()
@@ -47,8 +56,9 @@ impl<W: Number> Transformer<W> {
     /// The first layer in which these tokens meet numbers that are not finite: where to look when logits are not.
     #[must_use]
     pub fn first_not_finite(&self, tokens: &[u32]) -> Option<usize> {
-        let mut first = None;
-        let _ = self.run_packed(&[tokens], &mut |layer, qkv| {
+        let (mut packed, mut first) = (Packed::default(), None);
+        packed.lay(tokens, None);
+        let _ = self.run_packed(&packed, &mut |layer, qkv| {
             if first.is_none() && !qkv.iter().all(|x| x.is_finite()) {
                 first = Some(layer);
             }
@@ -58,22 +68,19 @@ impl<W: Number> Transformer<W> {
 
     /// The residual stream `(T, D)` of packed sequences after all blocks; `each` is told of every layer's queries, keys and
     /// values after rope.
-    fn run_packed(&self, prompts: &[&[u32]], each: &mut dyn FnMut(usize, &[f32])) -> Floats {
-        let (heads, tokens) = (Heads::of(self.config()), prompts.concat());
-        let starts: Vec<usize> = [0].into_iter().chain(ends(prompts)).collect();
-        let layout = Layout { starts: &starts, prefixes: &vec![None; prompts.len()] };
-        let mut x = Floats::zeros(tokens.len() * self.config().hidden_size);
-        self.embed(&tokens, &mut x);
-        let positions: Vec<u32> = prompts.iter().flat_map(|prompt| 0..prompt.len() as u32).collect();
-        let (mut kept, mut scratch) =
-            (Activations::new(self.config(), tokens.len()), Scratch::new(self.config(), tokens.len()));
+    fn run_packed(&self, packed: &Packed, each: &mut dyn FnMut(usize, &[f32])) -> Floats {
+        let (heads, tokens) = (Heads::of(self.config()), packed.tokens.len());
+        let mut x = Floats::zeros(tokens * self.config().hidden_size);
+        self.embed(&packed.tokens, &mut x);
+        let positions = packed.positions();
+        let (mut kept, mut scratch) = (Activations::new(self.config(), tokens), Scratch::new(self.config(), tokens));
         for layer in 0..self.config().num_hidden_layers {
             if self.stop().is_wished() {
                 break;
             }
             let mut attend_prompts = |layer: usize, qkv: &[f32], out: &mut [f32], log_sum: &mut [f32]| {
                 each(layer, qkv);
-                attend_packed(heads, qkv, layout, out, log_sum);
+                attend_packed(heads, qkv, packed.layout(), out, log_sum);
             };
             block::forward(self, layer, (&mut x, &positions), &mut kept, &mut scratch, &mut attend_prompts);
         }
@@ -135,12 +142,4 @@ impl<W: Number> Transformer<W> {
         rms_norm(x, self.final_norm(), self.config().rms_norm_eps, &mut normed, &mut scale);
         linear(&normed, self.head(), (rows, v, d), Start::Zero, RowsMut::new(logits, v, 0));
     }
-}
-
-/// Where each prompt ends among all tokens.
-fn ends(prompts: &[&[u32]]) -> impl Iterator<Item = usize> {
-    prompts.iter().scan(0, |end, prompt| {
-        *end += prompt.len();
-        Some(*end)
-    })
 }

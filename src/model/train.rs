@@ -86,6 +86,16 @@ impl Workspaces {
 }
 
 impl Packed {
+    /// Lays a sequence behind those that are there.
+    pub(crate) fn lay<'a>(&mut self, tokens: impl IntoIterator<Item = &'a u32>, prefix: Option<usize>) {
+        if self.starts.is_empty() {
+            self.starts.push(0);
+        }
+        self.tokens.extend(tokens);
+        self.starts.push(self.tokens.len());
+        self.prefixes.push(prefix);
+    }
+
     pub(super) fn layout(&self) -> Layout<'_> {
         Layout { starts: &self.starts, prefixes: &self.prefixes }
     }

@@ -35,7 +35,7 @@ impl<'m, W: Number> Decoder<'m, W> {
         let tokens: Vec<u32> = (0..PROMPT).map(|i| i * 17 % 1000).collect();
         Self {
             model,
-            prompt: model.prefill(&[&tokens]).remove(0).0,
+            prompt: model.prefill(&[], &[&tokens]).remove(0).0,
             own: (0..sequences).map(|_| KvCache::new(model.config(), COMPLETION)).collect(),
             logits: vec![0.0; sequences * model.config().vocab_size],
             samplers: (0..sequences).map(|_| Sampler::default()).collect(),

@@ -60,7 +60,7 @@ fn lay(sequences: &[(Vec<u32>, Vec<u32>)]) -> (Packed, Vec<Target>) {
 
 /// Logits after each token: prefill of the first, decode of the rest.
 fn decoded_logits<W: Number>(model: &Transformer<W>, sequence: &[u32], prefilled: usize) -> Vec<Vec<f32>> {
-    let (prompt, logits) = model.prefill(&[&sequence[..prefilled]]).remove(0);
+    let (prompt, logits) = model.prefill(&[], &[&sequence[..prefilled]]).remove(0);
     let mut own = KvCache::new(model.config(), sequence.len());
     let mut all = vec![logits];
     for &token in &sequence[prefilled..] {
@@ -185,7 +185,7 @@ fn check_rows<W: Number>(model: &Transformer<W>) {
     let vocab = model.config().vocab_size;
     let sequences: Vec<Vec<u32>> = (0..23).map(|i| tokens(3 + i * 2, vocab, i)).collect();
     let prompts: Vec<&[u32]> = sequences.iter().map(|s| &s[..s.len() - 1]).collect();
-    let packed = model.prefill(&prompts).into_iter();
+    let packed = model.prefill(&[], &prompts).into_iter();
     let mut caches: Vec<_> = packed.map(|(cache, _)| (cache, KvCache::new(model.config(), 1))).collect();
     let mut rows: Vec<DecodeRow<'_>> = (sequences.iter().zip(&mut caches))
         .map(|(s, (prompt, own))| DecodeRow { token: s[s.len() - 1], prompt, own })
@@ -193,10 +193,37 @@ fn check_rows<W: Number>(model: &Transformer<W>) {
     let mut together = vec![0.0; rows.len() * vocab];
     model.decode(&mut rows, &mut together);
     let whole: Vec<&[u32]> = sequences.iter().map(Vec::as_slice).collect();
-    let packed = model.prefill(&whole);
+    let packed = model.prefill(&[], &whole);
     for ((sequence, together), packed) in sequences.iter().zip(together.chunks(vocab)).zip(packed) {
         assert_eq!(decoded_logits(model, sequence, 2).pop().unwrap(), together);
         assert_eq!(packed.1, together);
+    }
+}
+
+#[test]
+fn prompts_that_begin_alike_have_the_bits_of_prompts_run_whole() {
+    for model in [tiny(), odd(), deep()] {
+        check_stems(&model);
+        check_stems(&Transformer::<bf16>::load(saved(&model, Storage::Bf16).path()).unwrap());
+    }
+}
+
+fn check_stems<W: Number>(model: &Transformer<W>) {
+    let vocab = model.config().vocab_size;
+    for stem in [1, 16, 37] {
+        let whole: Vec<_> = (0..7).map(|i| [tokens(stem, vocab, 1), tokens(1 + i * 3, vocab, i)].concat()).collect();
+        let rests: Vec<&[u32]> = whole.iter().map(|prompt| &prompt[stem..]).collect();
+        let shared = model.prefill(&whole[0][..stem], &rests);
+        for ((shared, logits), whole) in shared.into_iter().zip(&whole) {
+            let (alone, want) = model.prefill(&[], &[whole]).remove(0);
+            assert_eq!(logits, want);
+            let mut next = [vec![0.0; vocab], vec![0.0; vocab]];
+            for (prompt, next) in [&shared, &alone].into_iter().zip(&mut next) {
+                let own = &mut KvCache::new(model.config(), 1);
+                model.decode(&mut [DecodeRow { token: 5, prompt, own }], next);
+            }
+            assert_eq!(next[0], next[1], "the caches hold the same");
+        }
     }
 }
 

@@ -23,7 +23,7 @@ fn computed_on(level: Level, hidden: usize) -> [Vec<f32>; 2] {
         }))
         .unwrap();
         let (model, tokens) = (Model::random(config, 5), [7, 11, 3, 80, 2, 7, 41]);
-        let (prompt, mut logits) = model.prefill(&[&tokens]).remove(0);
+        let (prompt, mut logits) = model.prefill(&[], &[&tokens]).remove(0);
         let mut own: Vec<_> = (0..6).map(|_| KvCache::new(model.config(), 1)).collect();
         let row = |(token, own)| DecodeRow { token, prompt: &prompt, own };
         let mut next = vec![0.0; 6 * 83];
@@ -34,7 +34,7 @@ fn computed_on(level: Level, hidden: usize) -> [Vec<f32>; 2] {
         std::fs::write(dir.path().join("config.json"), serde_json::to_string(model.config()).unwrap()).unwrap();
         model.save(&dir.path().join("model.safetensors"), Storage::Bf16).unwrap();
         let half = Transformer::<bf16>::load(dir.path()).unwrap();
-        logits.extend(half.prefill(&[&tokens]).remove(0).1);
+        logits.extend(half.prefill(&[], &[&tokens]).remove(0).1);
 
         let packed = Packed { tokens: tokens.to_vec(), starts: vec![0, 7], prefixes: vec![None] };
         let targets: Vec<_> = (0..6).map(|row| Target { row, token: tokens[row + 1] }).collect();

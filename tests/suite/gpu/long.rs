@@ -66,7 +66,7 @@ fn logits_are_the_cpus_up_to_a_late_position_on_a_gpu() {
     let positions: Vec<u32> = [0, 1, 31, 32, 63, 64, 127, last / 2, last - 1, last].map(|at| at as u32).to_vec();
     let tokens = tokens(last + 1);
     let prompts: Vec<&[u32]> = positions.iter().map(|&at| &tokens[..=at as usize]).collect();
-    let want: Vec<f32> = model.prefill(&prompts).into_iter().flat_map(|(_, logits)| logits).collect();
+    let want: Vec<f32> = model.prefill(&[], &prompts).into_iter().flat_map(|(_, logits)| logits).collect();
     let largest = want.iter().fold(0f32, |largest, x| largest.max(x.abs()));
     for dtype in DTYPES.into_iter().filter(|&dtype| gpu.supports(dtype)) {
         let got = logits(&gpu, &model, dtype, &tokens, &positions);

@@ -37,7 +37,7 @@ fn wanted(model: &Model, packed: &Packed) -> Vec<f32> {
     let (plain, rows) = unshared(packed);
     let after = |row: usize| {
         let start = plain.starts.iter().rev().find(|start| **start <= row).unwrap();
-        model.prefill(&[&plain.tokens[*start..=row]]).remove(0).1
+        model.prefill(&[], &[&plain.tokens[*start..=row]]).remove(0).1
     };
     rows.into_iter().flat_map(after).collect()
 }
