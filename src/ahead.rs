@@ -12,8 +12,9 @@ use crate::error::{Error, Result};
 use crate::jsonl::Input;
 use crate::record::Line;
 
-/// Items that wake who waits for them, or for room, at once: for each of them it would take longer than a small one takes to make.
-const BATCH: usize = 32;
+/// Lines whose items are handed over together [bytes], some dozens: to wake who waits for them, or for room, takes longer than to make
+/// a small one.
+const BATCH_BYTES: usize = 1 << 14;
 /// Batches that nobody has taken yet, besides the one that is made.
 const BATCHES: usize = 2;
 /// What work on one line may hold [bytes]: some million tokens, or many times the longest line. A chat template and a tokenizer are
@@ -44,12 +45,16 @@ impl<T: Send + 'static> Ahead<T> {
     /// memory is an error. What can be made without waiting for a writer waits for nobody.
     pub fn of_lines(mut input: Input, mut make: impl FnMut(Line) -> Result<Option<T>> + Send + 'static) -> Self {
         Self::spawn(BATCHES, move |maker| {
+            let mut bytes = 0;
             while let Some(line) = input.next() {
+                bytes += line.as_ref().map_or(0, |line| line.text.len());
                 let item = line.and_then(|line| maker.bounded(line, &mut make)).transpose();
                 let last = item.is_some_and(|item| maker.add(item));
-                let due = last || maker.made.borrow().len() == BATCH || !input.has_line_ready();
-                if due && !maker.give() || last {
-                    return;
+                if last || bytes >= BATCH_BYTES || !input.has_line_ready() {
+                    bytes = 0;
+                    if !maker.give() || last {
+                        return;
+                    }
                 }
             }
         })
