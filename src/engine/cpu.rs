@@ -14,10 +14,11 @@ use crate::floats::Number;
 use crate::model::{DecodeRow, KvCache, Transformer};
 use crate::rng::Stream;
 
-/// Models up to this many bytes of weights prefill several prompts side by side; larger ones share out each product.
+/// Models up to this many bytes of weights prefill parts of the prompts side by side; larger ones share out each product.
 const SMALL_MODEL: usize = 16 << 20;
 
-/// Most tokens of prompts packed together: enough for products at full speed, and bounds memory [tokens].
+/// Most tokens of prompts packed together, besides what they all begin with: enough for products at full speed, and bounds memory
+/// [tokens].
 const PREFILL_TOKENS: usize = 512;
 
 /// A model with a place for each sequence.
@@ -68,11 +69,12 @@ impl<'m, W: Number> CpuDecoder<'m, W> {
 }
 
 impl<W: Number> Decoder for CpuDecoder<'_, W> {
-    /// Each prompt alone on a thread, or packed where a product is worth all threads.
+    /// Prompts packed: a part of them on each thread, or together where a product is worth all threads.
     fn prefill(&mut self, prompts: &[Prompt<'_>]) -> Result<()> {
         let tokens: Vec<&[u32]> = prompts.iter().map(|prompt| prompt.tokens).collect();
         let (stem, rests) = split_stem(&tokens);
-        let run = |rests| in_runs(rests, PREFILL_TOKENS).into_iter().flat_map(|run| self.model.prefill(stem, run));
+        let together = PREFILL_TOKENS.max(stem.len()); // a long stem is not to be most of what each run computes
+        let run = |rests| in_runs(rests, together).into_iter().flat_map(|run| self.model.prefill(stem, run));
         let computed: Vec<(KvCache, Vec<f32>)> = if self.model.weight_bytes() <= SMALL_MODEL {
             let share = rests.len().div_ceil(rayon::current_num_threads()).max(1);
             rests.par_chunks(share).flat_map_iter(run).collect()
