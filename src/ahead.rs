@@ -73,13 +73,21 @@ impl<T> Ahead<T> {
     #[must_use]
     pub fn ready(items: Vec<T>) -> Self {
         let batch: Vec<Result<T>> = items.into_iter().map(Ok).collect();
-        Self { batches: sync_channel(0).1, batch: batch.into_iter() }
+        Self { batches: no_more(), batch: batch.into_iter() }
+    }
+
+    fn next_of_batch(&mut self) -> Option<Result<T>> {
+        let item = self.batch.next()?;
+        if item.is_err() {
+            self.batches = no_more(); // its maker may have gone to sleep instead of ending
+        }
+        Some(item)
     }
 
     /// The next item or the end of them, without waiting.
     pub fn poll(&mut self) -> Poll<Option<Result<T>>> {
         loop {
-            if let Some(item) = self.batch.next() {
+            if let Some(item) = self.next_of_batch() {
                 return Poll::Ready(Some(item));
             }
             match self.batches.try_recv() {
@@ -96,12 +104,17 @@ impl<T> Iterator for Ahead<T> {
 
     fn next(&mut self) -> Option<Result<T>> {
         loop {
-            if let Some(item) = self.batch.next() {
+            if let Some(item) = self.next_of_batch() {
                 return Some(item);
             }
             self.batch = self.batches.recv().ok()?.into_iter();
         }
     }
+}
+
+/// A channel whose sender is gone.
+fn no_more<T>() -> Receiver<T> {
+    sync_channel(0).1
 }
 
 /// Who makes items. One that panics must not look like the end of them.
@@ -161,6 +174,15 @@ mod tests {
         let items = (0..3).map(|i| if i < 2 { Ok(i) } else { panic!("no") });
         let taken: Vec<Result<i32>> = Ahead::of(items, 0).collect();
         assert!(matches!(taken[..], [Ok(0), Ok(1), Err(Error::Device(_))]), "{taken:?}");
+    }
+
+    #[test]
+    fn a_line_that_wants_too_much_memory_is_an_error_after_those_before_it() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), "a\nb\nc\n").unwrap();
+        let make = |line: Line| Ok(Some(vec![0u8; if line.number == 2 { 2 * LINE_MEMORY } else { 1 }].len()));
+        let taken: Vec<Result<usize>> = Ahead::of_lines(Input::open(file.path()).unwrap(), make).collect();
+        assert!(matches!(taken[..], [Ok(1), Err(Error::Record { line: 2, .. })]), "{taken:?}");
     }
 
     #[test]

@@ -27,7 +27,7 @@ impl Drop for Bounded {
 }
 
 /// Computes with at most `bytes` of memory more than the thread has; not within another such computation. Who wants more never
-/// returns: `refuse` tells of it, without a bound, and then the thread sleeps on what it has, to the end of the process, since an
+/// returns: `refuse`, which must not panic, tells of it, without a bound, and then the thread sleeps on what it has, to the end of the process, since an
 /// allocator can neither fail in a way that an interpreter survives nor unwind.
 pub fn within<T>(bytes: usize, refuse: &dyn Fn(), compute: impl FnOnce() -> T) -> T {
     let allowance = Allowance { left: Cell::new(bytes.cast_signed()), refuse };

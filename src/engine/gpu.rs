@@ -136,16 +136,12 @@ impl GpuDecoder {
 
     /// Runs prompts packed, and leaves keys, values and logits in their places.
     fn run_prompts(&mut self, prompts: &[&[u32]], places: &[usize]) -> Result<()> {
-        let ends = prompts.iter().scan(0, |end, prompt| {
-            *end += prompt.len();
-            Some(*end)
-        });
-        let starts: Vec<usize> = [0].into_iter().chain(ends).collect();
+        let mut packed = Packed::default();
+        prompts.iter().for_each(|prompt| packed.lay(*prompt, None));
         let positions = prompts.iter().zip(places);
         let rows = positions.flat_map(|(prompt, &at)| (0..prompt.len() as u32).flat_map(move |i| [at as u32, i]));
         let rows = Buffer::of(&self.driver, &rows.collect::<Vec<u32>>())?;
-        let last: Vec<u32> = starts[1..].iter().map(|&end| end as u32 - 1).collect();
-        let packed = Packed { tokens: prompts.concat(), starts, prefixes: vec![None; prompts.len()] };
+        let last: Vec<u32> = packed.starts[1..].iter().map(|&end| end as u32 - 1).collect();
         let batch = self.forward.batch(&packed)?;
         let Self { driver, weights, forward, slots, .. } = self;
         forward.run(weights, &batch, &mut |layer, qkv| cache_rows(&**driver, weights, (slots, layer), qkv, &rows))?;
@@ -242,7 +238,8 @@ impl Decoder for GpuDecoder {
     }
 
     fn first_not_finite(&mut self, tokens: &[u32]) -> Result<Option<usize>> {
-        let packed = Packed { tokens: tokens.to_vec(), starts: vec![0, tokens.len()], prefixes: vec![None] };
+        let mut packed = Packed::default();
+        packed.lay(tokens, None);
         let batch = self.forward.batch(&packed)?;
         let mut first = None;
         self.forward.run(&self.weights, &batch, &mut |layer, qkv| {

@@ -28,7 +28,9 @@ impl<W: Number> Transformer<W> {
         let (heads, d) = (Heads::of(self.config()), self.config().hidden_size);
         let mut packed = Packed::default();
         let prefix = (!stem.is_empty()).then_some(0);
-        prefix.iter().for_each(|_| packed.lay(stem, None));
+        if prefix.is_some() {
+            packed.lay(stem, None);
+        }
         prompts.iter().for_each(|prompt| packed.lay(*prompt, prefix));
         let capacity = |prompt: &&[u32]| KvCache::new(self.config(), stem.len() + prompt.len());
         let mut caches: Vec<_> = prompts.iter().map(capacity).collect();
