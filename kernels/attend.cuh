@@ -46,17 +46,6 @@ __device__ __forceinline__ void finish_copies() {
   __syncthreads();
 }
 
-// The sum over the four lanes that share rows.
-__device__ __forceinline__ float quad_sum(float x) {
-  x += __shfl_xor_sync(ALL_LANES, x, 1);
-  return x + __shfl_xor_sync(ALL_LANES, x, 2);
-}
-
-__device__ __forceinline__ float quad_max(float x) {
-  x = fmaxf(x, __shfl_xor_sync(ALL_LANES, x, 1));
-  return fmaxf(x, __shfl_xor_sync(ALL_LANES, x, 2));
-}
-
 // Turns a gradient (16, E) back by the angles of its rows' positions, {g's, g + 8's}; the table holds cosines, then sines.
 template <u32 E>
 __device__ __forceinline__ void turn_back(float (&d)[E / 8][4], const u32 (&positions)[2], const float *rope, u32 table) {

@@ -176,6 +176,21 @@ __device__ __forceinline__ void commit_copies() {
 #endif
 }
 
+// The next kernel's blocks may begin where there is room for them: see `wait_for_previous`.
+__device__ __forceinline__ void let_next_begin() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;");
+#endif
+}
+
+// Waits for the end of the kernel before this one. A kernel that is launched early (`Grid::early`) waits in every thread before it writes
+// anything, or reads what any kernel of the same step writes; weights can be fetched before. PTX ISA, "griddepcontrol".
+__device__ __forceinline__ void wait_for_previous() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
 // Waits until at most N batches of this thread's copies are under way; other threads' need a barrier besides.
 template <u32 N> __device__ __forceinline__ void wait_copies() {
 #if __CUDA_ARCH__ >= 800

@@ -1,4 +1,5 @@
 #include "slots.cuh"
+#include "tile.cuh"
 
 // Samples start in slots, one a block: nothing drawn, the prompt's cache at its place, draws named by key and sample. `starts` is
 // (6, starts): slot, prompt, prompt_len, both words of the key, sample. With a repetition penalty a slot's set of tokens seen starts
@@ -37,7 +38,8 @@ __device__ void embed_slots(Slots slots, const u32 *slot_of_row, const T *embedd
 
 constexpr u32 ATTENTION_THREADS = 256;
 constexpr u32 ATTENTION_WARPS = ATTENTION_THREADS / WARP;
-constexpr u32 MAX_GROUP = 8; // query heads of one key head
+constexpr u32 MAX_GROUP = 8;     // query heads of one key head: half the rows of the matrix instruction
+constexpr u32 PARTS_AT_ONCE = 8; // of a product, read before the first is added
 
 // Where the attention of a step reads and writes, for one layer. Caches are (slot, K, capacity, E).
 template <class T> struct DecodeAttention {
@@ -54,108 +56,252 @@ template <class T> struct DecodeAttention {
   u32 capacity;
   T *out; // (rows, H E)
   u32 heads, kv_heads;
+
+  // Number `column` of row `blockIdx.x` of the product: its parts, added in order to the bias.
+  __device__ float product(u32 column, u32 width) const {
+    const float *part = partial + u64(blockIdx.x) * width + column;
+    float sum = bias[column];
+    for (u32 split = 0; split < splits; split += PARTS_AT_ONCE) {
+      float parts[PARTS_AT_ONCE];
+#pragma unroll
+      for (u32 k = 0; k < PARTS_AT_ONCE; k++) parts[k] = split + k < splits ? part[u64(split + k) * gridDim.x * width] : 0.0f;
+#pragma unroll
+      for (u32 k = 0; k < PARTS_AT_ONCE; k++) sum += parts[k];
+    }
+    return sum;
+  }
+};
+
+// Keys and values of a sequence and key head before this token's, (positions, E).
+template <class T, u32 E> struct Cached {
+  const T *prompt_keys, *prompt_values, *keys, *values;
+  u32 prompt_len, position; // this token's, at least 1
+
+  __device__ const T *key(u32 at) const { return row(prompt_keys, keys, at); }
+  __device__ const T *value(u32 at) const { return row(prompt_values, values, at); }
+  // From this token's position on there is nothing yet: there the last row stands in.
+  __device__ const T *row(const T *in_prompt, const T *since, u32 at) const {
+    at = min(at, position - 1);
+    return at < prompt_len ? in_prompt + u64(at) * E : since + u64(at - prompt_len) * E;
+  }
+};
+
+// What the queries (MAX_GROUP, E), as training rounds them, and this token's key and value {E, E} are: in shared memory.
+template <class T, u32 E> struct Fresh {
+  alignas(16) T queries[MAX_GROUP][E], key[E], value[E];
+};
+
+// What the warps have seen, to be merged.
+template <u32 E> struct Seen {
+  float largest[ATTENTION_WARPS][MAX_GROUP], total[ATTENTION_WARPS][MAX_GROUP], sums[ATTENTION_WARPS][MAX_GROUP][E];
+};
+
+// Neighbours of a row, read together.
+template <class T, u32 N> struct alignas(N * sizeof(T)) Few {
+  T of[N];
+};
+
+// A warp's part of the attention, CHUNK positions at a time. Keys and values of a chunk are all under way at once: waiting for one
+// position after the other would be the time of a step. Scores are products of 16 rows, the queries, with 8 columns, the positions;
+// their exponentials are a left operand as they lie. The rows beyond the group's are for what rounding takes from these.
+template <class T, u32 E> struct Attender {
+  static constexpr u32 CHUNK = E > 64 ? 16 : 32, HALVES = (E + 31) / 32, DIMS = E / 8;
+  uint4 key[CHUNK / 8][HALVES]; // of position 8 n + g, packs t and t + 4: the depth is permuted alike in the queries
+  Few<T, DIMS> value[CHUNK / 16][4]; // of positions 16 s + {2t, 2t + 1, 2t + 8, 2t + 9}, numbers from DIMS g on
+  float sums[DIMS][4] = {}, top = -INFINITY, total = 0;
+
+  static __device__ u32 lane() { return threadIdx.x % WARP; }
+  static __device__ u32 g() { return lane() / 4; }
+  static __device__ u32 t() { return lane() % 4; }
+  static __device__ uint4 pack(const T *row, u32 half) {
+    u32 at = (4 * half + t()) * 8;
+    return at < E ? *reinterpret_cast<const uint4 *>(row + at) : make_uint4(0, 0, 0, 0);
+  }
+  static __device__ Few<T, DIMS> few(const T *row) { return *reinterpret_cast<const Few<T, DIMS> *>(row + DIMS * g()); }
+  static __device__ u32 position(u32 step, u32 i) { return 16 * step + 2 * t() + i % 2 + i / 2 * 8; }
+
+  __device__ void fetch(const Cached<T, E> &cached, u32 first) {
+#pragma unroll
+    for (u32 n = 0; n < CHUNK / 8; n++) {
+      const T *row = cached.key(first + 8 * n + g());
+#pragma unroll
+      for (u32 half = 0; half < HALVES; half++) key[n][half] = pack(row, half);
+    }
+#pragma unroll
+    for (u32 s = 0; s < CHUNK / 16; s++)
+#pragma unroll
+      for (u32 i = 0; i < 4; i++) value[s][i] = few(cached.value(first + position(s, i)));
+  }
+
+  // After `fetch` of the same positions.
+  __device__ void see(const Fresh<T, E> &fresh, u32 first, u32 last) {
+    float scores[CHUNK / 8][4] = {};
+#pragma unroll
+    for (u32 half = 0; half < HALVES; half++) {
+      uint4 query = pack(fresh.queries[g()], half);
+#pragma unroll
+      for (u32 n = 0; n < CHUNK / 8; n++) {
+        uint4 there = first + 8 * n + g() == last ? pack(fresh.key, half) : key[n][half];
+        multiply_tile<T>(scores[n], {query.x, 0, query.y, 0}, {there.x, there.y});
+        multiply_tile<T>(scores[n], {query.z, 0, query.w, 0}, {there.z, there.w});
+      }
+    }
+    float before = top;
+#pragma unroll
+    for (u32 n = 0; n < CHUNK / 8; n++)
+      for (u32 i = 0; i < 2; i++) {
+        scores[n][i] = first + 8 * n + 2 * t() + i <= last ? scores[n][i] * rsqrtf(float(E)) : -INFINITY;
+        top = fmaxf(top, scores[n][i]);
+      }
+    top = quad_max(top);
+    float keep = exp_of(before - top);
+    total *= keep;
+#pragma unroll
+    for (u32 n = 0; n < CHUNK / 8; n++)
+      for (u32 i = 0; i < 2; i++) {
+        float weight = exp_of(scores[n][i] - top), rounded = to_float(from_float<T>(weight));
+        total += weight, scores[n][i] = rounded, scores[n][2 + i] = weight - rounded;
+      }
+#pragma unroll
+    for (u32 j = 0; j < DIMS; j++)
+      for (u32 i = 0; i < 4; i++) sums[j][i] *= keep;
+    add_values(scores, fresh, first, last);
+  }
+
+  __device__ void add_values(const float (&weights)[CHUNK / 8][4], const Fresh<T, E> &fresh, u32 first, u32 last) {
+#pragma unroll
+    for (u32 s = 0; s < CHUNK / 16; s++) {
+      u32 a[4];
+#pragma unroll
+      for (u32 i = 0; i < 4; i++) {
+        const float(&of)[4] = weights[2 * s + i / 2];
+        a[i] = pair_bits<T>(of[i % 2 * 2], of[i % 2 * 2 + 1]);
+        if (first + position(s, i) >= last) value[s][i] = few(fresh.value);
+      }
+#pragma unroll
+      for (u32 j = 0; j < DIMS; j++) {
+        Few<T, 2> upper{{value[s][0].of[j], value[s][1].of[j]}}, lower{{value[s][2].of[j], value[s][3].of[j]}};
+        u32 b[2];
+        memcpy(&b[0], &upper, 4), memcpy(&b[1], &lower, 4);
+        multiply_tile<T>(sums[j], a, b);
+      }
+    }
+  }
+
+  __device__ void tell(Seen<E> &seen, u32 warp) const {
+    float all = quad_sum(total);
+    if (t() == 0) seen.largest[warp][g()] = top, seen.total[warp][g()] = all;
+#pragma unroll
+    for (u32 j = 0; j < DIMS; j++)
+      for (u32 i = 0; i < 2; i++) seen.sums[warp][g()][(2 * t() + i) * DIMS + j] = sums[j][i] + sums[j][2 + i];
+  }
+};
+
+// The same in f32 on plain arithmetic: for checks, not for speed. A lane has the key of one position, and every 32nd number of all
+// values.
+template <u32 E> struct Attender<float, E> {
+  static constexpr u32 CHUNK = WARP, DIMS = (E + WARP - 1) / WARP;
+  const Cached<float, E> *cached;
+  float sums[MAX_GROUP][DIMS] = {}, top[MAX_GROUP], total[MAX_GROUP] = {};
+
+  __device__ Attender() {
+    for (u32 g = 0; g < MAX_GROUP; g++) top[g] = -INFINITY;
+  }
+  __device__ void fetch(const Cached<float, E> &from, u32) { cached = &from; }
+
+  __device__ void see(const Fresh<float, E> &fresh, u32 first, u32 last) {
+    const u32 lane = threadIdx.x % WARP, at = first + lane;
+    const float *key = at == last ? fresh.key : cached->key(at);
+    for (u32 g = 0; g < MAX_GROUP; g++) {
+      float score = 0;
+      for (u32 i = 0; i < E; i++) score = fmaf(fresh.queries[g][i], key[i], score);
+      score = at <= last ? score * rsqrtf(float(E)) : -INFINITY;
+      float before = top[g];
+      top[g] = fmaxf(before, warp_max(score));
+      float weight = exp_of(score - top[g]), keep = exp_of(before - top[g]);
+      total[g] = total[g] * keep + warp_sum(weight);
+      for (u32 i = 0; i < DIMS; i++) sums[g][i] *= keep;
+      for (u32 j = 0; j < WARP; j++) {
+        const float *value = first + j >= last ? fresh.value : cached->value(first + j);
+        float of_j = __shfl_sync(ALL_LANES, weight, j);
+        for (u32 i = 0; i < DIMS; i++) sums[g][i] = fmaf(of_j, value[(lane + i * WARP) % E], sums[g][i]);
+      }
+    }
+  }
+
+  __device__ void tell(Seen<E> &seen, u32 warp) const {
+    const u32 lane = threadIdx.x % WARP;
+    for (u32 g = 0; g < MAX_GROUP; g++) {
+      if (lane == 0) seen.largest[warp][g] = top[g], seen.total[warp][g] = total[g];
+      for (u32 i = 0; i < DIMS; i++)
+        if (lane + i * WARP < E) seen.sums[warp][g][lane + i * WARP] = sums[g][i];
+    }
+  }
 };
 
 // One block a row and key head: bias and rope of this token's queries, key and value; key and value into the cache; attention of
-// the group's queries over prompt and completion, by positions in chunks of 32 that go to the warps in turn and are merged in
-// the warps' order.
+// the group's queries over prompt and completion, by positions in chunks that go to the warps in turn and are merged in the warps'
+// order.
 template <class T, u32 E> __device__ void decode_attention(const DecodeAttention<T> &a) {
-  constexpr u32 HALF = E / 2, DIMS = E > WARP ? E / WARP : 1;
-  __shared__ float fresh[(MAX_GROUP + 2) * E];
-  __shared__ float weights[ATTENTION_WARPS][MAX_GROUP][WARP];
-  __shared__ float largest[ATTENTION_WARPS][MAX_GROUP], total[ATTENTION_WARPS][MAX_GROUP];
-  __shared__ float sums[ATTENTION_WARPS][MAX_GROUP][E];
-  const u32 row = blockIdx.x, rows = gridDim.x, head = blockIdx.y, group = a.heads / a.kv_heads;
-  const u32 slot = a.slot_of_row[row], warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
+  constexpr u32 HALF = E / 2, STRIDE = ATTENTION_WARPS * Attender<T, E>::CHUNK;
+  __shared__ Fresh<T, E> fresh;
+  __shared__ Seen<E> seen;
+  float *before_rope = seen.sums[0][0]; // queries and key, (group + 1, E), until the sums take their place
+  const u32 row = blockIdx.x, head = blockIdx.y, group = a.heads / a.kv_heads;
+  const u32 slot = a.slot_of_row[row], warp = threadIdx.x / WARP;
   T *out = a.out + (u64(row) * a.heads + head * group) * E;
-  if (!a.slots.runs(slot)) {
+  let_next_begin();
+  if (!a.slots.runs(slot)) { // what slots hold changes at the end of a step alone
+    wait_for_previous();
     for (u32 i = threadIdx.x; i < group * E; i += ATTENTION_THREADS) out[i] = from_float<T>(0.0f);
     return;
   }
   const u32 prompt_len = a.slots.at(Slots::PROMPT_LEN, slot), drawn = a.slots.at(Slots::DRAWN, slot);
-  const u32 len = prompt_len + drawn, position = len - 1;
+  const u32 position = prompt_len + drawn - 1; // this token's
+  const u64 own = (u64(slot) * a.kv_heads + head) * a.capacity * E;
+  const u64 prompt = (u64(a.slots.at(Slots::PROMPT, slot)) * a.kv_heads + head) * a.prompt_capacity * E;
+  const Cached<T, E> cached{a.prompt_keys + prompt, a.prompt_values + prompt, a.keys + own, a.values + own, prompt_len, position};
+  Attender<T, E> attender;
+  u32 first = warp * Attender<T, E>::CHUNK;
+  if (first <= position) attender.fetch(cached, first); // of earlier steps
+  wait_for_previous();
 
   const u32 width = (a.heads + 2 * a.kv_heads) * E;
   for (u32 i = threadIdx.x; i < (group + 2) * E; i += ATTENTION_THREADS) {
     u32 of = i / E < group ? head * group + i / E : a.heads + (i / E - group) * a.kv_heads + head;
-    u32 column = of * E + i % E;
-    float sum = a.bias[column];
-    for (u32 split = 0; split < a.splits; split++) sum += a.partial[(u64(split) * rows + row) * width + column];
-    fresh[i] = sum;
+    float sum = a.product(of * E + i % E, width);
+    if (i < (group + 1) * E) before_rope[i] = sum;
+    else fresh.value[i % E] = from_float<T>(sum);
   }
+  for (u32 i = group * E + threadIdx.x; i < MAX_GROUP * E; i += ATTENTION_THREADS) fresh.queries[i / E][i % E] = from_float<T>(0.0f);
   __syncthreads();
   for (u32 i = threadIdx.x; i < (group + 1) * HALF; i += ATTENTION_THREADS) {
-    float *low = fresh + i / HALF * E + i % HALF, *high = low + HALF;
-    u64 angle = u64(position) * HALF + i % HALF;
-    float c = a.rope[angle], s = a.rope[u64(a.positions) * HALF + angle], x = *low, y = *high;
-    *low = x * c - y * s, *high = y * c + x * s;
+    u32 of = i / HALF, low = i % HALF;
+    u64 angle = u64(position) * HALF + low;
+    float c = a.rope[angle], s = a.rope[u64(a.positions) * HALF + angle];
+    float x = before_rope[of * E + low], y = before_rope[of * E + low + HALF];
+    T *turned = of < group ? fresh.queries[of] : fresh.key;
+    turned[low] = from_float<T>(x * c - y * s), turned[low + HALF] = from_float<T>(y * c + x * s);
   }
   __syncthreads();
-  const u64 own = (u64(slot) * a.kv_heads + head) * a.capacity * E;
-  const u64 prompt = (u64(a.slots.at(Slots::PROMPT, slot)) * a.kv_heads + head) * a.prompt_capacity * E;
-  for (u32 i = threadIdx.x; i < (group + 2) * E; i += ATTENTION_THREADS) {
-    T rounded = from_float<T>(fresh[i]); // as training rounds its queries too
-    if (i / E == group) a.keys[own + (drawn - 1) * E + i % E] = rounded;
-    if (i / E == group + 1) a.values[own + (drawn - 1) * E + i % E] = rounded;
-    fresh[i] = to_float(rounded) * rsqrtf(float(E));
+  for (u32 i = threadIdx.x; i < E; i += ATTENTION_THREADS) {
+    u64 at = own + u64(drawn - 1) * E + i;
+    a.keys[at] = fresh.key[i], a.values[at] = fresh.value[i];
   }
-  __syncthreads();
 
-  float m[MAX_GROUP], l[MAX_GROUP], sum[MAX_GROUP][DIMS];
-  for (u32 g = 0; g < MAX_GROUP; g++) {
-    m[g] = -INFINITY, l[g] = 0;
-    for (u32 i = 0; i < DIMS; i++) sum[g][i] = 0;
+  for (; first <= position; first += STRIDE) {
+    if (first >= STRIDE) attender.fetch(cached, first);
+    attender.see(fresh, first, position);
   }
-  for (u32 first = warp * WARP; first < len; first += ATTENTION_THREADS) {
-    const u32 at = first + lane, count = min(WARP, len - first);
-    auto row_of = [&](const T *in_prompt, const T *since, u32 at) {
-      return at < prompt_len ? in_prompt + prompt + u64(at) * E : since + own + u64(at - prompt_len) * E;
-    };
-    float score[MAX_GROUP] = {};
-    if (lane < count) {
-      const T *key = row_of(a.prompt_keys, a.keys, at);
-      for (u32 i = 0; i < E; i += Pack<T>::SIZE) {
-        Pack<T> pack = load_pack(key + i);
-#pragma unroll
-        for (u32 g = 0; g < MAX_GROUP; g++)
-          if (g < group)
-            for (u32 k = 0; k < Pack<T>::SIZE; k++) score[g] = fmaf(fresh[g * E + i + k], to_float(pack.of[k]), score[g]);
-      }
-    }
-#pragma unroll
-    for (u32 g = 0; g < MAX_GROUP; g++) {
-      if (g >= group) continue;
-      float mine = lane < count ? score[g] : -INFINITY, before = m[g];
-      m[g] = fmaxf(before, warp_max(mine));
-      float weight = exp_of(mine - m[g]), keep = exp_of(before - m[g]);
-      l[g] = l[g] * keep + warp_sum(weight);
-      for (u32 i = 0; i < DIMS; i++) sum[g][i] *= keep;
-      weights[warp][g][lane] = weight;
-    }
-    __syncwarp();
-    for (u32 j = 0; j < count && lane * DIMS < E; j++) {
-      const T *value = row_of(a.prompt_values, a.values, first + j) + lane * DIMS;
-      for (u32 i = 0; i < DIMS; i++) {
-        float v = to_float(value[i]);
-#pragma unroll
-        for (u32 g = 0; g < MAX_GROUP; g++)
-          if (g < group) sum[g][i] = fmaf(weights[warp][g][j], v, sum[g][i]);
-      }
-    }
-    __syncwarp();
-  }
-  for (u32 g = 0; g < MAX_GROUP; g++) {
-    if (lane == 0) largest[warp][g] = m[g], total[warp][g] = l[g];
-    for (u32 i = 0; i < DIMS && lane * DIMS < E; i++) sums[warp][g][lane * DIMS + i] = sum[g][i];
-  }
+  attender.tell(seen, warp);
   __syncthreads();
   for (u32 i = threadIdx.x; i < group * E; i += ATTENTION_THREADS) {
     u32 g = i / E;
-    float top = largest[0][g], over = 0, under = 0;
-    for (u32 w = 1; w < ATTENTION_WARPS; w++) top = fmaxf(top, largest[w][g]);
+    float top = seen.largest[0][g], over = 0, under = 0;
+    for (u32 w = 1; w < ATTENTION_WARPS; w++) top = fmaxf(top, seen.largest[w][g]);
     for (u32 w = 0; w < ATTENTION_WARPS; w++) {
-      float keep = exp_of(largest[w][g] - top);
-      over = fmaf(sums[w][g][i % E], keep, over), under = fmaf(total[w][g], keep, under);
+      float keep = exp_of(seen.largest[w][g] - top);
+      over = fmaf(seen.sums[w][g][i % E], keep, over), under = fmaf(seen.total[w][g], keep, under);
     }
     out[i] = from_float<T>(over / under);
   }

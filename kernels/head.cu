@@ -1,4 +1,5 @@
 #include "common.cuh"
+#include "narrow.cuh"
 
 // Softmax of rows of logits, and its backward: full logits never exist, only some rows at a time.
 
@@ -40,24 +41,34 @@ KERNEL(256, head_stats, const float *logits, const u32 *tokens, float *stats, u3
 }
 
 // The logits of head_stats become their gradient in the products' type, in the first part of each row's memory: from slopes (rows)
-// = dloss / dlogprob. One block a row; what it overwrites it has read before.
+// = dloss / dlogprob. One block a row. What a turn writes has been read in this turn or before it, since the narrow numbers up to
+// `begin + TURN` end no later than the wide ones do: so one barrier between reads and writes is enough. What is written behind the
+// vocabulary, up to a pack's end, nobody reads.
 template <class T>
 __device__ void head_backward(float *logits, const u32 *tokens, const float *stats, const float *slopes, u32 vocabulary,
                               u32 stride, float scale) {
-  constexpr u32 THREADS = 512, SIZE = Pack<float>::SIZE;
+  constexpr u32 THREADS = 512, SIZE = Pack<float>::SIZE, PACKS = 2, TURN = PACKS * SIZE * THREADS;
   u64 row = blockIdx.x;
   const float *from = logits + row * stride;
   T *to = reinterpret_cast<T *>(logits + row * stride);
   float slope = slopes[row] * scale, most = stats[4 * row + 2], log_sum = stats[4 * row + 3];
   u32 token = tokens[row];
-  for (u32 begin = 0; begin < vocabulary; begin += SIZE * THREADS) {
-    u32 i = begin + SIZE * threadIdx.x;
-    Pack<float> pack = {};
-    if (i < vocabulary) pack = load_pack(from + i);
+  for (u32 begin = 0; begin < vocabulary; begin += TURN) {
+    u32 first = begin + SIZE * threadIdx.x;
+    Pack<float> packs[PACKS] = {};
+#pragma unroll
+    for (u32 j = 0; j < PACKS; j++)
+      if (first + j * SIZE * THREADS < vocabulary) packs[j] = load_pack(from + first + j * SIZE * THREADS);
     __syncthreads();
-    for (u32 k = 0; k < SIZE && i + k < vocabulary; k++) {
-      float p = exp_of(pack.of[k] * scale - most - log_sum);
-      to[i + k] = from_float<T>(slope * ((i + k == token ? 1.0f : 0.0f) - p));
+#pragma unroll
+    for (u32 j = 0; j < PACKS; j++) {
+      u32 i = first + j * SIZE * THREADS;
+      if (i >= vocabulary) break;
+      for (u32 k = 0; k < SIZE; k++) {
+        float p = exp_of(packs[j].of[k] * scale - most - log_sum);
+        packs[j].of[k] = slope * ((i + k == token ? 1.0f : 0.0f) - p);
+      }
+      store_narrow(to + i, packs[j]);
     }
   }
 }

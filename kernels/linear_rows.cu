@@ -1,7 +1,7 @@
 #include "common.cuh"
 
 // y (rows, width) = x (rows, depth) weight (width, depth)^T for the few rows of a decode step, where the time is that of reading
-// the weights once. Blocks share out the weights' rows (x), tokens in TOKENS (y), and the depth in `splits` (z), whose partial
+// the weights once; the first of them are fetched while the kernel before still runs. Blocks share out the weights' rows (x), tokens in TOKENS (y), and the depth in `splits` (z), whose partial
 // results are added by whoever reads them. A token's sums are made in an order that follows from (depth, splits) alone: its
 // result is the same bits in any batch.
 
@@ -71,11 +71,24 @@ struct Part {
 // A row of 8 packs in shared memory, turned around for every second row: the eight lanes that read together hit all banks.
 __device__ __forceinline__ u32 place(u32 row, u32 pack) { return row * 8 + (pack ^ (row % 2 * 4)); }
 
+// Asks for ROWS rows of a matrix (count, depth), those that `row_of` names, to be copied to the rows of a stage from `at` on; zeros
+// where there are none.
+template <u32 ROWS, class T, class RowOf>
+__device__ __forceinline__ void fetch_rows(uint4 *to, u32 at, const T *matrix, u32 count, u32 depth, u32 stage, RowOf row_of) {
+#pragma unroll
+  for (u32 i = threadIdx.x; i < ROWS * 8; i += ROWS_THREADS) {
+    u32 row = i / 8, pack = i % 8, k = stage * ROWS_DEPTH + pack * 8, index = row_of(row);
+    bool valid = k < depth && index < count;
+    copy16(to + place(at + row, pack), matrix + (valid ? u64(index) * depth + k : 0), valid);
+  }
+}
+
 // The largest result of each of a block's tokens, and then of the grid's.
 template <u32 TOKENS> struct Largest {
-  u32 *here; // shared memory, (TOKENS)
+  u32 *here; // shared memory, (TOKENS), which nobody uses when `start` has been reached by all
 
   __device__ void start() const {
+    __syncthreads();
     for (u32 i = threadIdx.x; i < TOKENS; i += ROWS_THREADS) here[i] = 0;
     __syncthreads();
   }
@@ -94,24 +107,27 @@ __device__ void linear_rows(const T *weight, const T *x, Result result, u32 dept
   const u32 first_token = blockIdx.y * TOKENS;
   const Part part = Part::of(depth, splits);
 
-  auto fetch = [&](u32 stage) {
-    uint4 *to = stages + stage % ROWS_STAGES * STAGE;
-    for (u32 i = threadIdx.x; i < STAGE && stage < part.to; i += ROWS_THREADS) {
-      u32 row = i / 8, pack = i % 8, k = stage * ROWS_DEPTH + pack * 8;
-      bool of_weight = row < ROWS_TILE;
-      u32 index = of_weight ? result.weight_row(row) : first_token + row - ROWS_TILE;
-      bool valid = k < depth && index < (of_weight ? result.weight_rows() : result.rows);
-      copy16(to + place(row, pack), (of_weight ? weight : x) + (valid ? u64(index) * depth + k : 0), valid);
-    }
+  auto fetch_weight = [&](u32 stage) {
+    if (stage < part.to)
+      fetch_rows<ROWS_TILE>(stages + stage % ROWS_STAGES * STAGE, 0, weight, result.weight_rows(), depth, stage,
+                            [&](u32 i) { return result.weight_row(i); });
+  };
+  auto fetch_x = [&](u32 stage) {
+    if (stage < part.to)
+      fetch_rows<TOKENS>(stages + stage % ROWS_STAGES * STAGE, ROWS_TILE, x, result.rows, depth, stage,
+                         [&](u32 i) { return first_token + i; });
     commit_copies();
   };
 
   float sums[TOKENS / 8][4] = {};
-  for (u32 ahead = 0; ahead + 1 < ROWS_STAGES; ahead++) fetch(part.from + ahead);
+  let_next_begin();
+  for (u32 ahead = 0; ahead + 1 < ROWS_STAGES; ahead++) fetch_weight(part.from + ahead);
+  wait_for_previous();
+  for (u32 ahead = 0; ahead + 1 < ROWS_STAGES; ahead++) fetch_x(part.from + ahead);
   for (u32 stage = part.from; stage < part.to; stage++) {
     wait_copies<ROWS_STAGES - 2>();
     __syncthreads(); // this stage is there, and the one before it may be overwritten
-    fetch(stage + ROWS_STAGES - 1);
+    fetch_weight(stage + ROWS_STAGES - 1), fetch_x(stage + ROWS_STAGES - 1);
     const uint4 *tile = stages + stage % ROWS_STAGES * STAGE;
     for (u32 half = 0; half < 2; half++) {
       // A lane's 16 bytes are 8 neighbours of the depth: two instructions' worth. Weights and x are permuted alike.
@@ -133,7 +149,9 @@ __device__ void linear_rows(const T *weight, const T *x, Result result, u32 dept
     }
   if constexpr (Result::COMPARES) {
     if (!result.largest) return;
-    __shared__ u32 room[TOKENS];
+    // In the stages' place: with memory of its own a block would have more than the 48 KiB (Turing: 64) that there are.
+    wait_copies<0>();
+    u32 *room = reinterpret_cast<u32 *>(memory);
     const Largest<TOKENS> largest{room};
     largest.start();
 #pragma unroll
@@ -151,6 +169,7 @@ __device__ void linear_rows(const T *weight, const T *x, Result result, u32 dept
 // 8 further on.
 template <u32 TOKENS, class Result>
 __device__ void linear_rows_plain(const float *weight, const float *x, Result result, u32 depth, u32 splits) {
+  wait_for_previous();
   const Part part = Part::of(depth, splits);
   const u32 last = min(part.to * ROWS_DEPTH, depth);
   __shared__ u32 room[TOKENS];

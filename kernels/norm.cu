@@ -1,28 +1,55 @@
 #include "common.cuh"
+#include "narrow.cuh"
+
+constexpr u32 ADDED_AT_ONCE = 10; // partial results that are read before the first is added
 
 // The residual stream x (rows, width) gets `splits` partial results (splits, rows, width) added, in their order; normed (rows,
-// width) = x / rms(x) * weight. One block a row.
+// width) = x / rms(x) * weight. One block a row. Between two products there is little else to do than to wait for memory, so a
+// thread asks for all that its first columns need at once, and keeps their sums: up to a width of 1,024 these are all it has.
 template <class T>
 __device__ void add_norm(float *x, const float *partial, u32 splits, const float *weight, T *normed, u32 rows, u32 width,
                          float epsilon) {
-  constexpr u32 THREADS = 256;
+  constexpr u32 THREADS = 256, SIZE = Pack<float>::SIZE;
   __shared__ float room[THREADS / WARP];
-  u64 row = blockIdx.x;
+  const u64 row = u64(blockIdx.x) * width, part = u64(rows) * width;
+  const u32 first = SIZE * threadIdx.x, second = first + SIZE * THREADS;
+  x += row, partial += row, normed += row;
   float squares = 0;
-  for (u32 i = threadIdx.x; i < width; i += THREADS) {
-    float sum = x[row * width + i];
-    for (u32 split = 0; split < splits; split++) sum += partial[(u64(split) * rows + row) * width + i];
-    if (splits) x[row * width + i] = sum;
-    squares = fmaf(sum, sum, squares);
-  }
-  float scale = 1.0f / sqrtf(block_sum<THREADS>(squares, room) / width + epsilon);
-  for (u32 i = threadIdx.x; i < width; i += THREADS)
-    normed[row * width + i] = from_float<T>(x[row * width + i] * scale * weight[i]);
+  auto add = [&](u32 i) {
+    Pack<float> sum = load_pack(x + i);
+    const float *from = partial + i;
+    for (u32 split = 0; split < splits; split += ADDED_AT_ONCE) {
+      Pack<float> more[ADDED_AT_ONCE] = {};
+#pragma unroll
+      for (u32 k = 0; k < ADDED_AT_ONCE; k++, from += part)
+        if (split + k < splits) more[k] = load_pack(from);
+#pragma unroll
+      for (u32 k = 0; k < ADDED_AT_ONCE; k++)
+        for (u32 e = 0; e < SIZE; e++) sum.of[e] += more[k].of[e];
+    }
+    if (splits) store_pack(x + i, sum);
+    for (u32 e = 0; e < SIZE; e++) squares = fmaf(sum.of[e], sum.of[e], squares);
+    return sum;
+  };
+  Pack<float> sum = {}, w = {};
+  let_next_begin();
+  if (first < width) w = load_pack(weight + first);
+  wait_for_previous();
+  if (first < width) sum = add(first);
+  for (u32 i = second; i < width; i += SIZE * THREADS) add(i);
+  const float scale = 1.0f / sqrtf(block_sum<THREADS>(squares, room) / width + epsilon);
+  auto norm = [&](u32 i, const Pack<float> &sum, const Pack<float> &w) {
+    Pack<float> out;
+    for (u32 e = 0; e < SIZE; e++) out.of[e] = sum.of[e] * scale * w.of[e];
+    store_narrow(normed + i, out);
+  };
+  if (first < width) norm(first, sum, w);
+  for (u32 i = second; i < width; i += SIZE * THREADS) norm(i, load_pack(x + i), load_pack(weight + i));
 }
 
 #define ADD_NORM(T)                                                                                                            \
-  KERNEL(256, add_norm_##T, float *x, const float *partial, u32 splits, const float *weight, T *normed, u32 rows, u32 width,   \
-         float epsilon) {                                                                                                      \
+  KERNEL_ALONE(256, add_norm_##T, float *x, const float *partial, u32 splits, const float *weight, T *normed, u32 rows,        \
+               u32 width, float epsilon) {                                                                                     \
     add_norm<T>(x, partial, splits, weight, normed, rows, width, epsilon);                                                     \
   }
 ADD_NORM(f32)

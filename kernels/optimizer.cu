@@ -1,10 +1,15 @@
 #include "common.cuh"
 
-// sums[b] = sum of the squares of x[from[2 b] .. from[2 b + 1]], in f64, so that no finite f32 overflows.
+// sums[b] = sum of the squares of x[from[2 b] .. from[2 b + 1]], in f64, so that no finite f32 overflows. Both ends are multiples of 4.
 KERNEL(256, square_sums, const float *x, const u64 *from, double *sums) {
+  constexpr u32 SIZE = Pack<float>::SIZE;
   __shared__ double room[256 / WARP];
+  const u64 end = from[2 * blockIdx.x + 1];
   double sum = 0;
-  for (u64 i = from[2 * blockIdx.x] + threadIdx.x; i < from[2 * blockIdx.x + 1]; i += 256) sum += double(x[i]) * double(x[i]);
+  for (u64 i = from[2 * blockIdx.x] + SIZE * threadIdx.x; i < end; i += SIZE * 256) {
+    Pack<float> pack = load_pack(x + i);
+    for (u32 k = 0; k < SIZE; k++) sum += double(pack.of[k]) * double(pack.of[k]);
+  }
   sum = block_sum<256>(sum, room);
   if (threadIdx.x == 0) sums[blockIdx.x] = sum;
 }

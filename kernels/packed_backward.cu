@@ -1,47 +1,79 @@
 #include "common.cuh"
+#include "narrow.cuh"
 
-// Backward of what lies between the products of packed rows. Sums over rows go in two stages, each in a fixed order: block b adds
-// the rows b, b + blocks, ..., then add_columns the blocks.
+// Backward of what lies between the products of packed rows. Sums over rows go in two stages, each in a fixed order: a block adds
+// every so many-th row, then add_columns the blocks.
 
 // Backward of norm_rows: d_normed and x (rows, width), row r of x being its row index[r] where there is `index`. The gradient of
 // x is added to dx, or, where `fresh`, written to it; dx may be d_normed. d (rows, width) is dx as the products read it, if
-// wanted. partial (blocks, width) gets the blocks' parts of the weight's gradient.
+// wanted. partial (blocks, width) gets the blocks' parts of the weight's gradient. One warp a row; the first `warps` of a block
+// work, as many as there is shared memory for: each has its own sums for the weight, added at the end in the order of the warps.
 template <class T>
 __device__ void norm_backward(const float *d_normed, const float *x, const u32 *index, const float *weight, float *dx, T *d,
-                              float *partial, u32 rows, u32 width, float epsilon, u32 fresh) {
-  constexpr u32 THREADS = 128, SIZE = Pack<float>::SIZE;
-  __shared__ float room[THREADS / WARP];
+                              float *partial, u32 rows, u32 width, float epsilon, u32 fresh, u32 warps) {
+  constexpr u32 THREADS = 256, SIZE = Pack<float>::SIZE, PACKS = 8, TURN = PACKS * SIZE * WARP;
   DYNAMIC_SHARED(memory);
-  float *d_weight = reinterpret_cast<float *>(memory); // a thread reads and writes only columns of its own
-  for (u32 i = SIZE * threadIdx.x; i < width; i += SIZE * THREADS) store_pack(d_weight + i, Pack<float>{});
-  for (u64 row = blockIdx.x; row < rows; row += gridDim.x) {
+  float *sums = reinterpret_cast<float *>(memory); // (warps, width)
+  const u32 warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
+  float *own = sums + warp * width; // a lane reads and writes only columns of its own
+  Pack<float> of_x[PACKS], of_dy[PACKS];
+  if (warp < warps)
+    for (u32 i = SIZE * lane; i < width; i += SIZE * WARP) store_pack(own + i, Pack<float>{});
+  for (u64 row = u64(blockIdx.x) * warps + warp; warp < warps && row < rows; row += u64(gridDim.x) * warps) {
     const float *from = x + u64(index ? index[row] : row) * width, *dy = d_normed + row * width;
+    float *of_dx = dx + row * width;
+    auto load = [&](u32 first) {
+#pragma unroll
+      for (u32 j = 0; j < PACKS; j++) {
+        u32 i = first + j * SIZE * WARP;
+        of_x[j] = i < width ? load_pack(from + i) : Pack<float>{}, of_dy[j] = i < width ? load_pack(dy + i) : Pack<float>{};
+      }
+    };
     float squares = 0, along = 0;
-    for (u32 i = SIZE * threadIdx.x; i < width; i += SIZE * THREADS) {
-      Pack<float> of_x = load_pack(from + i), of_dy = load_pack(dy + i), w = load_pack(weight + i);
-      for (u32 k = 0; k < SIZE; k++) {
-        squares = fmaf(of_x.of[k], of_x.of[k], squares);
-        along = fmaf(of_dy.of[k] * w.of[k], of_x.of[k], along);
+    for (u32 first = SIZE * lane; first < width; first += TURN) {
+      load(first);
+#pragma unroll
+      for (u32 j = 0; j < PACKS; j++) {
+        u32 i = first + j * SIZE * WARP;
+        Pack<float> w = i < width ? load_pack(weight + i) : Pack<float>{};
+        for (u32 k = 0; k < SIZE; k++) {
+          squares = fmaf(of_x[j].of[k], of_x[j].of[k], squares);
+          along = fmaf(of_dy[j].of[k] * w.of[k], of_x[j].of[k], along);
+        }
       }
     }
-    float scale = 1.0f / sqrtf(block_sum<THREADS>(squares, room) / width + epsilon);
-    along = block_sum<THREADS>(along, room) * scale * scale * scale / width;
-    for (u32 i = SIZE * threadIdx.x; i < width; i += SIZE * THREADS) {
-      Pack<float> of_x = load_pack(from + i), of_dy = load_pack(dy + i), w = load_pack(weight + i);
-      Pack<float> sum = load_pack(d_weight + i), out = {};
-      if (!fresh) out = load_pack(dx + row * width + i);
-      for (u32 k = 0; k < SIZE; k++) {
-        sum.of[k] = fmaf(of_dy.of[k] * scale, of_x.of[k], sum.of[k]);
-        out.of[k] += fmaf(of_dy.of[k] * w.of[k], scale, -along * of_x.of[k]);
+    float scale = 1.0f / sqrtf(warp_sum(squares) / width + epsilon);
+    along = warp_sum(along) * scale * scale * scale / width;
+    for (u32 first = SIZE * lane; first < width; first += TURN) {
+      if (width > TURN) load(first); // else it is still there
+      Pack<float> out[PACKS] = {};
+#pragma unroll
+      for (u32 j = 0; j < PACKS; j++)
+        if (!fresh && first + j * SIZE * WARP < width) out[j] = load_pack(of_dx + first + j * SIZE * WARP);
+#pragma unroll
+      for (u32 j = 0; j < PACKS; j++) {
+        u32 i = first + j * SIZE * WARP;
+        if (i >= width) continue;
+        Pack<float> w = load_pack(weight + i), sum = load_pack(own + i);
+        for (u32 k = 0; k < SIZE; k++) {
+          sum.of[k] = fmaf(of_dy[j].of[k] * scale, of_x[j].of[k], sum.of[k]);
+          out[j].of[k] += fmaf(of_dy[j].of[k] * w.of[k], scale, -along * of_x[j].of[k]);
+        }
+        store_pack(own + i, sum);
+        store_narrow(of_dx + i, out[j]);
+        if (d) store_narrow(d + row * width + i, out[j]);
       }
-      store_pack(d_weight + i, sum);
-      store_pack(dx + row * width + i, out);
-      if (d)
-        for (u32 k = 0; k < SIZE; k++) d[row * width + i + k] = from_float<T>(out.of[k]);
     }
   }
-  for (u32 i = SIZE * threadIdx.x; i < width; i += SIZE * THREADS)
-    store_pack(partial + u64(blockIdx.x) * width + i, load_pack(d_weight + i));
+  __syncthreads();
+  for (u32 i = SIZE * threadIdx.x; i < width; i += SIZE * THREADS) {
+    Pack<float> sum = load_pack(sums + i);
+    for (u32 other = 1; other < warps; other++) {
+      Pack<float> more = load_pack(sums + other * width + i);
+      for (u32 k = 0; k < SIZE; k++) sum.of[k] += more.of[k];
+    }
+    store_pack(partial + u64(blockIdx.x) * width + i, sum);
+  }
 }
 
 // partial (blocks, width) = sums of columns of x (rows, width). A grid of {columns / 128, blocks}.
@@ -108,9 +140,9 @@ __device__ void scatter_rows(const float *x, const u32 *order, const u32 *from, 
 }
 
 #define PACKED_BACKWARD(T)                                                                                                     \
-  KERNEL(128, norm_backward_##T, const float *d_normed, const float *x, const u32 *index, const float *weight, float *dx,      \
-         T *d, float *partial, u32 rows, u32 width, float epsilon, u32 fresh) {                                                \
-    norm_backward<T>(d_normed, x, index, weight, dx, d, partial, rows, width, epsilon, fresh);                                 \
+  KERNEL(256, norm_backward_##T, const float *d_normed, const float *x, const u32 *index, const float *weight, float *dx,      \
+         T *d, float *partial, u32 rows, u32 width, float epsilon, u32 fresh, u32 warps) {                                     \
+    norm_backward<T>(d_normed, x, index, weight, dx, d, partial, rows, width, epsilon, fresh, warps);                          \
   }                                                                                                                            \
   KERNEL(128, column_sums_##T, const T *x, float *partial, u32 rows, u32 width) { column_sums<T>(x, partial, rows, width); }   \
   KERNEL(256, swiglu_backward_##T, T *gate_up, T *d_act, u32 width) { swiglu_backward<T>(gate_up, d_act, width); }             \

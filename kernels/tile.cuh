@@ -21,6 +21,17 @@ template <class T> __device__ __forceinline__ u32 pair_bits(float low, float hig
   return bits;
 }
 
+// The sum over the four lanes that share rows.
+__device__ __forceinline__ float quad_sum(float x) {
+  x += __shfl_xor_sync(ALL_LANES, x, 1);
+  return x + __shfl_xor_sync(ALL_LANES, x, 2);
+}
+
+__device__ __forceinline__ float quad_max(float x) {
+  x = fmaxf(x, __shfl_xor_sync(ALL_LANES, x, 1));
+  return fmaxf(x, __shfl_xor_sync(ALL_LANES, x, 2));
+}
+
 // ---- four 8 x 8 matrices of 16-bit numbers from shared memory -------------------------------------------------------------------
 
 // Lane 8 i + j says where row j of matrix i is. Of matrix i a lane gets (lane / 4, 2 (lane % 4)) and its neighbour to the right;

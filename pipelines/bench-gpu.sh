@@ -33,7 +33,16 @@ card() {
 echo "# Sampling and training on a GPU"
 echo
 echo "$(date -u +%F), commit $(git describe --always --dirty 2>/dev/null || echo unknown), $(card). Command: make CUDA=1 bench-gpu."
+failed=0
 for part in $PARTS; do
     say "part: $part"
-    "part_$part"
+    # Not with ||, after which a part would go on where it fails.
+    set +e
+    (
+        set -e
+        "part_$part"
+    )
+    [ $? -eq 0 ] || { failed=1 && say "part $part failed"; }
+    set -e
 done
+exit "$failed"

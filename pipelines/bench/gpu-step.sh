@@ -1,5 +1,9 @@
 # Sourced by bench-gpu.sh: a whole GRPO step of the 0.5B shape against TRL's without vLLM, and the memory of grpo-step.
 
+LEARN_ONCE=${LEARN_ONCE-plain lean leanest} # ways to hold a reference model that the memory of one step is measured of, each for about 15 s
+TRL_TIMES=${TRL_TIMES:-8}                   # steps of TRL's that count
+TRL_SECONDS=${TRL_SECONDS:-300}             # that they may take
+
 # with_memory NAME COMMAND...: runs it, and leaves in $WORK/NAME.memory how much more of the card's memory was taken meanwhile [MiB].
 with_memory() {
     local name=$1 watcher code=0
@@ -22,7 +26,7 @@ memory() { [ -s "$WORK/$1.memory" ] && calculate "$(cat "$WORK/$1.memory") / 102
 # A run in $WORK whose rewards are made up, of 10 steps.
 start_steps() {
     RECIPE=qwen2.5-0.5b SEED=1 NAME=bench MODEL=$WORK/model DATA=generate STEPS=10 SAVE_EVERY=10 BETA=0
-    MAX_COMPLETION_TOKENS=$NEW_TOKENS SCORER='bash pipelines/awk-by-line.sh -f pipelines/bench/made-up-rewards.awk'
+    MAX_COMPLETION_TOKENS=$NEW_TOKENS SCORER='perl pipelines/bench/made-up-rewards.pl'
     load_recipe
     RUN=$WORK/run
     mkdir -p "$RUN/checkpoints" "$RUN/rollouts"
@@ -31,10 +35,11 @@ start_steps() {
     point_policy_at "$(step_name 0)"
 }
 
+# Leaves in $WORK/trl what it knew last: it tells after each step, and may fail or be stopped later.
 trl_steps() {
-    "$PYTHON" "$peers/trl_step.py" "$RUN/checkpoints/$(step_name 0)" "$RUN/prompts.jsonl" --prompts-per-step "$PROMPTS_PER_STEP" \
-        --generations "$NUM_GENERATIONS" --new-tokens "$MAX_COMPLETION_TOKENS" --learning-rate "$LEARNING_RATE" >"$WORK/trl" 2>"$WORK/stderr" ||
-        { tail -n 3 "$WORK/stderr" >&2 && rm -f "$WORK/trl"; }
+    timeout -k 5 "$TRL_SECONDS" "$PYTHON" "$peers/trl_step.py" "$RUN/checkpoints/$(step_name 0)" "$RUN/prompts.jsonl" --times "$TRL_TIMES" \
+        --prompts-per-step "$PROMPTS_PER_STEP" --generations "$NUM_GENERATIONS" --new-tokens "$MAX_COMPLETION_TOKENS" \
+        --learning-rate "$LEARNING_RATE" 2>"$WORK/stderr" | tail -n 1 >"$WORK/trl" || tail -n 3 "$WORK/stderr" >&2
 }
 
 # learn_once NAME ARGUMENT...: the memory of one step on the rollouts of the run's first one, with a reference model.
@@ -51,34 +56,49 @@ learn_once() {
 }
 
 part_step() {
-    local ours theirs lengths
+    local ours lengths
     [ -d "$WORK/model" ] || return 0
     mkdir -p "$WORK/samples"
     start_steps
-    with_memory ours time_steps step
-    if "$PYTHON" -c 'import trl' 2>/dev/null; then with_memory trl trl_steps; fi
-    ours=$(median step)
-    lengths=$(sed -n 's/.*"completions\/mean_length":\([0-9.]*\).*/\1/p' "$RUN/metrics.jsonl" | tail -n 1)
-    read -r theirs their_lengths <"$WORK/trl" 2>/dev/null || theirs=
     cat <<END
 
 ## A whole GRPO step against TRL's
 
 Shape of Qwen2.5-0.5B, random weights, bf16, $PROMPTS_PER_STEP prompts x $NUM_GENERATIONS completions of $NEW_TOKENS tokens, no reference model: sampled, scored, trained.
-Medians of 8 steps after 2. Memory is what the card had taken at most meanwhile, all processes, more than before.
+Medians of the steps after the first two. Memory is what the card had taken at most meanwhile, all processes, more than before.
+END
+    with_memory ours time_steps step
+    ours=$(median step)
+    lengths=$(sed -n 's/.*"completions\/mean_length":\([0-9.]*\).*/\1/p' "$RUN/metrics.jsonl" | tail -n 1)
+    cat <<END
+Ours: $(split_line 8)
 
 | | s a step | memory [GiB] | mean completion [tokens] |
 |---|---|---|---|
 | rollout, score and grpo-step in one pipe | $ours | $(memory ours) | $lengths |
-| TRL, no vLLM | ${theirs:-not measured} | $(memory trl) | ${their_lengths:-} |
-| TRL against ours | $([ -z "$theirs" ] || ratio "$theirs" "$ours") | $([ ! -s "$WORK/trl.memory" ] || ratio "$(cat "$WORK/trl.memory")" "$(cat "$WORK/ours.memory")") | |
-
-Ours: $(split_line 8)
-
-| with a reference model | memory [GiB] | its plan |
-|---|---|---|
-$(learn_once plain)
-$(learn_once lean --memory-limit 11GiB)
-$(learn_once leanest --memory-limit 7GiB --optimizer-state bf16)
 END
+    their_rows "$ours"
+    [ -z "$LEARN_ONCE" ] || learn_rows
+}
+
+# their_rows OURS: TRL's step, and how many of ours it takes.
+their_rows() {
+    local theirs= lengths=
+    if "$PYTHON" -c 'import trl' 2>/dev/null; then with_memory trl trl_steps; fi
+    [ ! -s "$WORK/trl" ] || read -r theirs lengths <"$WORK/trl"
+    echo "| TRL, no vLLM | ${theirs:-not measured} | $(memory trl) | $lengths |"
+    [ ! -s "$WORK/trl.memory" ] || [ -z "$theirs" ] || echo "| TRL against ours | $(ratio "$theirs" "$1") | $(ratio "$(cat "$WORK/trl.memory")" "$(cat "$WORK/ours.memory")") | |"
+}
+
+learn_rows() {
+    local way
+    printf '\n| with a reference model | memory [GiB] | its plan |\n|---|---|---|\n'
+    for way in $LEARN_ONCE; do
+        case $way in
+        plain) learn_once plain ;;
+        lean) learn_once lean --memory-limit 11GiB ;;
+        leanest) learn_once leanest --memory-limit 7GiB --optimizer-state bf16 ;;
+        *) echo "| $way: not plain, lean or leanest | | |" ;;
+        esac
+    done
 }

@@ -4,10 +4,15 @@ use std::marker::PhantomData;
 use std::sync::Arc;
 
 use bytemuck::Pod;
+use half::slice::{HalfBitsSliceExt, HalfFloatSliceExt};
 use half::{bf16, f16};
+use rayon::prelude::*;
 
 use super::driver::{Address, Driver, Dtype, Matrix, Ticket};
 use crate::error::Result;
+
+/// Numbers that a thread rounds at a time.
+const PART: usize = 1 << 16;
 
 /// Numbers of one type in device memory, freed with it.
 pub struct Buffer<N> {
@@ -208,12 +213,16 @@ impl Numbers {
     /// # Errors
     /// See [`Buffer::new`].
     pub fn upload(&self, index: usize, numbers: &[f32]) -> Result<()> {
-        let bytes: Vec<u8> = match self.dtype {
-            Dtype::F32 => return self.bytes.upload(4 * index, bytemuck::cast_slice(numbers)),
-            Dtype::Bf16 => numbers.iter().flat_map(|x| bf16::from_f32(*x).to_ne_bytes()).collect(),
-            Dtype::F16 => numbers.iter().flat_map(|x| f16::from_f32(*x).to_ne_bytes()).collect(),
-        };
-        self.bytes.upload(2 * index, &bytes)
+        if self.dtype == Dtype::F32 {
+            return self.bytes.upload(4 * index, bytemuck::cast_slice(numbers));
+        }
+        let mut bits = vec![0u16; numbers.len()];
+        let parts = bits.par_chunks_mut(PART).zip(numbers.par_chunks(PART));
+        parts.for_each(|(bits, numbers)| match self.dtype {
+            Dtype::Bf16 => bits.reinterpret_cast_mut::<bf16>().convert_from_f32_slice(numbers),
+            _ => bits.reinterpret_cast_mut::<f16>().convert_from_f32_slice(numbers),
+        });
+        self.bytes.upload(2 * index, bytemuck::cast_slice(&bits))
     }
 
     /// Overwrites numbers from `index` on by some of the same type, as they lie in memory.

@@ -87,6 +87,8 @@ pub struct Grid {
     pub threads: u32,
     /// Bytes.
     pub shared: u32,
+    /// Whether blocks may begin before the kernel asked for before has ended, which the kernel itself waits for: `wait_for_previous`.
+    pub early: bool,
 }
 
 /// A matrix in device memory, rows after each other, `stride` numbers from one to the next.

@@ -22,11 +22,6 @@ impl From<f32> for Argument {
     }
 }
 
-/// One block of `threads` for each of `blocks`.
-fn line(blocks: usize, threads: u32) -> Grid {
-    Grid { blocks: [u32::try_from(blocks).expect("blocks are below 2^32"), 1, 1], threads, shared: 0 }
-}
-
 /// Results that are still to be added up, `(splits, rows, width)`.
 #[derive(Clone, Copy)]
 pub struct Partial<'a> {
@@ -56,5 +51,7 @@ pub fn add_norm(
         width.into(),
         epsilon.into(),
     ];
-    driver.launch(&format!("add_norm_{}", normed.dtype().suffix()), line(rows, 256), &arguments)
+    let blocks = [u32::try_from(rows).expect("blocks are below 2^32"), 1, 1];
+    let grid = Grid { blocks, threads: 256, shared: 0, early: true };
+    driver.launch(&format!("add_norm_{}", normed.dtype().suffix()), grid, &arguments)
 }

@@ -2,51 +2,62 @@
 
 use std::sync::Arc;
 
-use grpo_pipes::gpu::Weights;
 use grpo_pipes::gpu::driver::{Driver, Dtype};
-use grpo_pipes::gpu::packed::{Gradients, Keep, Learner, Optimizer};
+use grpo_pipes::gpu::packed::{Gradients, Keep, Learner, Optimizer, Plan, Wish};
 use grpo_pipes::grpo::pack::{self, MicroBatch, Sequence};
-use grpo_pipes::model::Model;
 use grpo_pipes::optim::{self, Moments, OptimizerConfig, Rule, Schedule, StateType};
 
-use super::{GROUP, HEAD, MATRICES, PROMPT, timed, tokens};
+use super::{Bench, GROUP, HEAD, MATRICES, PROMPT, shape, timed, tokens};
 
 const COMPLETION: usize = 150;
 const SEQUENCES: usize = 64;
 /// Operations of attention, forward, for a query and a position it sees.
-const PAIR: f64 = 86_016.0;
+pub const PAIR: f64 = 86_016.0;
 /// Bytes of a parameter that an update with the norm before it reads and writes, 16 of them moments in f32.
 const UPDATE: f64 = 34.0;
 
-/// Prints times, and what they would be at the card's bandwidth [bytes/s] and operations [/s].
-pub fn run(gpu: &Arc<dyn Driver>, model: &Model, (bandwidth, flops): (f64, f64)) {
-    let weights = Weights::of(gpu, model, Dtype::Bf16, 1100).unwrap();
-    let gradients = Gradients::zeros(gpu, model.config()).unwrap();
-    let mut learner = Learner::new(gpu, &weights, Keep::All, 1 << 30).unwrap();
-    for (name, batch) in [("each", grpo(1)), ("once", grpo(GROUP)), ("1024", next_token())] {
+/// Forward and backward of some batches: times, and what they would be at the card's rate of operations.
+pub fn run(bench: &Bench, names: &[&str]) {
+    let (gpu, weights) = (&bench.gpu, bench.weights());
+    let gradients = Gradients::zeros(gpu, &weights.config).unwrap();
+    let mut learner = Learner::new(gpu, weights, Keep::All, logits_bytes(gpu)).unwrap();
+    for name in names {
+        let batch = match *name {
+            "each" => grpo(1),
+            "once" => grpo(GROUP),
+            "1024" => next_token(),
+            _ => panic!("{name}: not each, once or 1024"),
+        };
         let slope = |_: usize, _: f32| 1e-4;
         let with = (&batch.targets[..], 1.0);
         let seconds = timed(gpu, 5, || {
-            learner.accumulate(&weights, &batch.packed, with, (&gradients, &slope)).unwrap();
+            learner.accumulate(weights, &batch.packed, with, (&gradients, &slope)).unwrap();
         });
-        let (limit, tokens) = (operations(&batch) / flops, batch.packed.tokens.len());
-        println!("train_{name}_ms {:.2}\ntrain_{name}_limit_ms {:.2}", seconds * 1e3, limit * 1e3);
+        let (limit, tokens) = (operations(&batch) / bench.limits.flops, batch.packed.tokens.len());
         println!("train_{name}_tokens_s {:.0}", tokens as f64 / seconds);
-    }
-    for (name, state, bytes) in [("adamw", StateType::F32, UPDATE), ("adamw_bf16", StateType::Bf16, UPDATE - 8.0)] {
-        let seconds = update(gpu, model, (&gradients, &weights), state);
-        let limit = bytes * gradients.layout.all as f64 / bandwidth;
-        println!("{name}_ms {:.3}\n{name}_limit_ms {:.3}", seconds * 1e3, limit * 1e3);
+        println!("train_{name}_limit_ms {:.2}\ntrain_{name}_ms {:.2}", limit * 1e3, seconds * 1e3);
     }
 }
 
-/// Seconds of the norm and an update.
-fn update(
-    gpu: &Arc<dyn Driver>,
-    model: &Model,
-    (gradients, weights): (&Gradients, &Weights),
-    optimizer_state: StateType,
-) -> f64 {
+/// An update and the norm before it.
+pub fn adamw(bench: &Bench) {
+    let gradients = Gradients::zeros(&bench.gpu, &shape()).unwrap();
+    let mut optimizer = Optimizer::new(&bench.gpu, bench.model()).unwrap();
+    for (name, state, bytes) in [("adamw", StateType::F32, UPDATE), ("adamw_bf16", StateType::Bf16, UPDATE - 8.0)] {
+        let seconds = update(bench, &mut optimizer, &gradients, state);
+        let limit = bytes * gradients.layout.all as f64 / bench.limits.bandwidth;
+        println!("{name}_limit_ms {:.3}\n{name}_ms {:.3}", limit * 1e3, seconds * 1e3);
+    }
+}
+
+/// What grpo-step would hold of logits on this card.
+pub fn logits_bytes(gpu: &Arc<dyn Driver>) -> usize {
+    let (config, limit) = (shape(), gpu.memory().unwrap().1);
+    let wish = Wish { config: &config, dtype: Dtype::Bf16, moments: Dtype::F32, reference: false, tokens: None, limit };
+    Plan::choose(wish).unwrap().logits_bytes
+}
+
+fn update(bench: &Bench, optimizer: &mut Optimizer, gradients: &Gradients, optimizer_state: StateType) -> f64 {
     let config = OptimizerConfig {
         learning_rate: 1e-6,
         adam_beta1: 0.9,
@@ -59,16 +70,15 @@ fn update(
         warmup_ratio: 0.0,
         total_steps: None,
     };
-    let mut optimizer = Optimizer::new(gpu, model).unwrap();
-    optimizer.take_moments(&Moments::zeros(&model.config().parameters(), optimizer_state)).unwrap();
-    timed(gpu, 11, || {
+    optimizer.take_moments(&Moments::zeros(&shape().parameters(), optimizer_state)).unwrap();
+    timed(&bench.gpu, 11, || {
         let norm = optim::global_norm(&optimizer.norms(gradients).unwrap());
-        optimizer.update(&Rule::new(&config, norm, 1, 1), gradients, weights).unwrap();
+        optimizer.update(&Rule::new(&config, norm, 1, 1), gradients, bench.weights()).unwrap();
     })
 }
 
 /// 64 completions, each `group` of them of one prompt.
-fn grpo(group: usize) -> MicroBatch {
+pub fn grpo(group: usize) -> MicroBatch {
     let prompts: Vec<_> = (0..SEQUENCES).map(|i| tokens(PROMPT, i / group)).collect();
     let completions: Vec<_> = (0..SEQUENCES).map(|i| tokens(COMPLETION, 100 + i)).collect();
     batch(&prompts, &completions)
@@ -89,10 +99,14 @@ fn batch(prompts: &[Vec<u32>], completions: &[Vec<u32>]) -> MicroBatch {
 
 /// Of forward and backward.
 fn operations(batch: &MicroBatch) -> f64 {
+    let products = (MATRICES - HEAD) * batch.packed.tokens.len() as f64 + HEAD * batch.targets.len() as f64;
+    3.0 * (2.0 * products + PAIR * pairs(batch))
+}
+
+/// Queries, each as often as it sees a position.
+pub fn pairs(batch: &MicroBatch) -> f64 {
     let packed = &batch.packed;
     let len = |i: usize| (packed.starts[i + 1] - packed.starts[i]) as f64;
     let pairs = |(i, prefix): (usize, &Option<usize>)| len(i) * (prefix.map_or(0.0, len) + (len(i) + 1.0) / 2.0);
-    let pairs: f64 = packed.prefixes.iter().enumerate().map(pairs).sum();
-    let products = (MATRICES - HEAD) * packed.tokens.len() as f64 + HEAD * batch.targets.len() as f64;
-    3.0 * (2.0 * products + PAIR * pairs)
+    packed.prefixes.iter().enumerate().map(pairs).sum()
 }

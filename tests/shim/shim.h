@@ -25,9 +25,13 @@ using std::min;
 struct dim3 {
   unsigned x, y, z;
 };
+struct alignas(8) uint2 {
+  unsigned x, y;
+};
 struct uint4 {
   unsigned x, y, z, w;
 };
+inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }
 struct float2 {
   float x, y;
 };
@@ -149,6 +153,7 @@ inline float __expf(float x) { return expf(x); }
 inline float __frcp_rn(float x) { return 1.0f / x; }
 inline unsigned __umulhi(unsigned a, unsigned b) { return unsigned((uint64_t(a) * b) >> 32); }
 template <class V> V __ldg(const V *at) { return *at; }
+template <class V> void __stwb(V *at, V x) { *at = x; }
 using std::isfinite;
 
 struct bf16 {
@@ -200,5 +205,7 @@ inline void copy16(void *to, const void *from, bool valid) {
   if (valid) std::memcpy(to, from, 16);
   else std::memset(to, 0, 16);
 }
+inline void let_next_begin() {}
+inline void wait_for_previous() {}
 inline void commit_copies() {}
 template <unsigned> void wait_copies() {}

@@ -36,7 +36,10 @@ struct Aligned<B: ?Sized>(B);
 /// The oldest card there are kernels for, the first with f16 in its matrix units.
 const OLDEST_CARD: i32 = 75;
 
-/// Dynamic shared memory that a kernel may have without asking for more [bytes].
+/// The oldest card that can begin a kernel before the one before it has ended (Hopper).
+const EARLY: i32 = 90;
+
+/// Shared memory that a block may have without asking for more, what its kernel declares included [bytes].
 const SHARED_MEMORY: u32 = 48 << 10;
 
 /// A kernel, and the dynamic shared memory that it may have so far.
@@ -117,7 +120,9 @@ impl Cuda {
 
     /// A kernel that may have so much dynamic shared memory.
     fn kernel(&self, name: &str, shared: u32) -> Result<sys::CUfunction> {
-        use sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES as LIMIT;
+        use sys::CUfunction_attribute_enum::{
+            CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES as LIMIT, CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES as DECLARED,
+        };
         let mut kernels = self.kernels.lock().unwrap_or_else(PoisonError::into_inner);
         let kernel = match kernels.entry(name.into()) {
             Entry::Occupied(kernel) => kernel.into_mut(),
@@ -126,7 +131,10 @@ impl Cuda {
                 // SAFETY: the module lives as long as this.
                 let function = unsafe { result::module::get_function(self.module, c_name) };
                 let function = function.map_err(failed(&format!("finding the kernel {name}")))?;
-                room.insert(Kernel { function, shared: SHARED_MEMORY })
+                // SAFETY: a function of the module.
+                let declared = unsafe { result::function::get_function_attribute(function, DECLARED) };
+                let declared = declared.map_err(failed(&format!("asking what the kernel {name} takes")))?;
+                room.insert(Kernel { function, shared: SHARED_MEMORY.saturating_sub(declared as u32) })
             }
         };
         if shared > kernel.shared {
@@ -240,9 +248,27 @@ impl Driver for Cuda {
         let mut bits: Vec<u64> = arguments.iter().map(|one| one.bits().0).collect();
         // Low bytes first, so that a pointer to the bits is one to the narrower number.
         let mut pointers: Vec<*mut c_void> = bits.iter_mut().map(|bits| (&raw mut *bits).cast()).collect();
-        let ([x, y, z], threads, stream) = (grid.blocks, (grid.threads, 1, 1), self.context.stream);
+        let mut early = sys::CUlaunchAttribute {
+            id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+            pad: [0; 4],
+            value: sys::CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 },
+        };
+        let [x, y, z] = grid.blocks;
+        let config = sys::CUlaunchConfig {
+            gridDimX: x,
+            gridDimY: y,
+            gridDimZ: z,
+            blockDimX: grid.threads,
+            blockDimY: 1,
+            blockDimZ: 1,
+            sharedMemBytes: grid.shared,
+            hStream: self.context.stream,
+            attrs: &raw mut early,
+            numAttrs: u32::from(grid.early && self.capability >= EARLY),
+        };
         // SAFETY: arguments are copied before it returns; that they are the kernel's is the caller's part.
-        unsafe { result::launch_kernel(function, (x, y, z), threads, grid.shared, stream, &mut pointers) }
+        unsafe { sys::cuLaunchKernelEx(&raw const config, function, pointers.as_mut_ptr(), std::ptr::null_mut()) }
+            .result()
             .map_err(|err| failed(&format!("launching {kernel} with {grid:?}"))(err))
     }
 

@@ -106,7 +106,7 @@ impl Summed {
     }
 
     fn grid(rows: usize, vocabulary: usize) -> Grid {
-        Grid { blocks: [vocabulary.div_ceil(BLOCK) as u32, rows as u32, 1], threads: 128, shared: 0 }
+        Grid { blocks: [vocabulary.div_ceil(BLOCK) as u32, rows as u32, 1], threads: 128, shared: 0, early: false }
     }
 }
 
@@ -159,5 +159,5 @@ pub fn draw(
         Argument::from(ends.log.at()),
     ];
     let shared = vocabulary.div_ceil(BLOCK) * 9 * size_of::<f64>();
-    driver.launch("draw", Grid { blocks: [rows as u32, 1, 1], threads: 1024, shared: shared as u32 }, &arguments)
+    driver.launch("draw", Grid { blocks: [rows as u32, 1, 1], threads: 1024, shared: shared as u32, early: false }, &arguments)
 }

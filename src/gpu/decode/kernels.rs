@@ -31,7 +31,7 @@ fn grid(rows: usize, width: usize, splits: usize, dtype_is_plain: bool) -> Grid 
     let tokens = tokens(rows);
     let shared = if dtype_is_plain { 0 } else { 4 * (TILE + tokens) * TILE * 2 };
     let blocks = [width.div_ceil(TILE), rows.div_ceil(tokens), splits].map(|n| n as u32);
-    Grid { blocks, threads: 128, shared: shared as u32 }
+    Grid { blocks, threads: 128, shared: shared as u32, early: true }
 }
 
 /// `out (splits, rows, width) = x (rows, depth) weight (width, depth)^T`, in as many parts as [`splits`] says.
@@ -125,7 +125,7 @@ pub fn embed_slots(
         x.at(0).into(),
         Argument::from(width),
     ];
-    let grid = Grid { blocks: [slot_of_row.len() as u32, 1, 1], threads: 128, shared: 0 };
+    let grid = Grid { blocks: [slot_of_row.len() as u32, 1, 1], threads: 128, shared: 0, early: false };
     driver.launch(&format!("embed_slots_{}", weights.matrices.dtype().suffix()), grid, &arguments)
 }
 
@@ -166,7 +166,7 @@ pub fn decode_attention(
         heads.into(),
         Argument::from(kv_heads),
     ];
-    let grid = Grid { blocks: [rows as u32, kv_heads as u32, 1], threads: 256, shared: 0 };
+    let grid = Grid { blocks: [rows as u32, kv_heads as u32, 1], threads: 256, shared: 0, early: true };
     driver.launch(&format!("decode_attention_{}_{dim}", out.dtype().suffix()), grid, &arguments)
 }
 
@@ -196,7 +196,7 @@ pub fn cache_rows(
         kv_heads.into(),
         Argument::from(dim),
     ];
-    let grid = Grid { blocks: [rows as u32, 1, 1], threads: 128, shared: 0 };
+    let grid = Grid { blocks: [rows as u32, 1, 1], threads: 128, shared: 0, early: false };
     driver.launch(&format!("cache_rows_{}", qkv.dtype().suffix()), grid, &arguments)
 }
 
@@ -216,4 +216,36 @@ pub fn check(weights: &Weights) -> Result<()> {
         )));
     }
     Ok(())
+}
+
+#[cfg(all(test, feature = "cuda"))]
+mod tests {
+    use super::*;
+
+    /// Shared memory of a block on the oldest card there are kernels for [bytes].
+    const TURING: u32 = 64 << 10;
+
+    /// What the compiler says that a kernel declares, on the card where it is most [bytes].
+    fn declared(kernel: &str) -> u32 {
+        let report = include_str!(concat!(env!("OUT_DIR"), "/kernels.txt"));
+        let of_kernel = report.split("Compiling entry function '").filter(|part| part.starts_with(&format!("{kernel}'")));
+        let smem = |part: &str| {
+            let (before, _) = part.split_once(" bytes smem")?;
+            before.rsplit(' ').next()?.parse::<u32>().ok()
+        };
+        let all: Vec<u32> = of_kernel.map(|part| smem(part).unwrap_or(0)).collect();
+        *all.iter().max().unwrap_or_else(|| panic!("no {kernel} in the compiler's report"))
+    }
+
+    #[test]
+    fn shared_memory_of_products_fits_the_oldest_card_of_cuda() {
+        assert!(declared("decode_attention_bf16_64") > 0, "the report names what a kernel declares");
+        for rows in [1, 9, 17, 33] {
+            for kind in ["linear", "swiglu"] {
+                let kernel = format!("{kind}_rows_f16_{}", tokens(rows));
+                let bytes = declared(&kernel) + grid(rows, 896, 1, false).shared;
+                assert!(bytes <= TURING, "{kernel}: {bytes}");
+            }
+        }
+    }
 }

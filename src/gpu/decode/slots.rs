@@ -140,7 +140,7 @@ impl Slots {
             self.seen.at(0).into(),
             Argument::from(self.words),
         ];
-        let grid = Grid { blocks: [samples.len() as u32, 1, 1], threads: 128, shared: 0 };
+        let grid = Grid { blocks: [samples.len() as u32, 1, 1], threads: 128, shared: 0, early: false };
         driver.launch("start_slots", grid, &arguments)
     }
 
@@ -151,6 +151,6 @@ impl Slots {
     pub fn mark_seen(&self, driver: &dyn Driver, prompt: usize, tokens: (Address, usize)) -> Result<()> {
         let seen = self.prompt_seen.at(prompt * self.words);
         let arguments = [tokens.0.into(), tokens.1.into(), seen.into(), Argument::from(self.words)];
-        driver.launch("mark_seen", Grid { blocks: [1, 1, 1], threads: 256, shared: 0 }, &arguments)
+        driver.launch("mark_seen", Grid { blocks: [1, 1, 1], threads: 256, shared: 0, early: false }, &arguments)
     }
 }

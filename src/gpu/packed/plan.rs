@@ -7,8 +7,11 @@ use crate::gpu::Layout;
 use crate::gpu::driver::Dtype;
 use crate::model::Config;
 
-/// Logits held at once, where there is room for so many [bytes].
+/// Logits held at once, where there is room for so many [bytes]: each chunk of them reads and writes the head's gradient once.
 const LOGITS: usize = 1 << 30;
+/// The same within a limit above [`LARGE`].
+const LOGITS_OF_LARGE: usize = 4 << 30;
+const LARGE: usize = 40 << 30;
 
 /// Positions of all sequences of a batch, for each of its rows: a prompt counts once for each completion.
 const ENTRIES_PER_ROW: usize = 4;
@@ -17,7 +20,8 @@ const ENTRIES_PER_ROW: usize = 4;
 const ASIDE: usize = 256 << 20;
 
 /// Tokens at once and what is kept, the fastest first: computing a block again costs a quarter of a pass, fewer tokens little.
-const CHOICES: [(Keep, usize); 10] = [
+const CHOICES: [(Keep, usize); 11] = [
+    (Keep::All, 32768),
     (Keep::All, 16384),
     (Keep::All, 8192),
     (Keep::All, 4096),
@@ -29,6 +33,10 @@ const CHOICES: [(Keep, usize); 10] = [
     (Keep::Inputs, 1024),
     (Keep::Inputs, 512),
 ];
+
+/// More tokens than that only within a limit above [`COMFORTABLE`]: they gain the least of all choices.
+const MANY: usize = 16384;
+const COMFORTABLE: usize = 48 << 30;
 
 /// What a training is asked to hold.
 #[derive(Debug, Clone, Copy)]
@@ -76,11 +84,15 @@ impl Plan {
         let row = 4 * super::kernels::stride(&shape);
         let choices = match wish.tokens {
             Some(tokens) => [Keep::All, Keep::NoMlp, Keep::Inputs].map(|keep| (keep, tokens)).to_vec(),
-            None => CHOICES.to_vec(),
+            None => {
+                let fit = |&(_, tokens): &(Keep, usize)| tokens <= MANY || wish.limit > COMFORTABLE;
+                CHOICES.into_iter().filter(fit).collect()
+            }
         };
+        let logits = if wish.limit > LARGE { LOGITS_OF_LARGE } else { LOGITS.min((wish.limit / 16).max(row)) };
         let mut smallest = usize::MAX;
         for (keep, tokens) in choices {
-            let logits_bytes = LOGITS.min(row * tokens).min((wish.limit / 16).max(row));
+            let logits_bytes = logits.min(row * tokens);
             let moving = tokens * row_bytes(&shape, (wish.dtype, keep), wish.config.num_hidden_layers) + logits_bytes;
             let plan = Self { keep, tokens, logits_bytes, fixed, moving };
             if plan.bytes() <= wish.limit {
@@ -171,14 +183,22 @@ mod tests {
     #[test]
     fn the_fastest_plan_that_fits_is_taken() {
         let found = |limit| plan(limit, None).map(|plan| (plan.keep, plan.tokens)).unwrap();
-        assert_eq!(found(139), (Keep::All, 16384));
+        assert_eq!(found(139), (Keep::All, 32768));
+        assert_eq!(found(49), (Keep::All, 32768));
+        assert_eq!(found(48), (Keep::All, 16384));
         assert_eq!(found(14), (Keep::All, 4096));
         assert_eq!(found(12), (Keep::All, 2048));
         assert_eq!(found(11), (Keep::NoMlp, 2048));
         assert_eq!(found(10), (Keep::Inputs, 512));
-        for limit in [10, 11, 12, 14, 139] {
+        for limit in [10, 11, 12, 14, 41, 49, 139] {
             assert!(plan(limit, None).unwrap().bytes() <= limit << 30);
         }
+    }
+
+    #[test]
+    fn logits_take_more_where_there_is_much_memory() {
+        let found = |limit| plan(limit, None).unwrap().logits_bytes;
+        assert_eq!([41, 40, 14].map(|limit| found(limit) >> 20), [4096, 1024, 896]);
     }
 
     #[test]

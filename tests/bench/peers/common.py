@@ -21,13 +21,15 @@ def load(directory):
     return model.to(DEVICE), tokenizer
 
 
-def seconds(function, times, warm_up):
-    """Median wall time of `function`, called `times` times after `warm_up` calls that do not count."""
+def seconds(function, times, warm_up, tell=lambda median: None):
+    """Median wall time of `function`, called `times` times after `warm_up` calls that do not count; `tell` hears of it after each."""
     taken = []
     for i in range(warm_up + times):
         began = time.perf_counter()
         function(i)
         if DEVICE != "cpu":
             torch.cuda.synchronize()
-        taken.append(time.perf_counter() - began)
-    return statistics.median(taken[warm_up:])
+        if i >= warm_up:
+            taken.append(time.perf_counter() - began)
+            tell(statistics.median(taken))
+    return statistics.median(taken)

@@ -1,6 +1,6 @@
 """Tokens/s of transformers' `generate`: --generations samples of each of the first --prompts prompts, in one batch.
 
-Import, loading and tokenizing are not counted. The model directory names an end token that does not exist, so all lengths are equal.
+Import, loading and tokenizing are not counted. A line after each run, of which the last counts. The model directory names an end token that does not exist, so all lengths are equal.
 """
 
 import argparse
@@ -36,4 +36,4 @@ def generate(_):
 
 
 tokens = args.prompts * args.generations * args.new_tokens
-print(tokens / seconds(generate, args.times, args.warm_up))
+seconds(generate, args.times, args.warm_up, tell=lambda median: print(tokens / median, flush=True))

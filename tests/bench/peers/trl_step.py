@@ -1,4 +1,6 @@
-"""Seconds a whole step of TRL's GRPOTrainer takes: sample, score with the notebook's five rewards, train."""
+"""Seconds a whole step of TRL's GRPOTrainer takes, and the mean length of its completions: sample, score with the notebook's five
+rewards, train. A line after each step, of all that count so far.
+"""
 
 import argparse
 import statistics
@@ -37,10 +39,23 @@ def reward(name):
 
 
 class Clock(TrainerCallback):
-    ends = []
+    ends, lengths = [], []
+
+    def on_train_begin(self, *_, **__):
+        self.ends.append(time.perf_counter())
 
     def on_step_end(self, *_, **__):
         self.ends.append(time.perf_counter())
+
+    # After each step; a last one tells of the whole training, without lengths.
+    def on_log(self, *_, logs, **__):
+        if "completions/mean_length" not in logs:
+            return
+        self.lengths.append(logs["completions/mean_length"])
+        ends = self.ends[args.warm_up :]
+        if len(ends) > 1:
+            taken = [after - before for before, after in zip(ends, ends[1:])]
+            print(statistics.median(taken), statistics.mean(self.lengths[args.warm_up :]), flush=True)
 
 
 disable_progress_bars()
@@ -76,7 +91,3 @@ with tempfile.TemporaryDirectory() as directory:
     )
     trainer.remove_callback(PrinterCallback)
     trainer.train()
-
-ends = Clock.ends[args.warm_up - 1 :]
-lengths = [entry["completions/mean_length"] for entry in trainer.state.log_history if "completions/mean_length" in entry]
-print(statistics.median(after - before for before, after in zip(ends, ends[1:])), statistics.mean(lengths[args.warm_up :]))

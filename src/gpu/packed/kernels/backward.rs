@@ -9,6 +9,10 @@ use crate::gpu::{Buffer, Numbers};
 /// Blocks that share out the rows of a sum over all rows, at most.
 pub const BLOCKS: usize = 512;
 
+/// Warps of a block of `norm_backward`, a row each; and what their sums may take of shared memory, which every card gives a block.
+const WARPS: usize = 8;
+const SHARED: usize = 48 << 10;
+
 /// A sum over rows: room for the parts of [`BLOCKS`] blocks, and where their sum is added.
 #[derive(Clone, Copy)]
 pub struct Sum<'a> {
@@ -27,7 +31,7 @@ impl Sum<'_> {
 }
 
 fn line(blocks: usize, threads: u32) -> Grid {
-    Grid { blocks: [count(blocks), 1, 1], threads, shared: 0 }
+    Grid { blocks: [count(blocks), 1, 1], threads, shared: 0, early: false }
 }
 
 /// A norm to run backward.
@@ -59,7 +63,9 @@ pub fn norm_backward(
     into: Into<'_>,
     (shape, dtype): (&Shape, Dtype),
 ) -> Result<()> {
-    let (numbers, blocks) = (count * shape.width, count.min(BLOCKS));
+    let numbers = count * shape.width;
+    let warps = (SHARED / (4 * shape.width)).clamp(1, WARPS);
+    let blocks = count.div_ceil(warps).min(BLOCKS);
     let (dx, d, fresh) = match into {
         Into::Added(dx, d) => {
             assert!(dx.len().min(d.len()) >= numbers && d.dtype() == dtype);
@@ -81,8 +87,9 @@ pub fn norm_backward(
         shape.width.into(),
         shape.epsilon.into(),
         fresh.into(),
+        warps.into(),
     ];
-    let grid = Grid { shared: super::count(4 * shape.width), ..line(blocks, 128) };
+    let grid = Grid { shared: super::count(4 * warps * shape.width), ..line(blocks, 32 * WARPS as u32) };
     driver.launch(&format!("norm_backward_{}", dtype.suffix()), grid, &arguments)?;
     norm.d_weight.finish(driver, blocks, shape.width)
 }
@@ -92,7 +99,7 @@ pub fn column_sums(driver: &dyn Driver, x: &Numbers, [rows, width]: [usize; 2], 
     let blocks = rows.min(BLOCKS);
     assert!(x.len() >= rows * width && sum.partial.len() >= blocks * width);
     let arguments = [x.at(0).into(), sum.partial.at(0).into(), rows.into(), width.into()];
-    let grid = Grid { blocks: [count(width.div_ceil(128)), count(blocks), 1], threads: 128, shared: 0 };
+    let grid = Grid { blocks: [count(width.div_ceil(128)), count(blocks), 1], threads: 128, shared: 0, early: false };
     driver.launch(&format!("column_sums_{}", x.dtype().suffix()), grid, &arguments)?;
     sum.finish(driver, blocks, width)
 }

@@ -96,7 +96,7 @@ impl Shape {
         let blocks = [count(tiles), count(heads), 1];
         driver.launch(
             &format!("{name}_{}_{}", dtype.suffix(), self.dim),
-            Grid { blocks, threads, shared: 0 },
+            Grid { blocks, threads, shared: 0, early: false },
             arguments,
         )
     }
@@ -121,7 +121,7 @@ pub(super) fn rows(
     if blocks == 0 {
         return Ok(());
     }
-    let grid = Grid { blocks: [count(blocks), 1, 1], threads: count(threads), shared: 0 };
+    let grid = Grid { blocks: [count(blocks), 1, 1], threads: count(threads), shared: 0, early: false };
     driver.launch(&format!("{}_{}", name.0, name.1.suffix()), grid, arguments)
 }
 

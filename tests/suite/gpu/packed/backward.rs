@@ -1,7 +1,9 @@
 use std::sync::Arc;
 
 use grpo_pipes::gpu::driver::{Driver, Dtype};
-use grpo_pipes::gpu::packed::kernels::{Attended, Attending, Rope, Shape, attend, attend_backward};
+use grpo_pipes::gpu::packed::kernels::{
+    Attended, Attending, Chunk, Rope, Shape, attend, attend_backward, head_backward, head_stats, stride,
+};
 use grpo_pipes::gpu::packed::{Batch, Gradients, Keep, Learner};
 use grpo_pipes::gpu::{Buffer, Numbers, Weights};
 use grpo_pipes::model::{self, Model, Packed, Target, TokenStats};
@@ -85,6 +87,42 @@ fn attention_backward_on_a_gpu() {
             let off = distance(&d_qkv.to_vec().unwrap(), &want);
             let allowed = if dtype == Dtype::F32 { 2e-6 } else { 2.0 * super::super::rounding(dtype) };
             assert!(off < allowed, "{heads:?} {dtype:?}: {off}");
+        }
+    }
+}
+
+#[test]
+#[ignore = "run by kernels_run_under_sanitizers"]
+fn logits_become_their_gradient_where_they_are_on_a_gpu() {
+    let gpu = gpu();
+    // As many as a turn of the kernel's, and so few more that a pack has only some of them; several turns and a part of one.
+    for (rows, vocabulary) in [(2, 4096), (1, 4098), (3, 13003)] {
+        let shape = Shape { vocabulary, ..shape([1, 1, 16]) };
+        let (stride, temperature) = (stride(&shape), 0.9);
+        let given: Vec<f32> = numbers(5, rows * stride).iter().map(|x| 6.0 * x).collect();
+        let tokens: Vec<u32> = (0..rows as u32).map(|row| (vocabulary as u32 - 1).saturating_sub(row * 4100)).collect();
+        let slopes = numbers(6, rows);
+        let mut want = Vec::new();
+        for ((row, token), slope) in given.chunks_exact(stride).zip(&tokens).zip(&slopes) {
+            let e = |x: &f32| (f64::from(*x) / 0.9).exp();
+            let sum: f64 = row[..vocabulary].iter().map(e).sum();
+            let of = |i: usize| f64::from(u8::from(i == *token as usize)) - e(&row[i]) / sum;
+            want.extend((0..vocabulary).map(|i| (f64::from(*slope) / 0.9 * of(i)) as f32));
+        }
+        for dtype in DTYPES {
+            let (logits, stats) = (Buffer::of(&gpu, &given).unwrap(), Buffer::new(&gpu, 4 * rows).unwrap());
+            let (tokens, slopes) = (Buffer::of(&gpu, &tokens).unwrap(), Buffer::of(&gpu, &slopes).unwrap());
+            let chunk = Chunk { logits: &logits, tokens: tokens.at(0), stats: &stats, rows, temperature };
+            head_stats(&*gpu, chunk, &shape).unwrap();
+            head_backward(&*gpu, chunk, slopes.at(0), (&shape, dtype)).unwrap();
+            let bytes = logits.to_vec().unwrap();
+            let numbers = Numbers::new(&gpu, dtype, rows * stride * 4 / dtype.bytes()).unwrap();
+            numbers.upload_bytes(0, bytemuck::cast_slice(&bytes)).unwrap();
+            let got = numbers.to_vec().unwrap();
+            let got: Vec<f32> =
+                got.chunks_exact(stride * 4 / dtype.bytes()).flat_map(|row| row[..vocabulary].to_vec()).collect();
+            let off = distance(&got, &want);
+            assert!(off < 3.0 * super::super::rounding(dtype), "{vocabulary} {dtype:?}: {off}");
         }
     }
 }
