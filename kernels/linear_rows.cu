@@ -5,8 +5,11 @@
 // results are added by whoever reads them. A token's sums are made in an order that follows from (depth, splits) alone: its
 // result is the same bits in any batch.
 
-constexpr u32 ROWS_THREADS = 128; // four warps, each with 16 rows of the weights
-constexpr u32 ROWS_TILE = 64;
+constexpr u32 ROWS_TILE = 64; // of the weights, 16 for each of four warps
+// From 16 tokens on eight warps share them: a warp does one thing after another, and four are too few to fill its waiting.
+template <u32 TOKENS> struct Shares {
+  static constexpr u32 PARTS = TOKENS < 16 ? 1 : 2, THREADS = 128 * PARTS, TOKENS_OF_A_WARP = TOKENS / PARTS;
+};
 constexpr u32 ROWS_DEPTH = 64; // numbers of the depth in a stage: 128 bytes, 8 packs
 constexpr u32 ROWS_STAGES = 4;
 
@@ -73,10 +76,10 @@ __device__ __forceinline__ u32 place(u32 row, u32 pack) { return row * 8 + (pack
 
 // Asks for ROWS rows of a matrix (count, depth), those that `row_of` names, to be copied to the rows of a stage from `at` on; zeros
 // where there are none.
-template <u32 ROWS, class T, class RowOf>
+template <u32 THREADS, u32 ROWS, class T, class RowOf>
 __device__ __forceinline__ void fetch_rows(uint4 *to, u32 at, const T *matrix, u32 count, u32 depth, u32 stage, RowOf row_of) {
 #pragma unroll
-  for (u32 i = threadIdx.x; i < ROWS * 8; i += ROWS_THREADS) {
+  for (u32 i = threadIdx.x; i < ROWS * 8; i += THREADS) {
     u32 row = i / 8, pack = i % 8, k = stage * ROWS_DEPTH + pack * 8, index = row_of(row);
     bool valid = k < depth && index < count;
     copy16(to + place(at + row, pack), matrix + (valid ? u64(index) * depth + k : 0), valid);
@@ -89,12 +92,12 @@ template <u32 TOKENS> struct Largest {
 
   __device__ void start() const {
     __syncthreads();
-    for (u32 i = threadIdx.x; i < TOKENS; i += ROWS_THREADS) here[i] = 0;
+    for (u32 i = threadIdx.x; i < TOKENS; i += Shares<TOKENS>::THREADS) here[i] = 0;
     __syncthreads();
   }
   __device__ void tell(u32 *largest, u32 first_token, u32 rows) const {
     __syncthreads();
-    for (u32 i = threadIdx.x; i < TOKENS && first_token + i < rows; i += ROWS_THREADS) atomicMax(&largest[first_token + i], here[i]);
+    for (u32 i = threadIdx.x; i < TOKENS && first_token + i < rows; i += Shares<TOKENS>::THREADS) atomicMax(&largest[first_token + i], here[i]);
   }
 };
 
@@ -102,24 +105,25 @@ template <class T, u32 TOKENS, class Result>
 __device__ void linear_rows(const T *weight, const T *x, Result result, u32 depth, u32 splits) {
   DYNAMIC_SHARED(memory);
   constexpr u32 STAGE = (ROWS_TILE + TOKENS) * 8; // packs
+  constexpr u32 THREADS = Shares<TOKENS>::THREADS, MINE = Shares<TOKENS>::TOKENS_OF_A_WARP;
   uint4 *stages = reinterpret_cast<uint4 *>(memory);
-  const u32 warp = threadIdx.x / WARP, g = threadIdx.x % WARP / 4, t = threadIdx.x % 4;
-  const u32 first_token = blockIdx.y * TOKENS;
+  const u32 warp = threadIdx.x / WARP % 4, g = threadIdx.x % WARP / 4, t = threadIdx.x % 4;
+  const u32 first_token = blockIdx.y * TOKENS, mine = threadIdx.x / 128 * MINE; // of the block's tokens
   const Part part = Part::of(depth, splits);
 
   auto fetch_weight = [&](u32 stage) {
     if (stage < part.to)
-      fetch_rows<ROWS_TILE>(stages + stage % ROWS_STAGES * STAGE, 0, weight, result.weight_rows(), depth, stage,
+      fetch_rows<THREADS, ROWS_TILE>(stages + stage % ROWS_STAGES * STAGE, 0, weight, result.weight_rows(), depth, stage,
                             [&](u32 i) { return result.weight_row(i); });
   };
   auto fetch_x = [&](u32 stage) {
     if (stage < part.to)
-      fetch_rows<TOKENS>(stages + stage % ROWS_STAGES * STAGE, ROWS_TILE, x, result.rows, depth, stage,
+      fetch_rows<THREADS, TOKENS>(stages + stage % ROWS_STAGES * STAGE, ROWS_TILE, x, result.rows, depth, stage,
                          [&](u32 i) { return first_token + i; });
     commit_copies();
   };
 
-  float sums[TOKENS / 8][4] = {};
+  float sums[MINE / 8][4] = {};
   let_next_begin();
   for (u32 ahead = 0; ahead + 1 < ROWS_STAGES; ahead++) fetch_weight(part.from + ahead);
   wait_for_previous();
@@ -134,17 +138,17 @@ __device__ void linear_rows(const T *weight, const T *x, Result result, u32 dept
       uint4 low = tile[place(warp * 16 + g, half * 4 + t)], high = tile[place(warp * 16 + g + 8, half * 4 + t)];
       const u32 first[4] = {low.x, high.x, low.y, high.y}, second[4] = {low.z, high.z, low.w, high.w};
 #pragma unroll
-      for (u32 tokens = 0; tokens < TOKENS / 8; tokens++) {
-        uint4 there = tile[place(ROWS_TILE + tokens * 8 + g, half * 4 + t)];
+      for (u32 tokens = 0; tokens < MINE / 8; tokens++) {
+        uint4 there = tile[place(ROWS_TILE + mine + tokens * 8 + g, half * 4 + t)];
         multiply_tile<T>(sums[tokens], first, {there.x, there.y});
         multiply_tile<T>(sums[tokens], second, {there.z, there.w});
       }
     }
   }
 #pragma unroll
-  for (u32 tokens = 0; tokens < TOKENS / 8; tokens++)
+  for (u32 tokens = 0; tokens < MINE / 8; tokens++)
     for (u32 i = 0; i < 2; i++) {
-      u32 token = first_token + tokens * 8 + 2 * t + i;
+      u32 token = first_token + mine + tokens * 8 + 2 * t + i;
       if (token < result.rows) result.write(token, warp * 16 + g, sums[tokens][i], sums[tokens][2 + i]);
     }
   if constexpr (Result::COMPARES) {
@@ -155,11 +159,11 @@ __device__ void linear_rows(const T *weight, const T *x, Result result, u32 dept
     const Largest<TOKENS> largest{room};
     largest.start();
 #pragma unroll
-    for (u32 tokens = 0; tokens < TOKENS / 8; tokens++)
+    for (u32 tokens = 0; tokens < MINE / 8; tokens++)
       for (u32 i = 0; i < 2; i++) {
-        u32 mine = result.larger(warp * 16 + g, sums[tokens][i], sums[tokens][2 + i]);
-        for (u32 far = 4; far < WARP; far *= 2) mine = max(mine, __shfl_xor_sync(ALL_LANES, mine, far));
-        if (g == 0) atomicMax(&room[tokens * 8 + 2 * t + i], mine);
+        u32 large = result.larger(warp * 16 + g, sums[tokens][i], sums[tokens][2 + i]);
+        for (u32 far = 4; far < WARP; far *= 2) large = max(large, __shfl_xor_sync(ALL_LANES, large, far));
+        if (g == 0) atomicMax(&room[mine + tokens * 8 + 2 * t + i], large);
       }
     largest.tell(result.largest, first_token, result.rows);
   }
@@ -175,7 +179,7 @@ __device__ void linear_rows_plain(const float *weight, const float *x, Result re
   __shared__ u32 room[TOKENS];
   const Largest<TOKENS> largest{room};
   largest.start();
-  for (u32 i = threadIdx.x; i < ROWS_TILE / 2 * (TOKENS / 8); i += ROWS_THREADS) {
+  for (u32 i = threadIdx.x; i < ROWS_TILE / 2 * (TOKENS / 8); i += Shares<TOKENS>::THREADS) {
     u32 pair = i % (ROWS_TILE / 2), row = pair / 8 * 16 + pair % 8, first_token = blockIdx.y * TOKENS + i / (ROWS_TILE / 2) * 8;
     u32 rows[2] = {result.weight_row(row), result.weight_row(row + 8)};
     for (u32 token = first_token; token < min(first_token + 8, result.rows); token++) {
@@ -192,19 +196,19 @@ __device__ void linear_rows_plain(const float *weight, const float *x, Result re
 }
 
 #define LINEAR_ROWS(T, TOKENS)                                                                                                 \
-  KERNEL(ROWS_THREADS, linear_rows_##T##_##TOKENS, const T *weight, const T *x, float *out, u32 rows, u32 width, u32 depth,    \
+  KERNEL(Shares<TOKENS>::THREADS, linear_rows_##T##_##TOKENS, const T *weight, const T *x, float *out, u32 rows, u32 width, u32 depth,    \
          u32 splits, u32 *largest) {                                                                                           \
     linear_rows<T, TOKENS>(weight, x, Sums{out, rows, width, largest}, depth, splits);                                         \
   }                                                                                                                            \
-  KERNEL(ROWS_THREADS, swiglu_rows_##T##_##TOKENS, const T *weight, const T *x, T *out, u32 rows, u32 width, u32 depth) {      \
+  KERNEL(Shares<TOKENS>::THREADS, swiglu_rows_##T##_##TOKENS, const T *weight, const T *x, T *out, u32 rows, u32 width, u32 depth) {      \
     linear_rows<T, TOKENS>(weight, x, Swiglu<T>{out, rows, width}, depth, 1);                                                  \
   }
 #define LINEAR_ROWS_PLAIN(TOKENS)                                                                                              \
-  KERNEL(ROWS_THREADS, linear_rows_f32_##TOKENS, const f32 *weight, const f32 *x, float *out, u32 rows, u32 width, u32 depth,  \
+  KERNEL(Shares<TOKENS>::THREADS, linear_rows_f32_##TOKENS, const f32 *weight, const f32 *x, float *out, u32 rows, u32 width, u32 depth,  \
          u32 splits, u32 *largest) {                                                                                           \
     linear_rows_plain<TOKENS>(weight, x, Sums{out, rows, width, largest}, depth, splits);                                      \
   }                                                                                                                            \
-  KERNEL(ROWS_THREADS, swiglu_rows_f32_##TOKENS, const f32 *weight, const f32 *x, f32 *out, u32 rows, u32 width, u32 depth) {  \
+  KERNEL(Shares<TOKENS>::THREADS, swiglu_rows_f32_##TOKENS, const f32 *weight, const f32 *x, f32 *out, u32 rows, u32 width, u32 depth) {  \
     linear_rows_plain<TOKENS>(weight, x, Swiglu<f32>{out, rows, width}, depth, 1);                                             \
   }
 #define LINEAR_ROWS_OF(T) LINEAR_ROWS(T, 8) LINEAR_ROWS(T, 16) LINEAR_ROWS(T, 32) LINEAR_ROWS(T, 64)

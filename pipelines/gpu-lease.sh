@@ -3,7 +3,7 @@
 #
 #   bash pipelines/gpu-lease.sh pack        here: binaries, model, a CPU's results and wheels into target/gpu-lease, below 60 MiB
 #   bash pipelines/gpu-lease.sh check       there, in a copy of this tree with target/gpu-lease: every test, then the first numbers
-#   bash pipelines/gpu-lease.sh measure     there: what failed again, all numbers, transformers and TRL in the same run
+#   bash pipelines/gpu-lease.sh measure     there: the tests again, all numbers, transformers and TRL in the same run
 #
 # Nothing of it is needed where there are a card, cargo and time: `make CUDA=1 test-gpu bench-gpu`. Each part has its own limit [s], none goes
 # on beyond END [s] after the start, and a failure ends its part alone. What is said and measured lies under OUT, written as it comes.
@@ -133,9 +133,10 @@ check() {
 }
 
 measure() {
-    END=${END:-225}
+    END=${END:-300}
     there
-    if [ -s "$LEASE/again" ]; then part again 40 tests "$LEASE/again" 4; fi
+    names >"$WORK/names"
+    part tests 60 tests "$WORK/names" 6
     part model 25 model
     part sampling 40 bench decode generate prefill
     part training 40 bench train adamw handover
@@ -144,12 +145,13 @@ measure() {
     part generate 40 peer generate --prompts 4 --generations 16 --new-tokens 200 --times 2
     part batched 40 peer generate_batch --prompts 4 --generations 16 --new-tokens 200 --times 1
     part requests 30 bench invariant requests
-    part kernels 30 bench kernels train-kernels
+    part kernels 30 bench kernels=64,512,1 train-kernels
+    part profile 60 profile
     verdict
 }
 
 machine() {
-    nvidia-smi | head -n 15
+    nvidia-smi
     nvidia-smi -q -d CLOCK | grep -A 3 'Max Clocks' || true
     ldconfig -p | grep -E 'libcuda.so|cublasLt' || true
     ls "$VIRTUAL_ENV"/lib/*/site-packages/nvidia/*/lib 2>/dev/null | grep -i cublaslt || true
@@ -223,14 +225,17 @@ sanitizer() {
     done | tee "$OUT/sanitizer.txt"
 }
 
-# Where the time of a decode step and of a training pass goes, kernel by kernel.
+# Where the time of a decode step and of a training pass goes, kernel by kernel, and what two of them wait for.
 profile() {
-    local metrics=gpu__time_duration.sum,dram__throughput.avg.pct_of_peak_sustained_elapsed,sm__warps_active.avg.pct_of_peak_sustained_active,sm__inst_executed_pipe_tensor.sum
-    ncu --graph-profiling node --clock-control none --metrics $metrics --launch-skip 700 --launch-count 40 --csv \
-        target/release/examples/bench-gpu decode=64 >"$OUT/decode.csv" 2>&1 || tail -n 3 "$OUT/decode.csv"
-    ncu --clock-control none --metrics gpu__time_duration.sum,dram__throughput.avg.pct_of_peak_sustained_elapsed --launch-skip 1200 --launch-count 120 --csv \
-        target/release/examples/bench-gpu train=once >"$OUT/train.csv" 2>&1 || tail -n 3 "$OUT/train.csv"
-    wc -l "$OUT/decode.csv" "$OUT/train.csv"
+    local quick=(--clock-control none --csv --metrics gpu__time_duration.sum)
+    ncu "${quick[@]}" --graph-profiling node --launch-skip 700 --launch-count 180 target/release/examples/bench-gpu decode=64 >"$OUT/decode.csv" 2>&1 ||
+        tail -n 3 "$OUT/decode.csv"
+    ncu "${quick[@]}" --launch-skip 1200 --launch-count 1300 target/release/examples/bench-gpu train=once >"$OUT/train.csv" 2>&1 ||
+        tail -n 3 "$OUT/train.csv"
+    ncu --clock-control none --graph-profiling node --section SpeedOfLight --section WarpStateStats --section MemoryWorkloadAnalysis \
+        --section SchedulerStats -k 'regex:swiglu_rows|decode_attention' --launch-skip 100 --launch-count 3 \
+        target/release/examples/bench-gpu decode=64 >"$OUT/why.txt" 2>&1 || tail -n 3 "$OUT/why.txt"
+    wc -l "$OUT"/*.csv
 }
 
 peer() { "$PYTHON" "tests/bench/peers/$1.py" "$WORK/model" "$WORK/prompts.jsonl" "${@:2}" 2>&1 | tail -n 6 | tee -a "$OUT/peers.txt"; }

@@ -31,7 +31,8 @@ fn grid(rows: usize, width: usize, splits: usize, dtype_is_plain: bool) -> Grid 
     let tokens = tokens(rows);
     let shared = if dtype_is_plain { 0 } else { 4 * (TILE + tokens) * TILE * 2 };
     let blocks = [width.div_ceil(TILE), rows.div_ceil(tokens), splits].map(|n| n as u32);
-    Grid { blocks, threads: 128, shared: shared as u32, early: true }
+    let threads = if tokens < 16 { 128 } else { 256 };
+    Grid { blocks, threads, shared: shared as u32, early: true }
 }
 
 /// `out (splits, rows, width) = x (rows, depth) weight (width, depth)^T`, in as many parts as [`splits`] says.
