@@ -244,45 +244,54 @@ template <u32 E> struct Attender<float, E> {
 // order.
 template <class T, u32 E> __device__ void decode_attention(const DecodeAttention<T> &a) {
   constexpr u32 HALF = E / 2, STRIDE = ATTENTION_WARPS * Attender<T, E>::CHUNK;
+  constexpr u32 ROUNDS = ((MAX_GROUP + 2) * HALF + ATTENTION_THREADS - 1) / ATTENTION_THREADS;
   __shared__ Fresh<T, E> fresh;
   __shared__ Seen<E> seen;
-  float *before_rope = seen.sums[0][0]; // queries and key, (group + 1, E), until the sums take their place
   const u32 row = blockIdx.x, head = blockIdx.y, group = a.heads / a.kv_heads;
   const u32 slot = a.slot_of_row[row], warp = threadIdx.x / WARP;
   T *out = a.out + (u64(row) * a.heads + head * group) * E;
   let_next_begin();
-  if (!a.slots.runs(slot)) { // what slots hold changes at the end of a step alone
+  const u32 any = slot == Slots::NONE ? 0 : slot; // all that is known of a slot is asked for at once; it changes at a step's end alone
+  const u32 running = a.slots.at(Slots::RUNNING, any), prompt_at = a.slots.at(Slots::PROMPT, any);
+  const u32 prompt_len = a.slots.at(Slots::PROMPT_LEN, any), drawn = a.slots.at(Slots::DRAWN, any);
+  if (slot == Slots::NONE || !running) {
     wait_for_previous();
     for (u32 i = threadIdx.x; i < group * E; i += ATTENTION_THREADS) out[i] = from_float<T>(0.0f);
     return;
   }
-  const u32 prompt_len = a.slots.at(Slots::PROMPT_LEN, slot), drawn = a.slots.at(Slots::DRAWN, slot);
   const u32 position = prompt_len + drawn - 1; // this token's
   const u64 own = (u64(slot) * a.kv_heads + head) * a.capacity * E;
-  const u64 prompt = (u64(a.slots.at(Slots::PROMPT, slot)) * a.kv_heads + head) * a.prompt_capacity * E;
+  const u64 prompt = (u64(prompt_at) * a.kv_heads + head) * a.prompt_capacity * E;
   const Cached<T, E> cached{a.prompt_keys + prompt, a.prompt_values + prompt, a.keys + own, a.values + own, prompt_len, position};
   Attender<T, E> attender;
   u32 first = warp * Attender<T, E>::CHUNK;
   if (first <= position) attender.fetch(cached, first); // of earlier steps
-  wait_for_previous();
 
-  const u32 width = (a.heads + 2 * a.kv_heads) * E;
-  for (u32 i = threadIdx.x; i < (group + 2) * E; i += ATTENTION_THREADS) {
-    u32 of = i / E < group ? head * group + i / E : a.heads + (i / E - group) * a.kv_heads + head;
-    float sum = a.product(of * E + i % E, width);
-    if (i < (group + 1) * E) before_rope[i] = sum;
-    else fresh.value[i % E] = from_float<T>(sum);
+  // Numbers i and i + E / 2 of the group's queries, the key and the value: rope turns the first two by the position's angle.
+  float cosine[ROUNDS], sine[ROUNDS], low[ROUNDS], high[ROUNDS];
+#pragma unroll
+  for (u32 round = 0; round < ROUNDS; round++) {
+    u64 angle = u64(position) * HALF + (threadIdx.x + round * ATTENTION_THREADS) % HALF;
+    cosine[round] = a.rope[angle], sine[round] = a.rope[u64(a.positions) * HALF + angle];
+  }
+  wait_for_previous();
+#pragma unroll
+  for (u32 round = 0; round < ROUNDS; round++) {
+    u32 i = threadIdx.x + round * ATTENTION_THREADS, of = i / HALF;
+    if (of >= group + 2) break;
+    u32 column = (of < group ? head * group + of : a.heads + (of - group) * a.kv_heads + head) * E + i % HALF;
+    u32 width = (a.heads + 2 * a.kv_heads) * E;
+    low[round] = a.product(column, width), high[round] = a.product(column + HALF, width);
+  }
+#pragma unroll
+  for (u32 round = 0; round < ROUNDS; round++) {
+    u32 i = threadIdx.x + round * ATTENTION_THREADS, of = i / HALF, at = i % HALF;
+    if (of >= group + 2) break;
+    float x = low[round], y = high[round], c = cosine[round], s = sine[round];
+    T *to = of < group ? fresh.queries[of] : of == group ? fresh.key : fresh.value;
+    to[at] = from_float<T>(of > group ? x : x * c - y * s), to[at + HALF] = from_float<T>(of > group ? y : y * c + x * s);
   }
   for (u32 i = group * E + threadIdx.x; i < MAX_GROUP * E; i += ATTENTION_THREADS) fresh.queries[i / E][i % E] = from_float<T>(0.0f);
-  __syncthreads();
-  for (u32 i = threadIdx.x; i < (group + 1) * HALF; i += ATTENTION_THREADS) {
-    u32 of = i / HALF, low = i % HALF;
-    u64 angle = u64(position) * HALF + low;
-    float c = a.rope[angle], s = a.rope[u64(a.positions) * HALF + angle];
-    float x = before_rope[of * E + low], y = before_rope[of * E + low + HALF];
-    T *turned = of < group ? fresh.queries[of] : fresh.key;
-    turned[low] = from_float<T>(x * c - y * s), turned[low + HALF] = from_float<T>(y * c + x * s);
-  }
   __syncthreads();
   for (u32 i = threadIdx.x; i < E; i += ATTENTION_THREADS) {
     u64 at = own + u64(drawn - 1) * E + i;

@@ -2,8 +2,8 @@
 
 // y (rows, width) = x (rows, depth) weight (width, depth)^T for the few rows of a decode step, where the time is that of reading
 // the weights once; the first of them are fetched while the kernel before still runs. Blocks share out the weights' rows (x), tokens in TOKENS (y), and the depth in `splits` (z), whose partial
-// results are added by whoever reads them. A token's sums are made in an order that follows from (depth, splits) alone: its
-// result is the same bits in any batch.
+// results are added by whoever reads them. A token's sums are made in an order that follows from (depth, splits) and the column
+// alone: its result is the same bits in any batch.
 
 constexpr u32 ROWS_TILE = 64; // of the weights, 16 for each of four warps
 // From 16 tokens on eight warps share them: a warp does one thing after another, and four are too few to fill its waiting.
@@ -62,9 +62,11 @@ template <class T> struct Swiglu {
   }
 };
 
-// The part of the depth that split `z` sums, in stages.
+// The part of the depth that split `z` sums, in stages. Each tile of columns begins at another stage: blocks that all read the same x
+// at once would wait for the same few banks of the cache.
 struct Part {
   u32 from, to;
+  __device__ u32 in_turn(u32 stage) const { return from + (stage - from + blockIdx.x) % (to - from); }
   __device__ static Part of(u32 depth, u32 splits) {
     u32 stages = (depth + ROWS_DEPTH - 1) / ROWS_DEPTH, share = (stages + splits - 1) / splits;
     return {min(blockIdx.z * share, stages), min(blockIdx.z * share + share, stages)};
@@ -113,12 +115,12 @@ __device__ void linear_rows(const T *weight, const T *x, Result result, u32 dept
 
   auto fetch_weight = [&](u32 stage) {
     if (stage < part.to)
-      fetch_rows<THREADS, ROWS_TILE>(stages + stage % ROWS_STAGES * STAGE, 0, weight, result.weight_rows(), depth, stage,
+      fetch_rows<THREADS, ROWS_TILE>(stages + stage % ROWS_STAGES * STAGE, 0, weight, result.weight_rows(), depth, part.in_turn(stage),
                             [&](u32 i) { return result.weight_row(i); });
   };
   auto fetch_x = [&](u32 stage) {
     if (stage < part.to)
-      fetch_rows<THREADS, TOKENS>(stages + stage % ROWS_STAGES * STAGE, ROWS_TILE, x, result.rows, depth, stage,
+      fetch_rows<THREADS, TOKENS>(stages + stage % ROWS_STAGES * STAGE, ROWS_TILE, x, result.rows, depth, part.in_turn(stage),
                          [&](u32 i) { return first_token + i; });
     commit_copies();
   };

@@ -32,7 +32,7 @@ card() {
 
 echo "# Sampling and training on a GPU"
 echo
-echo "$(date -u +%F), commit $(git describe --always --dirty 2>/dev/null || echo unknown), $(card). Command: make CUDA=1 bench-gpu."
+echo "$(date -u +%F), commit ${COMMIT:-$(git describe --always --dirty 2>/dev/null || echo unknown)}, $(card). Command: make CUDA=1 bench-gpu."
 failed=0
 for part in $PARTS; do
     say "part: $part"

@@ -106,7 +106,9 @@ there() {
     [ -n "${VIRTUAL_ENV:-}" ] || ! command -v "$PYTHON" >/dev/null || VIRTUAL_ENV=$("$PYTHON" -c 'import sys; print(sys.prefix)')
     export VIRTUAL_ENV
     unpack
-    echo "commit $(cat "$LEASE/commit"), $(date -u +%FT%TZ)"
+    COMMIT=$(cat "$LEASE/commit")
+    export COMMIT
+    echo "commit $COMMIT, $(date -u +%FT%TZ)"
 }
 
 check() {
@@ -135,15 +137,18 @@ check() {
 measure() {
     END=${END:-300}
     there
-    names >"$WORK/names"
+    names | grep -v ten_thousand >"$WORK/names"
+    names | grep ten_thousand >"$WORK/alone"
     part tests 60 tests "$WORK/names" 6
+    part alone 20 tests "$WORK/alone" 1
     part model 25 model
     part sampling 40 bench decode generate prefill
     part training 40 bench train adamw handover
-    part step 40 whole_step
-    part trl 60 trl
-    part generate 40 peer generate --prompts 4 --generations 16 --new-tokens 200 --times 2
-    part batched 40 peer generate_batch --prompts 4 --generations 16 --new-tokens 200 --times 1
+    part step 60 whole_step
+    part generate 75 peer 70 generate --prompts 4 --generations 16 --new-tokens 200 --times 1
+    part trl 120 trl
+    part learn 120 learn
+    part batched 55 peer 50 generate_batch --prompts 4 --generations 16 --new-tokens 200 --times 1
     part requests 30 bench invariant requests
     part kernels 30 bench kernels=64,512,1 train-kernels
     part profile 60 profile
@@ -214,6 +219,11 @@ whole_step() {
         tail -n 8 "$WORK/step.err"
 }
 
+# A model that learns from nothing, as far as there is time.
+learn() {
+    PYTHON=/bin/false PARTS=learn bash pipelines/bench-gpu.sh 2>"$WORK/learn.err" | tee -a "$OUT/learn.md" || tail -n 8 "$WORK/learn.err"
+}
+
 # Bad accesses and missing barriers, which no result shows.
 sanitizer() {
     local tool test
@@ -238,11 +248,15 @@ profile() {
     wc -l "$OUT"/*.csv
 }
 
-peer() { "$PYTHON" "tests/bench/peers/$1.py" "$WORK/model" "$WORK/prompts.jsonl" "${@:2}" 2>&1 | tail -n 6 | tee -a "$OUT/peers.txt"; }
+# peer SECONDS SCRIPT ARGUMENT...: it tells its number after each run, so that the last one before its time is up is left.
+peer() {
+    echo "# $2"
+    timeout -k 5 "$1" "$PYTHON" "tests/bench/peers/$2.py" "$WORK/model" "$WORK/prompts.jsonl" "${@:3}" 2>&1 | tail -n 6 || true
+} | tee -a "$OUT/peers.txt"
 
 trl() {
     "$PYTHON" -m pip install -q --no-index --no-deps --no-compile --target "$WORK/site" "$LEASE"/wheels/*.whl
-    PYTHONPATH=$WORK/site peer trl_step --prompts-per-step 4 --generations 16 --new-tokens 150 --learning-rate 5e-6 --times 4 --warm-up 1
+    PYTHONPATH=$WORK/site peer 110 trl_step --prompts-per-step 4 --generations 16 --new-tokens 150 --learning-rate 5e-6 --times 3 --warm-up 1
 }
 
 verdict() {

@@ -107,10 +107,12 @@ time_steps() {
     split_of_step
 }
 
-# Where the time of the steps after the first went, as both ends of the pipe say it, the trainer in $WORK/said [%].
+# Where the time of the steps after the first went, as both ends of the pipe say it, the trainer in $WORK/said [%]. Checkpoints are left
+# out: a run of ten steps ends with one, which a run of hundreds hardly feels.
 split_of_step() {
-    local whole sampling training loading handing
-    read -r whole training handing < <(sed -n 's/^grpo-step: spent \([0-9.]*\) s .* training \([0-9.]*\) s, handing over \([0-9.]*\) s.*/\1 \2 \3/p' "$WORK/said")
+    local whole sampling training loading handing keeping
+    read -r whole training handing keeping < <(sed -n 's/^grpo-step: spent \([0-9.]*\) s .* training \([0-9.]*\) s, handing over \([0-9.]*\) s, keeping \([0-9.]*\) s.*/\1 \2 \3 \4/p' "$WORK/said")
+    whole=$(calculate "$whole - $keeping")
     read -r sampling loading < <(sed -n 's/^rollout: spent .* sampling \([0-9.]*\) s, .* loading them \([0-9.]*\) s.*/\1 \2/p' "$RUN/rollout.log")
     note split.sampling "$(calculate "100 * $sampling / $whole")"
     note split.training "$(calculate "100 * $training / $whole")"
