@@ -250,9 +250,11 @@ profile() {
 
 # peer SECONDS SCRIPT ARGUMENT...: it tells its number after each run, so that the last one before its time is up is left.
 peer() {
-    echo "# $2"
-    timeout -k 5 "$1" "$PYTHON" "tests/bench/peers/$2.py" "$WORK/model" "$WORK/prompts.jsonl" "${@:3}" 2>&1 | tail -n 6 || true
-} | tee -a "$OUT/peers.txt"
+    {
+        echo "# $2"
+        timeout -k 5 "$1" "$PYTHON" "tests/bench/peers/$2.py" "$WORK/model" "$WORK/prompts.jsonl" "${@:3}" 2>&1 | tail -n 6 || true
+    } | tee -a "$OUT/peers.txt"
+}
 
 trl() {
     "$PYTHON" -m pip install -q --no-index --no-deps --no-compile --target "$WORK/site" "$LEASE"/wheels/*.whl
