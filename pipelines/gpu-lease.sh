@@ -115,13 +115,7 @@ check() {
     END=${END:-430}
     there
     part machine 15 machine
-    names >"$WORK/names"
-    grep 'gpu::driver' "$WORK/names" >"$WORK/driver" || true
-    grep -vE 'gpu::driver|ten_thousand' "$WORK/names" >"$WORK/kernels" || true
-    grep 'ten_thousand' "$WORK/names" >"$WORK/alone" || true
-    part driver 40 tests "$WORK/driver" 1
-    part kernels 90 tests "$WORK/kernels" 4
-    part alone 30 tests "$WORK/alone" 1
+    every_test
     part handover 40 one_test gpu::handover::a_run_on_a_real_gpu_copies_weights_within_it
     part model 25 model
     part reference 40 reference
@@ -137,10 +131,7 @@ check() {
 measure() {
     END=${END:-300}
     there
-    names | grep -v ten_thousand >"$WORK/names"
-    names | grep ten_thousand >"$WORK/alone"
-    part tests 60 tests "$WORK/names" 6
-    part alone 20 tests "$WORK/alone" 1
+    every_test
     part model 25 model
     part sampling 40 bench decode generate prefill
     part training 40 bench train adamw handover
@@ -165,6 +156,15 @@ machine() {
     nproc
     ldd --version | head -n 1
     "$PYTHON" -m pip list 2>/dev/null | grep -iE '^(torch|transformers|pyarrow|datasets|trl|pandas|accelerate) ' || true
+}
+
+# Those that look at the card's memory, or take all of it, by themselves.
+every_test() {
+    names >"$WORK/names"
+    grep -E 'gpu::driver|ten_thousand' "$WORK/names" >"$WORK/alone" || true
+    grep -vE 'gpu::driver|ten_thousand' "$WORK/names" >"$WORK/kernels" || true
+    part alone 50 tests "$WORK/alone" 1
+    part kernels 90 tests "$WORK/kernels" 4
 }
 
 names() { "$SUITE" on_a_gpu --ignored --list --format=terse | sed -n 's/: test$//p'; }

@@ -102,17 +102,17 @@ train_on() {
 
 # time_steps NAME: seconds of each step of the run in one pipe, from one line of metrics to the next; the first two of ten do not count.
 time_steps() {
-    train_steps 2>"$WORK/said" | while read -r _; do echo "$EPOCHREALTIME"; done |
-        awk 'NR > 2 { print $1 - before } { before = $1 }' >"$WORK/samples/$1" || { tail -n 3 "$WORK/said" >&2 && return 1; }
+    train_steps 2>"$WORK/said" | while read -r _; do echo "$EPOCHREALTIME"; done >"$WORK/ends" || { tail -n 3 "$WORK/said" >&2 && return 1; }
+    awk 'NR > 2 { print $1 - before } { before = $1 }' "$WORK/ends" >"$WORK/samples/$1"
     split_of_step
 }
 
-# Where the time of the steps after the first went, as both ends of the pipe say it, the trainer in $WORK/said [%]. Checkpoints are left
-# out: a run of ten steps ends with one, which a run of hundreds hardly feels.
+# Where the time of the steps after the first went, as both ends of the pipe say it, the trainer in $WORK/said [%]. Until the last line of
+# metrics: the checkpoint that a run ends with would be most of ten steps, and hardly shows in hundreds.
 split_of_step() {
-    local whole sampling training loading handing keeping
-    read -r whole training handing keeping < <(sed -n 's/^grpo-step: spent \([0-9.]*\) s .* training \([0-9.]*\) s, handing over \([0-9.]*\) s, keeping \([0-9.]*\) s.*/\1 \2 \3 \4/p' "$WORK/said")
-    whole=$(calculate "$whole - $keeping")
+    local whole sampling training loading handing
+    whole=$(awk 'NR == 1 { first = $1 } END { print $1 - first }' "$WORK/ends")
+    read -r training handing < <(sed -n 's/^grpo-step: spent .* training \([0-9.]*\) s, handing over \([0-9.]*\) s.*/\1 \2/p' "$WORK/said")
     read -r sampling loading < <(sed -n 's/^rollout: spent .* sampling \([0-9.]*\) s, .* loading them \([0-9.]*\) s.*/\1 \2/p' "$RUN/rollout.log")
     note split.sampling "$(calculate "100 * $sampling / $whole")"
     note split.training "$(calculate "100 * $training / $whole")"

@@ -159,5 +159,9 @@ pub fn draw(
         Argument::from(ends.log.at()),
     ];
     let shared = vocabulary.div_ceil(BLOCK) * 9 * size_of::<f64>();
-    driver.launch("draw", Grid { blocks: [rows as u32, 1, 1], threads: 1024, shared: shared as u32, early: false }, &arguments)
+    driver.launch(
+        "draw",
+        Grid { blocks: [rows as u32, 1, 1], threads: 1024, shared: shared as u32, early: false },
+        &arguments,
+    )
 }

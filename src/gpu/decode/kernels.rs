@@ -229,7 +229,8 @@ mod tests {
     /// What the compiler says that a kernel declares, on the card where it is most [bytes].
     fn declared(kernel: &str) -> u32 {
         let report = include_str!(concat!(env!("OUT_DIR"), "/kernels.txt"));
-        let of_kernel = report.split("Compiling entry function '").filter(|part| part.starts_with(&format!("{kernel}'")));
+        let of_kernel =
+            report.split("Compiling entry function '").filter(|part| part.starts_with(&format!("{kernel}'")));
         let smem = |part: &str| {
             let (before, _) = part.split_once(" bytes smem")?;
             before.rsplit(' ').next()?.parse::<u32>().ok()

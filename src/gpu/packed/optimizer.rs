@@ -52,7 +52,11 @@ impl Optimizer {
     pub fn norms(&self, gradients: &Gradients) -> Result<Vec<f64>> {
         let blocks = u32::try_from(self.sums.len()).expect("fewer than 2^32 chunks");
         let arguments = [gradients.numbers.at(0).into(), self.from.at(0).into(), self.sums.at(0).into()];
-        self.driver.launch("square_sums", Grid { blocks: [blocks, 1, 1], threads: 256, shared: 0, early: false }, &arguments)?;
+        self.driver.launch(
+            "square_sums",
+            Grid { blocks: [blocks, 1, 1], threads: 256, shared: 0, early: false },
+            &arguments,
+        )?;
         let sums = self.sums.to_vec()?;
         let mut rest = &sums[..];
         let norm = |chunks: &usize| {
@@ -92,7 +96,11 @@ impl Optimizer {
             Argument::U32(rule.key[1]),
         ];
         let name = format!("adamw_{}_{}", weights.matrices.dtype().suffix(), first.dtype().suffix());
-        self.driver.launch(&name, Grid { blocks: [blocks, 1, 1], threads: 256, shared: 0, early: false }, &arguments)?;
+        self.driver.launch(
+            &name,
+            Grid { blocks: [blocks, 1, 1], threads: 256, shared: 0, early: false },
+            &arguments,
+        )?;
         self.steps += 1;
         Ok(())
     }

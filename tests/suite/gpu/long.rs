@@ -136,8 +136,8 @@ fn ten_thousand_prompts_leave_nothing_behind_on_a_gpu() {
     sample(&gpu, Dtype::F16, [count, 6, 3], &mut sink);
     let (_, _, [then, least]) = sink.memory.unwrap();
     assert_eq!((sink.groups, sink.by_prompt.len()), (count, 50));
-    // Prompts come and go while it is looked at.
-    assert!(then > 0 && least + (1 << 20) >= then, "{then} bytes were free, then {least}");
+    // Prompts come and go while it is looked at, and a card gives memory in pages of 2 MiB.
+    assert!(then > 0 && least + (8 << 20) >= then, "{then} bytes were free, then {least}");
     if gpu.name() == SHIM {
         assert_eq!(gpu.memory().unwrap().0, before); // a card's memory stays with the process
     }

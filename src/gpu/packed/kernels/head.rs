@@ -38,7 +38,11 @@ pub fn head_stats(driver: &dyn Driver, chunk: Chunk<'_>, shape: &Shape) -> Resul
         stride(shape).into(),
         (1.0 / temperature).into(),
     ];
-    driver.launch("head_stats", Grid { blocks: [super::count(rows), 1, 1], threads: 256, shared: 0, early: false }, &arguments)
+    driver.launch(
+        "head_stats",
+        Grid { blocks: [super::count(rows), 1, 1], threads: 256, shared: 0, early: false },
+        &arguments,
+    )
 }
 
 /// The logits become their gradient as the products read it, row by row in the first part of the row's memory.
