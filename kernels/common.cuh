@@ -53,6 +53,11 @@ template <class T> __device__ __forceinline__ void store_pack(T *to, const Pack<
   *reinterpret_cast<Pack<T> *>(to) = pack;
 }
 
+// Neighbours that are read and written at once.
+template <class T, u32 N> struct alignas(N * sizeof(T)) Few {
+  T of[N];
+};
+
 // Cephes' expf with the steps of src/model/simd.rs, so that the same logits give the same weights on CPU and GPU.
 __device__ __forceinline__ float exp_of(float x) {
   const float round = 12582912.0f;

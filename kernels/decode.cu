@@ -96,11 +96,6 @@ template <u32 E> struct Seen {
   float largest[ATTENTION_WARPS][MAX_GROUP], total[ATTENTION_WARPS][MAX_GROUP], sums[ATTENTION_WARPS][MAX_GROUP][E];
 };
 
-// Neighbours of a row, read together.
-template <class T, u32 N> struct alignas(N * sizeof(T)) Few {
-  T of[N];
-};
-
 // A warp's part of the attention, CHUNK positions at a time. Keys and values of a chunk are all under way at once: waiting for one
 // position after the other would be the time of a step. Scores are products of 16 rows, the queries, with 8 columns, the positions;
 // their exponentials are a left operand as they lie. The rows beyond the group's are for what rounding takes from these.

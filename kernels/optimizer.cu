@@ -19,10 +19,7 @@ struct Rule {
   float gradient_scale, keep, first_rate, second_keep, second_rate, correction_root, epsilon, step_size;
 };
 
-// Four numbers, read and written at once.
-template <class T> struct alignas(4 * sizeof(T)) Four {
-  T of[4];
-};
+template <class T> using Four = Few<T, 4>;
 
 // A second moment as it is held: in bf16 rounded by chance, as src/optim/update.rs does it.
 __device__ __forceinline__ void hold(float x, u32, float &to) { to = x; }
