@@ -57,7 +57,7 @@ struct Args {
     /// Groups (or demonstrations) a step; as many steps as the input holds [default: all, one step]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     groups_per_step: Option<u32>,
-    /// Most tokens in the model at once, bounds memory [tokens] [default: 4096; on a GPU as many as fit, up to 16384]
+    /// Most tokens in the model at once, bounds memory [tokens] [default: 4096; on a GPU as many as fit, up to 32768]
     #[arg(long, value_name = "TOKENS")]
     micro_batch_tokens: Option<usize>,
     /// Print the metrics of each step, and change nothing

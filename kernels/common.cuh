@@ -188,8 +188,10 @@ __device__ __forceinline__ void let_next_begin() {
 #endif
 }
 
-// Waits for the end of the kernel before this one. A kernel that is launched early (`Grid::early`) waits in every thread before it writes
-// anything, or reads what any kernel of the same step writes; weights can be fetched before. PTX ISA, "griddepcontrol".
+// Waits for the end of the kernel before this one. A kernel that is launched early (`Grid::early`) waits in every thread, also of blocks that
+// have nothing to do, before it writes anything or reads what a kernel of the same recording writes: any of those before it may still
+// run. Weights, and what earlier recordings wrote, can be fetched before, since a recording's first kernel is not launched early. PTX
+// ISA, "griddepcontrol".
 __device__ __forceinline__ void wait_for_previous() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.wait;" ::: "memory");

@@ -45,7 +45,7 @@ template <class T> struct Swiglu {
   T *out;
   u32 rows, width;
   static constexpr u32 RESULTS = ROWS_TILE / 2;
-  static constexpr bool COMPARES = false, APART = true; // on an H100 15 us instead of 20 for 64 tokens, 9 instead of 8 for one
+  static constexpr bool COMPARES = false, APART = true; // pays for 64 tokens, see tests/bench/results/2026-11-26-h100.md
 
   __device__ u32 result(u32 i) const { return blockIdx.x * RESULTS + i / 16 * 8 + i % 8; }
   __device__ u32 weight_row(u32 i) const {
@@ -199,19 +199,21 @@ __device__ void linear_rows_plain(const float *weight, const float *x, Result re
 }
 
 #define LINEAR_ROWS(T, TOKENS)                                                                                                 \
-  KERNEL(Shares<TOKENS>::THREADS, linear_rows_##T##_##TOKENS, const T *weight, const T *x, float *out, u32 rows, u32 width, u32 depth,    \
-         u32 splits, u32 *largest) {                                                                                           \
+  KERNEL(Shares<TOKENS>::THREADS, linear_rows_##T##_##TOKENS, const T *weight, const T *x, float *out, u32 rows, u32 width,    \
+         u32 depth, u32 splits, u32 *largest) {                                                                                \
     linear_rows<T, TOKENS>(weight, x, Sums{out, rows, width, largest}, depth, splits);                                         \
   }                                                                                                                            \
-  KERNEL(Shares<TOKENS>::THREADS, swiglu_rows_##T##_##TOKENS, const T *weight, const T *x, T *out, u32 rows, u32 width, u32 depth) {      \
+  KERNEL(Shares<TOKENS>::THREADS, swiglu_rows_##T##_##TOKENS, const T *weight, const T *x, T *out, u32 rows, u32 width,        \
+         u32 depth) {                                                                                                          \
     linear_rows<T, TOKENS>(weight, x, Swiglu<T>{out, rows, width}, depth, 1);                                                  \
   }
 #define LINEAR_ROWS_PLAIN(TOKENS)                                                                                              \
-  KERNEL(Shares<TOKENS>::THREADS, linear_rows_f32_##TOKENS, const f32 *weight, const f32 *x, float *out, u32 rows, u32 width, u32 depth,  \
-         u32 splits, u32 *largest) {                                                                                           \
+  KERNEL(Shares<TOKENS>::THREADS, linear_rows_f32_##TOKENS, const f32 *weight, const f32 *x, float *out, u32 rows, u32 width,  \
+         u32 depth, u32 splits, u32 *largest) {                                                                                \
     linear_rows_plain<TOKENS>(weight, x, Sums{out, rows, width, largest}, depth, splits);                                      \
   }                                                                                                                            \
-  KERNEL(Shares<TOKENS>::THREADS, swiglu_rows_f32_##TOKENS, const f32 *weight, const f32 *x, f32 *out, u32 rows, u32 width, u32 depth) {  \
+  KERNEL(Shares<TOKENS>::THREADS, swiglu_rows_f32_##TOKENS, const f32 *weight, const f32 *x, f32 *out, u32 rows, u32 width,    \
+         u32 depth) {                                                                                                          \
     linear_rows_plain<TOKENS>(weight, x, Swiglu<f32>{out, rows, width}, depth, 1);                                             \
   }
 #define LINEAR_ROWS_OF(T) LINEAR_ROWS(T, 8) LINEAR_ROWS(T, 16) LINEAR_ROWS(T, 32) LINEAR_ROWS(T, 64)

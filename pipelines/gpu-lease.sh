@@ -9,6 +9,7 @@
 # on beyond END [s] after the start, and a failure ends its part alone. What is said and measured lies under OUT, written as it comes.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+. pipelines/bench/measure.sh # random_model, made_up_rewards
 LEASE=$PWD/target/gpu-lease
 ARCHS=${CUDA_ARCHS:-90}
 COMMANDS=(gsm8k-prep rollout score grpo-step evaluate export-hf)
@@ -42,10 +43,10 @@ cpu_results() {
     local work
     work=$(mktemp -d)
     PATH=$PWD/target/release:$PATH
-    random_weights "$LEASE/model" "$work/model"
+    random_model "$LEASE/model" "$work/model"
     gsm8k-prep --generate 64 --seed 1 >"$work/prompts.jsonl"
     head -n 4 "$work/prompts.jsonl" | rollout --model "$work/model" --device cpu -n 16 --max-completion-tokens 24 --seed 1 |
-        awk -f pipelines/bench/made-up-rewards.awk >"$work/scored.jsonl"
+        made_up_rewards >"$work/scored.jsonl"
     mkdir "$LEASE/cpu.new"
     grpo-step "$work/scored.jsonl" --policy "$work/model" --device cpu --dry-run >"$LEASE/cpu.new/metrics.jsonl"
     mv "$work/scored.jsonl" "$LEASE/cpu.new"
@@ -60,13 +61,6 @@ wheels() {
 }
 
 # ---- there ------------------------------------------------------------------------------------------------------------------------
-
-# random_weights CONFIG_AND_TOKENIZER OUT: and an end token that never comes.
-random_weights() {
-    grpo-step --init --seed 1 --policy "$1" --out "$2" --weights-only --device cpu </dev/null >/dev/null
-    rm -f "$2/generation_config.json"
-    echo '{"eos_token_id": 999999999, "pad_token_id": 0}' >"$2/generation_config.json"
-}
 
 left() { echo $((END - SECONDS)); }
 
@@ -100,7 +94,8 @@ unpack() {
 there() {
     export OUT=${OUT:-$LEASE/out} WORK=${WORK:-/tmp/gpu-lease} PYTHON=${PYTHON:-python3} END RUST_BACKTRACE=1 PYTHONUNBUFFERED=1 OMP_NUM_THREADS=8
     export PATH=$PWD/target/release:$PATH SUITE=$PWD/target/release/suite PEER_DEVICE=cuda
-    mkdir -p "$OUT"
+    mkdir -p "$OUT" "$WORK"
+    rm -f "$WORK/tests"
     exec > >(tee -a "$OUT/log.txt") 2>&1
     # Where a Python environment has cuBLASLt.
     [ -n "${VIRTUAL_ENV:-}" ] || ! command -v "$PYTHON" >/dev/null || VIRTUAL_ENV=$("$PYTHON" -c 'import sys; print(sys.prefix)')
@@ -136,10 +131,10 @@ measure() {
     part sampling 40 bench decode generate prefill
     part training 40 bench train adamw handover
     part step 60 whole_step
-    part generate 75 peer 70 generate --prompts 4 --generations 16 --new-tokens 200 --times 1
+    part generate 75 in_time 70 generate --prompts 4 --generations 16 --new-tokens 200 --times 1
     part trl 120 trl
     part learn 120 learn
-    part batched 55 peer 50 generate_batch --prompts 4 --generations 16 --new-tokens 200 --times 1
+    part batched 55 in_time 50 generate_batch --prompts 4 --generations 16 --new-tokens 200 --times 1
     part requests 30 bench invariant requests
     part kernels 30 bench kernels=64,512,1 train-kernels
     part profile 60 profile
@@ -176,13 +171,12 @@ one_test() {
     local code=0 began=$EPOCHREALTIME said=$WORK/said.${1//:/_}
     # Numbers of the environment would be taken for a recipe's.
     env -u MODEL timeout 60 "$SUITE" --exact "$1" --include-ignored --nocapture >"$said" 2>&1 || code=$?
-    echo "$code $1 $(awk "BEGIN { printf \"%.1f\", $EPOCHREALTIME - $began }") s" | tee -a "$OUT/tests.txt"
-    [ "$code" = 0 ] || { echo "--- $1" && grep -v 'stack backtrace' "$said" | head -c 3000; } | tee -a "$OUT/failures.txt"
-    return 0
+    echo "$code $1 $(awk "BEGIN { printf \"%.1f\", $EPOCHREALTIME - $began }") s" | tee -a "$WORK/tests"
+    [ "$code" = 0 ] || { echo "--- $1" && grep -v 'stack backtrace' "$said" | head -c 3000; }
 }
 
 model() {
-    random_weights "$LEASE/model" "$WORK/model"
+    random_model "$LEASE/model" "$WORK/model"
     gsm8k-prep --generate 64 --seed 1 >"$WORK/prompts.jsonl"
     ls -l "$WORK/model"
 }
@@ -196,7 +190,7 @@ reference() {
         echo "card, $dtype: $(grpo-step "$scored" --policy "$WORK/model" --device cuda --dtype $dtype --dry-run --max-staleness any --logprob-band 1)"
     done
     head -n 4 "$WORK/prompts.jsonl" | rollout --model "$WORK/model" --device cuda --dtype bf16 -n 16 --max-completion-tokens 150 --seed 1 |
-        awk -f pipelines/bench/made-up-rewards.awk >"$WORK/scored.jsonl"
+        made_up_rewards >"$WORK/scored.jsonl"
     wc -l "$WORK/scored.jsonl"
     echo "own records, bf16: $(grpo-step "$WORK/scored.jsonl" --policy "$WORK/model" --device cuda --out "$WORK/next" --weights-only)"
     rm -rf "$WORK/next"
@@ -210,29 +204,36 @@ same_completions() {
     paste -d ' ' <(sed -n "$tokens" "$1") <(sed -n "$tokens" "$2") | awk '{ same += $1 == $2 } END { print same + 0 " of " NR }'
 }
 
-bench() {
-    target/release/examples/bench-gpu "$@" 2>"$WORK/bench.err" | tee -a "$OUT/bench.txt" || tail -n 8 "$WORK/bench.err"
-}
+bench() { or_why "$WORK/bench.err" target/release/examples/bench-gpu "$@"; }
 
 whole_step() {
-    MODEL=$LEASE/model PYTHON=/bin/false PARTS=step LEARN_ONCE=${LEARN_ONCE-} bash pipelines/bench-gpu.sh 2>"$WORK/step.err" | tee -a "$OUT/step.md" ||
-        tail -n 8 "$WORK/step.err"
+    export MODEL=$LEASE/model PYTHON=/bin/false PARTS=step LEARN_ONCE=${LEARN_ONCE-}
+    or_why "$WORK/step.err" bash pipelines/bench-gpu.sh
 }
 
 # A model that learns from nothing, as far as there is time.
 learn() {
-    PYTHON=/bin/false PARTS=learn bash pipelines/bench-gpu.sh 2>"$WORK/learn.err" | tee -a "$OUT/learn.md" || tail -n 8 "$WORK/learn.err"
+    export PYTHON=/bin/false PARTS=learn
+    or_why "$WORK/learn.err" bash pipelines/bench-gpu.sh
 }
 
-# Bad accesses and missing barriers, which no result shows.
+# or_why FILE COMMAND...: what it says of its failure is kept in FILE, and its end shown.
+or_why() {
+    local code=0
+    "${@:2}" 2>"$1" || code=$?
+    [ "$code" = 0 ] || tail -n 8 "$1"
+    return "$code"
+}
+
+# Bad accesses and missing barriers, which no result shows; a line for each test that had none, too.
 sanitizer() {
     local tool test
     for tool in memcheck racecheck; do
-        for test in $(grep -E 'linear_rows_on|swiglu_rows_on|attention|draw|norm' "$WORK/names" | head -n 8); do
-            timeout 30 compute-sanitizer --tool $tool --error-exitcode 9 "$SUITE" --exact "$test" --include-ignored >"$WORK/sanitizer" 2>&1 ||
-                { echo "$tool $test: code $?" && grep -m 12 '=====' "$WORK/sanitizer"; }
+        for test in $(grep -E 'linear_rows_on|swiglu_rows_on|attention|draw|norm|completions_do_not' "$WORK/names"); do
+            timeout 30 compute-sanitizer --tool $tool --error-exitcode 9 "$SUITE" --exact "$test" --include-ignored >"$WORK/sanitizer" 2>&1 &&
+                echo "$tool $test: $(tail -n 1 "$WORK/sanitizer")" || { echo "$tool $test: code $?" && grep -m 12 '=====' "$WORK/sanitizer"; }
         done
-    done | tee "$OUT/sanitizer.txt"
+    done
 }
 
 # Where the time of a decode step and of a training pass goes, kernel by kernel, and what two of them wait for.
@@ -248,22 +249,22 @@ profile() {
     wc -l "$OUT"/*.csv
 }
 
-# peer SECONDS SCRIPT ARGUMENT...: it tells its number after each run, so that the last one before its time is up is left.
-peer() {
-    {
-        echo "# $2"
-        timeout -k 5 "$1" "$PYTHON" "tests/bench/peers/$2.py" "$WORK/model" "$WORK/prompts.jsonl" "${@:3}" 2>&1 | tail -n 6 || true
-    } | tee -a "$OUT/peers.txt"
+# in_time SECONDS SCRIPT ARGUMENT...: a peer's number. It tells it after each run, so that the last one before its time is up is left.
+in_time() {
+    local code=0
+    timeout -k 5 "$1" "$PYTHON" "tests/bench/peers/$2.py" "$WORK/model" "$WORK/prompts.jsonl" "${@:3}" >"$WORK/peer" 2>&1 || code=$?
+    tail -n 6 "$WORK/peer"
+    return "$code"
 }
 
 trl() {
     "$PYTHON" -m pip install -q --no-index --no-deps --no-compile --target "$WORK/site" "$LEASE"/wheels/*.whl
-    PYTHONPATH=$WORK/site peer 110 trl_step --prompts-per-step 4 --generations 16 --new-tokens 150 --learning-rate 5e-6 --times 3 --warm-up 1
+    PYTHONPATH=$WORK/site in_time 110 trl_step --prompts-per-step 4 --generations 16 --new-tokens 150 --learning-rate 5e-6 --times 3 --warm-up 1
 }
 
 verdict() {
-    echo "tests: $(grep -c '^0 ' "$OUT/tests.txt" 2>/dev/null || echo 0) passed"
-    grep -E '^[1-9][0-9]* gpu' "$OUT/tests.txt" 2>/dev/null || echo "no test failed"
+    echo "tests: $(grep -c '^0 ' "$WORK/tests" || true) passed"
+    grep -E '^[1-9][0-9]* gpu' "$WORK/tests" || echo "no test failed"
 }
 
 case ${1:-} in

@@ -75,7 +75,7 @@ Ours: $(split_line 8)
 
 | | s a step | memory [GiB] | mean completion [tokens] |
 |---|---|---|---|
-| rollout, score and grpo-step in one pipe | $ours | $(memory ours) | $lengths |
+| rollout, made-up rewards and grpo-step in one pipe | $ours | $(memory ours) | $lengths |
 END
     their_rows "$ours"
     [ -z "$LEARN_ONCE" ] || learn_rows

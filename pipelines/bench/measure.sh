@@ -65,7 +65,7 @@ random_model() {
     echo '{"eos_token_id": 999999999, "pad_token_id": 0}' >"$2/generation_config.json"
 }
 
-made_up_rewards() { awk -f pipelines/bench/made-up-rewards.awk; }
+made_up_rewards() { perl pipelines/bench/made-up-rewards.pl; }
 
 # sampling NAME MODEL PROMPTS GENERATIONS TOKENS TIMES: tokens/s. Ours: the process from start to end, over TIMES x PROMPTS prompts.
 sampling() {
