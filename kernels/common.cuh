@@ -11,6 +11,8 @@
 #define KERNEL(threads, name, ...) extern "C" __global__ void __launch_bounds__(threads) name(__VA_ARGS__)
 // As KERNEL, for few large blocks: it may take all registers of a multiprocessor.
 #define KERNEL_ALONE(threads, name, ...) extern "C" __global__ void __launch_bounds__(threads, 1) name(__VA_ARGS__)
+// As KERNEL, with no more registers than let so many blocks run on a multiprocessor at once.
+#define KERNEL_AT_ONCE(blocks, threads, name, ...) extern "C" __global__ void __launch_bounds__(threads, blocks) name(__VA_ARGS__)
 #define DYNAMIC_SHARED(name) extern __shared__ __align__(16) unsigned char name[]
 #else
 #include "shim.h"
@@ -172,6 +174,17 @@ __device__ __forceinline__ void copy16(void *to, const void *from, bool valid) {
 #else
   *reinterpret_cast<uint4 *>(to) = valid ? *reinterpret_cast<const uint4 *>(from) : make_uint4(0, 0, 0, 0);
 #endif
+}
+
+// 16 bytes that no other thread of the multiprocessor will read, or zeros where `valid` is false; nothing writes them while the kernel runs.
+__device__ __forceinline__ uint4 load_once(const void *from, bool valid) {
+  uint4 pack;
+  asm volatile("{ .reg .pred there; setp.ne.u32 there, %5, 0;\n"
+               "mov.u32 %0, 0; mov.u32 %1, 0; mov.u32 %2, 0; mov.u32 %3, 0;\n"
+               "@there ld.global.nc.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4]; }"
+               : "=&r"(pack.x), "=&r"(pack.y), "=&r"(pack.z), "=&r"(pack.w)
+               : "l"(from), "r"(u32(valid)));
+  return pack;
 }
 
 // Ends a batch of copies.

@@ -36,8 +36,6 @@ __device__ void embed_slots(Slots slots, const u32 *slot_of_row, const T *embedd
   for (u32 i = threadIdx.x; i < width; i += 128) x[u64(blockIdx.x) * width + i] = runs ? to_float(from[i]) : 0.0f;
 }
 
-constexpr u32 ATTENTION_THREADS = 256;
-constexpr u32 ATTENTION_WARPS = ATTENTION_THREADS / WARP;
 constexpr u32 MAX_GROUP = 8;     // query heads of one key head: half the rows of the matrix instruction
 constexpr u32 PARTS_AT_ONCE = 8; // of a product, read before the first is added
 
@@ -91,20 +89,30 @@ template <class T, u32 E> struct Fresh {
   alignas(16) T queries[MAX_GROUP][E], key[E], value[E];
 };
 
-// What the warps have seen, to be merged.
+// What a warp has seen, to be merged with what the others have.
 template <u32 E> struct Seen {
-  float largest[ATTENTION_WARPS][MAX_GROUP], total[ATTENTION_WARPS][MAX_GROUP], sums[ATTENTION_WARPS][MAX_GROUP][E];
+  float largest[MAX_GROUP], total[MAX_GROUP], sums[MAX_GROUP][E];
 };
 
-// A warp's part of the attention, CHUNK positions at a time. Keys and values of a chunk are all under way at once: waiting for one
-// position after the other would be the time of a step. Scores are products of 16 rows, the queries, with 8 columns, the positions;
-// their exponentials are a left operand as they lie. The rows beyond the group's are for what rounding takes from these.
+// A warp's part of the attention, CHUNK positions at a time. Keys and values of a chunk are all under way at once, keys to registers and
+// values to shared memory: waiting for one position after the other would be the time of a step. Scores are products of 16 rows, the
+// queries, with 8 columns, the positions; their exponentials are a left operand as they lie. The rows beyond the group's are for what
+// rounding takes from these.
 template <class T, u32 E> struct Attender {
-  static constexpr u32 CHUNK = E > 64 ? 16 : 32, HALVES = (E + 31) / 32, DIMS = E / 8;
+  static constexpr u32 CHUNK = E > 64 ? 16 : 32, HALVES = (E + 31) / 32, STRIDE = E + Pack<T>::SIZE; // rows start in different banks
+  // Of the warp, for values and then for what it has seen.
+  struct alignas(16) Room {
+    T values[CHUNK * STRIDE];
+    __device__ Seen<E> &seen() {
+      static_assert(sizeof(Seen<E>) <= sizeof values);
+      return *reinterpret_cast<Seen<E> *>(values);
+    }
+  };
+  Room &room;
   uint4 key[CHUNK / 8][HALVES]; // of position 8 n + g, packs t and t + 4: the depth is permuted alike in the queries
-  Few<T, DIMS> value[CHUNK / 16][4]; // of positions 16 s + {2t, 2t + 1, 2t + 8, 2t + 9}, numbers from DIMS g on
-  float sums[DIMS][4] = {}, top = -INFINITY, total = 0;
+  float sums[E / 8][4] = {}, top = -INFINITY, total = 0;
 
+  __device__ Attender(Room &own) : room(own) {}
   static __device__ u32 lane() { return threadIdx.x % WARP; }
   static __device__ u32 g() { return lane() / 4; }
   static __device__ u32 t() { return lane() % 4; }
@@ -112,20 +120,22 @@ template <class T, u32 E> struct Attender {
     u32 at = (4 * half + t()) * 8;
     return at < E ? *reinterpret_cast<const uint4 *>(row + at) : make_uint4(0, 0, 0, 0);
   }
-  static __device__ Few<T, DIMS> few(const T *row) { return *reinterpret_cast<const Few<T, DIMS> *>(row + DIMS * g()); }
-  static __device__ u32 position(u32 step, u32 i) { return 16 * step + 2 * t() + i % 2 + i / 2 * 8; }
 
   __device__ void fetch(const Cached<T, E> &cached, u32 first) {
+    constexpr u32 PACKS = E / Pack<T>::SIZE;
 #pragma unroll
     for (u32 n = 0; n < CHUNK / 8; n++) {
       const T *row = cached.key(first + 8 * n + g());
 #pragma unroll
       for (u32 half = 0; half < HALVES; half++) key[n][half] = pack(row, half);
     }
+    __syncwarp(); // the values before have been read
 #pragma unroll
-    for (u32 s = 0; s < CHUNK / 16; s++)
-#pragma unroll
-      for (u32 i = 0; i < 4; i++) value[s][i] = few(cached.value(first + position(s, i)));
+    for (u32 i = lane(); i < CHUNK * PACKS; i += WARP) {
+      u32 at = i / PACKS, column = i % PACKS * Pack<T>::SIZE;
+      copy16(room.values + at * STRIDE + column, cached.value(first + at) + column, true);
+    }
+    commit_copies();
   }
 
   // After `fetch` of the same positions.
@@ -158,37 +168,25 @@ template <class T, u32 E> struct Attender {
         total += weight, scores[n][i] = rounded, scores[n][2 + i] = weight - rounded;
       }
 #pragma unroll
-    for (u32 j = 0; j < DIMS; j++)
+    for (u32 j = 0; j < E / 8; j++)
       for (u32 i = 0; i < 4; i++) sums[j][i] *= keep;
-    add_values(scores, fresh, first, last);
+    wait_copies<0>();
+    if (last - first < CHUNK)
+      for (u32 i = lane(); i < E; i += WARP) room.values[(last - first) * STRIDE + i] = fresh.value[i];
+    __syncwarp();
+    Left<T, CHUNK> weights;
+    weights.take(scores, nullptr);
+    multiply_columns<E>(sums, weights, room.values, STRIDE);
   }
 
-  __device__ void add_values(const float (&weights)[CHUNK / 8][4], const Fresh<T, E> &fresh, u32 first, u32 last) {
-#pragma unroll
-    for (u32 s = 0; s < CHUNK / 16; s++) {
-      u32 a[4];
-#pragma unroll
-      for (u32 i = 0; i < 4; i++) {
-        const float(&of)[4] = weights[2 * s + i / 2];
-        a[i] = pair_bits<T>(of[i % 2 * 2], of[i % 2 * 2 + 1]);
-        if (first + position(s, i) >= last) value[s][i] = few(fresh.value);
-      }
-#pragma unroll
-      for (u32 j = 0; j < DIMS; j++) {
-        Few<T, 2> upper{{value[s][0].of[j], value[s][1].of[j]}}, lower{{value[s][2].of[j], value[s][3].of[j]}};
-        u32 b[2];
-        memcpy(&b[0], &upper, 4), memcpy(&b[1], &lower, 4);
-        multiply_tile<T>(sums[j], a, b);
-      }
-    }
-  }
-
-  __device__ void tell(Seen<E> &seen, u32 warp) const {
+  __device__ void tell() const {
     float all = quad_sum(total);
-    if (t() == 0) seen.largest[warp][g()] = top, seen.total[warp][g()] = all;
+    __syncwarp(); // all values have been read
+    Seen<E> &seen = room.seen();
+    if (t() == 0) seen.largest[g()] = top, seen.total[g()] = all;
 #pragma unroll
-    for (u32 j = 0; j < DIMS; j++)
-      for (u32 i = 0; i < 2; i++) seen.sums[warp][g()][(2 * t() + i) * DIMS + j] = sums[j][i] + sums[j][2 + i];
+    for (u32 j = 0; j < E / 8; j++)
+      for (u32 i = 0; i < 2; i++) seen.sums[g()][8 * j + 2 * t() + i] = sums[j][i] + sums[j][2 + i];
   }
 };
 
@@ -196,10 +194,15 @@ template <class T, u32 E> struct Attender {
 // values.
 template <u32 E> struct Attender<float, E> {
   static constexpr u32 CHUNK = WARP, DIMS = (E + WARP - 1) / WARP;
+  struct Room {
+    Seen<E> of_warp;
+    __device__ Seen<E> &seen() { return of_warp; }
+  };
+  Room &room;
   const Cached<float, E> *cached;
   float sums[MAX_GROUP][DIMS] = {}, top[MAX_GROUP], total[MAX_GROUP] = {};
 
-  __device__ Attender() {
+  __device__ Attender(Room &own) : room(own) {
     for (u32 g = 0; g < MAX_GROUP; g++) top[g] = -INFINITY;
   }
   __device__ void fetch(const Cached<float, E> &from, u32) { cached = &from; }
@@ -224,24 +227,26 @@ template <u32 E> struct Attender<float, E> {
     }
   }
 
-  __device__ void tell(Seen<E> &seen, u32 warp) const {
+  __device__ void tell() const {
     const u32 lane = threadIdx.x % WARP;
+    Seen<E> &seen = room.seen();
     for (u32 g = 0; g < MAX_GROUP; g++) {
-      if (lane == 0) seen.largest[warp][g] = top[g], seen.total[warp][g] = total[g];
+      if (lane == 0) seen.largest[g] = top[g], seen.total[g] = total[g];
       for (u32 i = 0; i < DIMS; i++)
-        if (lane + i * WARP < E) seen.sums[warp][g][lane + i * WARP] = sums[g][i];
+        if (lane + i * WARP < E) seen.sums[g][lane + i * WARP] = sums[g][i];
     }
   }
 };
 
 // One block a row and key head: bias and rope of this token's queries, key and value; key and value into the cache; attention of
 // the group's queries over prompt and completion, by positions in chunks that go to the warps in turn and are merged in the warps'
-// order.
-template <class T, u32 E> __device__ void decode_attention(const DecodeAttention<T> &a) {
-  constexpr u32 HALF = E / 2, STRIDE = ATTENTION_WARPS * Attender<T, E>::CHUNK;
-  constexpr u32 ROUNDS = ((MAX_GROUP + 2) * HALF + ATTENTION_THREADS - 1) / ATTENTION_THREADS;
+// order. Many WARPS hide the waiting of few blocks; of many blocks there are more at once the fewer they have.
+template <class T, u32 E, u32 WARPS> __device__ __forceinline__ void decode_attention(const DecodeAttention<T> &a) {
+  typedef Attender<T, E> Warps;
+  constexpr u32 THREADS = WARPS * WARP, HALF = E / 2, STRIDE = WARPS * Warps::CHUNK;
+  constexpr u32 ROUNDS = ((MAX_GROUP + 2) * HALF + THREADS - 1) / THREADS;
   __shared__ Fresh<T, E> fresh;
-  __shared__ Seen<E> seen;
+  __shared__ typename Warps::Room rooms[WARPS];
   const u32 row = blockIdx.x, head = blockIdx.y, group = a.heads / a.kv_heads;
   const u32 slot = a.slot_of_row[row], warp = threadIdx.x / WARP;
   T *out = a.out + (u64(row) * a.heads + head * group) * E;
@@ -251,28 +256,28 @@ template <class T, u32 E> __device__ void decode_attention(const DecodeAttention
   const u32 prompt_len = a.slots.at(Slots::PROMPT_LEN, any), drawn = a.slots.at(Slots::DRAWN, any);
   if (slot == Slots::NONE || !running) {
     wait_for_previous();
-    for (u32 i = threadIdx.x; i < group * E; i += ATTENTION_THREADS) out[i] = from_float<T>(0.0f);
+    for (u32 i = threadIdx.x; i < group * E; i += THREADS) out[i] = from_float<T>(0.0f);
     return;
   }
   const u32 position = prompt_len + drawn - 1; // this token's
   const u64 own = (u64(slot) * a.kv_heads + head) * a.capacity * E;
   const u64 prompt = (u64(prompt_at) * a.kv_heads + head) * a.prompt_capacity * E;
   const Cached<T, E> cached{a.prompt_keys + prompt, a.prompt_values + prompt, a.keys + own, a.values + own, prompt_len, position};
-  Attender<T, E> attender;
-  u32 first = warp * Attender<T, E>::CHUNK;
+  Warps attender(rooms[warp]);
+  u32 first = warp * Warps::CHUNK;
   if (first <= position) attender.fetch(cached, first); // of earlier steps
 
   // Numbers i and i + E / 2 of the group's queries, the key and the value: rope turns the first two by the position's angle.
   float cosine[ROUNDS], sine[ROUNDS], low[ROUNDS], high[ROUNDS];
 #pragma unroll
   for (u32 round = 0; round < ROUNDS; round++) {
-    u64 angle = u64(position) * HALF + (threadIdx.x + round * ATTENTION_THREADS) % HALF;
+    u64 angle = u64(position) * HALF + (threadIdx.x + round * THREADS) % HALF;
     cosine[round] = a.rope[angle], sine[round] = a.rope[u64(a.positions) * HALF + angle];
   }
   wait_for_previous();
 #pragma unroll
   for (u32 round = 0; round < ROUNDS; round++) {
-    u32 i = threadIdx.x + round * ATTENTION_THREADS, of = i / HALF;
+    u32 i = threadIdx.x + round * THREADS, of = i / HALF;
     if (of >= group + 2) break;
     u32 column = (of < group ? head * group + of : a.heads + (of - group) * a.kv_heads + head) * E + i % HALF;
     u32 width = (a.heads + 2 * a.kv_heads) * E;
@@ -280,15 +285,15 @@ template <class T, u32 E> __device__ void decode_attention(const DecodeAttention
   }
 #pragma unroll
   for (u32 round = 0; round < ROUNDS; round++) {
-    u32 i = threadIdx.x + round * ATTENTION_THREADS, of = i / HALF, at = i % HALF;
+    u32 i = threadIdx.x + round * THREADS, of = i / HALF, at = i % HALF;
     if (of >= group + 2) break;
     float x = low[round], y = high[round], c = cosine[round], s = sine[round];
     T *to = of < group ? fresh.queries[of] : of == group ? fresh.key : fresh.value;
     to[at] = from_float<T>(of > group ? x : x * c - y * s), to[at + HALF] = from_float<T>(of > group ? y : y * c + x * s);
   }
-  for (u32 i = group * E + threadIdx.x; i < MAX_GROUP * E; i += ATTENTION_THREADS) fresh.queries[i / E][i % E] = from_float<T>(0.0f);
+  for (u32 i = group * E + threadIdx.x; i < MAX_GROUP * E; i += THREADS) fresh.queries[i / E][i % E] = from_float<T>(0.0f);
   __syncthreads();
-  for (u32 i = threadIdx.x; i < E; i += ATTENTION_THREADS) {
+  for (u32 i = threadIdx.x; i < E; i += THREADS) {
     u64 at = own + u64(drawn - 1) * E + i;
     a.keys[at] = fresh.key[i], a.values[at] = fresh.value[i];
   }
@@ -297,32 +302,36 @@ template <class T, u32 E> __device__ void decode_attention(const DecodeAttention
     if (first >= STRIDE) attender.fetch(cached, first);
     attender.see(fresh, first, position);
   }
-  attender.tell(seen, warp);
+  attender.tell();
   __syncthreads();
-  for (u32 i = threadIdx.x; i < group * E; i += ATTENTION_THREADS) {
+  for (u32 i = threadIdx.x; i < group * E; i += THREADS) {
     u32 g = i / E;
-    float top = seen.largest[0][g], over = 0, under = 0;
-    for (u32 w = 1; w < ATTENTION_WARPS; w++) top = fmaxf(top, seen.largest[w][g]);
-    for (u32 w = 0; w < ATTENTION_WARPS; w++) {
-      float keep = exp_of(seen.largest[w][g] - top);
-      over = fmaf(seen.sums[w][g][i % E], keep, over), under = fmaf(seen.total[w][g], keep, under);
+    float top = rooms[0].seen().largest[g], over = 0, under = 0;
+#pragma unroll
+    for (u32 w = 1; w < WARPS; w++) top = fmaxf(top, rooms[w].seen().largest[g]);
+#pragma unroll
+    for (u32 w = 0; w < WARPS; w++) {
+      const Seen<E> &seen = rooms[w].seen();
+      float keep = exp_of(seen.largest[g] - top);
+      over = fmaf(seen.sums[g][i % E], keep, over), under = fmaf(seen.total[g], keep, under);
     }
     out[i] = from_float<T>(over / under);
   }
 }
 
-#define DECODE_ATTENTION(T, E)                                                                                                 \
-  KERNEL(ATTENTION_THREADS, decode_attention_##T##_##E, u32 *state, u32 count, const u32 *slot_of_row, const float *partial,   \
-         u32 splits, const float *bias, const float *rope, u32 positions, const T *prompt_keys, const T *prompt_values,        \
-         u32 prompt_capacity, T *keys, T *values, u32 capacity, T *out, u32 heads, u32 kv_heads) {                             \
-    decode_attention<T, E>({{state, count}, slot_of_row, partial, splits, bias, rope, positions, prompt_keys, prompt_values,   \
-                            prompt_capacity, keys, values, capacity, out, heads, kv_heads});                                   \
+#define DECODE_ATTENTION(T, E, WARPS)                                                                                          \
+  KERNEL_AT_ONCE((E > 64 ? 12 : 16) / WARPS, WARPS *WARP, decode_attention_##T##_##E##_##WARPS, u32 *state, u32 count, const u32 *slot_of_row,                     \
+         const float *partial, u32 splits, const float *bias, const float *rope, u32 positions, const T *prompt_keys,          \
+         const T *prompt_values, u32 prompt_capacity, T *keys, T *values, u32 capacity, T *out, u32 heads, u32 kv_heads) {     \
+    decode_attention<T, E, WARPS>({{state, count}, slot_of_row, partial, splits, bias, rope, positions, prompt_keys,           \
+                                   prompt_values, prompt_capacity, keys, values, capacity, out, heads, kv_heads});             \
   }
+#define DECODE_ATTENTION_OF(T, E) DECODE_ATTENTION(T, E, 8) DECODE_ATTENTION(T, E, 2)
 #define DECODE(T)                                                                                                              \
   KERNEL(128, embed_slots_##T, u32 *state, u32 count, const u32 *slot_of_row, const T *embedding, float *x, u32 width) {       \
     embed_slots<T>({state, count}, slot_of_row, embedding, x, width);                                                          \
   }                                                                                                                            \
-  DECODE_ATTENTION(T, 16) DECODE_ATTENTION(T, 32) DECODE_ATTENTION(T, 64) DECODE_ATTENTION(T, 128)
+  DECODE_ATTENTION_OF(T, 16) DECODE_ATTENTION_OF(T, 32) DECODE_ATTENTION_OF(T, 64) DECODE_ATTENTION_OF(T, 128)
 DECODE(f32)
 DECODE(bf16)
 DECODE(f16)

@@ -7,7 +7,9 @@ use std::sync::Arc;
 
 use grpo_pipes::engine::Sampling;
 use grpo_pipes::error::Result;
-use grpo_pipes::gpu::decode::kernels::{decode_attention, embed_slots, head_rows, linear_rows, splits, swiglu_rows};
+use grpo_pipes::gpu::decode::kernels::{
+    Warps, decode_attention, embed_slots, head_rows, linear_rows, splits, swiglu_rows,
+};
 use grpo_pipes::gpu::decode::{Begin, Drawers, Ends, Log, Logits, Shape, Slots, Summed, draw};
 use grpo_pipes::gpu::driver::{Address, Driver, Dtype, Matrix, Product};
 use grpo_pipes::gpu::kernels::{Partial, add_norm};
@@ -116,8 +118,9 @@ impl<'a> Step<'a> {
         linear(split, "qkv", &|i| layer(i).qkv, normed, [QKV, D]);
         let cached = (rows.div_ceil(GROUP) * PROMPT + 100 * rows) as f64 * KV / LAYERS as f64;
         let attention = cached + summed(QKV, D) + 2.0 * (rows * D) as f64;
+        let warps = if rows > 128 { Warps::Two } else { Warps::Eight }; // as a step has them
         split.time("attention", LAYERS, [attention, 0.0], &|i| {
-            decode_attention(gpu, weights, (slots, i), slot_of_row, partial(QKV, D), attended)
+            decode_attention(gpu, weights, (slots, i), (slot_of_row, warps), partial(QKV, D), attended)
         });
         linear(split, "o", &|i| layer(i).o, attended, [D, D]);
         split.time("swiglu", LAYERS, product([2 * F, D], 2.0 * (rows * F) as f64), &|i| {

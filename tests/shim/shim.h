@@ -94,6 +94,7 @@ struct Register {
   static shim::Register register_##name(#name, threads, name);                                                                 \
   extern "C" void name(__VA_ARGS__)
 #define KERNEL_ALONE KERNEL
+#define KERNEL_AT_ONCE(blocks, ...) KERNEL(__VA_ARGS__)
 #define DYNAMIC_SHARED(name) unsigned char *name = shim::dynamic_shared
 
 inline void __syncthreads() { shim::block_barrier(); }
@@ -204,6 +205,11 @@ template <class T> void multiply_tile(float (&d)[4], const unsigned (&a)[4], con
 inline void copy16(void *to, const void *from, bool valid) {
   if (valid) std::memcpy(to, from, 16);
   else std::memset(to, 0, 16);
+}
+inline uint4 load_once(const void *from, bool valid) {
+  uint4 pack;
+  copy16(&pack, from, valid);
+  return pack;
 }
 inline void let_next_begin() {}
 inline void wait_for_previous() {}

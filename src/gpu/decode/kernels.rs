@@ -7,8 +7,15 @@ use super::super::weights::Weights;
 use super::slots::Slots;
 use crate::error::{Error, Result};
 
-/// Numbers of the depth that a block reads at a time, and rows of the weights that it has.
+/// Rows of the weights that a block has, and the most tokens.
 const TILE: usize = 64;
+
+/// Numbers of the depth in a stage, and stages of `x` in shared memory.
+const DEPTH: usize = 128;
+const STAGES: usize = 4;
+
+/// Threads of a block: two warps for 16 rows of the weights.
+const THREADS: u32 = 256;
 
 /// Blocks that keep a large card busy; with fewer the depth is cut.
 const BLOCKS: usize = 128;
@@ -17,7 +24,7 @@ const BLOCKS: usize = 128;
 /// does not depend on the batch.
 #[must_use]
 pub fn splits(width: usize, depth: usize) -> usize {
-    let (tiles, stages) = (width.div_ceil(TILE), depth.div_ceil(TILE));
+    let (tiles, stages) = (width.div_ceil(TILE), depth.div_ceil(DEPTH));
     let wanted = (BLOCKS / tiles).clamp(1, stages);
     stages.div_ceil(stages.div_ceil(wanted))
 }
@@ -29,10 +36,9 @@ fn tokens(rows: usize) -> usize {
 
 fn grid(rows: usize, width: usize, splits: usize, dtype_is_plain: bool) -> Grid {
     let tokens = tokens(rows);
-    let shared = if dtype_is_plain { 0 } else { 4 * (TILE + tokens) * TILE * 2 };
+    let shared = if dtype_is_plain { 0 } else { STAGES * tokens * DEPTH * 2 };
     let blocks = [width.div_ceil(TILE), rows.div_ceil(tokens), splits].map(|n| n as u32);
-    let threads = if tokens < 16 { 128 } else { 256 };
-    Grid { blocks, threads, shared: shared as u32, early: true }
+    Grid { blocks, threads: THREADS, shared: shared as u32, early: true }
 }
 
 /// `out (splits, rows, width) = x (rows, depth) weight (width, depth)^T`, in as many parts as [`splits`] says.
@@ -130,6 +136,16 @@ pub fn embed_slots(
     driver.launch(&format!("embed_slots_{}", weights.matrices.dtype().suffix()), grid, &arguments)
 }
 
+/// How many warps share the positions of a row and key head. What they have seen is added in their order, so that a row's bits follow from
+/// this choice.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Warps {
+    /// Hides the waiting where blocks are few.
+    Eight = 8,
+    /// Lets more rows run at once where they are many.
+    Two = 2,
+}
+
 /// Attention of one layer of a step: `qkv` are queries, keys and values before bias and rope; keys and values go into the caches.
 ///
 /// # Errors
@@ -138,7 +154,7 @@ pub fn decode_attention(
     driver: &dyn Driver,
     weights: &Weights,
     (slots, layer): (&Slots, usize),
-    slot_of_row: &Buffer<u32>,
+    (slot_of_row, warps): (&Buffer<u32>, Warps),
     qkv: Partial<'_>,
     out: &Numbers,
 ) -> Result<()> {
@@ -167,8 +183,9 @@ pub fn decode_attention(
         heads.into(),
         Argument::from(kv_heads),
     ];
-    let grid = Grid { blocks: [rows as u32, kv_heads as u32, 1], threads: 256, shared: 0, early: true };
-    driver.launch(&format!("decode_attention_{}_{dim}", out.dtype().suffix()), grid, &arguments)
+    let warps = warps as u32;
+    let grid = Grid { blocks: [rows as u32, kv_heads as u32, 1], threads: 32 * warps, shared: 0, early: true };
+    driver.launch(&format!("decode_attention_{}_{dim}_{warps}", out.dtype().suffix()), grid, &arguments)
 }
 
 /// Keys and values of packed prompts into the caches of a layer: row `i` of `qkv (rows, (H + 2 K) E)` goes to the prompt and the
@@ -241,7 +258,7 @@ mod tests {
 
     #[test]
     fn shared_memory_of_products_fits_the_oldest_card_of_cuda() {
-        assert!(declared("decode_attention_bf16_64") > 0, "the report names what a kernel declares");
+        assert!(declared("decode_attention_bf16_64_8") > 0, "the report names what a kernel declares");
         for rows in [1, 9, 17, 33] {
             for kind in ["linear", "swiglu"] {
                 let kernel = format!("{kind}_rows_f16_{}", tokens(rows));

@@ -9,7 +9,7 @@ use super::super::kernels::{Partial, add_norm};
 use super::super::packed::kernels as packed;
 use super::super::weights::Weights;
 use super::draw::{Drawers, Ends, Logits, Summed, draw};
-use super::kernels::{decode_attention, embed_slots, head_rows, linear_rows, splits, swiglu_rows};
+use super::kernels::{Warps, decode_attention, embed_slots, head_rows, linear_rows, splits, swiglu_rows};
 use super::log::Log;
 use super::slots::{Shape, Slots};
 use crate::engine::Sampling;
@@ -173,6 +173,7 @@ impl Stepper {
         let norm = |weight, partial| {
             add_norm(driver, &room.x, partial, (weight, config.rms_norm_eps), &room.normed, [rows, d])
         };
+        let warps = if self.by_library(rows) { Warps::Two } else { Warps::Eight };
         embed_slots(driver, weights, slots, slot_of_row, &room.x)?;
         let mut pending = Partial { sums: &room.sums, splits: 0 };
         for layer in 0..config.num_hidden_layers {
@@ -180,7 +181,7 @@ impl Stepper {
             norm(w.input_norm, pending)?;
             let width = d + 2 * config.kv_dim();
             let qkv = self.linear((w.qkv, &room.normed), &room.sums, [rows, width, d])?;
-            decode_attention(driver, weights, (slots, layer), slot_of_row, qkv, &room.attended)?;
+            decode_attention(driver, weights, (slots, layer), (slot_of_row, warps), qkv, &room.attended)?;
             let attended = self.linear((w.o, &room.attended), &room.sums, [rows, d, d])?;
             norm(w.post_norm, attended)?;
             self.swiglu((w.gate_up, &room.normed), [rows, f, d])?;
