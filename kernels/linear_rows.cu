@@ -80,16 +80,28 @@ template <class Result> constexpr u32 ROWS_THREADS = Result::TILE / 16 * ROWS_HA
 // Where a token's pack is in a stage: turned around for every second token, so that the eight lanes that read together hit all banks.
 __device__ __forceinline__ u32 place(u32 token, u32 pack) { return token * ROWS_PACKS + (pack ^ (token % 2 * 4)); }
 
-// Asks for x (rows, depth) of TOKENS tokens to be copied to a stage; zeros where there is none.
-template <u32 THREADS, u32 TOKENS, class T>
-__device__ __forceinline__ void fetch_tokens(uint4 *to, const T *x, u32 first, u32 rows, u32 depth, u32 stage) {
-#pragma unroll
-  for (u32 i = threadIdx.x; i < TOKENS * ROWS_PACKS; i += THREADS) {
-    u32 token = i / ROWS_PACKS, pack = i % ROWS_PACKS, k = stage * ROWS_DEPTH + pack * 8;
-    bool valid = k < depth && first + token < rows;
-    copy16(to + place(token, pack), x + (valid ? u64(first + token) * depth + k : 0), valid);
+// What a thread copies of x (rows, depth) for a block's TOKENS tokens: one pack of a stage, of every PASS-th token.
+template <class T, u32 THREADS, u32 TOKENS> struct Tokens {
+  static constexpr u32 PASS = THREADS / ROWS_PACKS;
+  const T *from;
+  u32 depth, rows; // of its first token on
+
+  __device__ static u32 token() { return threadIdx.x / ROWS_PACKS; }
+  __device__ static u32 pack() { return threadIdx.x % ROWS_PACKS; }
+  __device__ static Tokens of(const T *x, u32 first, u32 rows, u32 depth) {
+    u32 own = first + token();
+    return {x + u64(own) * depth + pack() * 8, depth, rows - min(own, rows)};
   }
-}
+  // Asks for a stage; zeros where there is none.
+  __device__ __forceinline__ void fetch(uint4 *to, u32 stage) const {
+    if (TOKENS < PASS && token() >= TOKENS) return;
+    const u32 k = stage * ROWS_DEPTH;
+    const bool any = k + pack() * 8 < depth;
+#pragma unroll
+    for (u32 more = 0; more < TOKENS; more += PASS)
+      copy16(to + place(token() + more, pack()), from + u64(more) * depth + k, any && more < rows);
+  }
+};
 
 // A lane's weights of some stages, under way: of rows g and g + 8 of the warp's 16, packs t, t + 4, ... of its half of the depth.
 template <class T, u32 STAGES> struct Ahead {
@@ -113,39 +125,45 @@ template <u32 THREADS> __device__ void tell_largest(const u32 *here, u32 tokens,
   for (u32 i = threadIdx.x; i < min(tokens, rows); i += THREADS) atomicMax(&largest[i], here[i]);
 }
 
-// The two halves of the depth become one, which goes where it belongs. `memory` is of the stages: with some of its own a block would have
-// more than the 48 KiB (Turing: 64) that there are.
+// The sums of the two halves of the depth become one and go where they belong, each warp's for half of the tokens where that is more than
+// none. `memory` is of the stages: with some of its own a block would have more than the 48 KiB (Turing: 64) that there are.
 template <u32 TOKENS, class Result>
-__device__ __forceinline__ void finish_rows(float (&sums)[TOKENS / 8][4], const Result &result, u32 row, u32 first_token,
+__device__ __forceinline__ void finish_rows(const float (&sums)[TOKENS / 8][4], const Result &result, u32 row, u32 first_token,
                                             unsigned char *memory) {
-  constexpr u32 THREADS = ROWS_THREADS<Result>;
+  constexpr u32 THREADS = ROWS_THREADS<Result>, OTHERS = TOKENS / 8 / ROWS_HALVES, MINE = TOKENS / 8 - OTHERS;
   const u32 half = threadIdx.x / WARP % ROWS_HALVES, g = threadIdx.x % WARP / 4, t = threadIdx.x % 4;
-  const u32 own = threadIdx.x / WARP / ROWS_HALVES * WARP + threadIdx.x % WARP; // both halves' lanes of the same sums
+  const u32 pair = threadIdx.x / WARP / ROWS_HALVES * WARP + threadIdx.x % WARP; // of lanes with sums of the same results
   float *room = reinterpret_cast<float *>(memory);
-  u32 *largest = reinterpret_cast<u32 *>(room + TOKENS / 2 * (THREADS / ROWS_HALVES));
+  u32 *largest = reinterpret_cast<u32 *>(room + TOKENS / 2 * THREADS);
+  auto place_of = [&](u32 half, u32 tile, u32 i) -> float & { return room[((half * MINE + tile) * 4 + i) * (THREADS / 2) + pair]; };
   wait_copies<0>();
   __syncthreads(); // nobody reads the stages any more
-  if (half == 1)
 #pragma unroll
-    for (u32 i = 0; i < TOKENS / 2; i++) room[i * (THREADS / ROWS_HALVES) + own] = sums[i / 4][i % 4];
+  for (u32 tile = 0; tile < MINE; tile++)
+#pragma unroll
+    for (u32 i = 0; i < 4; i++)
+      if (half == 0 && tile < OTHERS) place_of(1, tile, i) = sums[MINE + tile][i];
+      else if (half == 1) place_of(0, tile, i) = sums[tile][i];
   if constexpr (Result::COMPARES)
     for (u32 i = threadIdx.x; i < TOKENS; i += THREADS) largest[i] = 0;
   __syncthreads();
-  if (half == 0)
 #pragma unroll
-    for (u32 tokens = 0; tokens < TOKENS / 8; tokens++)
-      for (u32 i = 0; i < 2; i++) {
-        auto whole = [&](u32 of) { return sums[tokens][of] + room[(4 * tokens + of) * (THREADS / ROWS_HALVES) + own]; };
-        const float low = whole(i), high = whole(2 + i);
-        const u32 token = tokens * 8 + 2 * t + i;
-        if (first_token + token < result.rows) result.write(first_token + token, row, low, high);
-        if constexpr (Result::COMPARES)
-          if (result.largest) {
-            u32 large = result.larger(row, low, high);
-            for (u32 far = 4; far < WARP; far *= 2) large = max(large, __shfl_xor_sync(ALL_LANES, large, far));
-            if (g == 0) atomicMax(&largest[token], large);
-          }
-      }
+  for (u32 tile = 0; tile < MINE; tile++) {
+    if (half == 1 && tile >= OTHERS) break;
+#pragma unroll
+    for (u32 i = 0; i < 2; i++) {
+      auto whole = [&](u32 of) { return (half == 0 ? sums[tile][of] : sums[OTHERS + tile][of]) + place_of(half, tile, of); };
+      const float low = whole(i), high = whole(2 + i);
+      const u32 token = (half * MINE + tile) * 8 + 2 * t + i;
+      if (first_token + token < result.rows) result.write(first_token + token, row, low, high);
+      if constexpr (Result::COMPARES)
+        if (result.largest) {
+          u32 large = result.larger(row, low, high);
+          for (u32 far = 4; far < WARP; far *= 2) large = max(large, __shfl_xor_sync(ALL_LANES, large, far));
+          if (g == 0) atomicMax(&largest[token], large);
+        }
+    }
+  }
   if constexpr (Result::COMPARES)
     if (result.largest) tell_largest<THREADS>(largest, TOKENS, result.largest + first_token, result.rows - first_token);
 }
@@ -167,10 +185,9 @@ __device__ __forceinline__ void linear_rows(const T *weight, const T *x, Result 
     weights.valid[i] = index < result.weight_rows();
     weights.rows[i] = weight + (weights.valid[i] ? u64(index) * depth : 0);
   }
+  const auto tokens_of_x = Tokens<T, THREADS, TOKENS>::of(x, first_token, result.rows, depth);
   auto fetch_x = [&](u32 stage) {
-    if (stage < part.to)
-      fetch_tokens<THREADS, TOKENS>(stages + stage % ROWS_STAGES * STAGE, x, first_token, result.rows, depth,
-                                    part.in_turn(stage, Result::APART));
+    if (stage < part.to) tokens_of_x.fetch(stages + stage % ROWS_STAGES * STAGE, part.in_turn(stage, Result::APART));
     commit_copies();
   };
 
