@@ -17,6 +17,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use cudarc::driver::result::{self, DriverError};
 use cudarc::driver::sys;
+use cudarc::driver::sys::CUfunction_attribute_enum::{
+    CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES as LIMIT,
+    CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT as CARVEOUT, CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES as DECLARED,
+};
 
 use self::context::{Context, failed};
 use self::products::Products;
@@ -120,22 +124,10 @@ impl Cuda {
 
     /// A kernel that may have so much dynamic shared memory.
     fn kernel(&self, name: &str, shared: u32) -> Result<sys::CUfunction> {
-        use sys::CUfunction_attribute_enum::{
-            CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES as LIMIT, CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES as DECLARED,
-        };
         let mut kernels = self.kernels.lock().unwrap_or_else(PoisonError::into_inner);
         let kernel = match kernels.entry(name.into()) {
             Entry::Occupied(kernel) => kernel.into_mut(),
-            Entry::Vacant(room) => {
-                let c_name = CString::new(name).expect("names of kernels are identifiers");
-                // SAFETY: the module lives as long as this.
-                let function = unsafe { result::module::get_function(self.module, c_name) };
-                let function = function.map_err(failed(&format!("finding the kernel {name}")))?;
-                // SAFETY: a function of the module.
-                let declared = unsafe { result::function::get_function_attribute(function, DECLARED) };
-                let declared = declared.map_err(failed(&format!("asking what the kernel {name} takes")))?;
-                room.insert(Kernel { function, shared: SHARED_MEMORY.saturating_sub(declared as u32) })
-            }
+            Entry::Vacant(room) => room.insert(self.find(name)?),
         };
         if shared > kernel.shared {
             // SAFETY: a function of the module; the driver refuses what the card does not have.
@@ -144,6 +136,22 @@ impl Cuda {
             kernel.shared = shared;
         }
         Ok(kernel.function)
+    }
+
+    fn find(&self, name: &str) -> Result<Kernel> {
+        let c_name = CString::new(name).expect("names of kernels are identifiers");
+        // SAFETY: the module lives as long as this.
+        let function = unsafe { result::module::get_function(self.module, c_name) };
+        let function = function.map_err(failed(&format!("finding the kernel {name}")))?;
+        // As much shared memory as there is, for all: a multiprocessor that has to divide its memory anew finishes first what runs there,
+        // and no kernel could begin beside the one before it.
+        // SAFETY: a function of the module, as below.
+        let divided = unsafe { result::function::set_function_attribute(function, CARVEOUT, 100) };
+        divided.map_err(failed(&format!("dividing the memory for the kernel {name}")))?;
+        // SAFETY: as above.
+        let declared = unsafe { result::function::get_function_attribute(function, DECLARED) };
+        let declared = declared.map_err(failed(&format!("asking what the kernel {name} takes")))?;
+        Ok(Kernel { function, shared: SHARED_MEMORY.saturating_sub(declared as u32) })
     }
 }
 
