@@ -176,17 +176,6 @@ __device__ __forceinline__ void copy16(void *to, const void *from, bool valid) {
 #endif
 }
 
-// 16 bytes that no other thread of the multiprocessor will read, or zeros where `valid` is false; nothing writes them while the kernel runs.
-__device__ __forceinline__ uint4 load_once(const void *from, bool valid) {
-  uint4 pack;
-  asm volatile("{ .reg .pred there; setp.ne.u32 there, %5, 0;\n"
-               "mov.u32 %0, 0; mov.u32 %1, 0; mov.u32 %2, 0; mov.u32 %3, 0;\n"
-               "@there ld.global.nc.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4]; }"
-               : "=&r"(pack.x), "=&r"(pack.y), "=&r"(pack.z), "=&r"(pack.w)
-               : "l"(from), "r"(u32(valid)));
-  return pack;
-}
-
 // Ends a batch of copies.
 __device__ __forceinline__ void commit_copies() {
 #if __CUDA_ARCH__ >= 800

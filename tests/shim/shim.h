@@ -206,11 +206,6 @@ inline void copy16(void *to, const void *from, bool valid) {
   if (valid) std::memcpy(to, from, 16);
   else std::memset(to, 0, 16);
 }
-inline uint4 load_once(const void *from, bool valid) {
-  uint4 pack;
-  copy16(&pack, from, valid);
-  return pack;
-}
 inline void let_next_begin() {}
 inline void wait_for_previous() {}
 inline void commit_copies() {}

@@ -7,15 +7,8 @@ use super::super::weights::Weights;
 use super::slots::Slots;
 use crate::error::{Error, Result};
 
-/// Rows of the weights that a block has, and the most tokens.
+/// Numbers of the depth that a block reads at a time, and rows of the weights that it has.
 const TILE: usize = 64;
-
-/// Numbers of the depth in a stage, and stages of `x` in shared memory.
-const DEPTH: usize = 128;
-const STAGES: usize = 4;
-
-/// Threads of a block: two warps for 16 rows of the weights.
-const THREADS: u32 = 256;
 
 /// Blocks that keep a large card busy; with fewer the depth is cut.
 const BLOCKS: usize = 128;
@@ -24,7 +17,7 @@ const BLOCKS: usize = 128;
 /// does not depend on the batch.
 #[must_use]
 pub fn splits(width: usize, depth: usize) -> usize {
-    let (tiles, stages) = (width.div_ceil(TILE), depth.div_ceil(DEPTH));
+    let (tiles, stages) = (width.div_ceil(TILE), depth.div_ceil(TILE));
     let wanted = (BLOCKS / tiles).clamp(1, stages);
     stages.div_ceil(stages.div_ceil(wanted))
 }
@@ -36,9 +29,10 @@ fn tokens(rows: usize) -> usize {
 
 fn grid(rows: usize, width: usize, splits: usize, dtype_is_plain: bool) -> Grid {
     let tokens = tokens(rows);
-    let shared = if dtype_is_plain { 0 } else { STAGES * tokens * DEPTH * 2 };
+    let shared = if dtype_is_plain { 0 } else { 4 * (TILE + tokens) * TILE * 2 };
     let blocks = [width.div_ceil(TILE), rows.div_ceil(tokens), splits].map(|n| n as u32);
-    Grid { blocks, threads: THREADS, shared: shared as u32, early: true }
+    let threads = if tokens < 16 { 128 } else { 256 };
+    Grid { blocks, threads, shared: shared as u32, early: true }
 }
 
 /// `out (splits, rows, width) = x (rows, depth) weight (width, depth)^T`, in as many parts as [`splits`] says.
