@@ -58,13 +58,13 @@ template <class T, u32 N> struct alignas(N * sizeof(T)) Few {
   T of[N];
 };
 
-// Cephes' expf with the steps of src/model/simd.rs, so that the same logits give the same weights on CPU and GPU.
-__device__ __forceinline__ float exp_of(float x) {
+// Cephes' expf with the steps of src/model/simd.rs, so that the same logits give the same weights on CPU and GPU. This is of x
+// from -88, where it is 0, to 88: what is 0 must be a number for these steps, or compilers jump over them, for each x anew.
+__device__ __forceinline__ float exp_within(float x) {
   const float round = 12582912.0f;
-  float bounded = fminf(fmaxf(x, -87.3f), 88.0f);
-  float shifted = fmaf(bounded, 1.44269504088896340736f, round);
+  float shifted = fmaf(x, 1.44269504088896340736f, round);
   float n = __fsub_rn(shifted, round);
-  float r = fmaf(n, 2.1219444e-4f, fmaf(n, -0.6933594f, bounded));
+  float r = fmaf(n, 2.1219444e-4f, fmaf(n, -0.6933594f, x));
   float p = 1.9875691e-4f;
   p = fmaf(p, r, 1.3982e-3f);
   p = fmaf(p, r, 8.333452e-3f);
@@ -72,8 +72,13 @@ __device__ __forceinline__ float exp_of(float x) {
   p = fmaf(p, r, 1.6666665e-1f);
   p = fmaf(p, r, 0.5f);
   p = __fadd_rn(fmaf(__fmul_rn(p, r), r, r), 1.0f);
-  float scale = __uint_as_float((__float_as_uint(shifted) << 23) + 0x3f800000u);
-  return x < -87.3f ? 0.0f : __fmul_rn(p, scale);
+  float scale = __uint_as_float((__float_as_uint(shifted) << 23) + 0x3f800000u); // 0 where n is -127
+  return __fmul_rn(p, scale);
+}
+
+// 0 below -87.3.
+__device__ __forceinline__ float exp_of(float x) {
+  return exp_within(x < -87.3f ? -88.0f : fminf(fmaxf(x, -87.3f), 88.0f));
 }
 
 // Floats in the order of their values, as numbers without sign: what the largest of them is does not depend on who asks first.
