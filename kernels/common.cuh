@@ -9,6 +9,8 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #define KERNEL(threads, name, ...) extern "C" __global__ void __launch_bounds__(threads) name(__VA_ARGS__)
+// As KERNEL, with registers for so many of its blocks on a multiprocessor at once.
+#define KERNEL_BESIDE(threads, blocks, name, ...) extern "C" __global__ void __launch_bounds__(threads, blocks) name(__VA_ARGS__)
 // As KERNEL, for few large blocks: it may take all registers of a multiprocessor.
 #define KERNEL_ALONE(threads, name, ...) extern "C" __global__ void __launch_bounds__(threads, 1) name(__VA_ARGS__)
 #define DYNAMIC_SHARED(name) extern __shared__ __align__(16) unsigned char name[]
@@ -80,6 +82,9 @@ __device__ __forceinline__ float exp_within(float x) {
 __device__ __forceinline__ float exp_of(float x) {
   return exp_within(x < -87.3f ? -88.0f : fminf(fmaxf(x, -87.3f), 88.0f));
 }
+
+// As exp_of in fewer steps, of what is never above 88; what is below -87.3 may be 2^-126 yet.
+__device__ __forceinline__ float exp_below(float x) { return exp_within(fmaxf(x, -88.0f)); }
 
 // Floats in the order of their values, as numbers without sign: what the largest of them is does not depend on who asks first.
 __device__ __forceinline__ u32 ordered(float x) {
@@ -176,6 +181,16 @@ __device__ __forceinline__ void copy16(void *to, const void *from, bool valid) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(address), "l"(from), "r"(valid ? 16 : 0));
 #else
   *reinterpret_cast<uint4 *>(to) = valid ? *reinterpret_cast<const uint4 *>(from) : make_uint4(0, 0, 0, 0);
+#endif
+}
+
+// As copy16, 4 bytes.
+__device__ __forceinline__ void copy4(void *to, const void *from) {
+#if __CUDA_ARCH__ >= 800
+  u32 address = static_cast<u32>(__cvta_generic_to_shared(to));
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(address), "l"(from));
+#else
+  *reinterpret_cast<u32 *>(to) = *reinterpret_cast<const u32 *>(from);
 #endif
 }
 
