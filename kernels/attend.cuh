@@ -19,31 +19,43 @@ struct Sequence {
   }
 };
 
-// How many rows of each side a block holds: 16 of its own side for each warp.
+// A block holds 16 rows of its own side for each warp, and walks over the other side: it computes with OTHER rows while the next
+// are copied to the other one of two rooms.
 template <class T, u32 E> struct Tiling {
   static constexpr u32 WARPS = sizeof(T) == 2 ? (E > 64 ? 2 : 4) : (E > 64 ? 1 : 2);
-  static constexpr u32 OTHER = sizeof(T) == 2 ? (E > 64 ? 32 : 64) : (E > 64 ? 16 : 32);
+  static constexpr u32 OTHER = sizeof(T) == 2 ? (E > 64 ? 16 : 32) : (E > 64 ? 8 : 16);
   static constexpr u32 THREADS = WARPS * WARP;
   static constexpr u32 OWN = WARPS * 16;
   static constexpr u32 STRIDE = E + 16 / sizeof(T); // rows start in different banks
+
+  // Blocks of so many warps together, of half as many where heads are wide and take more registers.
+  static constexpr u32 blocks(u32 warps) { return (E > 64 ? warps / 2 : warps) / WARPS; }
 };
 
 // Copies E numbers of each of ROWS positions to rows of STRIDE, zeros from position `end` on.
 template <class T, u32 E, u32 ROWS>
 __device__ __forceinline__ void load_positions(T *to, const T *from, u64 width, const Sequence &sequence, u32 first, u32 end) {
-  constexpr u32 PACKS = E / Pack<T>::SIZE;
-  for (u32 i = threadIdx.x; i < ROWS * PACKS; i += Tiling<T, E>::THREADS) {
+  constexpr u32 PACKS = E / Pack<T>::SIZE, ALL = ROWS * PACKS, THREADS = Tiling<T, E>::THREADS;
+  for (u32 done = 0; done < ALL; done += THREADS) { // as many times in each thread, so that it is unrolled
+    u32 i = done + threadIdx.x;
+    if (ALL % THREADS > 0 && i >= ALL) return;
     u32 position = first + i / PACKS, column = i % PACKS * Pack<T>::SIZE;
     u64 row = sequence.row(min(position, end - 1));
     copy16(to + i / PACKS * Tiling<T, E>::STRIDE + column, from + row * width + column, position < end);
   }
 }
 
-// Waits for this block's copies.
-__device__ __forceinline__ void finish_copies() {
-  commit_copies();
+// Waits for all that this block has copied; all its warps have come here.
+__device__ __forceinline__ void meet_copies() {
   wait_copies<0>();
   __syncthreads();
+}
+
+// Scores of which `visible(j, i)` is false become -INFINITY.
+template <u32 N, class Visible> __device__ __forceinline__ void hide(float (&scores)[N / 8][4], const Visible &visible) {
+  for (u32 j = 0; j < N / 8; j++)
+    for (u32 i = 0; i < 4; i++)
+      if (!visible(j, i)) scores[j][i] = -INFINITY;
 }
 
 // Turns a gradient (16, E) back by the angles of its rows' positions, {g's, g + 8's}; the table holds cosines, then sines.

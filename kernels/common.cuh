@@ -9,10 +9,10 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #define KERNEL(threads, name, ...) extern "C" __global__ void __launch_bounds__(threads) name(__VA_ARGS__)
+// As KERNEL, with registers for so many of its blocks on a multiprocessor at once.
+#define KERNEL_BESIDE(threads, blocks, name, ...) extern "C" __global__ void __launch_bounds__(threads, blocks) name(__VA_ARGS__)
 // As KERNEL, for few large blocks: it may take all registers of a multiprocessor.
 #define KERNEL_ALONE(threads, name, ...) extern "C" __global__ void __launch_bounds__(threads, 1) name(__VA_ARGS__)
-// As KERNEL, with no more registers than let so many blocks run on a multiprocessor at once.
-#define KERNEL_AT_ONCE(blocks, threads, name, ...) extern "C" __global__ void __launch_bounds__(threads, blocks) name(__VA_ARGS__)
 #define DYNAMIC_SHARED(name) extern __shared__ __align__(16) unsigned char name[]
 #else
 #include "shim.h"
@@ -60,13 +60,13 @@ template <class T, u32 N> struct alignas(N * sizeof(T)) Few {
   T of[N];
 };
 
-// Cephes' expf with the steps of src/model/simd.rs, so that the same logits give the same weights on CPU and GPU.
-__device__ __forceinline__ float exp_of(float x) {
+// Cephes' expf with the steps of src/model/simd.rs, so that the same logits give the same weights on CPU and GPU. This is of x
+// from -88, where it is 0, to 88: what is 0 must be a number for these steps, or compilers jump over them, for each x anew.
+__device__ __forceinline__ float exp_within(float x) {
   const float round = 12582912.0f;
-  float bounded = fminf(fmaxf(x, -87.3f), 88.0f);
-  float shifted = fmaf(bounded, 1.44269504088896340736f, round);
+  float shifted = fmaf(x, 1.44269504088896340736f, round);
   float n = __fsub_rn(shifted, round);
-  float r = fmaf(n, 2.1219444e-4f, fmaf(n, -0.6933594f, bounded));
+  float r = fmaf(n, 2.1219444e-4f, fmaf(n, -0.6933594f, x));
   float p = 1.9875691e-4f;
   p = fmaf(p, r, 1.3982e-3f);
   p = fmaf(p, r, 8.333452e-3f);
@@ -74,9 +74,17 @@ __device__ __forceinline__ float exp_of(float x) {
   p = fmaf(p, r, 1.6666665e-1f);
   p = fmaf(p, r, 0.5f);
   p = __fadd_rn(fmaf(__fmul_rn(p, r), r, r), 1.0f);
-  float scale = __uint_as_float((__float_as_uint(shifted) << 23) + 0x3f800000u);
-  return x < -87.3f ? 0.0f : __fmul_rn(p, scale);
+  float scale = __uint_as_float((__float_as_uint(shifted) << 23) + 0x3f800000u); // 0 where n is -127
+  return __fmul_rn(p, scale);
 }
+
+// 0 below -87.3.
+__device__ __forceinline__ float exp_of(float x) {
+  return exp_within(x < -87.3f ? -88.0f : fminf(fmaxf(x, -87.3f), 88.0f));
+}
+
+// As exp_of in fewer steps, of what is never above 88; what is below -87.3 may be 2^-126 yet.
+__device__ __forceinline__ float exp_below(float x) { return exp_within(fmaxf(x, -88.0f)); }
 
 // Floats in the order of their values, as numbers without sign: what the largest of them is does not depend on who asks first.
 __device__ __forceinline__ u32 ordered(float x) {
@@ -173,6 +181,16 @@ __device__ __forceinline__ void copy16(void *to, const void *from, bool valid) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(address), "l"(from), "r"(valid ? 16 : 0));
 #else
   *reinterpret_cast<uint4 *>(to) = valid ? *reinterpret_cast<const uint4 *>(from) : make_uint4(0, 0, 0, 0);
+#endif
+}
+
+// As copy16, 4 bytes.
+__device__ __forceinline__ void copy4(void *to, const void *from) {
+#if __CUDA_ARCH__ >= 800
+  u32 address = static_cast<u32>(__cvta_generic_to_shared(to));
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(address), "l"(from));
+#else
+  *reinterpret_cast<u32 *>(to) = *reinterpret_cast<const u32 *>(from);
 #endif
 }
 

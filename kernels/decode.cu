@@ -320,9 +320,10 @@ template <class T, u32 E, u32 WARPS> __device__ __forceinline__ void decode_atte
 }
 
 #define DECODE_ATTENTION(T, E, WARPS)                                                                                          \
-  KERNEL_AT_ONCE((E > 64 ? 12 : 16) / WARPS, WARPS *WARP, decode_attention_##T##_##E##_##WARPS, u32 *state, u32 count, const u32 *slot_of_row,                     \
-         const float *partial, u32 splits, const float *bias, const float *rope, u32 positions, const T *prompt_keys,          \
-         const T *prompt_values, u32 prompt_capacity, T *keys, T *values, u32 capacity, T *out, u32 heads, u32 kv_heads) {     \
+  KERNEL_BESIDE(WARPS *WARP, (E > 64 ? 12 : 16) / WARPS, decode_attention_##T##_##E##_##WARPS, u32 *state, u32 count,          \
+                const u32 *slot_of_row, const float *partial, u32 splits, const float *bias, const float *rope, u32 positions, \
+                const T *prompt_keys, const T *prompt_values, u32 prompt_capacity, T *keys, T *values, u32 capacity, T *out,   \
+                u32 heads, u32 kv_heads) {                                                                                     \
     decode_attention<T, E, WARPS>({{state, count}, slot_of_row, partial, splits, bias, rope, positions, prompt_keys,           \
                                    prompt_values, prompt_capacity, keys, values, capacity, out, heads, kv_heads});             \
   }

@@ -94,7 +94,7 @@ struct Register {
   static shim::Register register_##name(#name, threads, name);                                                                 \
   extern "C" void name(__VA_ARGS__)
 #define KERNEL_ALONE KERNEL
-#define KERNEL_AT_ONCE(blocks, ...) KERNEL(__VA_ARGS__)
+#define KERNEL_BESIDE(threads, blocks, name, ...) KERNEL(threads, name, __VA_ARGS__)
 #define DYNAMIC_SHARED(name) unsigned char *name = shim::dynamic_shared
 
 inline void __syncthreads() { shim::block_barrier(); }
@@ -206,6 +206,7 @@ inline void copy16(void *to, const void *from, bool valid) {
   if (valid) std::memcpy(to, from, 16);
   else std::memset(to, 0, 16);
 }
+inline void copy4(void *to, const void *from) { std::memcpy(to, from, 4); }
 inline void let_next_begin() {}
 inline void wait_for_previous() {}
 inline void commit_copies() {}

@@ -1,5 +1,6 @@
 //! Where sequences stand among packed rows, as the kernels read it.
 
+use std::cmp::Reverse;
 use std::sync::Arc;
 
 use crate::error::Result;
@@ -67,8 +68,14 @@ impl Batch {
     /// [`crate::Error::Device`] when the device fails or has no room.
     pub fn new(driver: &Arc<dyn Driver>, packed: &Packed, tile: TileRows) -> Result<Self> {
         let (sequences, entries) = describe(packed);
-        let query_tiles = tiles(sequences.iter().map(|one| one[1]), tile);
-        let key_tiles = tiles(sequences.iter().map(|one| one[1] + one[3]), tile);
+        // Tiles whose blocks work longest come first, so that none of them begins when the others are done.
+        let mut query_tiles = tiles(sequences.iter().map(|one| one[1]), tile);
+        query_tiles.sort_by_key(|&[i, first]| Reverse(sequences[i as usize][3] + first));
+        let mut key_tiles = tiles(sequences.iter().map(|one| one[1] + one[3]), tile);
+        key_tiles.sort_by_key(|&[i, first]| {
+            let [_, len, _, prefix_len, ..] = sequences[i as usize];
+            Reverse(prefix_len + len - first.max(prefix_len))
+        });
         let owners = sequences.iter().enumerate().flat_map(|(i, one)| std::iter::repeat_n(i as u32, one[1] as usize));
         let mut numbers: Vec<u32> = Vec::new();
         let mut lay = |part: &[u32]| {
