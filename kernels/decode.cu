@@ -27,9 +27,12 @@ KERNEL(256, mark_seen, const u32 *tokens, u32 len, u32 *seen, u32 words) {
   for (u32 i = threadIdx.x; i < len; i += 256) atomicOr(&seen[tokens[i] / 32], 1u << tokens[i] % 32);
 }
 
-// x (rows, width) = the embedding of the last token of each row's slot. One block a row.
+// x (rows, width) = the embedding of the last token of each row's slot. One block a row. As a step's first kernel it clears, too, what the
+// step's last ones compare with: an order to clear among them would make them wait.
 template <class T>
-__device__ void embed_slots(Slots slots, const u32 *slot_of_row, const T *embedding, float *x, u32 width) {
+__device__ void embed_slots(Slots slots, const u32 *slot_of_row, const T *embedding, float *x, u32 width, u32 *largest) {
+  let_next_begin();
+  if (largest && threadIdx.x == 0) largest[blockIdx.x] = 0;
   u32 slot = slot_of_row[blockIdx.x];
   bool runs = slots.runs(slot);
   const T *from = embedding + (runs ? u64(slots.at(Slots::TOKEN, slot)) * width : 0);
@@ -329,8 +332,9 @@ template <class T, u32 E, u32 WARPS> __device__ __forceinline__ void decode_atte
   }
 #define DECODE_ATTENTION_OF(T, E) DECODE_ATTENTION(T, E, 8) DECODE_ATTENTION(T, E, 2)
 #define DECODE(T)                                                                                                              \
-  KERNEL(128, embed_slots_##T, u32 *state, u32 count, const u32 *slot_of_row, const T *embedding, float *x, u32 width) {       \
-    embed_slots<T>({state, count}, slot_of_row, embedding, x, width);                                                          \
+  KERNEL(128, embed_slots_##T, u32 *state, u32 count, const u32 *slot_of_row, const T *embedding, float *x, u32 width,         \
+         u32 *largest) {                                                                                                       \
+    embed_slots<T>({state, count}, slot_of_row, embedding, x, width, largest);                                                 \
   }                                                                                                                            \
   DECODE_ATTENTION_OF(T, 16) DECODE_ATTENTION_OF(T, 32) DECODE_ATTENTION_OF(T, 64) DECODE_ATTENTION_OF(T, 128)
 DECODE(f32)

@@ -18,8 +18,18 @@ struct Distribution {
   float top_p, min_p, penalty;
 };
 
+__device__ __forceinline__ u32 blocks_of(u32 vocabulary) { return (vocabulary + DRAW_BLOCK - 1) / DRAW_BLOCK; }
+
 // Temperature 0 takes the likeliest token, with its probability at temperature 1.
 __device__ __forceinline__ float scale_of(float temperature) { return temperature == 0 ? 1.0f : 1.0f / temperature; }
+
+// As src/rng.rs: a multiple of 2^-53 in [0, 1).
+__device__ double uniform(u32 key_low, u32 key_high, u32 sample, u32 position) {
+  u32 counter[4] = {sample, 0, position, 0};
+  philox(counter, key_low, key_high);
+  u64 bits = u64(counter[0]) << 32 | counter[1];
+  return double(bits >> 11) * (1.0 / double(1ull << 53));
+}
 
 struct Draw {
   Slots slots;
@@ -35,15 +45,16 @@ struct Draw {
   u32 *seen; // (slots, words)
   u32 words;
   u32 *log; // (slots, limit, 2)
-};
 
-// As src/rng.rs: a multiple of 2^-53 in [0, 1).
-__device__ double uniform(u32 key_low, u32 key_high, u32 sample, u32 position) {
-  u32 counter[4] = {sample, 0, position, 0};
-  philox(counter, key_low, key_high);
-  u64 bits = u64(counter[0]) << 32 | counter[1];
-  return double(bits >> 11) * (1.0 / double(1ull << 53));
-}
+  // Of this block's row: the host's, which no kernel writes.
+  __device__ u32 slot() const { return slot_of_row[blockIdx.x]; }
+  // The row of logits.
+  __device__ u32 index(u32 slot) const { return by_prompt ? slots.at(Slots::PROMPT, slot) : blockIdx.x; }
+  __device__ double uniform_of(u32 slot) const {
+    return uniform(slots.at(Slots::KEY_LOW, slot), slots.at(Slots::KEY_HIGH, slot), slots.at(Slots::SAMPLE, slot),
+                   slots.at(Slots::DRAWN, slot));
+  }
+};
 
 // A row of logits, with what is left of its tokens.
 struct Row {
@@ -76,34 +87,64 @@ __device__ __forceinline__ double sum_lanes(const double *lanes) {
   return sum;
 }
 
-// Shared memory of a draw.
+// Shared memory of a look-up.
+struct FindRoom {
+  float weights[DRAW_BLOCK + DRAW_BLOCK / DRAW_RUN]; // a gap after each run keeps the runs in different banks
+  u32 choice, last; // what was found; the last block that has a weight
+  double passed;
+};
+
+// Shared memory of a draw that looks at all logits.
 struct DrawRoom {
   float floats[DRAW_WARPS];
   u32 words[DRAW_WARPS];
   u64 masses[256];
   u32 ties[DRAW_THREADS];
-  float weights[DRAW_BLOCK + DRAW_BLOCK / DRAW_RUN]; // a gap after each run keeps the runs in different banks
-  double runs[DRAW_BLOCK / DRAW_RUN];
   u32 choice[2];
   u64 mass;
-  double total;
+  FindRoom find;
 };
 
-// The sum of blocks' sums.
-__device__ double sum_blocks(const double *sums, u32 blocks, DrawRoom &room) {
-  if (threadIdx.x == 0) {
-    room.total = 0;
-    for (u32 block = 0; block < blocks; block++) room.total += sums[block];
+__device__ __forceinline__ u32 first_lane(u32 lanes) { return __ffs(lanes) - 1; }
+__device__ __forceinline__ u32 last_lane(u32 lanes) { return WARP - 1 - __clz(lanes); }
+
+// The lanes' numbers added in their order to `before`: each lane gets the sum up to its own. The additions wait for each other, but
+// for nothing else.
+__device__ __forceinline__ double running_sum(double number, double before) {
+  double mine = 0;
+#pragma unroll
+  for (u32 lane = 0; lane < WARP; lane++) {
+    before += __shfl_sync(ALL_LANES, number, lane);
+    if (threadIdx.x % WARP == lane) mine = before;
+  }
+  return mine;
+}
+
+// Makes `passed (blocks)` of blocks' sums: the sum up to each block. Returns that of all.
+__device__ double sum_blocks(const double *sums, double *passed, u32 blocks, FindRoom &room) {
+  if (threadIdx.x < WARP) {
+    double before = 0, next = threadIdx.x < blocks ? sums[threadIdx.x] : 0;
+    u32 last = 0;
+    for (u32 block = threadIdx.x; block - threadIdx.x < blocks; block += WARP) {
+      const double number = next;
+      next = block + WARP < blocks ? sums[block + WARP] : 0; // under way while these are added
+      const double mine = running_sum(number, before);
+      if (block < blocks) passed[block] = mine;
+      const u32 some = __ballot_sync(ALL_LANES, number > 0);
+      if (some) last = block - threadIdx.x + last_lane(some);
+      before = __shfl_sync(ALL_LANES, mine, WARP - 1);
+    }
+    if (threadIdx.x == 0) room.last = last;
   }
   __syncthreads();
-  double total = room.total;
+  const double total = passed[blocks - 1];
   __syncthreads();
   return total;
 }
 
-// The sum of all weights; each block's is left in `sums`, the lanes of a block as chains of their own, as the CPU adds them.
-__device__ double sum_weights(const Row &row, double *chains, double *sums, DrawRoom &room) {
-  const u32 blocks = (row.vocabulary + DRAW_BLOCK - 1) / DRAW_BLOCK;
+// The sum of all weights, with what `sum_blocks` leaves; the lanes of a block are chains of their own, as the CPU adds them.
+__device__ double sum_weights(const Row &row, double *chains, double *sums, FindRoom &room) {
+  const u32 blocks = blocks_of(row.vocabulary);
   for (u32 chain = threadIdx.x; chain < blocks * DRAW_LANES; chain += DRAW_THREADS) {
     u32 first = chain / DRAW_LANES * DRAW_BLOCK, last = min(first + DRAW_BLOCK, row.vocabulary);
     double sum = 0;
@@ -113,7 +154,7 @@ __device__ double sum_weights(const Row &row, double *chains, double *sums, Draw
   __syncthreads();
   for (u32 block = threadIdx.x; block < blocks; block += DRAW_THREADS) sums[block] = sum_lanes(chains + block * DRAW_LANES);
   __syncthreads();
-  return sum_blocks(sums, blocks, room);
+  return sum_blocks(sums, chains, blocks, room);
 }
 
 // The key (32 bits) at which the mass of all greater keys first falls short of `wanted`, by four digits of eight bits from the
@@ -172,45 +213,43 @@ __device__ void keep_top_p(Row &row, float top_p, double total, DrawRoom &room) 
   __syncthreads();
 }
 
-// The index at which `passed`, growing by each number, passes `target`, and what it was before; never an index of 0, but the last of
-// another number when it falls short.
-template <class Numbers> __device__ u32 pass(u32 count, Numbers numbers, double &passed, double target) {
-  u32 found = 0;
-  for (u32 i = 0; i < count; i++) {
-    double number = numbers(i);
-    if (!(number > 0)) continue;
-    found = i;
-    if (passed + number > target) break;
-    passed += number;
-  }
+// The lane at which `passed`, which does not pass `target` yet, does so as it grows by each lane's number, and what it was before;
+// never a lane of 0, but the last of another number when it falls short.
+__device__ __forceinline__ u32 pass(double number, double &passed, double target) {
+  const double mine = running_sum(number, passed);
+  const u32 beyond = __ballot_sync(ALL_LANES, mine > target), some = __ballot_sync(ALL_LANES, number > 0);
+  const u32 found = beyond ? first_lane(beyond) : some ? last_lane(some) : 0;
+  const u32 until = beyond ? found - 1 : WARP - 1; // none before the first lane
+  const double before = __shfl_sync(ALL_LANES, mine, until % WARP);
+  if (until < WARP) passed = before;
   return found;
 }
 
-// The token where the running sum of weights passes `target`: its block, the run in it, the token in that.
-__device__ u32 find(const Row &row, double target, const double *sums, DrawRoom &room) {
-  if (threadIdx.x == 0) {
-    double passed = 0;
-    room.choice[0] = pass((row.vocabulary + DRAW_BLOCK - 1) / DRAW_BLOCK, [&](u32 i) { return sums[i]; }, passed, target);
-    room.total = passed;
+// The token where the running sum of weights passes `target`: its block, the run in it, the token in that. `passed` is what
+// `sum_blocks` left: the first beyond the target has a weight, since zeros change no sum.
+template <u32 THREADS> __device__ u32 find(const Row &row, double target, const double *passed, u32 blocks, FindRoom &room) {
+  static_assert(DRAW_BLOCK / DRAW_RUN == WARP && DRAW_RUN == WARP, "a lane has a run, then a token");
+  if (threadIdx.x == 0 && !(passed[blocks - 1] > target)) room.choice = room.last, room.passed = passed[blocks - 1];
+  for (u32 block = threadIdx.x; block < blocks; block += THREADS) {
+    const double before = block == 0 ? 0 : passed[block - 1];
+    if (passed[block] > target && before <= target) room.choice = block, room.passed = before;
   }
   __syncthreads();
-  const u32 first = room.choice[0] * DRAW_BLOCK;
+  const u32 first = room.choice * DRAW_BLOCK;
   auto weight = [&](u32 i) -> float & { return room.weights[i + i / DRAW_RUN]; };
-  for (u32 i = threadIdx.x; i < DRAW_BLOCK; i += DRAW_THREADS) weight(i) = first + i < row.vocabulary ? row.weight(first + i) : 0.0f;
+#pragma unroll
+  for (u32 i = threadIdx.x; i < DRAW_BLOCK; i += THREADS) weight(i) = first + i < row.vocabulary ? row.weight(first + i) : 0.0f;
   __syncthreads();
-  if (threadIdx.x < DRAW_BLOCK / DRAW_RUN) {
-    double sum = 0;
+  if (threadIdx.x < WARP) {
+    double sum = 0, before = room.passed;
+#pragma unroll
     for (u32 i = 0; i < DRAW_RUN; i++) sum += double(weight(threadIdx.x * DRAW_RUN + i));
-    room.runs[threadIdx.x] = sum;
+    const u32 run = pass(sum, before, target) * DRAW_RUN;
+    const u32 token = first + run + pass(double(weight(run + threadIdx.x)), before, target);
+    if (threadIdx.x == 0) room.choice = token;
   }
   __syncthreads();
-  if (threadIdx.x == 0) {
-    double passed = room.total;
-    u32 run = pass(DRAW_BLOCK / DRAW_RUN, [&](u32 i) { return room.runs[i]; }, passed, target) * DRAW_RUN;
-    room.choice[0] = first + run + pass(DRAW_RUN, [&](u32 i) { return double(weight(run + i)); }, passed, target);
-  }
-  __syncthreads();
-  return room.choice[0];
+  return room.choice;
 }
 
 // The largest scaled score; not finite when a logit is not.
@@ -253,14 +292,15 @@ __device__ void extend(const Draw &draw, u32 slot, u32 token, float logprob, u32
   if (draw.words) draw.seen[u64(slot) * draw.words + token / 32] |= 1u << token % 32;
 }
 
-// One block a row draws its slot's next token.
+// One block a row draws its slot's next token, whatever the distribution.
 __device__ void draw_token(const Draw &draw) {
   DYNAMIC_SHARED(memory);
   __shared__ DrawRoom room;
-  const u32 slot = draw.slot_of_row[blockIdx.x];
+  const u32 slot = draw.slot();
+  wait_for_previous();
   if (!draw.slots.runs(slot)) return;
   const Distribution &to = draw.distribution;
-  const u32 index = draw.by_prompt ? draw.slots.at(Slots::PROMPT, slot) : blockIdx.x;
+  const u32 index = draw.index(slot);
   const bool greedy = to.temperature == 0;
   Row row{draw.logits + u64(index) * draw.vocabulary, draw.words ? draw.seen + u64(slot) * draw.words : nullptr, to.penalty,
           scale_of(to.temperature), 0, draw.vocabulary, 0, 0, draw.vocabulary};
@@ -274,74 +314,115 @@ __device__ void draw_token(const Draw &draw) {
     auto key = [&](u32 token) { return ordered(row.score(token)); };
     row.least_score = select(row.vocabulary, to.top_k, above, room, key, [](u32) { return u64(1); });
   }
-  const u32 blocks = (row.vocabulary + DRAW_BLOCK - 1) / DRAW_BLOCK;
-  double *sums = reinterpret_cast<double *>(memory), *chains = sums + blocks;
-  double total;
-  if (draw.sums) {
-    for (u32 block = threadIdx.x; block < blocks; block += DRAW_THREADS) sums[block] = draw.sums[u64(index) * blocks + block];
-    __syncthreads();
-    total = sum_blocks(sums, blocks, room);
-  } else {
-    total = sum_weights(row, chains, sums, room);
-  }
+  const u32 blocks = blocks_of(row.vocabulary);
+  double *passed = reinterpret_cast<double *>(memory), *sums = passed + blocks * DRAW_LANES;
+  double total = draw.sums ? sum_blocks(draw.sums + u64(index) * blocks, passed, blocks, room.find)
+                           : sum_weights(row, passed, sums, room.find);
   float log_sum = float(log(total));
   if (!greedy && (to.top_p < 1 || to.min_p > 0)) {
     if (to.top_p < 1) keep_top_p(row, to.top_p, total, room);
     u32 least = __float_as_uint(to.min_p); // the likeliest token's weight is 1
     if (least > row.least_weight) row.least_weight = least, row.last_tied = row.vocabulary;
-    double kept = sum_weights(row, chains, sums, room);
+    double kept = sum_weights(row, passed, sums, room.find);
     log_sum += float(log(kept / total));
     total = kept;
   }
-  u32 token;
-  if (greedy) {
-    token = likeliest(row, room);
-  } else {
-    double u = uniform(draw.slots.at(Slots::KEY_LOW, slot), draw.slots.at(Slots::KEY_HIGH, slot),
-                       draw.slots.at(Slots::SAMPLE, slot), draw.slots.at(Slots::DRAWN, slot));
-    token = find(row, __dmul_rn(u, total), sums, room);
-  }
+  u32 token = greedy ? likeliest(row, room)
+                     : find<DRAW_THREADS>(row, __dmul_rn(draw.uniform_of(slot), total), passed, blocks, room.find);
   if (threadIdx.x == 0) extend(draw, slot, token, row.score(token) * row.scale - row.max - log_sum, DRAWN_FLAG);
 }
 
-KERNEL_ALONE(DRAW_THREADS, draw, u32 *state, u32 count, const u32 *slot_of_row, u32 by_prompt, const float *logits,
-             u32 vocabulary, const u32 *largest, const double *sums, float temperature, u32 top_k, float top_p, float min_p,
-             float penalty, const u32 *stops, u32 stop_count, u32 limit, u32 *seen, u32 words, u32 *log) {
-  draw_token({{state, count}, slot_of_row, by_prompt, logits, vocabulary, largest, sums,
-              {temperature, top_k, top_p, min_p, penalty}, stops, stop_count, limit, seen, words, log});
+constexpr u32 SUMMED_THREADS = 128;
+
+// The same where the sums are there and nothing is truncated, penalised or greedy: what is left is little, so that many small blocks
+// share a multiprocessor.
+__device__ void draw_from_sums(const Draw &draw) {
+  DYNAMIC_SHARED(memory);
+  __shared__ FindRoom room;
+  const u32 slot = draw.slot();
+  wait_for_previous();
+  if (!draw.slots.runs(slot)) return;
+  const u32 index = draw.index(slot), blocks = blocks_of(draw.vocabulary);
+  const float scale = scale_of(draw.distribution.temperature), max = __fmul_rn(from_ordered(draw.largest[index]), scale);
+  if (!isfinite(max)) {
+    if (threadIdx.x == 0) extend(draw, slot, 0, 0, NOT_FINITE_FLAG);
+    return;
+  }
+  const Row row{draw.logits + u64(index) * draw.vocabulary, nullptr, 1, scale, max, draw.vocabulary, 0, 0, draw.vocabulary};
+  double *passed = reinterpret_cast<double *>(memory);
+  const double total = sum_blocks(draw.sums + u64(index) * blocks, passed, blocks, room);
+  const u32 token = find<SUMMED_THREADS>(row, __dmul_rn(draw.uniform_of(slot), total), passed, blocks, room);
+  if (threadIdx.x == 0) extend(draw, slot, token, row.score(token) * scale - max - float(log(total)), DRAWN_FLAG);
+}
+
+#define DRAW(kernel, threads, name, function)                                                                                  \
+  kernel(threads, name, u32 *state, u32 count, const u32 *slot_of_row, u32 by_prompt, const float *logits, u32 vocabulary,     \
+         const u32 *largest, const double *sums, float temperature, u32 top_k, float top_p, float min_p, float penalty,        \
+         const u32 *stops, u32 stop_count, u32 limit, u32 *seen, u32 words, u32 *log) {                                        \
+    function({{state, count}, slot_of_row, by_prompt, logits, vocabulary, largest, sums,                                       \
+              {temperature, top_k, top_p, min_p, penalty}, stops, stop_count, limit, seen, words, log});                       \
+  }
+DRAW(KERNEL_ALONE, DRAW_THREADS, draw, draw_token)
+DRAW(KERNEL, SUMMED_THREADS, draw_summed, draw_from_sums)
+
+// N numbers of a row, `step` apart, all under way at once; from `last` on they are `beyond`.
+template <u32 N>
+__device__ __forceinline__ void fetch(float (&to)[N], const float *row, u32 first, u32 step, u32 last, float beyond) {
+#pragma unroll
+  for (u32 k = 0; k < N; k++) to[k] = first + k * step < last ? row[first + k * step] : beyond;
 }
 
 constexpr u32 SUMS_THREADS = 128;
+constexpr u32 SUMS_AT_ONCE = 16; // logits that a chain has under way while it adds as many
 
-// The sums that a draw without truncation or penalty starts from, one block for each block of each row's tokens: a row by itself
-// would keep one multiprocessor of many busy.
+// The sums that a draw without truncation or penalty starts from: a row by itself would keep one multiprocessor of many busy. A thread
+// has a chain of a block of tokens; the eight of a block read 32 bytes together, which is what memory gives at once.
 KERNEL(SUMS_THREADS, draw_sums, u32 *state, u32 count, const u32 *slot_of_row, const float *logits, u32 vocabulary,
        const u32 *largest, float temperature, double *sums) {
-  const u32 row = blockIdx.y, first = blockIdx.x * DRAW_BLOCK;
-  if (!Slots{state, count}.runs(slot_of_row[row])) return;
-  __shared__ float weights[DRAW_BLOCK];
-  __shared__ double lanes[DRAW_LANES];
+  const u32 row = blockIdx.y, blocks = blocks_of(vocabulary), slot = slot_of_row[row];
+  const u32 thread = blockIdx.x * SUMS_THREADS + threadIdx.x, block = thread / DRAW_LANES, of_warp = thread / WARP * (WARP / DRAW_LANES);
+  let_next_begin();
+  wait_for_previous();
+  if (of_warp >= blocks || !Slots{state, count}.runs(slot)) return;
   const float scale = scale_of(temperature), top = __fmul_rn(from_ordered(largest[row]), scale);
-  for (u32 i = threadIdx.x; i < DRAW_BLOCK; i += SUMS_THREADS)
-    weights[i] = first + i < vocabulary ? exp_of(__fsub_rn(__fmul_rn(logits[u64(row) * vocabulary + first + i], scale), top)) : 0.0f;
-  __syncthreads();
-  if (threadIdx.x < DRAW_LANES) {
-    double sum = 0;
-    for (u32 i = threadIdx.x; i < DRAW_BLOCK; i += DRAW_LANES) sum += double(weights[i]);
-    lanes[threadIdx.x] = sum;
+  const u32 last = min((block + 1) * DRAW_BLOCK, vocabulary);
+  float next[SUMS_AT_ONCE];
+  logits += u64(row) * vocabulary;
+  u32 token = block * DRAW_BLOCK + thread % DRAW_LANES;
+  fetch(next, logits, token, DRAW_LANES, last, -INFINITY);
+  double sum = 0;
+#pragma unroll 2
+  for (u32 added = 0; added < DRAW_BLOCK; added += SUMS_AT_ONCE * DRAW_LANES) {
+    float these[SUMS_AT_ONCE];
+#pragma unroll
+    for (u32 k = 0; k < SUMS_AT_ONCE; k++) these[k] = next[k];
+    token += SUMS_AT_ONCE * DRAW_LANES;
+    fetch(next, logits, token, DRAW_LANES, last, -INFINITY);
+#pragma unroll
+    for (u32 k = 0; k < SUMS_AT_ONCE; k++) sum += double(exp_of(__fsub_rn(__fmul_rn(these[k], scale), top)));
   }
-  __syncthreads();
-  if (threadIdx.x == 0) sums[u64(row) * gridDim.x + blockIdx.x] = sum_lanes(lanes);
+  double all = 0;
+#pragma unroll
+  for (u32 lane = 0; lane < DRAW_LANES; lane++) all += __shfl_sync(ALL_LANES, sum, threadIdx.x % WARP / DRAW_LANES * DRAW_LANES + lane);
+  if (thread % DRAW_LANES == 0 && block < blocks) sums[u64(row) * blocks + block] = all;
 }
 
+constexpr u32 LARGEST_THREADS = 128, LARGEST_AT_ONCE = 32;
+
 // The largest logit of each row, where the product that made them has not looked.
-KERNEL(SUMS_THREADS, largest_logits, const float *logits, u32 vocabulary, u32 *largest) {
+KERNEL(LARGEST_THREADS, largest_logits, const float *logits, u32 vocabulary, u32 *largest) {
+  constexpr float LEAST = -3.402823466e38f; // of those that are finite
   __shared__ u32 here;
   if (threadIdx.x == 0) here = 0;
+  let_next_begin();
+  wait_for_previous();
   __syncthreads();
-  u32 first = blockIdx.x * DRAW_BLOCK, last = min(first + DRAW_BLOCK, vocabulary), mine = 0;
-  for (u32 i = first + threadIdx.x; i < last; i += SUMS_THREADS)
-    mine = max(mine, ordered_if_finite(logits[u64(blockIdx.y) * vocabulary + i]));
+  float these[LARGEST_AT_ONCE];
+  const u32 first = blockIdx.x * LARGEST_THREADS * LARGEST_AT_ONCE + threadIdx.x;
+  fetch(these, logits + u64(blockIdx.y) * vocabulary, first, LARGEST_THREADS, vocabulary, LEAST);
+  u32 mine = 0;
+#pragma unroll
+  for (u32 k = 0; k < LARGEST_AT_ONCE; k++) mine = max(mine, ordered_if_finite(these[k]));
   for (u32 far = WARP / 2; far > 0; far /= 2) mine = max(mine, __shfl_xor_sync(ALL_LANES, mine, far));
   if (threadIdx.x % WARP == 0) atomicMax(&here, mine);
   __syncthreads();

@@ -134,7 +134,7 @@ impl<'a> Step<'a> {
         let Self { gpu, weights, rows, slots, slot_of_row, x, normed, logits, summed, ends, .. } = self;
         let (gpu, rows) = (*gpu, *rows);
         let (stream, scores) = (6.0 * (rows * D) as f64, 4.0 * (rows * V) as f64);
-        split.time("embed", 1, [stream, 0.0], &|_| embed_slots(gpu, weights, slots, slot_of_row, x));
+        split.time("embed", 1, [stream, 0.0], &|_| embed_slots(gpu, weights, slots, slot_of_row, x, None));
         gpu.clear(summed.largest.at(0), rows * size_of::<u32>()).unwrap();
         let head = [2.0 * ((V + rows) * D) as f64 + scores, 2.0 * (rows * V * D) as f64];
         split.time("head", 1, head, &|_| {

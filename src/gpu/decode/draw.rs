@@ -25,12 +25,15 @@ pub struct Logits<'a> {
     pub of: &'a Buffer<f32>,
     /// V.
     pub vocabulary: usize,
-    /// What [`Summed::take`] made of them; a draw without looks at all of them itself.
+    /// What [`Summed::take`] made of them, where that suits the draw; one without looks at all of them itself.
     pub summed: Option<&'a Summed>,
 }
 
 /// Tokens whose weights are summed at once: kernels/draw.cu, and the CPU's sampler.
 const BLOCK: usize = 1024;
+
+/// Chains of such a sum.
+const LANES: usize = 8;
 
 /// What a draw without truncation or penalty needs to know of rows of logits, found by the whole card instead of a block a row.
 pub struct Summed {
@@ -75,7 +78,8 @@ impl Summed {
     ) -> Result<()> {
         assert!(logits.len() >= rows * vocabulary && self.largest.len() >= rows);
         let arguments = [logits.at(0).into(), vocabulary.into(), Argument::from(self.largest.at(0))];
-        driver.launch("largest_logits", Self::grid(rows, vocabulary), &arguments)
+        // A thread has 32 logits.
+        driver.launch("largest_logits", Self::grid(rows, vocabulary.div_ceil(32)), &arguments)
     }
 
     /// Sums each row's weights, once `largest` is known.
@@ -102,11 +106,12 @@ impl Summed {
             temperature.into(),
             Argument::from(self.sums.at(0)),
         ];
-        driver.launch("draw_sums", Self::grid(rows, vocabulary), &arguments)
+        driver.launch("draw_sums", Self::grid(rows, vocabulary.div_ceil(BLOCK) * LANES), &arguments)
     }
 
-    fn grid(rows: usize, vocabulary: usize) -> Grid {
-        Grid { blocks: [vocabulary.div_ceil(BLOCK) as u32, rows as u32, 1], threads: 128, shared: 0, early: false }
+    /// At least so many threads for each row.
+    fn grid(rows: usize, threads: usize) -> Grid {
+        Grid { blocks: [threads.div_ceil(128) as u32, rows as u32, 1], threads: 128, shared: 0, early: true }
     }
 }
 
@@ -136,6 +141,7 @@ pub fn draw(
     };
     let Logits { of, vocabulary, summed } = logits;
     assert!(of.len() >= of_rows * vocabulary && ends.log.len() >= slots.count() * slots.shape.max_completion_tokens);
+    assert!(summed.is_none() || Summed::suits(sampling, vocabulary));
     let [largest, sums] = summed.map_or([Address(0); 2], |summed| [summed.largest.at(0), summed.sums.at(0)]);
     let arguments = [
         slots.state.at(0).into(),
@@ -158,10 +164,9 @@ pub fn draw(
         slots.words.into(),
         Argument::from(ends.log.at()),
     ];
-    let shared = vocabulary.div_ceil(BLOCK) * 9 * size_of::<f64>();
-    driver.launch(
-        "draw",
-        Grid { blocks: [rows as u32, 1, 1], threads: 1024, shared: shared as u32, early: false },
-        &arguments,
-    )
+    // Where the sums are all that is needed small blocks look them up; they keep a number for each sum, the others the chains, too.
+    let from_sums = summed.is_some() && sampling.temperature != 0.0;
+    let (kernel, threads, numbers) = if from_sums { ("draw_summed", 128, 1) } else { ("draw", 1024, 1 + LANES) };
+    let shared = vocabulary.div_ceil(BLOCK) * numbers * size_of::<f64>();
+    driver.launch(kernel, Grid { blocks: [rows as u32, 1, 1], threads, shared: shared as u32, early: true }, &arguments)
 }

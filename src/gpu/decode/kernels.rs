@@ -105,7 +105,8 @@ pub fn swiglu_rows(
     driver.launch(&kernel, grid(rows, 2 * width, 1, x.dtype().bytes() == 4), &arguments)
 }
 
-/// The residual stream `x (rows, D)` of the slots' last tokens.
+/// The residual stream `x (rows, D)` of the slots' last tokens; zeroes `largest`, where [`head_rows`] or a
+/// [`super::Summed::find_largest`] of the same step is to compare with it.
 ///
 /// # Errors
 /// As [`linear_rows`].
@@ -115,18 +116,21 @@ pub fn embed_slots(
     slots: &Slots,
     slot_of_row: &Buffer<u32>,
     x: &Buffer<f32>,
+    largest: Option<&Buffer<u32>>,
 ) -> Result<()> {
-    let width = weights.config.hidden_size;
-    assert!(x.len() >= slot_of_row.len() * width);
+    let (rows, width) = (slot_of_row.len(), weights.config.hidden_size);
+    assert!(x.len() >= rows * width && largest.is_none_or(|largest| largest.len() >= rows));
     let arguments = [
         slots.state.at(0).into(),
         slots.count().into(),
         slot_of_row.at(0).into(),
         weights.embedding().into(),
         x.at(0).into(),
-        Argument::from(width),
+        width.into(),
+        Argument::from(largest.map_or(Address(0), |largest| largest.at(0))),
     ];
-    let grid = Grid { blocks: [slot_of_row.len() as u32, 1, 1], threads: 128, shared: 0, early: false };
+    // The first kernel of a step, which the others rely on: not early.
+    let grid = Grid { blocks: [rows as u32, 1, 1], threads: 128, shared: 0, early: false };
     driver.launch(&format!("embed_slots_{}", weights.matrices.dtype().suffix()), grid, &arguments)
 }
 

@@ -174,7 +174,7 @@ impl Stepper {
             add_norm(driver, &room.x, partial, (weight, config.rms_norm_eps), &room.normed, [rows, d])
         };
         let warps = if self.by_library(rows) { Warps::Two } else { Warps::Eight };
-        embed_slots(driver, weights, slots, slot_of_row, &room.x)?;
+        embed_slots(driver, weights, slots, slot_of_row, &room.x, self.largest())?;
         let mut pending = Partial { sums: &room.sums, splits: 0 };
         for layer in 0..config.num_hidden_layers {
             let w = weights.layer(layer);
@@ -192,15 +192,15 @@ impl Stepper {
         self.draw(slots, slot_of_row, config.vocab_size)
     }
 
+    fn largest(&self) -> Option<&Buffer<u32>> {
+        self.room.summed.as_ref().map(|summed| &summed.largest)
+    }
+
     /// Logits, and the largest of each row where the draw wants to know.
     fn head(&self, weights: &Weights, [rows, v, d]: [usize; 3]) -> Result<()> {
         let (driver, Room { normed, logits, summed, .. }) = (&*self.driver, &self.room);
-        let largest = summed.as_ref().map(|summed| &summed.largest);
-        if let Some(largest) = largest {
-            driver.clear(largest.at(0), rows * size_of::<u32>())?;
-        }
         if !self.by_library(rows) {
-            return head_rows(driver, (weights.head(), normed), logits, largest, [rows, v, d]);
+            return head_rows(driver, (weights.head(), normed), logits, self.largest(), [rows, v, d]);
         }
         self.linear((weights.head(), normed), logits, [rows, v, d])?;
         summed.as_ref().map_or(Ok(()), |summed| summed.find_largest(driver, logits, [rows, v]))
