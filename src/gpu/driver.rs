@@ -102,7 +102,7 @@ pub struct Matrix {
     pub dtype: Dtype,
 }
 
-/// `out (m, n) = a (m, k) b (k, n) + beta out`, accumulated in f32.
+/// `out (m, n) = a (m, k) b (k, n) + beta out`, accumulated in f32; what is added to is f32.
 #[derive(Debug, Clone, Copy)]
 pub struct Product {
     /// `(m, k)`, or `(k, m)` where `a_turned`.
@@ -117,8 +117,27 @@ pub struct Product {
     pub out: Matrix,
     /// m, n, k.
     pub shape: [usize; 3],
-    /// 0 or 1.
+    /// 0, or 1 where `out` is f32: sums in 16 bits would be rounded again with each part, and how often is the library's.
     pub beta: f32,
+}
+
+impl Product {
+    /// Whether it is one that drivers promise.
+    #[must_use]
+    pub fn is_promised(&self) -> bool {
+        self.beta == 0.0 || (self.beta == 1.0 && self.out.dtype == Dtype::F32)
+    }
+}
+
+/// Of a card's memory [bytes].
+#[derive(Debug, Clone, Copy)]
+pub struct Memory {
+    /// What nobody has.
+    pub free: usize,
+    /// All there is.
+    pub all: usize,
+    /// What this process has by [`Driver::allocate`] and has not released.
+    pub held: usize,
 }
 
 /// Memory that host and device both see; the device writes, the host reads what [`Driver::wait`] has made sure of.
@@ -160,8 +179,8 @@ pub trait Driver: Send + Sync {
     /// Whether kernels and products for it run on this card.
     fn supports(&self, dtype: Dtype) -> bool;
 
-    /// Free and all memory [bytes].
-    fn memory(&self) -> Result<(usize, usize)>;
+    /// Who has how much of it. Memory on the way to be released may still count as held until the work before it is done.
+    fn memory(&self) -> Result<Memory>;
 
     /// Memory, 256-byte aligned, not cleared.
     fn allocate(&self, bytes: usize) -> Result<Address>;
@@ -199,7 +218,7 @@ pub trait Driver: Send + Sync {
     /// The arguments must be what the kernel takes, good for all that the grid reads and writes: [`super::kernels`] sees to it.
     fn launch(&self, kernel: &str, grid: Grid, arguments: &[Argument]) -> Result<()>;
 
-    /// A matrix product.
+    /// A matrix product; [`Product::is_promised`].
     fn product(&self, product: &Product) -> Result<()>;
 
     /// Records what `work` asks for instead of doing it.
