@@ -102,7 +102,7 @@ pub struct Matrix {
     pub dtype: Dtype,
 }
 
-/// `out (m, n) = a (m, k) b (k, n) + beta out`, accumulated in f32.
+/// `out (m, n) = a (m, k) b (k, n) + beta out`, accumulated in f32; what is added to is f32.
 #[derive(Debug, Clone, Copy)]
 pub struct Product {
     /// `(m, k)`, or `(k, m)` where `a_turned`.
@@ -117,8 +117,16 @@ pub struct Product {
     pub out: Matrix,
     /// m, n, k.
     pub shape: [usize; 3],
-    /// 0 or 1.
+    /// 0, or 1 where `out` is f32: sums in 16 bits would be rounded again with each part, and how often is the library's.
     pub beta: f32,
+}
+
+impl Product {
+    /// Whether it is one that drivers promise.
+    #[must_use]
+    pub fn is_promised(&self) -> bool {
+        self.beta == 0.0 || (self.beta == 1.0 && self.out.dtype == Dtype::F32)
+    }
 }
 
 /// Memory that host and device both see; the device writes, the host reads what [`Driver::wait`] has made sure of.
@@ -199,7 +207,7 @@ pub trait Driver: Send + Sync {
     /// The arguments must be what the kernel takes, good for all that the grid reads and writes: [`super::kernels`] sees to it.
     fn launch(&self, kernel: &str, grid: Grid, arguments: &[Argument]) -> Result<()>;
 
-    /// A matrix product.
+    /// A matrix product; [`Product::is_promised`].
     fn product(&self, product: &Product) -> Result<()>;
 
     /// Records what `work` asks for instead of doing it.

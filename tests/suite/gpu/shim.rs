@@ -216,6 +216,7 @@ impl Driver for Shim {
 
     fn product(&self, product: &Product) -> Result<()> {
         self.do_or_record(Call::Product(*product));
+        assert!(product.is_promised(), "{product:?}");
         Ok(())
     }
 
