@@ -129,6 +129,17 @@ impl Product {
     }
 }
 
+/// Of a card's memory [bytes].
+#[derive(Debug, Clone, Copy)]
+pub struct Memory {
+    /// What nobody has.
+    pub free: usize,
+    /// All there is.
+    pub all: usize,
+    /// What this process has by [`Driver::allocate`] and has not released.
+    pub held: usize,
+}
+
 /// Memory that host and device both see; the device writes, the host reads what [`Driver::wait`] has made sure of.
 #[derive(Debug, Clone, Copy)]
 pub struct Shared {
@@ -168,8 +179,8 @@ pub trait Driver: Send + Sync {
     /// Whether kernels and products for it run on this card.
     fn supports(&self, dtype: Dtype) -> bool;
 
-    /// Free and all memory [bytes].
-    fn memory(&self) -> Result<(usize, usize)>;
+    /// Who has how much of it. Memory on the way to be released may still count as held until the work before it is done.
+    fn memory(&self) -> Result<Memory>;
 
     /// Memory, 256-byte aligned, not cleared.
     fn allocate(&self, bytes: usize) -> Result<Address>;

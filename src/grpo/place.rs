@@ -93,7 +93,7 @@ impl Opened {
     /// [`Error::Device`] when it does not fit.
     pub fn machine(&self, model: Model, load: Load, say: &dyn Fn(&str)) -> Result<Box<dyn Machine>> {
         let Some((driver, dtype)) = &self.gpu else { return on_cpu(model) };
-        let (free, _) = driver.memory()?;
+        let free = driver.memory()?.free;
         let limit = self.limit.map_or(free, |limit| limit.min(free));
         let Load { reference, tokens, optimizer_state } = load;
         let moments = match optimizer_state {

@@ -126,7 +126,7 @@ impl At {
             batch_invariant: place.batch_invariant,
         };
         let plan = on.plan(model.config(), settings)?;
-        let room = (gpu.memory()?.0 as f64 * place.gpu_memory_fraction) as usize;
+        let room = (gpu.memory()?.free as f64 * place.gpu_memory_fraction) as usize;
         say(&format!("{}, {plan}", on.dtype.suffix()));
         plan.check(room)?;
         Ok(Self::Gpu(Box::new(GpuDecoder::new(gpu, &model, settings, on)?)))

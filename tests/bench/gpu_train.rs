@@ -52,7 +52,7 @@ pub fn adamw(bench: &Bench) {
 
 /// What grpo-step would hold of logits on this card.
 pub fn logits_bytes(gpu: &Arc<dyn Driver>) -> usize {
-    let (config, limit) = (shape(), gpu.memory().unwrap().1);
+    let (config, limit) = (shape(), gpu.memory().unwrap().all);
     let wish = Wish { config: &config, dtype: Dtype::Bf16, moments: Dtype::F32, reference: false, tokens: None, limit };
     Plan::choose(wish).unwrap().logits_bytes
 }

@@ -7,6 +7,7 @@ use cudarc::driver::result::{self, DriverError};
 use cudarc::driver::sys;
 
 use crate::error::{Error, Result};
+use crate::gpu::driver::Memory;
 
 /// The primary context of a card, current on a thread after [`Context::bind`], and the stream that all work goes through.
 pub struct Context {
@@ -46,13 +47,28 @@ impl Context {
     /// Memory that is given back stays this process's: the next one who asks has it without a wait.
     fn keep_memory(&self) -> Result<()> {
         let mut all = u64::MAX;
-        // SAFETY: a device of this driver, and the type of this attribute.
-        unsafe {
-            let pool =
-                result::device::get_default_mem_pool(self.device).map_err(failed("opening the card's memory"))?;
-            let threshold = sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
-            result::mem_pool::set_attribute(pool, threshold, (&raw mut all).cast()).map_err(failed("keeping memory"))
-        }
+        let threshold = sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
+        // SAFETY: a pool of this driver, and the type of this attribute.
+        unsafe { result::mem_pool::set_attribute(self.pool()?, threshold, (&raw mut all).cast()) }
+            .map_err(failed("keeping memory"))
+    }
+
+    /// Where the stream's memory comes from.
+    fn pool(&self) -> Result<sys::CUmemoryPool> {
+        // SAFETY: a device of this driver.
+        unsafe { result::device::get_default_mem_pool(self.device) }.map_err(failed("opening the card's memory"))
+    }
+
+    /// Who has how much of it.
+    pub fn memory(&self) -> Result<Memory> {
+        self.bind()?;
+        let (free, all) = result::mem_get_info().map_err(failed("asking how much memory is free"))?;
+        let mut held = 0u64;
+        let used = sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_USED_MEM_CURRENT;
+        // SAFETY: a pool of this driver, and the type of this attribute.
+        unsafe { result::mem_pool::get_attribute(self.pool()?, used, (&raw mut held).cast()) }
+            .map_err(failed("asking how much memory this process has"))?;
+        Ok(Memory { free, all, held: held as usize })
     }
 
     /// Makes it current on this thread.

@@ -23,7 +23,7 @@ use self::products::Products;
 use self::recorded::{Event, Graph};
 use self::shared::SharedMemory;
 use self::staging::Staging;
-use super::driver::{Address, Argument, Driver, Dtype, Grid, Mark, Product, Recording, Shared, Ticket};
+use super::driver::{Address, Argument, Driver, Dtype, Grid, Mark, Memory, Product, Recording, Shared, Ticket};
 use crate::error::{Error, Result};
 
 /// The kernels, for all cards: build.rs.
@@ -110,9 +110,11 @@ impl Cuda {
 
     fn no_room(&self, bytes: usize, err: DriverError) -> Error {
         match self.memory() {
-            Ok((free, all)) if err.0 == sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY => {
-                let [bytes, free, all] = [bytes, free, all].map(|bytes| bytes as f64 / f64::from(1 << 30));
-                Error::Device(format!("GPU: no room for {bytes:.2} GiB: {free:.2} of {all:.2} GiB are free"))
+            Ok(Memory { free, all, held }) if err.0 == sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY => {
+                let [bytes, free, all, held] = [bytes, free, all, held].map(|bytes| bytes as f64 / f64::from(1 << 30));
+                Error::Device(format!(
+                    "GPU: no room for {bytes:.2} GiB: {free:.2} of {all:.2} GiB are free, {held:.2} are this process's"
+                ))
             }
             _ => failed("making room in memory")(err),
         }
@@ -159,9 +161,8 @@ impl Driver for Cuda {
         }
     }
 
-    fn memory(&self) -> Result<(usize, usize)> {
-        self.context.bind()?;
-        result::mem_get_info().map_err(failed("asking how much memory is free"))
+    fn memory(&self) -> Result<Memory> {
+        self.context.memory()
     }
 
     fn allocate(&self, bytes: usize) -> Result<Address> {
@@ -273,8 +274,8 @@ impl Driver for Cuda {
     }
 
     fn product(&self, product: &Product) -> Result<()> {
-        if product.shape[..2].contains(&0) {
         assert!(product.is_promised(), "{product:?}");
+        if product.shape[..2].contains(&0) {
             return Ok(());
         }
         self.context.bind()?;

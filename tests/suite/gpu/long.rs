@@ -80,19 +80,11 @@ fn logits_are_the_cpus_up_to_a_late_position_on_a_gpu() {
 struct Again {
     by_prompt: HashMap<String, (Vec<u32>, Completion)>,
     groups: usize,
-    /// Device and, of its memory, what was free after the first prompts, and at least since [bytes].
-    memory: Option<(Arc<dyn Driver>, usize, usize)>,
 }
 
 impl Sink<()> for Again {
     fn group(&mut self, request: Request<()>, mut completions: Vec<Completion>) -> Result<()> {
         self.groups += 1;
-        if let Some((gpu, at_first, least)) = &mut self.memory
-            && self.groups.is_multiple_of(64)
-        {
-            let (free, _) = gpu.memory()?;
-            (*at_first, *least) = if self.groups <= 128 { (free, free) } else { (*at_first, free.min(*least)) };
-        }
         let (name, completion) = (request.prompt_id, completions.remove(0));
         let before = self.by_prompt.entry(name).or_insert((request.tokens, completion.clone()));
         assert_eq!(before.1, completion, "group {}", self.groups);
@@ -104,25 +96,39 @@ impl Sink<()> for Again {
     }
 }
 
-/// Samples `count` prompts of up to `longest` tokens, 50 different ones, in 64 slots.
-fn sample(gpu: &Arc<dyn Driver>, dtype: Dtype, [count, longest, limit]: [usize; 3], sink: &mut Again) {
-    let settings = Settings {
-        group_size: 1,
-        max_sequences: 64,
-        max_completion_tokens: limit,
-        sampling: Sampling::default(),
-        stop_ids: (0..40).collect(),
-        seed: 1,
-        step: 0,
-    };
-    let on = OnGpu { dtype, max_prompt_tokens: longest, batch_invariant: true };
-    let mut decoder = GpuDecoder::new(gpu, &model(), &settings, on).unwrap();
-    let request = |i: usize| {
-        let tokens = tokens(longest)[i % longest..].to_vec();
-        Request { prompt_id: i.to_string(), tokens, payload: () }
-    };
-    let requests = Ahead::ready((0..count).map(|i| request(i % 50)).collect());
-    Engine::new(&mut decoder, settings).run(requests, sink).unwrap();
+/// Samples in 64 slots.
+struct Sampled {
+    decoder: GpuDecoder,
+    settings: Settings,
+    longest: usize,
+}
+
+impl Sampled {
+    /// From prompts of up to `longest` tokens, completions of up to `limit`.
+    fn new(gpu: &Arc<dyn Driver>, dtype: Dtype, [longest, limit]: [usize; 2]) -> Self {
+        let settings = Settings {
+            group_size: 1,
+            max_sequences: 64,
+            max_completion_tokens: limit,
+            sampling: Sampling::default(),
+            stop_ids: (0..40).collect(),
+            seed: 1,
+            step: 0,
+        };
+        let on = OnGpu { dtype, max_prompt_tokens: longest, batch_invariant: true };
+        let decoder = GpuDecoder::new(gpu, &model(), &settings, on).unwrap();
+        Self { decoder, settings, longest }
+    }
+
+    /// From `count` prompts, 50 different ones.
+    fn run(&mut self, count: usize, sink: &mut Again) {
+        let request = |i: usize| {
+            let tokens = tokens(self.longest)[i % self.longest..].to_vec();
+            Request { prompt_id: i.to_string(), tokens, payload: () }
+        };
+        let requests = Ahead::ready((0..count).map(|i| request(i % 50)).collect());
+        Engine::new(&mut self.decoder, self.settings.clone()).run(requests, sink).unwrap();
+    }
 }
 
 /// No slot, place or byte is lost, and the last completions are the first ones.
@@ -130,16 +136,22 @@ fn sample(gpu: &Arc<dyn Driver>, dtype: Dtype, [count, longest, limit]: [usize; 
 #[ignore = "run by the tests of gpu/mod.rs"]
 fn ten_thousand_prompts_leave_nothing_behind_on_a_gpu() {
     let gpu = gpu();
-    let (count, (before, _)) = (many(&gpu, 10_000, 500), gpu.memory().unwrap());
-    let mut sink = Again { memory: Some((Arc::clone(&gpu), 0, 0)), ..Again::default() };
-    sample(&gpu, Dtype::F16, [count, 6, 3], &mut sink);
-    let (_, at_first, least) = sink.memory.unwrap();
-    assert_eq!((sink.groups, sink.by_prompt.len()), (count, 50));
-    // Prompts come and go while it is looked at.
-    assert!(at_first > 0 && least + (1 << 20) >= at_first, "{at_first} bytes were free, then {least}");
-    if gpu.name() == SHIM {
-        assert_eq!(gpu.memory().unwrap().0, before); // a card's memory stays with the process
-    }
+    let held = || {
+        gpu.wait(&gpu.mark().unwrap()).unwrap();
+        gpu.memory().unwrap().held
+    };
+    let (count, before) = (many(&gpu, 10_000, 400), held());
+    let (mut sampled, mut sink) = (Sampled::new(&gpu, Dtype::F16, [6, 3]), Again::default());
+    // A number of rows is recorded when it is first met: so all are.
+    let each_number_of_rows = [64, 32, 16, 8, 4, 2, 1];
+    each_number_of_rows.into_iter().for_each(|rows| sampled.run(rows, &mut sink));
+    let at_first = held();
+    assert!(at_first > before);
+    sampled.run(count, &mut sink);
+    assert_eq!(held(), at_first, "bytes held after many prompts and after few");
+    drop(sampled);
+    assert_eq!(held(), before, "bytes held after all and before");
+    assert_eq!((sink.groups, sink.by_prompt.len()), (count + each_number_of_rows.iter().sum::<usize>(), 50));
 }
 
 /// What a draw records is what the training step will find for its token, late in a sequence too.
@@ -151,7 +163,7 @@ fn log_probabilities_recorded_are_those_recomputed_on_a_gpu() {
     // Random weights find no token likely: a rounding that falls the other way in 16 bits moves all log-probabilities.
     for (dtype, tolerance) in [(Dtype::F32, 1e-5), (Dtype::Bf16, 4e-3), (Dtype::F16, 5e-4)] {
         let mut sink = Again::default();
-        sample(&gpu, dtype, [many(&gpu, 50, 6), longest, limit], &mut sink);
+        Sampled::new(&gpu, dtype, [longest, limit]).run(many(&gpu, 50, 6), &mut sink);
         let (mut sum, mut count) = (0.0, 0);
         for (prompt, Completion { tokens, logprobs, .. }) in sink.by_prompt.values() {
             let whole = [&prompt[..], tokens].concat();

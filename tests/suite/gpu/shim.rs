@@ -10,7 +10,7 @@ use std::process::Command;
 use std::sync::{Mutex, MutexGuard, OnceLock};
 
 use grpo_pipes::gpu::driver::{
-    Address, Argument, Driver, Dtype, Grid, Mark, Matrix, Product, Recording, Shared, Ticket,
+    Address, Argument, Driver, Dtype, Grid, Mark, Matrix, Memory, Product, Recording, Shared, Ticket,
 };
 use grpo_pipes::{Error, Result};
 use libloading::Library;
@@ -149,8 +149,9 @@ impl Driver for Shim {
         true
     }
 
-    fn memory(&self) -> Result<(usize, usize)> {
-        Ok((MEMORY - self.allocated.lock().unwrap().values().sum::<usize>(), MEMORY))
+    fn memory(&self) -> Result<Memory> {
+        let held = self.allocated.lock().unwrap().values().sum();
+        Ok(Memory { free: MEMORY - held, all: MEMORY, held })
     }
 
     fn allocate(&self, bytes: usize) -> Result<Address> {
@@ -215,8 +216,8 @@ impl Driver for Shim {
     }
 
     fn product(&self, product: &Product) -> Result<()> {
-        self.do_or_record(Call::Product(*product));
         assert!(product.is_promised(), "{product:?}");
+        self.do_or_record(Call::Product(*product));
         Ok(())
     }
 
