@@ -95,7 +95,7 @@ there() {
     export OUT=${OUT:-$LEASE/out} WORK=${WORK:-/tmp/gpu-lease} PYTHON=${PYTHON:-python3} END RUST_BACKTRACE=1 PYTHONUNBUFFERED=1 OMP_NUM_THREADS=8
     export PATH=$PWD/target/release:$PATH SUITE=$PWD/target/release/suite PEER_DEVICE=cuda
     mkdir -p "$OUT" "$WORK"
-    rm -f "$WORK/tests"
+    : >"$WORK/tests"
     exec > >(tee -a "$OUT/log.txt") 2>&1
     # Where a Python environment has cuBLASLt.
     [ -n "${VIRTUAL_ENV:-}" ] || ! command -v "$PYTHON" >/dev/null || VIRTUAL_ENV=$("$PYTHON" -c 'import sys; print(sys.prefix)')
@@ -117,9 +117,9 @@ check() {
     part sampling 60 bench decode generate prefill kernels
     part training 60 bench train adamw handover train-kernels
     part step 60 whole_step
-    part sanitizer 50 sanitizer
-    part profile 50 profile
     part requests 30 bench invariant requests
+    part sanitizer 60 sanitizer
+    part profile 50 profile
     verdict
 }
 
@@ -131,13 +131,13 @@ measure() {
     part sampling 40 bench decode generate prefill
     part training 40 bench train adamw handover
     part step 60 whole_step
-    part generate 75 in_time 70 generate --prompts 4 --generations 16 --new-tokens 200 --times 1
-    part trl 120 trl
-    part learn 120 learn
-    part batched 55 in_time 50 generate_batch --prompts 4 --generations 16 --new-tokens 200 --times 1
     part requests 30 bench invariant requests
     part kernels 30 bench kernels=64,512,1 train-kernels
+    part generate 75 in_time 70 generate --prompts 4 --generations 16 --new-tokens 200 --times 1
+    part trl 120 trl
     part profile 60 profile
+    part learn 120 learn
+    part batched 55 in_time 50 generate_batch --prompts 4 --generations 16 --new-tokens 200 --times 1
     verdict
 }
 
@@ -153,13 +153,15 @@ machine() {
     "$PYTHON" -m pip list 2>/dev/null | grep -iE '^(torch|transformers|pyarrow|datasets|trl|pandas|accelerate) ' || true
 }
 
-# Those that look at the card's memory, or take all of it, by themselves.
+# Those that look at the card's memory, or take all of it, by themselves; then those that failed once more, for what they do wrong.
 every_test() {
     names >"$WORK/names"
     grep -E 'gpu::driver|ten_thousand' "$WORK/names" >"$WORK/alone" || true
     grep -vE 'gpu::driver|ten_thousand' "$WORK/names" >"$WORK/kernels" || true
     part alone 50 tests "$WORK/alone" 1
     part kernels 90 tests "$WORK/kernels" 4
+    sed -n 's/^[1-9][0-9]* \(.*\) .* s$/memcheck \1/p' "$WORK/tests" >"$WORK/failed"
+    part failed 40 sanitized "$WORK/failed" 1
 }
 
 names() { "$SUITE" on_a_gpu --ignored --list --format=terse | sed -n 's/: test$//p'; }
@@ -225,15 +227,25 @@ or_why() {
     return "$code"
 }
 
-# Bad accesses and missing barriers, which no result shows; a line for each test that had none, too.
+# Bad accesses and missing barriers, which no result shows; the attention of a decode step, which only whole completions run, and that of
+# training come first.
 sanitizer() {
-    local tool test
-    for tool in memcheck racecheck; do
-        for test in $(grep -E 'linear_rows_on|swiglu_rows_on|attention|draw|norm|completions_do_not' "$WORK/names"); do
-            timeout 30 compute-sanitizer --tool $tool --error-exitcode 9 "$SUITE" --exact "$test" --include-ignored >"$WORK/sanitizer" 2>&1 &&
-                echo "$tool $test: $(tail -n 1 "$WORK/sanitizer")" || { echo "$tool $test: code $?" && grep -m 12 '=====' "$WORK/sanitizer"; }
-        done
-    done
+    local tool of
+    for of in completions_do_not attention draw rows_on norm; do
+        for tool in memcheck racecheck; do grep "$of" "$WORK/names" | sed "s/^/$tool /"; done
+    done >"$WORK/sanitizer"
+    sanitized "$WORK/sanitizer" 6
+}
+
+# sanitized FILE AT_ONCE: lines of a tool and a test.
+sanitized() { xargs -r -a "$1" -L 1 -P "$2" bash "$0" part one_sanitized; }
+
+# A line for a test without errors, too.
+one_sanitized() {
+    local code=0 said=$WORK/$1.${2//:/_}
+    env -u MODEL timeout 40 compute-sanitizer --tool "$1" --error-exitcode 9 "$SUITE" --exact "$2" --include-ignored >"$said" 2>&1 || code=$?
+    echo "$1 $2: code $code, $(tail -n 1 "$said")"
+    [ "$code" = 0 ] || grep -m 12 '=====' "$said" || true
 }
 
 # Where the time of a decode step and of a training pass goes, kernel by kernel, and what two of them wait for.
