@@ -67,7 +67,7 @@ __device__ void attend(const T *qkv, const Sequence *sequences, const u32 *tiles
 }
 
 #define ATTEND(T, E)                                                                                                           \
-  KERNEL_BESIDE((Tiling<T, E>::THREADS), (Tiling<T, E>::blocks(20)), attend_##T##_##E, const T *qkv,                           \
+  KERNEL_BESIDE((Tiling<T, E>::THREADS), (Tiling<T, E>::blocks(16)), attend_##T##_##E, const T *qkv,                           \
                 const Sequence *sequences, const u32 *tiles, T *out, float *log_sum, u32 kv_heads, float scale) {              \
     attend<T, E>(qkv, sequences, tiles, out, log_sum, kv_heads, scale);                                                        \
   }

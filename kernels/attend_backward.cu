@@ -136,6 +136,7 @@ __device__ void attend_keys(const Attended<T> &kept, const float *along, const S
     if (step + 1 < group * steps) fetch(head, from, stage ^ 1);
     if (now + OTHER <= warp_first || warp_first >= end) continue; // nothing of it sees the warp's rows, or there are none
     float p[OTHER / 8][4] = {}, ds[OTHER / 8][4] = {};
+    if (E > 64) key.load(keys + 16 * warp * STRIDE, STRIDE); // again for each tile: there are not registers to keep all
     multiply_rows<OTHER>(p, key, queries[stage], STRIDE);
     multiply_rows<OTHER>(ds, value, gradients[stage], STRIDE);
     if (now < warp_first + 15 || now + OTHER > all) // not all of it sees all rows

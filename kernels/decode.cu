@@ -174,6 +174,7 @@ template <class T, u32 E> struct Attender {
     for (u32 j = 0; j < E / 8; j++)
       for (u32 i = 0; i < 4; i++) sums[j][i] *= keep;
     wait_copies<0>();
+    __syncwarp(); // the other lanes' copies are there, too
     if (last - first < CHUNK)
       for (u32 i = lane(); i < E; i += WARP) room.values[(last - first) * STRIDE + i] = fresh.value[i];
     __syncwarp();

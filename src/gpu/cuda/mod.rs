@@ -18,8 +18,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use cudarc::driver::result::{self, DriverError};
 use cudarc::driver::sys;
 use cudarc::driver::sys::CUfunction_attribute_enum::{
-    CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES as LIMIT,
-    CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT as CARVEOUT, CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES as DECLARED,
+    CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES as LIMIT, CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES as DECLARED,
 };
 
 use self::context::{Context, failed};
@@ -145,12 +144,7 @@ impl Cuda {
         // SAFETY: the module lives as long as this.
         let function = unsafe { result::module::get_function(self.module, c_name) };
         let function = function.map_err(failed(&format!("finding the kernel {name}")))?;
-        // As much shared memory as there is, for all: a multiprocessor that has to divide its memory anew finishes first what runs there,
-        // and no kernel could begin beside the one before it.
-        // SAFETY: a function of the module, as below.
-        let divided = unsafe { result::function::set_function_attribute(function, CARVEOUT, 100) };
-        divided.map_err(failed(&format!("dividing the memory for the kernel {name}")))?;
-        // SAFETY: as above.
+        // SAFETY: a function of the module.
         let declared = unsafe { result::function::get_function_attribute(function, DECLARED) };
         let declared = declared.map_err(failed(&format!("asking what the kernel {name} takes")))?;
         Ok(Kernel { function, shared: SHARED_MEMORY.saturating_sub(declared as u32) })
