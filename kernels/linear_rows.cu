@@ -1,9 +1,9 @@
 #include "common.cuh"
 
 // y (rows, width) = x (rows, depth) weight (width, depth)^T for the few rows of a decode step, where the time is that of reading
-// the weights once; the first of them are fetched while the kernel before still runs. Blocks share out the weights' rows (x), tokens in TOKENS (y), and the depth in `splits` (z), whose partial
-// results are added by whoever reads them. A token's sums are made in an order that follows from (depth, splits) and the column
-// alone: its result is the same bits in any batch.
+// the weights once; the first of them are fetched while the kernel before still runs. Blocks share out the weights' rows (x), tokens
+// in TOKENS (y), and the depth in `splits` (z), whose partial results are added by whoever reads them. A token's sums are made in an
+// order that follows from (depth, splits) and the column alone: its result is the same bits in any batch.
 
 constexpr u32 ROWS_TILE = 64; // of the weights, 16 for each of four warps
 // From 16 tokens on eight warps share them: a warp does one thing after another, and four are too few to fill its waiting.

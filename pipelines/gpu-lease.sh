@@ -174,7 +174,8 @@ one_test() {
     # Numbers of the environment would be taken for a recipe's.
     env -u MODEL timeout 60 "$SUITE" --exact "$1" --include-ignored --nocapture >"$said" 2>&1 || code=$?
     echo "$code $1 $(awk "BEGIN { printf \"%.1f\", $EPOCHREALTIME - $began }") s" | tee -a "$WORK/tests"
-    [ "$code" = 0 ] || { echo "--- $1" && grep -v 'stack backtrace' "$said" | head -c 3000; }
+    [ "$code" = 0 ] || { echo "--- $1" && grep -v 'stack backtrace' "$said" | head -c 3000 || true; }
+    return "$code"
 }
 
 model() {
@@ -246,6 +247,7 @@ one_sanitized() {
     env -u MODEL timeout 40 compute-sanitizer --tool "$1" --error-exitcode 9 "$SUITE" --exact "$2" --include-ignored >"$said" 2>&1 || code=$?
     echo "$1 $2: code $code, $(tail -n 1 "$said")"
     [ "$code" = 0 ] || grep -m 12 '=====' "$said" || true
+    return "$code"
 }
 
 # Where the time of a decode step and of a training pass goes, kernel by kernel, and what two of them wait for.
