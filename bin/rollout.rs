@@ -109,6 +109,8 @@ fn rollout(args: &Args, out: &mut Output) -> Result<()> {
         batch_invariant: args.batch_invariant,
         gpu_memory_fraction: args.gpu_memory_fraction,
     };
+    // Before signals are taken as a wish: a download is ended by them at once.
+    let model = args.model.as_deref().map(hub::model_dir).transpose()?;
     let stop = Stop::on_signals()?;
     let input = Input::open_until(&args.input.file, &stop)?;
     let format = match (&args.system_prompt, args.text) {
@@ -134,7 +136,7 @@ fn rollout(args: &Args, out: &mut Output) -> Result<()> {
     };
     let prompts = Prompts { format, max_tokens: args.max_prompt_tokens.get(), on_long: args.on_long_prompt };
     let job = Job { place, prompts, settings, stop };
-    match (&args.follow, args.groups_per_step, &args.model) {
+    match (&args.follow, args.groups_per_step, model) {
         (Some(_), ..) if args.on_long_prompt == LongPrompt::Skip => Err(Error::Usage(
             "--on-long-prompt skip does not go with --follow: a step takes the prompts that stand in its place".into(),
         )),
@@ -142,7 +144,7 @@ fn rollout(args: &Args, out: &mut Output) -> Result<()> {
             let steps = Steps { groups: groups.get(), ahead: args.max_staleness };
             follow(job, &Run::new(dir), steps, input, out)
         }
-        (_, _, Some(model)) => run(job, &hub::model_dir(model)?, input, out),
+        (_, _, Some(dir)) => run(job, &dir, input, out),
         _ => unreachable!("clap asks for --model, or for --follow with --groups-per-step"),
     }
 }

@@ -1,18 +1,19 @@
 //! Files of models and data sets on the Hugging Face Hub, in the cache that Python's `huggingface_hub` shares.
 //!
-//! The hf-hub crate speaks the protocol and reads `HF_HOME`, `HF_TOKEN` and `HF_ENDPOINT` itself; it knows no `HF_HUB_OFFLINE`, so
-//! that is read here, beside it. `refs/main` is written when a snapshot is whole, so what it names can be used offline.
+//! The environment means what it means to Python: `HF_HOME`, `HF_TOKEN`, `HF_ENDPOINT`, `HF_HUB_OFFLINE` and their kin.
+//! `refs/main` is written when a snapshot is whole, so what it names can be used offline.
+
+mod api;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::ErrorKind;
 use std::path::{Component, Path, PathBuf};
 
-use hf_hub::repository::{RepoTreeEntry, RepoType};
-use hf_hub::{HFClient, HFClientSync, HFError, HFRepositorySync};
 use serde::Deserialize;
 
 use crate::error::{Error, Result};
+use api::{Api, Fault, Kind, Object};
 
 const INDEX: &str = "model.safetensors.index.json";
 
@@ -26,9 +27,8 @@ pub fn model_dir(spec: &str) -> Result<PathBuf> {
     }
     let (owner, name) =
         split_id(spec).ok_or_else(|| Error::model(spec, "no such directory, and no Hub id owner/name"))?;
-    let hub = Hub::from_environment(spec)?;
-    let repo = hub.client.model(owner, name);
-    hub.snapshot(&repo, || Ok(repo.info().send()?.sha), &model_files).map(|(dir, _)| dir)
+    let hub = Hub::from_environment(Kind::Model, format!("{owner}/{name}"))?;
+    hub.snapshot(&model_files).map(|(dir, _)| dir)
 }
 
 /// Files of a data set on the Hub, downloaded if they are not in the cache. `choose` picks among the names in the repository, or
@@ -38,10 +38,9 @@ pub fn model_dir(spec: &str) -> Result<PathBuf> {
 /// [`Error::Hub`] when the Hub does not give them.
 pub fn data_files(id: &str, choose: impl Fn(&[String]) -> Choice) -> Result<Vec<PathBuf>> {
     let (owner, name) = split_id(id).ok_or_else(|| Error::Usage(format!("{id}: no Hub id owner/name")))?;
-    let hub = Hub::from_environment(id)?;
+    let hub = Hub::from_environment(Kind::Dataset, format!("{owner}/{name}"))?;
     let choose_once = |names: &[String], _: &Path| choose(names);
-    let repo = hub.client.dataset(owner, name);
-    let (dir, files) = hub.snapshot(&repo, || Ok(repo.info().send()?.sha), &choose_once)?;
+    let (dir, files) = hub.snapshot(&choose_once)?;
     Ok(files.iter().map(|file| dir.join(file)).collect())
 }
 
@@ -52,63 +51,54 @@ pub type Choice = std::result::Result<Vec<String>, String>;
 /// more, because an index names further files.
 type Choose<'a> = &'a dyn Fn(&[String], &Path) -> Choice;
 
+/// A repository on the Hub, and the cache here.
 struct Hub {
-    client: HFClientSync,
+    api: Api,
     cache: PathBuf,
-    endpoint: String,
     offline: bool,
+    kind: Kind,
     id: String,
 }
 
 impl Hub {
-    fn from_environment(id: &str) -> Result<Self> {
-        let setup = |err: HFError| Error::Hub { repo: id.into(), what: one_line(&err.to_string()) };
-        let client = HFClient::new().map_err(setup)?;
-        let offline = std::env::var("HF_HUB_OFFLINE").unwrap_or_default().to_uppercase();
+    fn from_environment(kind: Kind, id: String) -> Result<Self> {
+        let home = setting("HF_HOME").map(PathBuf::from);
+        let home = home.or_else(|| setting("XDG_CACHE_HOME").map(|dir| Path::new(&dir).join("huggingface")));
+        let home = home.or_else(|| setting("HOME").map(|dir| Path::new(&dir).join(".cache/huggingface")));
+        let home = home.ok_or_else(|| Error::Hub { repo: id.clone(), what: "set HF_HOME to a directory".into() })?;
+        let cache = setting("HF_HUB_CACHE").or_else(|| setting("HUGGINGFACE_HUB_CACHE")).map(PathBuf::from);
+        let endpoint = setting("HF_ENDPOINT").unwrap_or_else(|| "https://huggingface.co".into());
         Ok(Self {
-            cache: client.cache_dir().to_path_buf(),
-            endpoint: client.endpoint().into(),
-            client: HFClientSync::from_inner(client).map_err(setup)?,
-            offline: ["1", "ON", "YES", "TRUE"].contains(&offline.as_str()),
-            id: id.into(),
+            api: Api::new(endpoint.trim_end_matches('/').into(), token(&home)),
+            cache: cache.unwrap_or_else(|| home.join("hub")),
+            offline: is_set("HF_HUB_OFFLINE"),
+            kind,
+            id,
         })
     }
 
-    /// A directory with the chosen files, all whole, and their names. `head` asks the Hub for the commit that `main` is.
-    fn snapshot<T: RepoType>(
-        &self,
-        repo: &HFRepositorySync<T>,
-        head: impl FnOnce() -> std::result::Result<Option<String>, HFError>,
-        choose: Choose<'_>,
-    ) -> Result<(PathBuf, Vec<String>)> {
-        let folder = self.cache.join(format!("{}--{}", repo.repo_type().plural(), self.id.replace('/', "--")));
+    /// A directory with the chosen files, all whole, and their names.
+    fn snapshot(&self, choose: Choose<'_>) -> Result<(PathBuf, Vec<String>)> {
+        let folder = self.cache.join(format!("{}--{}", self.kind.plural(), self.id.replace('/', "--")));
         if self.offline {
             return cached(&folder, choose).map_err(|what| {
                 let place = self.cache.display();
                 self.error(format!("HF_HUB_OFFLINE is set and {place} does not have it whole ({what})"))
             });
         }
-        match head() {
-            Ok(Some(commit)) => self.download(repo, &folder, &commit, choose),
-            Ok(None) => Err(self.error("has no commit")),
-            Err(err) if unreachable(&err) => cached(&folder, choose).map_err(|_| self.explained(&err)),
-            Err(err) => Err(self.explained(&err)),
+        match self.api.commit(self.kind, &self.id) {
+            Ok(commit) => self.download(&folder, &commit, choose),
+            Err(fault) if fault.is_passing() => cached(&folder, choose).map_err(|_| self.explained(&fault)),
+            Err(fault) => Err(self.explained(&fault)),
         }
     }
 
-    fn download<T: RepoType>(
-        &self,
-        repo: &HFRepositorySync<T>,
-        folder: &Path,
-        commit: &str,
-        choose: Choose<'_>,
-    ) -> Result<(PathBuf, Vec<String>)> {
+    fn download(&self, folder: &Path, commit: &str, choose: Choose<'_>) -> Result<(PathBuf, Vec<String>)> {
         if !is_object_id(commit) {
             return Err(self.error(format!("bad commit {commit:?}")));
         }
         let dir = folder.join("snapshots").join(commit);
-        let tree = repo.list_tree().revision(commit).recursive(true).send();
-        let objects = objects(tree.map_err(|err| self.explained(&err))?);
+        let objects = self.api.files(self.kind, &self.id, commit).map_err(|fault| self.explained(&fault))?;
         let names: Vec<String> = objects.keys().cloned().collect();
         let mut whole = BTreeSet::new();
         loop {
@@ -123,39 +113,36 @@ impl Hub {
                 return Err(self.error(format!("{name}: bad object id {:?}", object.id)));
             }
             if !object.is_whole(&dir.join(name)) {
-                self.fetch(repo, folder, (commit, name), object)?;
+                self.fetch(folder, (commit, name), object)?;
                 object.link(folder, &dir, name)?;
             }
             whole.insert(name.clone());
         }
     }
 
-    /// One file into the cache, under the name that the repository's list gives its content: hf-hub's own cache takes names from the
-    /// headers of the answer, which lead wherever the server likes. It does not check the length either.
-    fn fetch<T: RepoType>(
-        &self,
-        repo: &HFRepositorySync<T>,
-        folder: &Path,
-        (commit, name): (&str, &str),
-        object: &Object,
-    ) -> Result<()> {
-        let unfinished = folder.join(".incomplete");
-        std::fs::create_dir_all(&unfinished).map_err(Error::io(&unfinished))?;
-        let lock = unfinished.join(format!("{}.lock", object.id));
+    /// One file into the cache, under the name that the repository's list gives its content.
+    fn fetch(&self, folder: &Path, (commit, name): (&str, &str), object: &Object) -> Result<()> {
+        let incomplete = folder.join(".incomplete");
+        std::fs::create_dir_all(&incomplete).map_err(Error::io(&incomplete))?;
+        let lock = incomplete.join(format!("{}.lock", object.id));
         let _lock = File::create(&lock).and_then(|file| file.lock().map(|()| file)).map_err(Error::io(&lock))?;
-        let (blob, unfinished) = (object.blob(folder), unfinished.join(&object.id));
+        let (blob, unfinished) = (object.blob(folder), incomplete.join(&object.id));
         let mut found = 0;
         for _ in 0..2 {
             if object.is_whole(&blob) {
                 return Ok(()); // somebody else fetched it meanwhile, or it is that of another name or commit
             }
-            let download = repo.download_file().filename(name).revision(commit).local_dir(unfinished.clone()).send();
-            let path = download.map_err(|err| self.error(format!("{name}: {}", self.explain(&err))))?;
-            found = length(&path).unwrap_or_default();
+            if length(&unfinished).is_some_and(|had| had >= object.size) {
+                std::fs::remove_file(&unfinished).map_err(Error::io(&unfinished))?;
+            }
+            let downloaded = self.api.download(self.kind, &self.id, commit, name, &unfinished);
+            downloaded.map_err(|fault| match fault {
+                Fault::Disk(err) => Error::io(&unfinished)(err),
+                fault => self.error(format!("{name}: {}", self.explain(&fault))),
+            })?;
+            found = length(&unfinished).unwrap_or_default();
             if found == object.size {
-                put(&path, &blob)?;
-                let _ = std::fs::remove_dir_all(&unfinished); // empty but for folders
-                return Ok(());
+                return put(&unfinished, &blob);
             }
         }
         Err(self.error(format!("{name}: got {found} of {} bytes; try again", object.size)))
@@ -165,41 +152,46 @@ impl Hub {
         Error::Hub { repo: self.id.clone(), what: what.into() }
     }
 
-    fn explained(&self, err: &HFError) -> Error {
-        self.error(self.explain(err))
+    fn explained(&self, fault: &Fault) -> Error {
+        self.error(self.explain(fault))
     }
 
-    fn explain(&self, err: &HFError) -> String {
-        let status = match err {
-            HFError::Http { context } | HFError::AuthRequired { context } | HFError::Forbidden { context } => {
-                context.status.as_u16()
+    fn explain(&self, fault: &Fault) -> String {
+        let endpoint = self.api.endpoint();
+        match fault {
+            Fault::Status(401) => {
+                "not found, or private: check the name, and set HF_TOKEN to a token that may read it".into()
             }
-            HFError::RepoNotFound { .. } | HFError::EntryNotFound { .. } | HFError::RevisionNotFound { .. } => 404,
-            _ => 0,
-        };
-        match status {
-            401 => "not found, or private: check the name, and set HF_TOKEN to a token that may read it".into(),
-            403 => "access denied: ask for it on the repository's page, with the account of HF_TOKEN".into(),
-            404 => format!("not found on {}", self.endpoint),
-            _ => {
-                let mut cause: &dyn std::error::Error = err;
-                while let Some(source) = cause.source() {
-                    cause = source;
-                }
-                let cause = one_line(&cause.to_string());
-                if unreachable(err) { format!("cannot get it from {}: {cause}", self.endpoint) } else { cause }
+            Fault::Status(403) => {
+                "access denied: ask for it on the repository's page, with the account of HF_TOKEN".into()
             }
+            Fault::Status(404) => format!("not found on {endpoint}"),
+            Fault::Status(status) if fault.is_passing() => format!("cannot get it from {endpoint}: status {status}"),
+            Fault::Status(status) => format!("{endpoint} answers with status {status}"),
+            Fault::Unreachable(cause) => format!("cannot get it from {endpoint}: {}", one_line(cause)),
+            Fault::Garbled(what) => format!("{endpoint} does not answer as a Hub does: {}", one_line(what)),
+            Fault::Disk(err) => err.to_string(),
         }
     }
 }
 
-/// Whether the Hub, not the request, is the trouble.
-fn unreachable(err: &HFError) -> bool {
-    match err {
-        HFError::Request { .. } | HFError::RateLimited { .. } => true,
-        HFError::Http { context } => matches!(context.status.as_u16(), 408 | 429 | 500..),
-        _ => false,
+/// A variable of the environment that is set, and not to nothing.
+fn setting(name: &str) -> Option<String> {
+    std::env::var(name).ok().filter(|value| !value.is_empty())
+}
+
+fn is_set(name: &str) -> bool {
+    setting(name).is_some_and(|value| ["1", "ON", "YES", "TRUE"].contains(&value.to_uppercase().as_str()))
+}
+
+/// The user's token, as Python finds it: HF_TOKEN, or what `hf auth login` wrote.
+fn token(home: &Path) -> Option<String> {
+    if is_set("HF_HUB_DISABLE_IMPLICIT_TOKEN") {
+        return None;
     }
+    let file = setting("HF_TOKEN_PATH").map_or_else(|| home.join("token"), PathBuf::from);
+    let token = setting("HF_TOKEN").or_else(|| std::fs::read_to_string(file).ok())?;
+    Some(token.trim().to_owned()).filter(|token| !token.is_empty())
 }
 
 /// `owner/name` in the letters that the Hub allows; nothing that leaves the cache's folder.
@@ -213,14 +205,6 @@ fn split_id(id: &str) -> Option<(&str, &str)> {
 fn plain(name: &str) -> std::result::Result<&str, String> {
     let inside = Path::new(name).components().all(|part| matches!(part, Component::Normal(_)));
     if inside && !name.is_empty() && !name.contains('\\') { Ok(name) } else { Err(format!("bad file name {name:?}")) }
-}
-
-/// A file's content, as the repository's list has it.
-struct Object {
-    /// Hexadecimal digits that name it.
-    id: String,
-    /// Bytes.
-    size: u64,
 }
 
 impl Object {
@@ -262,14 +246,6 @@ fn put(from: &Path, to: &Path) -> Result<()> {
 fn make_parent(path: &Path) -> Result<()> {
     let parent = path.parent().expect("a path below the cache");
     std::fs::create_dir_all(parent).map_err(Error::io(parent))
-}
-
-fn objects(tree: Vec<RepoTreeEntry>) -> BTreeMap<String, Object> {
-    let file = |entry| match entry {
-        RepoTreeEntry::File { path, size, oid: id, .. } => Some((path, Object { id, size })),
-        RepoTreeEntry::Directory { .. } => None,
-    };
-    tree.into_iter().filter_map(file).collect()
 }
 
 /// Which snapshot `main` is, for offline use; written beside and renamed.

@@ -19,6 +19,10 @@ struct State {
     cut: AtomicU32,
     /// Downloads that are answered with an error page, counted down.
     fail: AtomicU32,
+    /// Requests that are answered with 503, counted down.
+    busy: AtomicU32,
+    /// Downloads that went on where an earlier one was cut off.
+    resumed: AtomicU32,
     /// A path, and in which part of the answers it stands in place of the name of a content or commit.
     astray: Mutex<Option<(&'static str, String)>>,
     log: Mutex<Vec<String>>,
@@ -75,13 +79,22 @@ fn serve(mut stream: TcpStream, state: &State) {
     state.log.lock().unwrap().push(request.clone());
     let mut words = request.split(' ');
     let (method, path) = (words.next().unwrap(), words.next().unwrap());
-    let (status, mut fields, body) = reply(method, path.split('?').next().unwrap(), &headers, state);
+    let (mut status, mut fields, mut body) = reply(method, path, &headers, state);
     if let Some(("headers", path)) = &*state.astray.lock().unwrap() {
         fields.retain(|field| !field.starts_with("ETag") && !field.starts_with("X-Repo-Commit"));
         fields.extend(["ETag", "X-Linked-ETag"].map(|name| format!("{name}: \"{path}\"")));
         fields.push(format!("X-Repo-Commit: {path}"));
     }
     let is_file = path.starts_with("/cdn/");
+    assert!(
+        !is_file || !headers.iter().any(|line| line.starts_with("authorization")),
+        "the token went to another host"
+    );
+    let from = headers.iter().find_map(|line| line.strip_prefix("range: bytes=")?.strip_suffix('-')?.parse().ok());
+    if let Some(from) = from.filter(|_| is_file && status == "200 OK") {
+        state.resumed.fetch_add(1, Ordering::SeqCst);
+        (status, body) = ("206 Partial Content", body[from..].to_vec());
+    }
     if !fields.iter().any(|field| field.starts_with("Content-Length")) {
         fields.push(format!("Content-Length: {}", body.len()));
     }
@@ -97,14 +110,21 @@ fn take(counter: &AtomicU32) -> bool {
     counter.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)).is_ok()
 }
 
-fn reply(method: &str, path: &str, headers: &[String], state: &State) -> Reply {
+fn reply(method: &str, address: &str, headers: &[String], state: &State) -> Reply {
+    let (path, query) = address.split_once('?').unwrap_or((address, ""));
     let files = state.files.lock().unwrap();
     let astray = state.astray.lock().unwrap().clone();
     let named =
         |what, right: String| astray.clone().filter(|(wrong, _)| *wrong == what).map_or(right, |(_, path)| path);
     let plain = |status, text: &str| (status, Vec::new(), text.as_bytes().to_vec());
-    if path.contains("own/secret") && !headers.contains(&"authorization: bearer sesame".to_owned()) {
+    if path.contains("own/secret")
+        && !path.starts_with("/cdn/")
+        && !headers.contains(&"authorization: bearer sesame".to_owned())
+    {
         return plain("401 Unauthorized", "{\"error\":\"Invalid username or password.\"}");
+    }
+    if take(&state.busy) {
+        return plain("503 Service Unavailable", "");
     }
     let repo = ["/own/secret", "/own/er", "/openai/gsm8k"].into_iter().find(|repo| path.contains(repo));
     let Some(repo) = repo else { return plain("404 Not Found", "{\"error\":\"Repository not found\"}") };
@@ -117,8 +137,13 @@ fn reply(method: &str, path: &str, headers: &[String], state: &State) -> Reply {
             let oid = named("object", blake3::hash(bytes).to_hex().to_string());
             serde_json::json!({"type": "file", "oid": oid, "size": bytes.len(), "path": name})
         };
-        let tree: Vec<_> = files.iter().map(entry).collect();
-        return plain("200 OK", &serde_json::to_string(&tree).unwrap());
+        // In parts of two, as the Hub cuts it into parts of a thousand.
+        let (all, part): (Vec<_>, usize) = (files.iter().map(entry).collect(), query_number(query, "part="));
+        let tree = &all[2 * part..all.len().min(2 * part + 2)];
+        let host = headers.iter().find_map(|line| line.strip_prefix("host: ")).unwrap();
+        let next = format!("Link: <http://{host}{path}?part={}>; rel=\"next\"", part + 1);
+        let more = (2 * part + 2 < all.len()).then_some(next);
+        return ("200 OK", more.into_iter().collect(), serde_json::to_vec(tree).unwrap());
     }
     let resolved = path.split_once(&format!("{repo}/resolve/{COMMIT}/")).map(|(_, name)| name);
     if let Some((name, bytes)) = resolved.and_then(|name| files.get_key_value(name)) {
@@ -136,6 +161,10 @@ fn reply(method: &str, path: &str, headers: &[String], state: &State) -> Reply {
     }
 }
 
+fn query_number(query: &str, name: &str) -> usize {
+    query.split('&').find_map(|part| part.strip_prefix(name)?.parse().ok()).unwrap_or(0)
+}
+
 fn metadata(bytes: &[u8]) -> Vec<String> {
     vec![format!("ETag: \"{}\"", blake3::hash(bytes).to_hex()), format!("X-Repo-Commit: {COMMIT}")]
 }
@@ -149,7 +178,8 @@ fn redirect(repo: &str, name: &str, bytes: &[u8], host: &str) -> Reply {
     }
     let mut fields = metadata(bytes);
     fields.push(format!("X-Linked-Size: {}", bytes.len()));
-    fields.push(format!("Location: http://{host}/cdn{repo}/{name}"));
+    let (_, port) = host.split_once(':').unwrap();
+    fields.push(format!("Location: http://localhost:{port}/cdn{repo}/{name}"));
     ("302 Found", fields, Vec::new())
 }
 
@@ -206,6 +236,22 @@ fn a_download_cut_off_or_answered_with_an_error_page_is_never_taken_for_whole() 
         hub.state.fail.store(0, Ordering::SeqCst);
         assert_ids(&hub.prep("openai/gsm8k", &[]), 2);
     }
+}
+
+#[test]
+fn a_download_that_was_cut_off_goes_on_where_it_ended_and_a_busy_hub_is_asked_again() {
+    let hub = Hub::start(&DATA);
+    hub.state.cut.store(3, Ordering::SeqCst);
+    hub.state.busy.store(2, Ordering::SeqCst);
+    assert_ids(&hub.prep("openai/gsm8k", &[("HF_TOKEN", "sesame")]), 2);
+    assert_eq!(hub.state.resumed.load(Ordering::SeqCst), 3);
+    hub.state.busy.store(u32::MAX, Ordering::SeqCst);
+    assert_ids(&hub.prep("openai/gsm8k", &[]), 2);
+    let other = Hub::start(&DATA);
+    other.state.busy.store(u32::MAX, Ordering::SeqCst);
+    let busy = other.prep("openai/gsm8k", &[]);
+    let expected = format!("gsm8k-prep: hub: openai/gsm8k: cannot get it from {}: status 503\n", other.endpoint);
+    assert_eq!((busy.status.code(), stderr(&busy)), (Some(1), expected));
 }
 
 /// All names below a directory.
