@@ -4,9 +4,11 @@ pub mod demonstration;
 pub mod draw;
 pub mod generate;
 pub mod order;
+mod people;
 pub mod prompt;
 pub mod run;
 pub mod source;
+mod things;
 mod wording;
 
 use serde_json::value::RawValue;
@@ -20,7 +22,7 @@ pub struct Row {
     pub question: String,
     /// Reasoning, `####`, and the answer.
     pub answer: String,
-    /// Rows with the same number are worded alike.
+    /// Rows with the same number ask alike: with the same first word, or of generated ones for the same steps.
     pub wording: u64,
     /// Further fields of the row, as they stood.
     pub extra: Vec<(String, Box<RawValue>)>,

@@ -1,99 +1,136 @@
-//! The words of generated problems.
-//!
-//! Short and few on purpose: a tokenizer of 400 entries must spell them in few tokens. No pronouns, so that any name fits.
+//! The words of generated problems: templates whose parts vary, as different people would put them.
+
+use std::sync::LazyLock;
+
+use super::draw::Draws;
+use super::people::{Person, relative};
+use super::things::THINGS;
 
 /// A way to tell a problem.
 pub(super) struct Template {
-    /// The question. `{n}` and `{m}` are two names, `{o}` the things in the plural, `{a}` `{b}` `{c}` numbers, and `{ao}` `{bo}`
-    /// `{co}` a number of things, in the singular for 1.
-    pub text: &'static str,
-    /// Starting from `a`, the operations one after the other; each operand is one of the numbers.
-    pub steps: &'static [(char, char)],
+    /// Starting from the first number, the operations one after the other; each operand is one of the numbers.
+    pub steps: Vec<(char, char)>,
+    /// The question, in the notation that `wording.txt` explains.
+    text: String,
 }
 
-const fn tell(text: &'static str, steps: &'static [(char, char)]) -> Template {
-    Template { text, steps }
+/// Of one step and of two.
+pub(super) static TEMPLATES: LazyLock<Vec<Template>> = LazyLock::new(|| {
+    let lines = || include_str!("wording.txt").lines().filter(|line| !line.is_empty() && !line.starts_with('#'));
+    let parts: Vec<_> = lines().filter_map(|line| line.split_once(" = ")).collect();
+    lines().filter(|line| !line.contains(" = ")).map(|line| Template::parse(line, &parts)).collect()
+});
+
+/// Of so many problems one is written as in a hurry: without capitals, or without the question mark.
+const HURRY: f64 = 0.1;
+
+/// How often a person is called by the name again where a pronoun would do.
+const NAME_AGAIN: f64 = 0.2;
+
+impl Template {
+    /// `+b-c: text`, each part in it replaced by what it stands for.
+    fn parse(line: &str, parts: &[(&str, &str)]) -> Self {
+        let (steps, text) = line.split_once(": ").expect("steps, then a text");
+        let steps: Vec<char> = steps.chars().collect();
+        let mut text = text.to_owned();
+        for (name, part) in parts.iter().rev() {
+            text = text.replace(&format!("{{{name}}}"), part);
+            for number in ["a", "b", "c"] {
+                text = text.replace(&format!("{{{name}:{number}}}"), &part.replace('#', &format!("{{{number}}}")));
+            }
+        }
+        Self { steps: steps.chunks(2).map(|step| (step[0], step[1])).collect(), text }
+    }
+
+    /// The question about these numbers.
+    pub fn tell(&self, numbers: [i64; 3], draws: &mut Draws) -> String {
+        let who = Person::draw(draws);
+        let other = Person::other_than(&who, draws);
+        let things = THINGS[draws.below(THINGS.len())];
+        let mut text = choose(&self.text, &who, draws);
+        for (name, value) in ["a", "b", "c"].into_iter().zip(numbers) {
+            let thing = if value == 1 { things.0 } else { things.1 };
+            text = text.replace(&format!("{{{name}o}}"), &format!("{value} {thing}"));
+            text = text.replace(&format!("{{{name}}}"), &value.to_string());
+        }
+        text = text.replace("{f}", &relative(&who, draws));
+        while text.contains("{he}") {
+            let again = who.has_name && draws.happens(NAME_AGAIN);
+            text = text.replacen("{he}", if again { &who.name } else { who.he }, 1);
+        }
+        let possessive = if who.has_name { format!("{}'s", who.name) } else { who.his.to_owned() };
+        let words =
+            [("{n}'s", &*possessive), ("{n}", &who.name), ("{m}", &other.name), ("{o}", things.1), ("{his}", who.his)];
+        let text = words.iter().fold(text, |text, (mark, word)| text.replace(mark, word)).replace("{him}", who.him);
+        in_style(&text, draws)
+    }
 }
 
-/// Sixteen problems of one step and fourteen of two.
-pub(super) const TEMPLATES: [Template; 30] = [
-    tell("{n} has {ao}. {m} gives {n} {b} more. How many {o} does {n} have now?", &[('+', 'b')]),
-    tell("There are {ao} on the table and {b} on the floor. How many {o} are there?", &[('+', 'b')]),
-    tell("{n} has {ao} and {m} has {b}. How many {o} do they have in all?", &[('+', 'b')]),
-    tell("{n} finds {ao} today and {b} the next day. How many {o} does {n} find?", &[('+', 'b')]),
-    tell("{m} has {b} more {o} than {n}. {n} has {ao}. How many {o} does {m} have?", &[('+', 'b')]),
-    tell("{n} buys {ao} on Monday and {b} on Friday. How many {o} is that?", &[('+', 'b')]),
-    tell("{n} has {ao} and gives {b} to {m}. How many {o} are left?", &[('-', 'b')]),
-    tell("There are {ao} in a box. {n} takes {b}. How many {o} stay in the box?", &[('-', 'b')]),
-    tell("{n} had {ao} but lost {b}. How many {o} does {n} still have?", &[('-', 'b')]),
-    tell("{n} needs {ao}. {n} has {b}. How many more {o} does {n} need?", &[('-', 'b')]),
-    tell("{n} has {ao}. {m} has {b} fewer. How many {o} does {m} have?", &[('-', 'b')]),
-    tell("A shop has {ao} and sells {b}. How many {o} are not sold?", &[('-', 'b')]),
-    tell("{n} has {b} bags with {ao} in each bag. How many {o} does {n} have?", &[('*', 'b')]),
-    tell("Each box holds {ao}. How many {o} are in {b} boxes?", &[('*', 'b')]),
-    tell("{n} makes {ao} a day. How many {o} does {n} make in {b} days?", &[('*', 'b')]),
-    tell("{m} has {b} times as many {o} as {n}. {n} has {ao}. How many {o} does {m} have?", &[('*', 'b')]),
-    tell("{n} has {ao}, finds {b} more and then loses {c}. How many {o} does {n} have now?", &[('+', 'b'), ('-', 'c')]),
-    tell(
-        "{n} has {ao}. {n} gives {b} to {m} and then buys {c}. How many {o} does {n} have now?",
-        &[('-', 'b'), ('+', 'c')],
-    ),
-    tell("There are {ao} in a bag. {n} takes {b} and {m} takes {c}. How many {o} are left?", &[('-', 'b'), ('-', 'c')]),
-    tell("{n} has {ao}. {m} has {b} more than {n}. How many {o} do they have in all?", &[('+', 'b'), ('+', 'a')]),
-    tell("{n} buys {b} packs of {ao} and has {c} at home. How many {o} is that?", &[('*', 'b'), ('+', 'c')]),
-    tell("{n} fills {b} boxes with {ao} each. Then {m} takes {c}. How many {o} are left?", &[('*', 'b'), ('-', 'c')]),
-    tell(
-        "{n} gets {ao} on Monday, {b} on Tuesday and {c} on Friday. How many {o} does {n} get?",
-        &[('+', 'b'), ('+', 'c')],
-    ),
-    tell("{n} had {ao} but lost {b} at school and {c} at home. How many {o} are left?", &[('-', 'b'), ('-', 'c')]),
-    tell("A shop has {ao}. It sells {b} and then gets {c} more. How many {o} are there?", &[('-', 'b'), ('+', 'c')]),
-    tell(
-        "{n} has {ao} and {m} has {b}. They give {c} away. How many {o} do they still have?",
-        &[('+', 'b'), ('-', 'c')],
-    ),
-    tell("{n} and {m} each have {ao}. They find {b} more. How many {o} do they have?", &[('+', 'a'), ('+', 'b')]),
-    tell(
-        "{n} puts {ao} in each of {b} boxes and keeps {c}. How many {o} does {n} have in all?",
-        &[('*', 'b'), ('+', 'c')],
-    ),
-    tell("{n} has {ao}. {m} has {b} fewer. How many {o} do they have in all?", &[('-', 'b'), ('+', 'a')]),
-    tell(
-        "{n} needs {ao}. {n} has {b} and {m} gives {n} {c}. How many more {o} does {n} need?",
-        &[('-', 'b'), ('-', 'c')],
-    ),
-];
+/// Chooses among the alternatives of a text, from the inside out, and the forms of verbs for `who`.
+fn choose(text: &str, who: &Person, draws: &mut Draws) -> String {
+    let mut text = text.to_owned();
+    while let Some(end) = text.find(')') {
+        let start = text[..end].rfind('(').expect("what ends has begun");
+        let ways: Vec<&str> = text[start + 1..end].split('|').collect();
+        let way = ways[draws.below(ways.len())].to_owned();
+        text.replace_range(start..=end, &way);
+    }
+    while let Some(end) = text.find(']') {
+        let start = text[..end].rfind('[').expect("what ends has begun");
+        let (third, rest) = text[start + 1..end].split_once('/').expect("two forms of a verb");
+        let form = if who.is_third { third } else { rest }.to_owned();
+        text.replace_range(start..=end, &form);
+    }
+    text
+}
 
-pub(super) const NAMES: [&str; 36] = [
-    "Ann", "Tom", "Sam", "Ben", "Mia", "Leo", "Eva", "Max", "Kim", "Dan", "Zoe", "Jim", "Amy", "Bob", "Lia", "Ned",
-    "Pam", "Ray", "Sue", "Ted", "Uma", "Val", "Wes", "Ada", "Gus", "Ida", "Jon", "Kai", "Lou", "Meg", "Nia", "Pat",
-    "Rob", "Tia", "Ian", "Eli",
-];
+/// One space between words, capitals where sentences begin; or less care.
+fn in_style(text: &str, draws: &mut Draws) -> String {
+    let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    let text = [",", ".", "?", ";", ":"].iter().fold(text, |text, mark| text.replace(&format!(" {mark}"), mark));
+    if draws.happens(HURRY) {
+        return text.to_lowercase();
+    }
+    let mut styled = String::with_capacity(text.len());
+    let mut begins = true;
+    for c in text.chars() {
+        if begins && c.is_alphanumeric() {
+            styled.extend(c.to_uppercase());
+            begins = false;
+        } else {
+            styled.push(c);
+            begins |= matches!(c, '.' | '?');
+        }
+    }
+    if draws.happens(HURRY) { styled.trim_end_matches('?').to_owned() } else { styled }
+}
 
-/// One thing, and several of it.
-pub(super) const THINGS: [(&str, &str); 24] = [
-    ("apple", "apples"),
-    ("pen", "pens"),
-    ("egg", "eggs"),
-    ("book", "books"),
-    ("card", "cards"),
-    ("cup", "cups"),
-    ("coin", "coins"),
-    ("ball", "balls"),
-    ("cake", "cakes"),
-    ("hat", "hats"),
-    ("kite", "kites"),
-    ("stone", "stones"),
-    ("shell", "shells"),
-    ("star", "stars"),
-    ("stamp", "stamps"),
-    ("pear", "pears"),
-    ("plum", "plums"),
-    ("nut", "nuts"),
-    ("rose", "roses"),
-    ("ring", "rings"),
-    ("bead", "beads"),
-    ("bell", "bells"),
-    ("toy", "toys"),
-    ("map", "maps"),
-];
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn alternatives_are_chosen_from_the_inside_out_and_verbs_agree() {
+        let mut draws = Draws::new(1, "test", 0);
+        let he = Person { name: "Tom".into(), he: "he", his: "his", him: "him", is_third: true, has_name: true };
+        let i = Person { name: "I".into(), he: "I", his: "my", him: "me", is_third: false, has_name: false };
+        let told: std::collections::BTreeSet<_> =
+            (0..100).map(|_| choose("a(b|c(d|))e [has/have]", &he, &mut draws)).collect();
+        assert_eq!(told.into_iter().collect::<Vec<_>>(), ["abe has", "acde has", "ace has"]);
+        assert_eq!(choose("[has/have]", &i, &mut draws), "have");
+    }
+
+    #[test]
+    fn every_template_is_whole_and_has_every_number_it_counts_with() {
+        for template in TEMPLATES.iter() {
+            let numbers = [7, 3, 2];
+            for index in 0..200 {
+                let told = template.tell(numbers, &mut Draws::new(1, "test", index));
+                assert!(!told.contains(['{', '}', '(', ')', '[', ']', '|', '/']), "{told}");
+                assert!(!told.contains("  ") && told.split(' ').count() <= 40, "{told}");
+                let counted = template.steps.iter().filter(|(_, operand)| *operand != 'a').count();
+                assert_eq!(told.matches(|c: char| c.is_ascii_digit()).count(), 1 + counted, "{told}");
+            }
+        }
+    }
+}

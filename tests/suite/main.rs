@@ -19,6 +19,7 @@ mod health;
 mod hub;
 mod model;
 mod numerics;
+mod phrasings;
 mod pipeline;
 mod plain_qwen2;
 mod process;
