@@ -1,19 +1,19 @@
 //! `rollout`: prompts and a policy in, sampled completions with token ids and log-probabilities out.
 
 use std::num::NonZeroUsize;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Parser;
-use grpo_pipes::cli::{InputArgs, OutputArgs, note, run_filter};
+use grpo_pipes::cli::{InputArgs, OutputArgs, run_filter};
 use grpo_pipes::device::{Device, Dtype};
 use grpo_pipes::engine::{Sampling, Settings};
 use grpo_pipes::gsm8k::prompt::SYSTEM_PROMPT;
 use grpo_pipes::jsonl::{Input, Output};
-use grpo_pipes::rollout::{Format, Job, LongPrompt, Place, Prompts, Steps, follow, run};
+use grpo_pipes::rollout::{Asked, Format, Job, LongPrompt, Place, Prompts, Steps, follow, run};
 use grpo_pipes::run::{MOST_AHEAD, Run};
 use grpo_pipes::stop::Stop;
-use grpo_pipes::{Error, Result, hub};
+use grpo_pipes::{Error, Result, hub, policy};
 
 /// Sample completions of prompts from a model
 ///
@@ -60,12 +60,12 @@ struct Args {
     /// Make tokens that occurred already less likely, as transformers does; 1 is off
     #[arg(long, value_name = "R", default_value_t = 1.0)]
     repetition_penalty: f32,
-    /// Longest prompt [tokens]
-    #[arg(long, value_name = "N", default_value = "512")]
-    max_prompt_tokens: NonZeroUsize,
-    /// Longest completion, end token included [tokens]
-    #[arg(long, value_name = "N", default_value = "256")]
-    max_completion_tokens: NonZeroUsize,
+    /// Longest prompt [tokens; default: 512, or what a small model has positions for]
+    #[arg(long, value_name = "N")]
+    max_prompt_tokens: Option<NonZeroUsize>,
+    /// Longest completion, end token included [tokens; default: 256, or what a small model has positions for]
+    #[arg(long, value_name = "N")]
+    max_completion_tokens: Option<NonZeroUsize>,
     /// Seed of everything random
     #[arg(long, value_name = "NUMBER", default_value_t = 0)]
     seed: u64,
@@ -75,14 +75,15 @@ struct Args {
     /// Lines are questions, not records
     #[arg(long)]
     text: bool,
-    /// File with the system prompt of --text; an empty one means no system message [default: the XML format]
+    /// File with the system prompt of --text; an empty one means no system message [default: the model's system_prompt.txt, which
+    /// a run leaves beside its weights, else the XML format]
     #[arg(long, value_name = "FILE", requires = "text")]
     system_prompt: Option<PathBuf>,
-    /// Sequences sampled at once; changes speed and memory, never a completion
-    #[arg(long, value_name = "N", default_value = "64")]
-    max_sequences: NonZeroUsize,
+    /// Sequences sampled at once; changes speed and memory, never a completion [default: 64, or what a GPU has memory for]
+    #[arg(long, value_name = "N")]
+    max_sequences: Option<NonZeroUsize>,
     /// Where to compute: auto, cpu, cuda, or cuda:N for GPU N counted from 0. `auto` takes the first GPU if there is one that
-    /// this build can use, else the processor, and says so
+    /// this build can use, else the processor
     #[arg(long, value_name = "auto|cpu|cuda[:N]", default_value_t = Device::Auto)]
     device: Device,
     /// How weights are held, and on a GPU caches
@@ -102,9 +103,18 @@ fn main() -> ExitCode {
     run_filter("rollout", &args.output, |out| rollout(&args, out))
 }
 
+/// What stands before a question of --text.
+fn system_prompt(args: &Args, model: &Path) -> Result<String> {
+    let beside = Some(model.join(policy::SYSTEM_PROMPT)).filter(|path| path.exists());
+    match args.system_prompt.clone().or(beside) {
+        Some(path) => std::fs::read_to_string(&path).map_err(Error::io(&path)),
+        None => Ok(SYSTEM_PROMPT.into()),
+    }
+}
+
 fn rollout(args: &Args, out: &mut Output) -> Result<()> {
     let place = Place {
-        gpu: args.device.open(|why| note("rollout", why))?,
+        device: args.device.open()?,
         dtype: args.dtype,
         batch_invariant: args.batch_invariant,
         gpu_memory_fraction: args.gpu_memory_fraction,
@@ -113,10 +123,9 @@ fn rollout(args: &Args, out: &mut Output) -> Result<()> {
     let model = args.model.as_deref().map(hub::model_dir).transpose()?;
     let stop = Stop::on_signals()?;
     let input = Input::open_until(&args.input.file, &stop)?;
-    let format = match (&args.system_prompt, args.text) {
-        (_, false) => Format::Records,
-        (None, true) => Format::Text { system: SYSTEM_PROMPT.into() },
-        (Some(path), true) => Format::Text { system: std::fs::read_to_string(path).map_err(Error::io(path))? },
+    let format = match &model {
+        Some(dir) if args.text => Format::Text { system: system_prompt(args, dir)? },
+        _ => Format::Records,
     };
     let sampling = Sampling {
         temperature: args.temperature,
@@ -127,15 +136,20 @@ fn rollout(args: &Args, out: &mut Output) -> Result<()> {
     };
     let settings = Settings {
         group_size: args.num_generations.get(),
-        max_sequences: args.max_sequences.get(),
-        max_completion_tokens: args.max_completion_tokens.get(),
+        max_sequences: 0,
+        max_completion_tokens: 0,
         sampling,
         stop_ids: Vec::new(),
         seed: args.seed,
         step: 0,
     };
-    let prompts = Prompts { format, max_tokens: args.max_prompt_tokens.get(), on_long: args.on_long_prompt };
-    let job = Job { place, prompts, settings, stop };
+    let asked = Asked {
+        prompt_tokens: args.max_prompt_tokens.map(NonZeroUsize::get),
+        completion_tokens: args.max_completion_tokens.map(NonZeroUsize::get),
+        sequences: args.max_sequences.map(NonZeroUsize::get),
+    };
+    let prompts = Prompts { format, max_tokens: 0, on_long: args.on_long_prompt };
+    let job = Job { place, prompts, settings, asked, stop };
     match (&args.follow, args.groups_per_step, model) {
         (Some(_), ..) if args.on_long_prompt == LongPrompt::Skip => Err(Error::Usage(
             "--on-long-prompt skip does not go with --follow: a step takes the prompts that stand in its place".into(),

@@ -46,6 +46,18 @@ make_start() {
     export-hf "$model" "$start" --dtype f32
 }
 
+# What the model is to be asked with travels with its weights: this run's system prompt, not the one it came with.
+keep_system_prompt() {
+    local kept
+    kept=$RUN/checkpoints/$(step_name 0)/system_prompt.txt
+    if [ -z "$SYSTEM_PROMPT" ]; then
+        rm -f "$kept"
+    elif ! cmp -s "$SYSTEM_PROMPT" "$kept"; then
+        cp "$SYSTEM_PROMPT" "$RUN/.system_prompt"
+        mv "$RUN/.system_prompt" "$kept"
+    fi
+}
+
 # What only served to make something else, or was being made when the run was killed. Checkpoints are the trainer's own to sweep,
 # which knows whether another one is at work.
 sweep() {
@@ -105,6 +117,7 @@ table() {
 make_all() {
     make_prompts
     make_start
+    keep_system_prompt
     sweep
     [ -L "$RUN/policy" ] || point_policy_at "$(step_name 0)"
     evaluate_as before

@@ -1,6 +1,7 @@
 //! Where to compute: `--device`.
 
 use std::fmt;
+use std::path::Path;
 use std::str::FromStr;
 use std::sync::Arc;
 
@@ -50,35 +51,66 @@ impl Dtype {
     }
 }
 
+/// Where one computes.
+#[derive(Clone)]
+pub struct Found {
+    /// None is the processor.
+    pub gpu: Option<Arc<dyn Driver>>,
+    /// Why it is not the GPU that this machine has.
+    pub why_not: Option<String>,
+}
+
+impl Found {
+    /// The processor, where nobody would expect anything else.
+    #[must_use]
+    pub fn cpu() -> Self {
+        Self { gpu: None, why_not: None }
+    }
+
+    /// What a command says of computing on the processor in this way.
+    #[must_use]
+    pub fn on_cpu(&self, how: &str) -> String {
+        let threads = match rayon::current_num_threads() {
+            1 => "1 thread".to_owned(),
+            threads => format!("{threads} threads"),
+        };
+        let why_not = self.why_not.iter().map(|why| format!(", not on the GPU: {why}"));
+        format!("computing on the CPU ({threads}, {how}){}", why_not.collect::<String>())
+    }
+
+    /// What a command says of computing on a GPU in these numbers.
+    #[must_use]
+    pub fn on_gpu(gpu: &dyn Driver, numbers: Numbers) -> String {
+        format!("computing on the GPU ({}, {})", gpu.name(), numbers.suffix())
+    }
+}
+
 impl Device {
-    /// Opens the GPU that was asked for or, with `auto`, found; `None` is the CPU. `say` hears what `auto` chose and why.
+    /// Opens the GPU that was asked for or, with `auto`, found.
     ///
     /// # Errors
     /// [`crate::Error::Device`] when a GPU that was asked for cannot be used.
-    pub fn open(self, say: impl FnOnce(&str)) -> Result<Option<Arc<dyn Driver>>> {
-        self.open_with(open_gpu, say)
+    pub fn open(self) -> Result<Found> {
+        self.open_with(open_gpu, has_gpu())
     }
 
-    fn open_with(
-        self,
-        open_gpu: impl FnOnce(usize) -> Result<Arc<dyn Driver>>,
-        say: impl FnOnce(&str),
-    ) -> Result<Option<Arc<dyn Driver>>> {
+    fn open_with(self, open_gpu: impl FnOnce(usize) -> Result<Arc<dyn Driver>>, has_gpu: bool) -> Result<Found> {
         match self {
-            Self::Cpu => Ok(None),
-            Self::Cuda(ordinal) => open_gpu(ordinal).map(Some),
+            Self::Cpu => Ok(Found::cpu()),
+            Self::Cuda(ordinal) => Ok(Found { gpu: Some(open_gpu(ordinal)?), why_not: None }),
             Self::Auto => match open_gpu(0) {
-                Ok(gpu) => {
-                    say(&format!("computing on the GPU: {}", gpu.name()));
-                    Ok(Some(gpu))
-                }
-                Err(why) => {
-                    say(&format!("computing on the CPU: {why}"));
-                    Ok(None)
-                }
+                Ok(gpu) => Ok(Found { gpu: Some(gpu), why_not: None }),
+                Err(why) => Ok(Found { gpu: None, why_not: has_gpu.then(|| why.to_string()) }),
             },
         }
     }
+}
+
+/// Whether this machine has an NVIDIA GPU, as far as its kernel tells; who has none should hear nothing of CUDA.
+fn has_gpu() -> bool {
+    ["/proc/driver/nvidia/version", "/dev/nvidia0", "/usr/lib/wsl/lib/libcuda.so.1"]
+        .iter()
+        .any(|path| Path::new(path).exists())
 }
 
 #[cfg(feature = "cuda")]
@@ -132,14 +164,15 @@ mod tests {
     }
 
     #[test]
-    fn auto_falls_back_to_the_cpu_and_says_why_but_a_gpu_asked_for_must_be_there() {
-        let none = |ordinal| Err(Error::Device(format!("no GPU {ordinal}")));
-        let mut said = String::new();
-        assert!(Device::Auto.open_with(none, |why| said = why.into()).unwrap().is_none());
-        assert_eq!(said, "computing on the CPU: no GPU 0");
-        let silent = |why: &str| panic!("{why}");
-        assert!(Device::Cpu.open_with(|_| panic!("not asked for"), silent).unwrap().is_none());
-        let err = Device::Cuda(2).open_with(none, silent).err().unwrap();
-        assert_eq!((err.to_string().as_str(), err.exit_code()), ("no GPU 2", 1));
+    fn auto_falls_back_to_the_cpu_and_says_why_only_where_there_is_a_gpu_and_one_asked_for_must_be_there() {
+        let none = |ordinal| Err(Error::Device(format!("no driver for GPU {ordinal}")));
+        let with = Device::Auto.open_with(none, true).unwrap();
+        assert!(with.gpu.is_none());
+        assert!(with.on_cpu("f32").ends_with(", f32), not on the GPU: no driver for GPU 0"), "{}", with.on_cpu("f32"));
+        let without = Device::Auto.open_with(none, false).unwrap();
+        assert!(without.on_cpu("f32").ends_with(", f32)"), "{}", without.on_cpu("f32"));
+        assert!(Device::Cpu.open_with(|_| panic!("not asked for"), true).unwrap().why_not.is_none());
+        let err = Device::Cuda(2).open_with(none, false).err().unwrap();
+        assert_eq!((err.to_string().as_str(), err.exit_code()), ("no driver for GPU 2", 1));
     }
 }

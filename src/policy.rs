@@ -22,12 +22,14 @@ pub const WEIGHTS: &str = "model.safetensors";
 pub const OPTIMIZER: &str = "optimizer.safetensors";
 /// What the run remembers, a [`State`].
 pub const STATE: &str = "state.json";
+/// The system prompt that a model was trained with: what `rollout --text` puts before a question.
+pub const SYSTEM_PROMPT: &str = "system_prompt.txt";
 /// Directory of a checkpoint for weights of steps before its own, where steps after it are sampled from them.
 pub const OLDER: &str = "older";
 
 /// Files that travel from a model directory to its successors unchanged, where they exist. `config.json` travels with its dtype
 /// set to that of the weights beside it, see [`write_config`].
-const COMPANIONS: [&str; 9] = [
+const COMPANIONS: [&str; 10] = [
     "generation_config.json",
     "tokenizer.json",
     "tokenizer_config.json",
@@ -36,6 +38,7 @@ const COMPANIONS: [&str; 9] = [
     "vocab.json",
     "merges.txt",
     "chat_template.jinja",
+    SYSTEM_PROMPT,
     "LICENSE",
 ];
 

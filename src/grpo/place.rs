@@ -3,7 +3,7 @@
 use std::str::FromStr;
 use std::sync::Arc;
 
-use crate::device::{Device, Dtype};
+use crate::device::{Device, Dtype, Found};
 use crate::error::{Error, Result};
 use crate::gpu::driver::{Driver, Dtype as Numbers};
 use crate::gpu::packed::{Plan, Wish};
@@ -17,7 +17,7 @@ use crate::optim::StateType;
 #[derive(Debug, Clone, clap::Args)]
 pub struct PlaceArgs {
     /// Where to compute: auto, cpu, cuda, or cuda:N for GPU N counted from 0. `auto` takes the first GPU if there is one that this
-    /// build can use, else the processor, and says so
+    /// build can use, else the processor
     #[arg(long, value_name = "auto|cpu|cuda[:N]", default_value_t = Device::Auto)]
     pub device: Device,
     /// Numbers that a GPU multiplies; sums, the residual stream, gradients and the weights in training are f32 in any case
@@ -69,16 +69,18 @@ pub struct Opened {
 }
 
 impl PlaceArgs {
-    /// Opens the GPU, if it is to be one. `say` hears what was chosen.
+    /// Opens the GPU, if it is to be one. `say` hears of the processor; of a GPU, when a model's memory on it is planned.
     ///
     /// # Errors
     /// [`Error::Device`] when a GPU that was asked for cannot be used, [`Error::Usage`] for what only a GPU has.
     pub fn open(&self, say: &dyn Fn(&str)) -> Result<Opened> {
         let limit = self.memory_limit.map(|Bytes(bytes)| bytes);
-        let Some(driver) = self.device.open(say)? else {
+        let found = self.device.open()?;
+        let Some(driver) = found.gpu.clone() else {
             if limit.is_some() || !matches!(self.dtype, Dtype::Auto | Dtype::F32) {
                 return Err(Error::Usage("--memory-limit, --dtype bf16 and f16 are for a GPU".into()));
             }
+            say(&found.on_cpu("f32"));
             return Ok(Opened { gpu: None, limit });
         };
         let dtype = self.dtype.on(&*driver)?;
@@ -102,7 +104,7 @@ impl Opened {
         };
         let wish = Wish { config: model.config(), dtype: *dtype, moments, reference, tokens, limit };
         let plan = Plan::choose(wish)?;
-        say(&plan.describe());
+        say(&format!("{}, {}", Found::on_gpu(&**driver, *dtype), plan.describe()));
         Ok(Box::new(Gpu::new(Arc::clone(driver), model, *dtype, &plan)?))
     }
 }

@@ -3,6 +3,7 @@
 mod follow;
 mod prompts;
 mod records;
+mod room;
 mod seat;
 
 use std::path::Path;
@@ -12,7 +13,7 @@ use std::sync::atomic::Ordering;
 use crate::ahead::Ahead;
 use crate::cli::note;
 use crate::engine::Settings;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::jsonl::{Input, Output};
 use crate::model::Config;
 use crate::policy;
@@ -23,6 +24,7 @@ use crate::tokenizer::{Tokenizer, stop_ids};
 pub use follow::{Steps, follow};
 pub use prompts::{Format, Limits, LongPrompt, Prompts, Source};
 pub use records::{Origin, Records};
+pub use room::Asked;
 pub use seat::Place;
 use seat::Seat;
 
@@ -33,8 +35,10 @@ pub struct Job {
     pub place: Place,
     /// How lines become prompts.
     pub prompts: Prompts,
-    /// How prompts become completions; stop ids and step are filled in from the model's directory.
+    /// How prompts become completions; stop ids, step and lengths are filled in when the model is known.
     pub settings: Settings,
+    /// How much of what is to be decided by the model and the device somebody has decided.
+    pub asked: Asked,
     /// Ends the sampling early; groups that are whole by then are written.
     pub stop: Stop,
 }
@@ -65,24 +69,21 @@ struct Ready {
 
 impl Ready {
     /// Opens the model in `dir`; see [`Source::new`] for `unique_among`.
-    fn new(job: Job, dir: &Path, unique_among: Option<usize>) -> Result<Self> {
-        let mut settings = job.settings.clone();
-        settings.sampling.check()?;
+    fn new(mut job: Job, dir: &Path, unique_among: Option<usize>) -> Result<Self> {
+        job.settings.sampling.check()?;
         let identity = policy::identity(dir)?;
         let config = Config::load(dir)?;
-        settings.stop_ids = stop_ids(dir)?;
-        settings.step = identity.step;
         let positions = config.max_position_embeddings;
-        if settings.max_completion_tokens >= positions {
-            return Err(Error::Usage(format!(
-                "max-completion-tokens leaves no room for a prompt in {positions} positions"
-            )));
-        }
-        let limits =
-            prompts::Limits { positions: positions - settings.max_completion_tokens, vocabulary: config.vocab_size };
+        let (prompt, completion) = job.asked.lengths(positions)?;
+        job.prompts.max_tokens = prompt;
+        job.settings.max_completion_tokens = completion;
+        job.settings.stop_ids = stop_ids(dir)?;
+        job.settings.step = identity.step;
+        let limits = prompts::Limits { positions: positions - completion, vocabulary: config.vocab_size };
         let tokenizer = Arc::new(Tokenizer::load(dir)?);
-        let seat = Seat::take(&job, dir, &settings, |plan| note("rollout", plan))?;
+        let seat = Seat::take(&mut job, dir, |words| note("rollout", words))?;
         let source = Source::new(job.prompts, limits, Arc::clone(&tokenizer), unique_among);
+        let settings = job.settings;
         let (step, temperature) = (identity.step, settings.sampling.temperature);
         let origin = Origin { identity, step, seed: settings.seed, temperature };
         Ok(Self { seat, settings, origin, tokenizer, source })

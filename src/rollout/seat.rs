@@ -7,7 +7,7 @@ use half::bf16;
 
 use super::Job;
 use crate::ahead::Ahead;
-use crate::device::Dtype;
+use crate::device::{Dtype, Found};
 use crate::engine::{CpuDecoder, Decoder, Engine, GpuDecoder, OnGpu, Request, Settings, Sink, Work};
 use crate::error::{Error, Result};
 use crate::floats::Number;
@@ -19,8 +19,8 @@ use crate::stop::Stop;
 /// Where and how to compute.
 #[derive(Clone)]
 pub struct Place {
-    /// None is the CPU.
-    pub gpu: Option<Arc<dyn Driver>>,
+    /// The processor or a GPU.
+    pub device: Found,
     /// Of weights, and on a GPU of caches.
     pub dtype: Dtype,
     /// See [`OnGpu::batch_invariant`].
@@ -45,19 +45,20 @@ enum At {
 }
 
 impl Seat {
-    /// Brings the model in `dir` to the job's device; `say` hears in what it computes there, and the plan of a GPU's memory.
+    /// Brings the model in `dir` to the job's device, and settles how many sequences are sampled at once there. `say` hears where it
+    /// computes and how, with the plan of a GPU's memory.
     ///
     /// # Errors
     /// [`Error::Usage`] for a type that the device does not compute in, [`Error::Device`] when there is no room, else as
     /// [`Transformer::load`].
-    pub fn take(job: &Job, dir: &Path, settings: &Settings, say: impl FnOnce(&str)) -> Result<Self> {
+    pub fn take(job: &mut Job, dir: &Path, say: impl FnOnce(&str)) -> Result<Self> {
         let place = &job.place;
         if !(place.gpu_memory_fraction > 0.0 && place.gpu_memory_fraction <= 1.0) {
             return Err(Error::Usage("gpu-memory-fraction is not above 0 and at most 1".into()));
         }
-        let at = match &place.gpu {
-            None => At::the_cpu(place.dtype, (dir, &job.stop), say)?,
-            Some(gpu) => At::the_gpu(gpu, job, (dir, settings), say)?,
+        let at = match place.device.gpu.clone() {
+            None => At::the_cpu(job, dir, say)?,
+            Some(gpu) => At::the_gpu(&gpu, job, dir, say)?,
         };
         Ok(Self { at, stop: job.stop.clone() })
     }
@@ -113,35 +114,36 @@ fn load<W: Number>(dir: &Path, stop: &Stop) -> Result<Transformer<W>> {
 }
 
 impl At {
-    fn the_gpu(
-        gpu: &Arc<dyn Driver>,
-        job: &Job,
-        (dir, settings): (&Path, &Settings),
-        say: impl FnOnce(&str),
-    ) -> Result<Self> {
+    fn the_gpu(gpu: &Arc<dyn Driver>, job: &mut Job, dir: &Path, say: impl FnOnce(&str)) -> Result<Self> {
         let (place, model) = (&job.place, Model::load(dir)?);
+        let positions = model.config().max_position_embeddings;
         let on = OnGpu {
             dtype: place.dtype.on(&**gpu)?,
-            max_prompt_tokens: job.prompts.max_tokens,
+            max_prompt_tokens: job.prompts.max_tokens.min(positions - job.settings.max_completion_tokens),
             batch_invariant: place.batch_invariant,
         };
-        let plan = on.plan(model.config(), settings)?;
         let room = (gpu.memory()?.free as f64 * place.gpu_memory_fraction) as usize;
-        say(&format!("{}, {plan}", on.dtype.suffix()));
+        let plan = |max_sequences| on.plan(model.config(), &Settings { max_sequences, ..job.settings.clone() });
+        let sequences = job.asked.sequences(|sequences| Ok(plan(sequences)?.check(room).is_ok()))?;
+        let plan = plan(sequences)?;
+        say(&format!("{}, {plan} for {sequences} sequences at once", Found::on_gpu(&**gpu, on.dtype)));
         plan.check(room)?;
-        Ok(Self::Gpu(Box::new(GpuDecoder::new(gpu, &model, settings, on)?)))
+        job.settings.max_sequences = sequences;
+        Ok(Self::Gpu(Box::new(GpuDecoder::new(gpu, &model, &job.settings, on)?)))
     }
 
-    fn the_cpu(dtype: Dtype, (dir, stop): (&Path, &Stop), say: impl FnOnce(&str)) -> Result<Self> {
-        match dtype {
-            Dtype::Auto => {
-                say(
-                    "weights in f32, so that the trainer finds the same log-probabilities; --dtype bf16 takes half the memory",
-                );
-                load(dir, stop).map(Self::Cpu)
+    fn the_cpu(job: &mut Job, dir: &Path, say: impl FnOnce(&str)) -> Result<Self> {
+        job.settings.max_sequences = job.asked.sequences(|_| Ok(true))?;
+        let device = &job.place.device;
+        match job.place.dtype {
+            Dtype::Auto | Dtype::F32 => {
+                say(&device.on_cpu("weights in f32"));
+                load(dir, &job.stop).map(Self::Cpu)
             }
-            Dtype::F32 => load(dir, stop).map(Self::Cpu),
-            Dtype::Bf16 => load(dir, stop).map(Self::CpuBf16),
+            Dtype::Bf16 => {
+                say(&device.on_cpu("weights in bf16"));
+                load(dir, &job.stop).map(Self::CpuBf16)
+            }
             Dtype::F16 => Err(Error::Usage("--dtype f16: the CPU holds weights in f32 or bf16".into())),
         }
     }

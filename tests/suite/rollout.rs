@@ -16,8 +16,12 @@ use crate::process::{Finished, check_help, lines, run, run_into};
 
 const ROLLOUT: &str = env!("CARGO_BIN_EXE_rollout");
 
-/// What is said of the weights on the CPU when nothing was asked for.
-const IN_F32: &str = "rollout: weights in f32, so that the trainer finds the same log-probabilities; --dtype bf16 takes half the memory\n";
+/// What is said besides where it is computed, which is the first thing said.
+fn said(stderr: &str) -> &str {
+    let (place, rest) = stderr.split_once('\n').unwrap_or_default();
+    assert!(place.starts_with("rollout: computing on the CPU ("), "{stderr}");
+    rest
+}
 
 const FIELDS: [&str; 12] = [
     "group_id",
@@ -55,17 +59,18 @@ fn the_help_is_the_golden_one() {
 
 #[test]
 fn a_device_that_is_not_there_is_named_in_one_line_and_auto_does_without() {
-    let Err(why) = Device::Cuda(0).open(|_| ()) else { return }; // there is one
+    let Err(why) = Device::Cuda(0).open() else { return }; // there is one
     let (input, model) = (lines(&[prompt(0)]), directory().join("tiny-qwen2"));
     let model = ["--model", model.to_str().unwrap(), "--max-completion-tokens", "8"];
     let rollout = |more: &[&str]| run(ROLLOUT, &[&model, more].concat(), &input);
     let auto = rollout(&[]);
     assert_eq!(auto.code, Some(0), "{}", auto.stderr);
-    let said = format!("rollout: computing on the CPU: {why}\n");
-    assert!(auto.stderr.starts_with(&said), "{}", auto.stderr);
-    let cpu = rollout(&["--device", "cpu"]);
-    assert_eq!((cpu.code, cpu.stdout), (Some(0), auto.stdout));
-    assert!(!cpu.stderr.contains("computing on"), "{}", cpu.stderr);
+    let said = auto.stderr.lines().next().unwrap_or_default();
+    assert!(said.starts_with("rollout: computing on the CPU (") && said.contains(", weights in f32)"), "{said}");
+    assert_eq!(auto.stderr.matches("computing on").count(), 1, "{}", auto.stderr);
+    let cpu = rollout(&["--device", "cpu", "--dtype", "bf16"]);
+    assert!(cpu.stderr.contains(", weights in bf16)\n") && !cpu.stderr.contains("CUDA"), "{}", cpu.stderr);
+    assert_eq!(rollout(&["--device", "cpu"]).stdout, auto.stdout);
     for device in ["cuda", "cuda:0"] {
         let done = rollout(&["--device", device]);
         assert_eq!((done.code, done.stdout.as_str()), (Some(1), ""));
@@ -95,7 +100,7 @@ fn a_rollout_has_the_prompts_fields_and_then_its_own() {
     }
     let model = std::fs::read(directory().join("tiny-qwen2/model.safetensors")).unwrap();
     assert_eq!(rollouts[0]["policy_id"], blake3::hash(&model).to_hex()[..32]);
-    assert!(done.stderr.starts_with(&format!("{IN_F32}rollout: 6 sequences, ")), "{}", done.stderr);
+    assert!(said(&done.stderr).starts_with("rollout: 6 sequences, "), "{}", done.stderr);
 }
 
 #[test]
@@ -111,7 +116,7 @@ fn the_number_in_flight_changes_no_byte() {
 fn weights_in_bf16_give_other_log_probabilities_and_the_same_in_any_batch() {
     let input = lines(&(0..9).map(prompt).collect::<Vec<_>>());
     let halves = rollout(&["-n", "4", "--dtype", "bf16"], &input);
-    assert!(halves.stderr.starts_with("rollout: 36 sequences, "), "{}", halves.stderr);
+    assert!(said(&halves.stderr).starts_with("rollout: 36 sequences, "), "{}", halves.stderr);
     assert_eq!(rollout(&["-n", "4", "--dtype", "bf16", "--max-sequences", "3"], &input).stdout, halves.stdout);
     let whole = rollout(&["-n", "4"], &input).stdout;
     assert_ne!(whole, halves.stdout);
@@ -132,7 +137,7 @@ fn a_bad_line_ends_it_after_whole_groups() {
     for (input, message) in cases {
         let done = rollout(&["-n", "2"], &input);
         assert_eq!(done.code, Some(3));
-        assert!(done.stderr.starts_with(&format!("{IN_F32}{message}")), "{}", done.stderr);
+        assert!(said(&done.stderr).starts_with(message), "{}", done.stderr);
         assert_eq!(done.records().len(), 4);
     }
 }
@@ -167,7 +172,23 @@ fn the_models_positions_bound_prompt_and_completion_together() {
     let done = with("500");
     assert_eq!(done.code, Some(3));
     assert!(done.stderr.contains("the model's positions leave beside --max-completion-tokens: 12;"), "{}", done.stderr);
-    assert_eq!(with("512").code, Some(2));
+    let refused = with("512");
+    let message = "rollout: --max-completion-tokens 512 leaves no room for a prompt: the model has 512 positions, so at most 511 fit\n";
+    assert_eq!((refused.code, refused.stderr.as_str()), (Some(2), message));
+}
+
+#[test]
+fn defaults_fit_a_model_of_few_positions_and_text_is_asked_as_the_model_was_trained() {
+    let (dir, project) = (tempfile::tempdir().unwrap(), Path::new(env!("CARGO_MANIFEST_DIR")));
+    let tiny = project.join("pipelines/recipes/tiny");
+    let model = dir.path().join("model");
+    let init = ["--init", "--seed", "1", "--policy", tiny.to_str().unwrap(), "--out", model.to_str().unwrap()];
+    assert_eq!(run(env!("CARGO_BIN_EXE_grpo-step"), &init, "").code, Some(0));
+    let done = run(ROLLOUT, &["--text", "--model", model.to_str().unwrap()], "What is 2 + 3?\n");
+    assert_eq!(done.code, Some(0), "{}", done.stderr);
+    let records = done.records();
+    assert_eq!(records[0]["prompt"][0], json!({"role": "system", "content": "Solve."}));
+    assert!(records[0]["completion_token_ids"].as_array().unwrap().len() <= 128);
 }
 
 #[test]
@@ -347,7 +368,7 @@ fn the_ends_that_every_filter_shares() {
     let (reader, writer) = std::io::pipe().unwrap();
     drop(reader);
     let done = run_into(ROLLOUT, &arguments, &input, writer.into());
-    assert_eq!((done.code, done.stderr.as_str()), (Some(0), IN_F32), "a closed pipe");
+    assert_eq!((done.code, said(&done.stderr)), (Some(0), ""), "a closed pipe");
 
     if let Ok(full) = OpenOptions::new().write(true).open("/dev/full") {
         let done = run_into(ROLLOUT, &arguments, &input, full.into());

@@ -240,14 +240,7 @@ pub fn send(signal: &str, ids: &str) {
 
 /// What was said besides how far a run is, where it computes, and that it learns nothing.
 pub fn news(said: &str) -> Vec<&str> {
-    let usual = [
-        "run: ",
-        "step ",
-        "rollout: computing on ",
-        "rollout: weights in ",
-        "grpo-step: computing on ",
-        "grpo-step: spent ",
-    ];
+    let usual = ["run: ", "step ", "rollout: computing on ", "grpo-step: computing on ", "grpo-step: spent "];
     let is_usual = |line: &str| usual.iter().any(|begin| line.starts_with(begin)) || line.contains(": health: ");
     said.lines().filter(|line| !is_usual(line)).collect()
 }

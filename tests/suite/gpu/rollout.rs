@@ -3,11 +3,11 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use grpo_pipes::device::Dtype;
+use grpo_pipes::device::{Dtype, Found};
 use grpo_pipes::engine::{Sampling, Settings};
 use grpo_pipes::gpu::driver::Driver;
 use grpo_pipes::jsonl::{Input, Output};
-use grpo_pipes::rollout::{Format, Job, LongPrompt, Place, Prompts, run};
+use grpo_pipes::rollout::{Asked, Format, Job, LongPrompt, Place, Prompts, run};
 use grpo_pipes::stop::Stop;
 use grpo_pipes::{Error, Result};
 use serde_json::{Value, json};
@@ -23,17 +23,18 @@ fn sampled(dir: &Path, gpu: Option<Arc<dyn Driver>>, dtype: Dtype, gpu_memory_fr
     std::fs::write(&prompts, lines(&(0..2).map(prompt).collect::<Vec<_>>())).unwrap();
     let settings = Settings {
         group_size: 2,
-        max_sequences: 3,
-        max_completion_tokens: 3,
+        max_sequences: 0,
+        max_completion_tokens: 0,
         sampling: Sampling::default(),
         stop_ids: Vec::new(),
         seed: 3,
         step: 0,
     };
     let job = Job {
-        place: Place { gpu, dtype, batch_invariant: false, gpu_memory_fraction },
-        prompts: Prompts { format: Format::Records, max_tokens: 90, on_long: LongPrompt::Refuse },
+        place: Place { device: Found { gpu, why_not: None }, dtype, batch_invariant: false, gpu_memory_fraction },
+        prompts: Prompts { format: Format::Records, max_tokens: 0, on_long: LongPrompt::Refuse },
         settings,
+        asked: Asked { prompt_tokens: Some(90), completion_tokens: Some(3), sequences: Some(3) },
         stop: Stop::default(),
     };
     let mut out = Output::create(Some(&rollouts))?;
