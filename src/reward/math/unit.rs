@@ -1,0 +1,302 @@
+//! What a number counts: `dollars`, `km/h`, `apples left`; and which words beside a number are no unit.
+
+use std::borrow::Cow;
+
+/// The unit of a number.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Unit {
+    /// None is given, or one that the table below does not know: it agrees with any.
+    Any,
+    /// Percent, which may also be meant as hundredths.
+    Percent,
+    /// One that the table knows, in its spelling: it disagrees with another one.
+    Known(Cow<'static, str>),
+}
+
+/// What is longer is a sentence.
+const MAX_WORDS: usize = 5;
+const MAX_BYTES: usize = 200;
+
+impl Unit {
+    /// The unit that a text behind a number is, a symbol before the number included; `None` when it is anything else.
+    ///
+    /// A letter that touches the number is a factor, as in `18x`, and no unit unless the table knows the whole word: `18cm`.
+    #[must_use]
+    pub fn parse(symbol: Option<&'static str>, text: &str) -> Option<Self> {
+        let attached = !text.starts_with(' ');
+        let phrase = text.trim();
+        if phrase.is_empty() {
+            return Some(symbol.map_or(Self::Any, |symbol| Self::Known(symbol.into())));
+        }
+        if phrase == "%" {
+            return symbol.is_none().then_some(Self::Percent);
+        }
+        if text.len() > MAX_BYTES {
+            return None;
+        }
+        let mut phrase = Phrase { spelled: symbol.map(str::to_owned).unwrap_or_default(), ..Phrase::default() };
+        let lower = text.to_lowercase().replace("per cent", "percent").replace(" per ", "/");
+        // `18m` is 18 times m, `18m/s` is a speed.
+        let attached = attached && !lower.contains('/');
+        for (at, factor) in lower.split('/').enumerate() {
+            if at > 0 {
+                phrase.spelled.push('/');
+            }
+            for word in factor.split([' ', '*']).filter(|word| !word.is_empty()) {
+                phrase.add(word, attached)?;
+            }
+        }
+        phrase.finish()
+    }
+}
+
+/// A unit as far as its words have been read.
+#[derive(Default)]
+struct Phrase {
+    /// The words as the table spells them.
+    spelled: String,
+    words: usize,
+    /// Whether the table lacks one of them.
+    has_unknown: bool,
+    is_percent: bool,
+    /// `^2` after `square`, until the word that it belongs to.
+    power: &'static str,
+}
+
+impl Phrase {
+    fn add(&mut self, word: &str, attached: bool) -> Option<()> {
+        let first = self.words == 0;
+        self.words += 1;
+        if self.words > MAX_WORDS {
+            return None;
+        }
+        if let Some(power) = power_of(word) {
+            self.power = power;
+            return (!attached).then_some(());
+        }
+        let (name, power) = word.split_at(word.find('^').unwrap_or(word.len()));
+        let name = name.strip_suffix('.').unwrap_or(name);
+        let Some(unit) = known(name) else {
+            self.has_unknown = true;
+            let is_unit = power.is_empty() && word.len() == name.len() && !attached && is_thing(name, first);
+            return is_unit.then_some(());
+        };
+        let is_factor = attached && first && name.len() == 1 && !matches!(name, "$" | "%");
+        if is_factor || !matches!(power, "" | "^2" | "^3") {
+            return None;
+        }
+        self.is_percent |= first && unit == "%" && self.spelled.is_empty();
+        let power = if power.is_empty() { std::mem::take(&mut self.power) } else { power };
+        if !self.spelled.ends_with(unit) {
+            self.spelled.push_str(unit);
+        }
+        self.spelled.push_str(power);
+        Some(())
+    }
+
+    fn finish(self) -> Option<Unit> {
+        if !self.power.is_empty() {
+            return None;
+        }
+        Some(match self {
+            Self { is_percent: true, .. } => Unit::Percent,
+            Self { has_unknown: true, .. } => Unit::Any,
+            Self { spelled, .. } => Unit::Known(spelled.into()),
+        })
+    }
+}
+
+/// The spelling of a currency that `text` starts with, as it stands before a number, and what follows.
+#[must_use]
+pub fn currency(text: &str) -> Option<(&'static str, &str)> {
+    let is_letter = |c: char| c.is_alphabetic() || c == '.';
+    let len = text.find(|c| !is_letter(c)).unwrap_or(text.len());
+    let len = if text[len..].starts_with('$') { len + 1 } else { len };
+    let len = if len == 0 { text.chars().next().map_or(0, char::len_utf8) } else { len };
+    let (name, rest) = text.split_at(len.min(text.len()));
+    if name.len() > 4 {
+        return None;
+    }
+    let name = name.to_lowercase();
+    let row = UNITS[..CURRENCIES].iter().find(|row| row.contains(&name.trim_end_matches('.')))?;
+    Some((row[0], rest))
+}
+
+fn known(word: &str) -> Option<&'static str> {
+    UNITS.iter().find(|row| row.contains(&word)).map(|row| row[0])
+}
+
+/// Whether a word that the table lacks may be what a number counts; the first one is no short name, as variables have.
+fn is_thing(word: &str, first: bool) -> bool {
+    let least = if first { 3 } else { 2 };
+    let long = word.chars().nth(least - 1).is_some() || matches!((first, word), (false, "a") | (true, "of"));
+    long && word.chars().all(|c| c.is_alphabetic() || c == '-') && !is_no_unit(word)
+}
+
+/// Whether a word between or beside numbers says something else than what they count.
+#[must_use]
+pub fn is_no_unit(word: &str) -> bool {
+    NO_UNIT.contains(&word)
+}
+
+fn power_of(word: &str) -> Option<&'static str> {
+    match word {
+        "square" | "sq" | "sq." => Some("^2"),
+        "cubic" | "cu" | "cu." => Some("^3"),
+        _ => None,
+    }
+}
+
+/// How many rows of the table, from its start, are currencies.
+const CURRENCIES: usize = 8;
+
+/// Units in the spelling by which they are compared, and its other spellings in lower case. `pound` is not among them: it is a currency
+/// and a weight.
+const UNITS: &[&[&str]] = &[
+    &["$", "us$", "usd", "dollar", "dollars", "buck", "bucks"],
+    &["\u{20ac}", "eur", "euro", "euros"],
+    &["\u{a3}", "gbp"],
+    &["\u{a5}", "jpy", "cny", "rmb", "yen", "yuan", "\u{5143}", "\u{5186}"],
+    &["\u{20b9}", "inr", "rs", "rupee", "rupees"],
+    &["\u{20a9}", "krw", "won", "\u{c6d0}"],
+    &["\u{20bd}", "rub", "ruble", "rubles"],
+    &["chf", "franc", "francs"],
+    &["\u{a2}", "cent", "cents"],
+    &["%", "percent", "pct"],
+    &["\u{b0}", "degree", "degrees", "deg"],
+    &["\u{b0}c"],
+    &["\u{b0}f"],
+    &["mm", "millimeter", "millimeters", "millimetre", "millimetres"],
+    &["cm", "centimeter", "centimeters", "centimetre", "centimetres"],
+    &["m", "meter", "meters", "metre", "metres"],
+    &["km", "kilometer", "kilometers", "kilometre", "kilometres"],
+    &["in", "inch", "inches"],
+    &["ft", "foot", "feet"],
+    &["yd", "yard", "yards"],
+    &["mi", "mile", "miles"],
+    &["mi/h", "mph"],
+    &["km/h", "kph", "kmh"],
+    &["mg", "milligram", "milligrams"],
+    &["g", "gram", "grams"],
+    &["kg", "kilogram", "kilograms", "kilo", "kilos"],
+    &["lb", "lbs"],
+    &["oz", "ounce", "ounces"],
+    &["ton", "tons", "tonne", "tonnes"],
+    &["ml", "milliliter", "milliliters", "millilitre", "millilitres"],
+    &["l", "liter", "liters", "litre", "litres"],
+    &["gal", "gallon", "gallons"],
+    &["s", "sec", "secs", "second", "seconds"],
+    &["min", "mins", "minute", "minutes"],
+    &["h", "hr", "hrs", "hour", "hours"],
+    &["day", "days"],
+    &["week", "weeks"],
+    &["month", "months"],
+    &["yr", "yrs", "year", "years"],
+    &["unit", "units"],
+];
+
+/// Words that say something else about a number than what it counts, or that another number follows.
+#[rustfmt::skip]
+const NO_UNIT: &[&str] = &[
+    "and", "or", "to", "und", "oder", "et", "ou", "with", "without", "plus", "minus", "times", "over", "by",
+    "through", "between", "from", "until", "versus", "vs", "than", "not", "no", "is", "was", "are", "be", "but",
+    "because", "if", "so", "then", "point", "half", "halves", "third", "thirds", "quarter", "quarters", "fourth",
+    "fourths", "fifth", "fifths", "sixth", "sixths", "eighth", "eighths", "tenth", "tenths", "squared", "cubed",
+    "factorial", "choose", "mod", "modulo", "remainder", "divided", "multiplied", "am", "pm", "a.m", "p.m", "o'clock",
+    "pi", "sqrt", "sin", "cos", "tan", "log", "ln", "exp", "inf", "infinity", "nan", "zero", "one", "two", "three",
+    "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve", "twenty", "thirty", "forty", "fifty",
+    "hundred", "thousand", "million", "billion", "trillion", "hundreds", "thousands", "millions", "billions",
+    "trillions", "dozen", "dozens", "hundredth", "hundredths", "thousandth", "thousandths", "millionth", "millionths",
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn unit(text: &str) -> Option<Unit> {
+        Unit::parse(None, text)
+    }
+
+    #[test]
+    fn spellings_of_a_unit_are_one() {
+        let same = [
+            [" dollars", " USD", "$", " bucks"],
+            [" km/h", "km/h", " kilometers per hour", " kph"],
+            [" cm^2", " square centimeters", " sq. cm", "cm^2"],
+            [" ft.", " feet", " Foot", "ft"],
+            [" m/s^2", " meters per s^2", " m / s^2", " metres/s^2"],
+        ];
+        for row in same {
+            let first = unit(row[0]).unwrap_or_else(|| panic!("{}", row[0]));
+            assert!(matches!(first, Unit::Known(_)), "{}", row[0]);
+            assert!(row.iter().all(|other| unit(other) == Some(first.clone())), "{row:?}");
+        }
+        assert_eq!(Unit::parse(Some("$"), " per hour"), unit(" dollars/hour"));
+        assert_eq!(Unit::parse(Some("$"), " dollars"), unit("$"));
+    }
+
+    #[test]
+    fn things_agree_with_any_unit() {
+        for text in [
+            "",
+            " apples",
+            " red apples",
+            " apples left",
+            " dollars a day",
+            " of the cake",
+            " \u{44f}\u{431}\u{43b}\u{43e}\u{43a}",
+        ] {
+            assert_eq!(unit(text), Some(Unit::Any), "{text:?}");
+        }
+        for text in ["%", " %", " percent", " per cent", " percent of students"] {
+            assert_eq!(unit(text), Some(Unit::Percent), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_unit_is_none() {
+        let texts = [
+            "x",
+            " x",
+            "m",
+            "xyz",
+            " apples and pears",
+            " or so",
+            " pm",
+            " and a half",
+            " cm^4",
+            " apples^2",
+            " square",
+            " 2 pears",
+            " apples, pears",
+            " a b c d e f",
+            "th",
+            "!",
+            "^2",
+            " pi",
+            " squared",
+            " apples.",
+            "$x",
+            "s/t",
+        ];
+        for text in texts {
+            assert_eq!(unit(text), None, "{text:?}");
+        }
+        assert_eq!(Unit::parse(Some("$"), "%"), None);
+    }
+
+    #[test]
+    fn a_currency_stands_before_a_number() {
+        for (text, want) in [
+            ("$18", ("$", "18")),
+            ("US$ 18", ("$", " 18")),
+            ("Rs. 5", ("\u{20b9}", " 5")),
+            ("\u{20ac}-1", ("\u{20ac}", "-1")),
+        ] {
+            assert_eq!(currency(text), Some(want), "{text}");
+        }
+        for text in ["", "18", "x$", "cent 5", "%5", "dollarsdollars", "\u{65e5}"] {
+            assert_eq!(currency(text), None, "{text}");
+        }
+    }
+}
