@@ -6,11 +6,14 @@ use super::same::bare;
 /// The answer of a completion.
 #[must_use]
 pub fn in_completion(text: &str) -> Option<&str> {
-    if let Some(tagged) = tagged(text) {
-        return Some(stated(tagged).unwrap_or(tagged)).map(str::trim).filter(|answer| !answer.is_empty());
-    }
-    let text = after_thoughts(text);
-    stated(text).or_else(|| last_line(text)).map(str::trim)
+    let answer = match tagged(text) {
+        Some(tagged) => stated(tagged).unwrap_or(tagged),
+        None => {
+            let text = after_thoughts(text);
+            stated(text).or_else(|| last_line(text))?
+        }
+    };
+    Some(answer.trim()).filter(|answer| !answer.is_empty())
 }
 
 /// The answer of a reference, which is the whole text when nothing in it says where the answer is.

@@ -88,7 +88,12 @@ impl Reader<'_> {
         while !self.rest.is_empty() && !self.rest.starts_with('}') {
             self.unit(depth);
         }
-        self.rest = self.rest.strip_prefix('}').unwrap_or(self.rest);
+        let Some(rest) = self.rest.strip_prefix('}') else {
+            // Cut off, which must show: `\frac{1}{2` may have been 1/24.
+            self.out.insert(start, '{');
+            return;
+        };
+        self.rest = rest;
         let content = &self.out[start..];
         let is_list = braces == Braces::Bare && content.contains(',') && content.trim() != ",";
         if is_list {
@@ -332,6 +337,7 @@ mod tests {
             ("**18** 2**8 `18`", "18 2^8 18"),
             (r"\left( 18 \right)\quad\\ 5", "( 18 ) 5"),
             ("\u{661}\u{ff12}\u{200b}\u{202f}1\u{bd} 10\u{207b}\u{b2}m", "12 1 1/2 10^-2m"),
+            (r"\frac{1}{2", "1/{2"),
             (r"\[ \theta \leq \gamma \]", "\u{3b8} \u{2264} \\gamma"),
         ];
         for (text, want) in cases {

@@ -31,10 +31,7 @@ impl<'a> Quantity<'a> {
     #[must_use]
     pub fn equals(&self, other: &Self) -> bool {
         if self.value == other.value {
-            return match (&self.unit, &other.unit) {
-                (Unit::Any, _) | (_, Unit::Any) => true,
-                (left, right) => left == right,
-            };
+            return self.unit.agrees(&other.unit);
         }
         match (&self.unit, &other.unit) {
             (Unit::Percent, Unit::Any) => self.value.clone().shifted(-2) == other.value,
@@ -44,12 +41,11 @@ impl<'a> Quantity<'a> {
     }
 }
 
-/// Takes one sign off the front.
+/// Takes one sign off the front, which may be a word.
 fn sign(text: &str) -> (bool, &str) {
-    match text.strip_prefix(['-', '+']) {
-        Some(rest) => (text.starts_with('-'), rest.trim_start()),
-        None => (false, text),
-    }
+    let minus = ["-", "minus ", "negative "].into_iter().find_map(|minus| text.strip_prefix(minus));
+    let rest = minus.or_else(|| text.strip_prefix('+')).unwrap_or(text);
+    (minus.is_some(), rest.trim_start())
 }
 
 /// The value that `text` starts with, and what follows it.
@@ -211,7 +207,7 @@ mod tests {
             &["1.5", "1,5", "3/2", "1 1/2", "1.5/1", "0.75/0.5", "15*10^-1", "15 x 10^(-1)", "(3)/(2)", "(-3)/(-2)"],
             &["-0.5", "-.5", "-1/2", "- 1/2", "(-1)/2", "1/(-2)", "-0,500"],
             &["1000", "10^3", "1e3", "1 thousand", "10 hundred", "1,000", "1.000.000/1000"],
-            &["-5", "-$5", "$-5", "$ -5", "-5 dollars", "USD -5"],
+            &["-5", "-$5", "$-5", "$ -5", "minus 5", "-5 dollars", "USD -5"],
             &["1000.5", "1 000,5", "1.000,5"],
             &["1e1000000000000", "10e999999999999", "0.1e1000000000001"],
         ];

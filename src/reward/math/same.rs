@@ -21,7 +21,7 @@ fn same_part(left: &str, right: &str) -> bool {
 }
 
 /// The answer without what may stand around it: one final punctuation mark, quotes, emphasis, parentheses around a single
-/// thing, `####`, and the name or calculation that it equals.
+/// thing, `####`, and the name or calculation that it is said of.
 #[must_use]
 pub fn bare(text: &str) -> &str {
     let mut text = text.trim().trim_start_matches('#').trim_start();
@@ -42,21 +42,20 @@ pub fn bare(text: &str) -> &str {
 
 /// What stands between a pair of marks that says nothing.
 fn enclosed(text: &str) -> &str {
-    let pairs = [('*', '*'), ('_', '_'), ('"', '"'), ('\'', '\''), ('(', ')')];
-    for (open, close) in pairs {
+    for (open, close) in [("__", "__"), ("*", "*"), ("_", "_"), ("\"", "\""), ("'", "'"), ("(", ")"), ("", ")")] {
         let inner = text.strip_prefix(open).and_then(|text| text.strip_suffix(close));
-        if let Some(inner) =
-            inner.filter(|inner| !inner.contains([open, close]) && !(open == '(' && inner.contains(',')))
-        {
-            return inner.trim();
+        if let Some(inner) = inner.filter(|inner| !inner.contains(['*', '_', '"', '\'', '(', ')'])) {
+            let is_list = close == ")" && inner.contains([',', ';']);
+            return if is_list { text } else { inner.trim() };
         }
     }
     text
 }
 
-/// The last side of an equation whose other sides are each a name (`x`, `Total cost`, `f(3)`) or a calculation (`9 * 2`).
+/// What is said of a name (`x`, `Total cost`, `f(3)`) or of a calculation (`9 * 2`): the last side of an equation, what follows a
+/// colon, or the set that the name is in.
 fn result(text: &str) -> &str {
-    let Some((before, last)) = text.rsplit_once('=') else {
+    let Some((before, last)) = text.rsplit_once(['=', '\u{2208}']).or_else(|| text.split_once(": ")) else {
         return text;
     };
     if before.split('=').all(|side| is_name(side.trim()) || is_calculation(side)) { last.trim() } else { text }
@@ -70,7 +69,7 @@ fn is_name(side: &str) -> bool {
     name.chars().all(is_letter)
         && is_index(index)
         && argument.strip_suffix(')').is_some_and(is_index)
-        && !name.split(' ').any(is_no_unit)
+        && !name.to_lowercase().split(' ').any(is_no_unit)
 }
 
 fn is_calculation(side: &str) -> bool {

@@ -18,6 +18,19 @@ const MAX_WORDS: usize = 5;
 const MAX_BYTES: usize = 200;
 
 impl Unit {
+    /// Whether both can be meant: dollars may be those per day, and are no cents.
+    #[must_use]
+    pub fn agrees(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Any, _) | (_, Self::Any) => true,
+            (Self::Known(left), Self::Known(right)) => {
+                let per = |long: &str, short: &str| long.strip_prefix(short).is_some_and(|rest| rest.starts_with('/'));
+                left == right || (!right.contains('/') && per(left, right)) || (!left.contains('/') && per(right, left))
+            }
+            _ => self == other,
+        }
+    }
+
     /// The unit that a text behind a number is, a symbol before the number included; `None` when it is anything else.
     ///
     /// A letter that touches the number is a factor, as in `18x`, and no unit unless the table knows the whole word: `18cm`.
@@ -35,7 +48,7 @@ impl Unit {
             return None;
         }
         let mut phrase = Phrase { spelled: symbol.map(str::to_owned).unwrap_or_default(), ..Phrase::default() };
-        let lower = text.to_lowercase().replace("per cent", "percent").replace(" per ", "/");
+        let lower = text.to_lowercase().replace("per cent", "percent").replace(" per ", "/").replace(" a ", "/");
         // `18m` is 18 times m, `18m/s` is a speed.
         let attached = attached && !lower.contains('/');
         for (at, factor) in lower.split('/').enumerate() {
@@ -64,6 +77,7 @@ struct Phrase {
 }
 
 impl Phrase {
+    /// Takes one more word; `None` when it is none that a unit has there.
     fn add(&mut self, word: &str, attached: bool) -> Option<()> {
         let first = self.words == 0;
         self.words += 1;
@@ -87,6 +101,9 @@ impl Phrase {
         }
         self.is_percent |= first && unit == "%" && self.spelled.is_empty();
         let power = if power.is_empty() { std::mem::take(&mut self.power) } else { power };
+        if self.spelled == "\u{b0}" && unit.starts_with(&self.spelled) {
+            self.spelled.clear(); // as in `degrees Celsius`
+        }
         if !self.spelled.ends_with(unit) {
             self.spelled.push_str(unit);
         }
@@ -129,7 +146,7 @@ fn known(word: &str) -> Option<&'static str> {
 /// Whether a word that the table lacks may be what a number counts; the first one is no short name, as variables have.
 fn is_thing(word: &str, first: bool) -> bool {
     let least = if first { 3 } else { 2 };
-    let long = word.chars().nth(least - 1).is_some() || matches!((first, word), (false, "a") | (true, "of"));
+    let long = word.chars().nth(least - 1).is_some() || (first && word == "of");
     long && word.chars().all(|c| c.is_alphabetic() || c == '-') && !is_no_unit(word)
 }
 
@@ -164,8 +181,8 @@ const UNITS: &[&[&str]] = &[
     &["\u{a2}", "cent", "cents"],
     &["%", "percent", "pct"],
     &["\u{b0}", "degree", "degrees", "deg"],
-    &["\u{b0}c"],
-    &["\u{b0}f"],
+    &["\u{b0}c", "c", "celsius"],
+    &["\u{b0}f", "f", "fahrenheit"],
     &["mm", "millimeter", "millimeters", "millimetre", "millimetres"],
     &["cm", "centimeter", "centimeters", "centimetre", "centimetres"],
     &["m", "meter", "meters", "metre", "metres"],
@@ -202,7 +219,7 @@ const NO_UNIT: &[&str] = &[
     "through", "between", "from", "until", "versus", "vs", "than", "not", "no", "is", "was", "are", "be", "but",
     "because", "if", "so", "then", "point", "half", "halves", "third", "thirds", "quarter", "quarters", "fourth",
     "fourths", "fifth", "fifths", "sixth", "sixths", "eighth", "eighths", "tenth", "tenths", "squared", "cubed",
-    "factorial", "choose", "mod", "modulo", "remainder", "divided", "multiplied", "am", "pm", "a.m", "p.m", "o'clock",
+    "factorial", "choose", "mod", "modulo", "remainder", "divided", "multiplied", "am", "pm", "january", "february", "march", "april", "may", "june", "july", "august", "september", "october", "november", "december", "a.m", "p.m", "o'clock",
     "pi", "sqrt", "sin", "cos", "tan", "log", "ln", "exp", "inf", "infinity", "nan", "zero", "one", "two", "three",
     "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve", "twenty", "thirty", "forty", "fifty",
     "hundred", "thousand", "million", "billion", "trillion", "hundreds", "thousands", "millions", "billions",
@@ -223,6 +240,7 @@ mod tests {
             [" dollars", " USD", "$", " bucks"],
             [" km/h", "km/h", " kilometers per hour", " kph"],
             [" cm^2", " square centimeters", " sq. cm", "cm^2"],
+            [" degrees Celsius", "\u{b0}C", " \u{b0} C", "\u{b0} celsius"],
             [" ft.", " feet", " Foot", "ft"],
             [" m/s^2", " meters per s^2", " m / s^2", " metres/s^2"],
         ];
@@ -232,20 +250,31 @@ mod tests {
             assert!(row.iter().all(|other| unit(other) == Some(first.clone())), "{row:?}");
         }
         assert_eq!(Unit::parse(Some("$"), " per hour"), unit(" dollars/hour"));
+        assert_eq!(Unit::parse(Some("$"), " a day"), unit(" dollars per day"));
         assert_eq!(Unit::parse(Some("$"), " dollars"), unit("$"));
     }
 
     #[test]
-    fn things_agree_with_any_unit() {
-        for text in [
-            "",
-            " apples",
-            " red apples",
-            " apples left",
-            " dollars a day",
-            " of the cake",
-            " \u{44f}\u{431}\u{43b}\u{43e}\u{43a}",
+    fn known_units_agree_when_one_is_part_of_the_other() {
+        for (left, right, agree) in [
+            (" dollars per day", "$", true),
+            (" km", " km/h", true),
+            (" apples", " km/h", true),
+            (" cents", "$", false),
+            (" km/h", " km/s", false),
+            (" m", " min", false),
+            ("%", "$", false),
         ] {
+            let (left, right) = (unit(left).unwrap(), unit(right).unwrap());
+            assert!(left.agrees(&right) == agree && right.agrees(&left) == agree, "{left:?} {right:?}");
+        }
+    }
+
+    #[test]
+    fn things_agree_with_any_unit() {
+        for text in
+            ["", " apples", " red apples", " apples left", " of the cake", " \u{44f}\u{431}\u{43b}\u{43e}\u{43a}"]
+        {
             assert_eq!(unit(text), Some(Unit::Any), "{text:?}");
         }
         for text in ["%", " %", " percent", " per cent", " percent of students"] {
