@@ -1,11 +1,14 @@
 #![doc = include_str!("math.md")]
 
+mod decimal;
 mod find;
 mod plain;
 mod quantity;
 mod ratio;
 mod same;
+mod typography;
 mod unit;
+mod words;
 
 /// The answer that a completion gives, as it stands there.
 #[must_use]

@@ -3,7 +3,9 @@
 //! `\dfrac{1}{2}` becomes `1/2`, `18\text{ cm}^2` becomes `18 cm^2`, full-width and Arabic digits become ASCII's. Each character is read once,
 //! and braces are followed to a fixed depth, so that the time grows with the length alone.
 
-use super::super::python;
+use std::iter;
+
+use super::typography;
 
 /// Braces nested deeper are left as they stand.
 const MAX_DEPTH: usize = 16;
@@ -70,8 +72,7 @@ impl Reader<'_> {
             '{' if depth < MAX_DEPTH => self.group(depth + 1, self.braces_here()),
             '$' => self.out.push(self.dollar),
             '*' if self.rest.starts_with('*') => self.stars(),
-            '~' => self.out.push(' '),
-            '`' | '&' => {}
+            '~' | '`' | '&' => self.out.push(' '),
             _ => self.character(c),
         }
         true
@@ -101,6 +102,9 @@ impl Reader<'_> {
         } else if braces != Braces::Text && !is_atom(content, braces) {
             self.enclose(start, '(', ')');
         }
+        if braces == Braces::Script {
+            self.part();
+        }
     }
 
     fn enclose(&mut self, start: usize, open: char, close: char) {
@@ -108,16 +112,14 @@ impl Reader<'_> {
         self.out.push(close);
     }
 
-    /// Bold, which is dropped, or a power as Python writes it.
+    /// Bold, which does not show, or a power as Python writes it.
     fn stars(&mut self) {
         let after = self.rest.trim_start_matches('*');
         let is_power = self.rest.len() - after.len() == 1
             && self.out.ends_with(|c: char| c.is_alphanumeric() || c == ')')
             && after.starts_with(|c: char| c.is_alphanumeric() || matches!(c, '(' | '-'));
         self.rest = after;
-        if is_power {
-            self.out.push('^');
-        }
+        self.out.push(if is_power { '^' } else { ' ' });
     }
 
     /// A command whose backslash is behind.
@@ -149,9 +151,8 @@ impl Reader<'_> {
 
     /// A command that stands for a character, or one that is kept.
     fn named(&mut self, name: &str) {
-        let named = NAMED.iter().find(|(names, _)| names.contains(&name));
-        match named {
-            Some((_, text)) => self.out.push_str(text),
+        match typography::named(name) {
+            Some(text) => self.out.push_str(text),
             None => {
                 self.out.push('\\');
                 self.out.push_str(name);
@@ -181,9 +182,7 @@ impl Reader<'_> {
         self.argument(depth, Braces::Operand);
         self.out.push('/');
         self.argument(depth, Braces::Operand);
-        if self.rest.starts_with(char::is_alphanumeric) {
-            self.out.push(' ');
-        }
+        self.part();
     }
 
     /// What a command applies to: a group, a command or a character. A font without braces reaches further, which changes nothing here.
@@ -203,45 +202,31 @@ impl Reader<'_> {
         }
     }
 
+    /// A character that means nothing to LaTeX: itself, or what it is in ASCII.
     fn character(&mut self, c: char) {
-        match c {
-            _ if c.is_ascii() => self.out.push(c),
-            // Marks of direction and width that show nothing.
-            '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2060}'..='\u{2069}' | '\u{feff}' => {}
-            '\u{2010}'..='\u{2015}' | '\u{2212}' | '\u{fe63}' => self.out.push('-'),
-            '\u{66b}' | '\u{3002}' => self.out.push('.'),
-            '\u{66c}' | '\u{60c}' | '\u{3001}' => self.out.push(','),
-            '\u{2018}' | '\u{2019}' | '\u{2bc}' => self.out.push('\''),
-            '\u{201c}' | '\u{201d}' => self.out.push('"'),
-            '\u{66a}' => self.out.push('%'),
-            '\u{ba}' => self.out.push('\u{b0}'),
-            '\u{d7}' | '\u{b7}' | '\u{22c5}' => self.out.push('*'),
-            '\u{f7}' | '\u{2044}' | '\u{2215}' => self.out.push('/'),
-            '\u{2248}' => self.out.push('='),
-            // Full-width forms of ASCII.
-            '\u{ff01}'..='\u{ff5e}' => self.out.push(char::from((u32::from(c) - 0xfee0) as u8)),
-            _ => self.rare_character(c),
-        }
-    }
-
-    /// Digits of other scripts, fractions and powers of one character; anything else is itself.
-    fn rare_character(&mut self, c: char) {
-        if let Some(digit) = python::decimal(c) {
-            self.out.push(char::from(b'0' + digit));
-        } else if let Some((_, fraction)) = FRACTIONS.iter().find(|(other, _)| *other == c) {
+        if c.is_ascii() {
+            self.out.push(c);
+        } else if let Some(fraction) = typography::fraction(c) {
             if self.out.ends_with(char::is_alphanumeric) {
                 self.out.push(' ');
             }
             self.out.push_str(fraction);
-        } else if let Some(digit) = superscript(c) {
+            self.part();
+        } else if typography::superscript(c).is_some() {
             self.out.push('^');
-            self.out.push(digit);
-            while let Some((c, digit)) = self.rest.chars().next().and_then(|c| Some((c, superscript(c)?))) {
-                self.rest = &self.rest[c.len_utf8()..];
-                self.out.push(digit);
-            }
+            let power = self.rest.find(|c| typography::superscript(c).is_none()).unwrap_or(self.rest.len());
+            self.out.extend(iter::once(c).chain(self.rest[..power].chars()).filter_map(typography::superscript));
+            self.rest = &self.rest[power..];
+            self.part();
         } else {
-            self.out.push(c);
+            self.out.extend(typography::ascii(c));
+        }
+    }
+
+    /// Parts what is written from what would run into it: `x^{2}3` is not `x^23`.
+    fn part(&mut self) {
+        if self.rest.starts_with(char::is_alphanumeric) {
+            self.out.push(' ');
         }
     }
 }
@@ -254,64 +239,6 @@ fn is_atom(content: &str, braces: Braces) -> bool {
     let in_word = |c: char| c.is_alphanumeric() || matches!(c, '.' | '\\' | '\u{221a}' | '\u{b0}' | '\u{221e}');
     is_number || content.chars().all(in_word)
 }
-
-fn superscript(c: char) -> Option<char> {
-    let at = SUPERSCRIPTS.iter().position(|other| *other == c)?;
-    Some(char::from(b"0123456789-"[at]))
-}
-
-const SUPERSCRIPTS: [char; 11] = [
-    '\u{2070}', '\u{b9}', '\u{b2}', '\u{b3}', '\u{2074}', '\u{2075}', '\u{2076}', '\u{2077}', '\u{2078}', '\u{2079}',
-    '\u{207b}',
-];
-
-const FRACTIONS: [(char, &str); 18] = [
-    ('\u{bc}', "1/4"),
-    ('\u{bd}', "1/2"),
-    ('\u{be}', "3/4"),
-    ('\u{2150}', "1/7"),
-    ('\u{2151}', "1/9"),
-    ('\u{2152}', "1/10"),
-    ('\u{2153}', "1/3"),
-    ('\u{2154}', "2/3"),
-    ('\u{2155}', "1/5"),
-    ('\u{2156}', "2/5"),
-    ('\u{2157}', "3/5"),
-    ('\u{2158}', "4/5"),
-    ('\u{2159}', "1/6"),
-    ('\u{215a}', "5/6"),
-    ('\u{215b}', "1/8"),
-    ('\u{215c}', "3/8"),
-    ('\u{215d}', "5/8"),
-    ('\u{215e}', "7/8"),
-];
-
-/// Commands that stand for a character, which people also write itself.
-const NAMED: &[(&[&str], &str)] = &[
-    (&["times", "cdot", "ast"], "*"),
-    (&["div"], "/"),
-    (&["circ", "degree", "textdegree"], "\u{b0}"),
-    (&["approx", "simeq"], "="),
-    (&["le", "leq", "leqslant"], "\u{2264}"),
-    (&["ge", "geq", "geqslant"], "\u{2265}"),
-    (&["ne", "neq"], "\u{2260}"),
-    (&["pm"], "\u{b1}"),
-    (&["infty"], "\u{221e}"),
-    (&["in"], "\u{2208}"),
-    (&["cup"], "\u{222a}"),
-    (&["cap"], "\u{2229}"),
-    (&["emptyset", "varnothing"], "\u{2205}"),
-    (&["alpha"], "\u{3b1}"),
-    (&["beta"], "\u{3b2}"),
-    (&["theta"], "\u{3b8}"),
-    (&["pi"], "\u{3c0}"),
-    (&["dots", "ldots", "cdots"], "..."),
-    (&["pounds"], "\u{a3}"),
-    (&["euro"], "\u{20ac}"),
-    (&["textdollar"], "$"),
-    (&["lbrace"], "{"),
-    (&["rbrace"], "}"),
-];
 
 #[cfg(test)]
 mod tests {
@@ -335,8 +262,10 @@ mod tests {
             (r"10{,}000 = 10,\!000 = 10\,000", "10,000 = 10,000 = 10 000"),
             (r"\{1,2\} {1,2} x^{n+1} x^{-1}", "{1,2} {1,2} x^(n+1) x^-1"),
             ("**18** 2**8 `18`", "18 2^8 18"),
+            ("**1****8** `1``8` 1&8", "1 8 1 8 1 8"),
+            ("x^{2}3 x\u{b2}3 \u{bd}3", "x^2 3 x^2 3 1/2 3"),
             (r"\left( 18 \right)\quad\\ 5", "( 18 ) 5"),
-            ("\u{661}\u{ff12}\u{200b}\u{202f}1\u{bd} 10\u{207b}\u{b2}m", "12 1 1/2 10^-2m"),
+            ("\u{661}\u{ff12}\u{200b}\u{202f}1\u{bd} 10\u{207b}\u{b2}m", "12 1 1/2 10^-2 m"),
             (r"\frac{1}{2", "1/{2"),
             (r"\[ \theta \leq \gamma \]", "\u{3b8} \u{2264} \\gamma"),
         ];

@@ -1,8 +1,10 @@
 //! Numbers as people write them all over the world, with their unit.
 
 use super::super::number::Number;
+use super::decimal::{decimal, digits_len};
 use super::ratio::Value;
-use super::unit::{Unit, currency};
+use super::unit::Unit;
+use super::words::currency;
 
 /// The most digits of an exponent, so that sums of exponents fit their type.
 const MAX_EXPONENT_DIGITS: usize = 15;
@@ -91,61 +93,6 @@ impl<'a> Operand<'a> {
         let len = digits_len(digits);
         (len > 0 && len == digits.len()).then_some(Self { negative, digits, rest })
     }
-}
-
-/// Bytes of digits and of separators before digits that `text` starts with.
-fn digits_len(text: &str) -> usize {
-    let bytes = text.as_bytes();
-    let is_digit = |at: usize| bytes.get(at).is_some_and(u8::is_ascii_digit);
-    let mut len = 0;
-    while let Some(&byte) = bytes.get(len) {
-        let separates = byte == b'.' || (len > 0 && matches!(byte, b',' | b' ' | b'\'' | b'_'));
-        if !is_digit(len) && !(separates && is_digit(len + 1)) {
-            break;
-        }
-        len += 1;
-    }
-    len
-}
-
-/// The decimal that digits and separators are.
-///
-/// One comma or full stop is a decimal point, but for a comma before exactly three digits. Where both stand, the last one is, if it stands
-/// once. All others, spaces, apostrophes and underscores are between groups: of three digits, or as in India of two before the last three.
-fn decimal(digits: &str) -> Option<Number<'_>> {
-    let count = |separator: u8| digits.bytes().filter(|byte| *byte == separator).count();
-    let (commas, points) = (count(b','), count(b'.'));
-    let other = digits.bytes().find(|byte| matches!(byte, b' ' | b'\'' | b'_'));
-    let last = digits.rfind([',', '.']);
-    let is_thousands = |at: usize| digits.as_bytes()[at] == b',' && is_grouped(digits, b',');
-    let point = match (commas, points, last) {
-        (_, _, None) => None,
-        (0, 1, at) => at,
-        (1, 0, Some(at)) => (other.is_some() || !is_thousands(at)).then_some(at),
-        (0, _, _) | (_, 0, _) => None,
-        (_, _, Some(at)) => Some(at).filter(|_| if digits.as_bytes()[at] == b',' { commas == 1 } else { points == 1 }),
-    };
-    let whole = &digits[..point.unwrap_or(digits.len())];
-    let fraction = point.map_or("", |at| &digits[at + 1..]);
-    let mut separators = whole.bytes().filter(|byte| !byte.is_ascii_digit());
-    let is_whole = separators.next().is_none_or(|separator| is_grouped(whole, separator));
-    let is_number = is_whole && fraction.bytes().all(|byte| byte.is_ascii_digit());
-    is_number.then_some(Number { negative: false, whole, fraction, exponent: 0 })
-}
-
-/// Whether this separator stands between groups of digits, of which the first is not 0 alone.
-fn is_grouped(whole: &str, separator: u8) -> bool {
-    let separator = char::from(separator);
-    let is_digits = |group: &str, size: usize| group.len() == size && group.bytes().all(|byte| byte.is_ascii_digit());
-    let Some((first, rest)) = whole.split_once(separator) else {
-        return false;
-    };
-    let (middle, last) = rest.rsplit_once(separator).map_or((None, rest), |(middle, last)| (Some(middle), last));
-    let fits = |size: usize| {
-        (1..=size).any(|len| is_digits(first, len))
-            && middle.is_none_or(|middle| middle.split(separator).all(|group| is_digits(group, size)))
-    };
-    is_digits(last, 3) && first != "0" && (fits(3) || (separator == ',' && fits(2)))
 }
 
 /// The power of ten behind a number, and what follows it: `e3`, `* 10^3`, `x 10^(-3)`.

@@ -1,7 +1,7 @@
 //! Whether two answers in plain text are the same: as numbers, as lists, or as text.
 
 use super::quantity::Quantity;
-use super::unit::is_no_unit;
+use super::words::is_no_unit;
 
 /// Whether two answers, each in plain text, are the same.
 ///
