@@ -14,9 +14,9 @@ use grpo_pipes::stream::map_lines;
 /// (their weighted sum) and "extracted" (the answer found in the completion, or null). Without an "answer" correctness and math are null,
 /// and so is "reward" when one of them has a weight other than 0. Other fields are kept. Each batch that arrives is answered at once.
 ///
-/// correctness looks only between <answer> and </answer>. math takes the answer from there, else from the last \boxed{}, a line "#### 18",
-/// the sentence after "answer is", or the last line, and compares it with the reference answer whatever the units, LaTeX, separators and digits:
-/// src/reward/math/math.md has the rules. "extracted" is what math took when neither correctness nor int is asked for.
+/// math takes the answer from <answer>, else from the last \boxed{}, a line "#### 18", the sentence after "answer is", or the last line,
+/// and compares it with the reference answer whatever the units, LaTeX, separators and digits; the rules are in src/reward/math/math.md of
+/// the source. "extracted" is what math took when neither correctness nor int is asked for.
 #[derive(Debug, Parser)]
 #[command(name = "score", version)]
 struct Args {

@@ -26,7 +26,8 @@ pub fn in_reference(text: &str) -> &str {
 /// What stands in the last `<answer>` that is closed.
 fn tagged(text: &str) -> Option<&str> {
     let before = &text[..text.rfind("</answer>")?];
-    before.rfind("<answer>").map(|at| &before[at + "<answer>".len()..])
+    let tagged = &before[before.rfind("<answer>")? + "<answer>".len()..];
+    tagged.split("</answer>").next()
 }
 
 /// What follows the reasoning, where tags say how far that goes.

@@ -77,7 +77,7 @@ fn is_calculation(side: &str) -> bool {
     side.contains(signs) && side.chars().all(|c| c.is_ascii_digit() || signs.contains(&c) || " .,()$%".contains(c))
 }
 
-/// Whether both are lists with the same brackets, or none, of at least two parts, each the same.
+/// Whether both are lists with the same brackets, or none, and the same parts.
 fn same_list(left: &str, right: &str) -> bool {
     let (left_brackets, left) = brackets(left);
     let (right_brackets, right) = brackets(right);
@@ -85,11 +85,10 @@ fn same_list(left: &str, right: &str) -> bool {
         return false;
     }
     let (mut left, mut right) = (parts(left), parts(right));
-    let mut count = 0;
     loop {
         match (left.next(), right.next()) {
-            (Some(left), Some(right)) if same_part(left.trim(), right.trim()) => count += 1,
-            (None, None) => return count > 1,
+            (Some(left), Some(right)) if same_part(left.trim(), right.trim()) => {}
+            (None, None) => return true,
             _ => return false,
         }
     }
