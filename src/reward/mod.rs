@@ -1,4 +1,4 @@
-//! What a completion is worth: five rewards of its text, in two semantics.
+//! What a completion is worth: five rewards of its text, in two semantics, and one for answers of any form.
 //!
 //! | reward | most | `seed`, as the notebook's Python | `fixed`, the default |
 //! |---|---|---|---|
@@ -8,10 +8,14 @@
 //! | `soft_format` | 0.5 | starts so, on one line or with white space between the parts only | the same over many lines, each tag exactly once |
 //! | `xmlcount` | 0.5 | 0.125 for each tag that stands once with its newlines, less 0.001 for each code point after the answer, counted twice | the same, each tag exactly once anywhere, trailing code points counted once |
 //!
-//! All are 0 or the most but `xmlcount`, which has steps and no lower bound. Without an `answer` in the record `correctness` is null.
+//! | `math` | 1 | the answer, however it is marked and written, is the reference answer ([`math`] has the rules) | the same |
+//!
+//! All are 0 or the most but `xmlcount`, which has steps and no lower bound. Without an `answer` in the record `correctness` and `math` are null.
+//! `math` is computed only where it is asked for.
 //! Knows nothing of tokens, tensors, models.
 
 pub mod fixed;
+pub mod math;
 pub mod number;
 pub mod python;
 mod score;
@@ -34,11 +38,14 @@ pub enum Reward {
     SoftFormat,
     /// Each tag of the format for itself.
     XmlCount,
+    /// The answer is the right one, however it is marked and written.
+    Math,
 }
 
 impl Reward {
     /// All of them, in the order in which records hold them.
-    pub const ALL: [Self; 5] = [Self::Correctness, Self::Int, Self::StrictFormat, Self::SoftFormat, Self::XmlCount];
+    pub const ALL: [Self; 6] =
+        [Self::Correctness, Self::Int, Self::StrictFormat, Self::SoftFormat, Self::XmlCount, Self::Math];
 
     /// Its name in records and options.
     #[must_use]
@@ -49,6 +56,7 @@ impl Reward {
             Self::StrictFormat => "strict_format",
             Self::SoftFormat => "soft_format",
             Self::XmlCount => "xmlcount",
+            Self::Math => "math",
         }
     }
 }

@@ -5,11 +5,13 @@
 /// A decimal number in a text; two are equal when their values are.
 #[derive(Debug, Clone, Copy)]
 pub struct Number<'a> {
-    negative: bool,
-    /// Digits, in groups of three with commas between them or not.
-    whole: &'a str,
+    pub(super) negative: bool,
+    /// Digits, in groups with something between them or not.
+    pub(super) whole: &'a str,
     /// Digits after the point.
-    fraction: &'a str,
+    pub(super) fraction: &'a str,
+    /// The power of ten that the digits are multiplied with; only `math` reads one.
+    pub(super) exponent: i64,
 }
 
 const CURRENCY: [char; 3] = ['$', '\u{20ac}', '\u{a3}'];
@@ -67,27 +69,41 @@ impl<'a> Number<'a> {
             return None;
         }
         let point = usize::from(!fraction.is_empty());
-        Some((Self { negative: false, whole, fraction }, &rest[point + fraction.len()..]))
+        Some((Self { negative: false, whole, fraction, exponent: 0 }, &rest[point + fraction.len()..]))
     }
 
-    fn whole_digits(&self) -> impl Iterator<Item = u8> {
-        self.whole.bytes().filter(|&byte| byte != b',').skip_while(|&digit| digit == b'0')
+    /// The digits from the first to the last that is not zero.
+    pub(super) fn significant_digits(&self) -> impl Iterator<Item = u8> {
+        let fraction = self.fraction.trim_end_matches('0');
+        let is_nonzero = |c: char| matches!(c, '1'..='9');
+        let whole = if fraction.is_empty() { self.whole.trim_end_matches(|c| !is_nonzero(c)) } else { self.whole };
+        whole.bytes().chain(fraction.bytes()).filter(u8::is_ascii_digit).skip_while(|&digit| digit == b'0')
     }
 
-    fn significant_fraction(&self) -> &'a str {
-        self.fraction.trim_end_matches('0')
+    /// The power of ten just above the number, whose first significant digit stands after the point.
+    pub(super) fn magnitude(&self) -> i64 {
+        let mut digits = self.whole.bytes().filter(u8::is_ascii_digit).skip_while(|&digit| digit == b'0').peekable();
+        let places = match digits.peek() {
+            Some(_) => digits.count() as i64,
+            None => -(self.fraction.bytes().take_while(|&digit| digit == b'0').count() as i64),
+        };
+        places + self.exponent
     }
 
-    fn is_zero(&self) -> bool {
-        self.whole_digits().next().is_none() && self.significant_fraction().is_empty()
+    /// Whether the value is zero.
+    pub(super) fn is_zero(&self) -> bool {
+        self.significant_digits().next().is_none()
     }
 }
 
 impl PartialEq for Number<'_> {
     fn eq(&self, other: &Self) -> bool {
-        self.whole_digits().eq(other.whole_digits())
-            && self.significant_fraction() == other.significant_fraction()
-            && (self.negative == other.negative || self.is_zero())
+        if self.is_zero() || other.is_zero() {
+            return self.is_zero() && other.is_zero();
+        }
+        self.negative == other.negative
+            && self.magnitude() == other.magnitude()
+            && self.significant_digits().eq(other.significant_digits())
     }
 }
 

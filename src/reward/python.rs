@@ -17,7 +17,7 @@ pub fn strip(text: &str) -> &str {
 /// `str.isdigit()`: not empty, and every character has the Unicode numeric type `Digit` or `Decimal`, so superscripts and Arabic digits pass.
 #[must_use]
 pub fn is_digit(text: &str) -> bool {
-    !text.is_empty() && text.chars().all(|c| c.is_ascii_digit() || (!c.is_ascii() && in_digit_table(c)))
+    !text.is_empty() && text.chars().all(|c| c.is_ascii_digit() || (!c.is_ascii() && digit_run(c).is_some()))
 }
 
 /// `len(text)`: code points, not bytes.
@@ -26,9 +26,21 @@ pub fn len(text: &str) -> usize {
     text.chars().count()
 }
 
-fn in_digit_table(c: char) -> bool {
+/// `unicodedata.decimal(c)`: the value of a digit of any script that writes numbers in tens.
+#[must_use]
+pub fn decimal(c: char) -> Option<u8> {
+    let (low, high) = digit_run(c)?;
+    // Runs of subscripts, of digits with a full stop, and of circled digits are no decimals; New Tai Lue has a second one at its end.
+    let tens = (high - low + 1) / 10 * 10;
+    let offset = u32::from(c) - low;
+    (offset < tens && !matches!(low, 0x2080 | 0x1f100)).then_some((offset % 10) as u8)
+}
+
+/// The run of digits that a character is in.
+fn digit_run(c: char) -> Option<(u32, u32)> {
     let after = DIGITS.partition_point(|&(low, _)| low <= u32::from(c));
-    after > 0 && u32::from(c) <= DIGITS[after - 1].1
+    let run = DIGITS[after.checked_sub(1)?];
+    (u32::from(c) <= run.1).then_some(run)
 }
 
 /// First and last code point of each run for which Python 3.11's `str.isdigit` holds (Unicode 14.0), made by
@@ -71,6 +83,19 @@ mod tests {
         assert!(DIGITS.iter().all(|(low, high)| low <= high));
         assert!(DIGITS.windows(2).all(|pair| pair[0].1 + 1 < pair[1].0));
         assert_eq!(DIGITS.iter().map(|(low, high)| high - low + 1).sum::<u32>(), 788);
+    }
+
+    #[test]
+    fn decimals_are_those_of_the_unicode_table() {
+        for (c, value) in [('7', 7), ('\u{667}', 7), ('\u{96f}', 9), ('\u{ff11}', 1), ('\u{1d7ff}', 9), ('\u{19d9}', 9)]
+        {
+            assert_eq!(decimal(c), Some(value), "{c}");
+        }
+        for c in ['a', '/', '\u{b2}', '\u{2082}', '\u{2460}', '\u{19da}', '\u{1f101}', '\u{bd}'] {
+            assert_eq!(decimal(c), None, "{c}");
+        }
+        // As many as Python 3.11 has of category Nd.
+        assert_eq!(('\0'..=char::MAX).filter_map(decimal).count(), 660);
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use serde::ser::{Serialize, SerializeMap, Serializer};
 
-use super::{Reward, Semantics, Weights, fixed, seed};
+use super::{Reward, Semantics, Weights, fixed, math, seed};
 use crate::error::Result;
 use crate::record::Line;
 
@@ -22,18 +22,25 @@ pub struct Score<'a> {
     pub rewards: Vec<(Reward, Option<f64>)>,
     /// Their weighted sum; `None` when one of those with a weight other than 0 could not be computed.
     pub reward: Option<f64>,
-    /// The answer found in the completion.
+    /// The answer found in the completion: what `correctness` and `int` look at, or `math` when neither of them is asked for.
     pub extracted: Option<&'a str>,
 }
 
 impl Scorer {
-    /// Scores a text; without `answer` its correctness cannot be computed.
+    /// Scores a text; without `answer` `correctness` and `math` cannot be computed.
     #[must_use]
     pub fn score<'a>(&self, completion: &'a str, answer: Option<&str>) -> Score<'a> {
-        let (extracted, values) = match self.semantics {
+        let (mut extracted, mut values) = match self.semantics {
             Semantics::Seed => seed_values(completion, answer),
             Semantics::Fixed => fixed_values(completion, answer),
         };
+        if self.weights.has(Reward::Math) {
+            let found = math::extract(completion);
+            values[Reward::Math as usize] = answer.map(|answer| either(math::is_correct(found, answer), 1.0));
+            if !self.weights.has(Reward::Correctness) && !self.weights.has(Reward::Int) {
+                extracted = found;
+            }
+        }
         let rewards: Vec<_> = self.weights.iter().map(|(reward, _)| (reward, values[reward as usize])).collect();
         let terms = self.weights.iter().filter(|(_, weight)| *weight != 0.0);
         // Adding to +0 keeps a sum of nothing, and of negative zeros, from being written as -0.
@@ -59,8 +66,8 @@ impl Scorer {
     }
 }
 
-/// The values in the order of [`Reward::ALL`].
-type RewardValues = [Option<f64>; 5];
+/// The values in the order of [`Reward::ALL`]; that of `math` is filled in where it is asked for.
+type RewardValues = [Option<f64>; 6];
 
 fn seed_values<'a>(completion: &'a str, answer: Option<&str>) -> (Option<&'a str>, RewardValues) {
     let extracted = seed::extract(completion);
@@ -70,6 +77,7 @@ fn seed_values<'a>(completion: &'a str, answer: Option<&str>) -> (Option<&'a str
         Some(either(seed::is_strict_format(completion), 0.5)),
         Some(either(seed::is_soft_format(completion), 0.5)),
         Some(seed::count_xml(completion)),
+        None,
     ];
     (Some(extracted), values)
 }
@@ -83,6 +91,7 @@ fn fixed_values<'a>(completion: &'a str, answer: Option<&str>) -> (Option<&'a st
         Some(either(tagged.is_strict_format(), 0.5)),
         Some(either(tagged.is_soft_format(), 0.5)),
         Some(tagged.count_xml()),
+        None,
     ];
     (extracted, values)
 }

@@ -16,12 +16,19 @@ impl Weights {
     pub fn iter(&self) -> impl Iterator<Item = (Reward, f64)> {
         self.0.iter().copied()
     }
+
+    /// Whether a reward is among them.
+    #[must_use]
+    pub fn has(&self, reward: Reward) -> bool {
+        self.0.iter().any(|(other, _)| *other == reward)
+    }
 }
 
 impl Default for Weights {
-    /// All five with weight 1, as TRL sums the notebook's.
+    /// The notebook's five with weight 1, as TRL sums them.
     fn default() -> Self {
-        Self(Reward::ALL.map(|reward| (reward, 1.0)).to_vec())
+        let notebook = Reward::ALL.into_iter().filter(|reward| *reward != Reward::Math);
+        Self(notebook.map(|reward| (reward, 1.0)).collect())
     }
 }
 

@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 use std::sync::mpsc;
 use std::time::Duration;
 
-use grpo_pipes::reward::{Reward, Scorer, Semantics, Weights};
+use grpo_pipes::reward::{Reward, Scorer, Semantics, Weights, math};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
@@ -98,6 +98,65 @@ fn without_an_answer_correctness_and_what_counts_it_are_null() {
     }
 }
 
+/// `answers.tsv` and what people write beside it: the answer of a completion, the reference, and whether it is right.
+fn answers() -> Vec<(String, String, bool)> {
+    let mut table = ANSWERS.to_owned();
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/cases/answers.tsv");
+    match std::fs::read_to_string(&path) {
+        Ok(text) => table += &text,
+        Err(err) => eprintln!("skipped: {}: {err}", path.display()),
+    }
+    let row = |line: &str| {
+        let [answer, reference, right] = line.split('\t').collect::<Vec<_>>()[..] else { panic!("{line}") };
+        (answer.to_owned(), reference.to_owned(), right == "yes")
+    };
+    table.lines().filter(|line| !line.starts_with('#') && !line.is_empty()).map(row).collect()
+}
+
+const ANSWERS: &str = "\\boxed{18\\text{ dollars}}\t$18\tyes\n18 km/h\t18\tyes\n1{,}234\t1,234\tyes\n18 or 19\t18\tno\n\
+    \\dfrac{1}{2}\t0.5\tyes\n(A)\ta\tyes\nblue\tred\tno\n1 234,5\t1.234,50\tyes\n";
+
+#[test]
+fn math_takes_answers_in_tags_boxes_sentences_and_alone() {
+    let answers = answers();
+    let marked: [fn(&str) -> String; 4] = [
+        str::to_owned,
+        |answer| format!("<reasoning>\n9 * 2 = 17\n</reasoning>\n<answer>\n{answer}\n</answer>\n"),
+        |answer| format!("9 * 2 = 17, no.\n\n**Answer:** {answer}\nI hope it is correct."),
+        |answer| format!("9 * 2 = 17, no.\n{answer}\n"),
+    ];
+    for mark in marked {
+        let record =
+            |(answer, reference, _): &(String, String, bool)| json!({"completion": mark(answer), "answer": reference});
+        let records: Vec<_> = answers.iter().map(record).collect();
+        for ((row, record), scored) in answers.iter().zip(&records).zip(scored(&["--reward", "math=1"], &records)) {
+            assert_eq!(scored["reward"], if row.2 { 1.0 } else { 0.0 }, "{record}");
+        }
+    }
+}
+
+#[test]
+fn math_stands_alone_or_beside_the_others_and_not_among_the_defaults() {
+    let record = json!({"completion": "So <answer>-</answer>... <answer>$18.00</answer>", "answer": "18 dollars"});
+    let alone = run(SCORE, &["--reward", "math=2"], &lines(std::slice::from_ref(&record)));
+    assert!(
+        alone.stdout.ends_with(",\"rewards\":{\"math\":1.0},\"reward\":2.0,\"extracted\":\"$18.00\"}\n"),
+        "{}",
+        alone.stdout
+    );
+    for semantics in ["fixed", "seed"] {
+        let both = &scored(&["--reward", "math=2,int=0.5", "--semantics", semantics], std::slice::from_ref(&record))[0];
+        assert_eq!(both["rewards"], json!({"math": 1.0, "int": 0.0}), "{semantics}");
+        assert_eq!(both["extracted"].as_str(), (semantics == "seed").then_some("$18.00"), "what int looked at");
+    }
+    assert!(scored(&[], std::slice::from_ref(&record))[0]["rewards"].get("math").is_none());
+    let unanswered = json!({"completion": "18"});
+    let null = &scored(&["--reward", "math=1"], &[unanswered])[0];
+    assert!(null["rewards"]["math"].is_null() && null["reward"].is_null() && null["extracted"] == "18");
+    let nothing = &scored(&["--reward", "math=1"], &[json!({"completion": "", "answer": "18"})])[0];
+    assert!(nothing["reward"] == 0.0 && nothing["extracted"].is_null());
+}
+
 #[test]
 fn an_unknown_reward_is_a_usage_error_that_lists_the_known_ones() {
     let done = run(SCORE, &["--reward", "speed=1"], "");
@@ -187,6 +246,12 @@ fn nasty_text() -> impl Strategy<Value = String> {
         .prop_map(|parts| parts.concat())
 }
 
+/// Numbers with what stands around them, right and wrong.
+fn answer_text() -> impl Strategy<Value = String> {
+    let parts = "[$-]|[0-9]{1,3}|[.,' /]|\\\\(frac|text|boxed|d?frac)\\{|[{}()^%=*]| (million|cm|dollars|apples|and|x)|e[0-9]|[a-z]";
+    (prop::collection::vec(parts, 0..8), "[1-9x]").prop_map(|(parts, last)| parts.concat() + &last)
+}
+
 proptest! {
     #[test]
     fn any_text_has_finite_rewards_within_their_bounds(completion in nasty_text(), answer in nasty_text()) {
@@ -198,6 +263,15 @@ proptest! {
             }
             prop_assert!(score.reward.is_some_and(f64::is_finite));
         }
+    }
+
+    #[test]
+    fn math_is_symmetric_and_takes_what_it_read_for_itself(left in answer_text(), right in answer_text()) {
+        let found = |text: &str| math::extract(&format!("<answer>{text}</answer>")).map(str::to_owned);
+        let (Some(left), Some(right)) = (found(&left), found(&right)) else { return Ok(()) };
+        let is_right = |left: &str, right: &str| math::is_correct(Some(left), right);
+        prop_assert_eq!(is_right(&left, &right), is_right(&right, &left));
+        prop_assert!(is_right(&left, &left));
     }
 
     #[test]

@@ -130,7 +130,10 @@ fn a_text_of_100_mb_is_scored_in_time_that_grows_with_its_length() {
     let tags =
         ["<", "<reasoning>", "</reasoning>", "</reasoning> ", "</reasoning>\n<answer>", "<answer>", "\n</answer>\n"];
     let others = [" ", "\n", "1", "1,111", "1,", ".", "-", "$", "1.", "a.1", "\u{3000}", "\u{1d7d8}"];
-    for part in tags.into_iter().chain(others) {
+    let marks =
+        ["\\boxed{", "\\boxed{1}, ", "{", "}", "\\frac", "\\frac{1}{", "####", "####1\n", "answer", "answer is ", "="];
+    let numbers = ["1/", "1 ", "(1,", "10^", "1e9", " million", " apples", "'", "*", "\\", "\u{b2}", "\u{bd}"];
+    for part in tags.into_iter().chain(others).chain(marks).chain(numbers) {
         let body = part.repeat(size / 2 / part.len());
         for text in [body.repeat(2), format!("<reasoning>{body}</reasoning><answer>{body}</answer>")] {
             let began = computed();
@@ -139,6 +142,11 @@ fn a_text_of_100_mb_is_scored_in_time_that_grows_with_its_length() {
                 assert!(score.reward.is_some_and(f64::is_finite));
             }
             let _ = Number::last_in(&text);
+            let math = Scorer { semantics: Semantics::Fixed, weights: "math=1".parse().unwrap() };
+            for reference in ["1,111", &text] {
+                assert!(math.score(&text, Some(reference)).reward.is_some());
+                assert!(math.score("1/3", Some(reference)).reward.is_some());
+            }
             // With the square of the length it would be hours in all.
             let took = (computed() - began) / text.len() as u64;
             assert!(took < 1000, "{part:?}: {took} ns a byte");

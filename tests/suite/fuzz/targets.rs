@@ -66,6 +66,7 @@ impl Place {
     pub fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let texts = [
+            "<think>x</think> The answer is $\\frac{1}{2}$ or \\boxed{1.5\\times 10^{3}\\text{ km/h}}.\n#### 1 1/2",
             "<reasoning>\nOne.\nTwo.\n</reasoning>\n<answer>\n72\n</answer>\n",
             "<reasoning>a</reasoning> <answer>-$1,234.50%</answer> so $12,345.",
             "\u{1c}\u{3000}\u{661} <answer>\u{2212}5</answer></reasoning>",
@@ -149,6 +150,12 @@ fn texts(place: &mut Place, dice: &mut Dice) {
         "1,000",
         "\u{2028}",
         "\u{1d7d8}",
+        "\\boxed{",
+        "\\frac",
+        "#### ",
+        "answer is ",
+        "e999999999",
+        "/",
     ];
     let text = String::from_utf8_lossy(&mutate(dice, &place.texts, &words)).into_owned();
     let answer = String::from_utf8_lossy(&mutate(dice, &[b"1,000".to_vec(), b"-72".to_vec()], &words)).into_owned();
@@ -156,6 +163,17 @@ fn texts(place: &mut Place, dice: &mut Dice) {
         let score = Scorer { semantics, weights: Weights::default() }.score(&text, Some(&answer));
         assert!(score.reward.is_some_and(|reward| reward.is_finite() && reward <= 4.0), "{score:?}");
         assert!(score.extracted.is_none_or(|extracted| text.contains(extracted)));
+    }
+    let math = Scorer { semantics: Semantics::Fixed, weights: "math=1".parse().unwrap() };
+    let score = math.score(&text, Some(&answer));
+    assert!(score.reward.is_some_and(|reward| reward == 0.0 || reward == 1.0), "{score:?}");
+    assert!(score.extracted.is_none_or(|extracted| text.contains(extracted)));
+    let extracted = score.extracted.map(str::to_owned);
+    if let Some(extracted) =
+        extracted.filter(|extracted| !extracted.contains(['<', '\\', '#']) && !extracted.contains("nswer"))
+    {
+        let itself = format!("<answer>{extracted}</answer>");
+        assert_eq!(math.score(&itself, Some(&extracted)).reward, Some(1.0), "{extracted:?} is itself");
     }
     assert!(Number::last_in(&text).is_none() || text.contains(|c: char| c.is_ascii_digit()));
 }
