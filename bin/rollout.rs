@@ -17,8 +17,9 @@ use grpo_pipes::{Error, Result, hub, policy};
 
 /// Sample completions of prompts from a model
 ///
-/// Reads records with a "prompt_id" and a "prompt" (chat messages) and writes each as often as completions are asked for, with the
-/// completion's text, token ids and log-probabilities added. Groups leave in the order of their prompts, each as soon as it is
+/// Reads records with a "prompt" (chat messages or a text), "messages" or "conversations" and writes each as often as completions are
+/// asked for, with the completion's text, token ids and log-probabilities added. A record without a "prompt_id" gets one, the hash of
+/// its prompt. Groups leave in the order of their prompts, each as soon as it is
 /// whole. The model's own sampling defaults are not applied.
 #[derive(Parser)]
 #[command(name = "rollout", version)]
@@ -79,6 +80,12 @@ struct Args {
     /// a run leaves beside its weights, else the XML format]
     #[arg(long, value_name = "FILE", requires = "text")]
     system_prompt: Option<PathBuf>,
+    /// Prompts are texts that go to the model as they are, as a base model takes them: no chat template
+    #[arg(long, conflicts_with_all = ["system_prompt", "chat_template"])]
+    raw: bool,
+    /// File with a chat template (Jinja), instead of the model's
+    #[arg(long, value_name = "FILE")]
+    chat_template: Option<PathBuf>,
     /// Sequences sampled at once; changes speed and memory, never a completion [default: 64, or what a GPU has memory for]
     #[arg(long, value_name = "N")]
     max_sequences: Option<NonZeroUsize>,
@@ -148,8 +155,8 @@ fn rollout(args: &Args, out: &mut Output) -> Result<()> {
         completion_tokens: args.max_completion_tokens.map(NonZeroUsize::get),
         sequences: args.max_sequences.map(NonZeroUsize::get),
     };
-    let prompts = Prompts { format, max_tokens: 0, on_long: args.on_long_prompt };
-    let job = Job { place, prompts, settings, asked, stop };
+    let prompts = Prompts { format, raw: args.raw, max_tokens: 0, on_long: args.on_long_prompt };
+    let job = Job { place, prompts, chat_template: args.chat_template.clone(), settings, asked, stop };
     match (&args.follow, args.groups_per_step, model) {
         (Some(_), ..) if args.on_long_prompt == LongPrompt::Skip => Err(Error::Usage(
             "--on-long-prompt skip does not go with --follow: a step takes the prompts that stand in its place".into(),

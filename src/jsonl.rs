@@ -1,4 +1,4 @@
-//! Lines of JSON in and out: `-`, files, `.zst` on the fly, publishing by rename.
+//! Lines of JSON in and out: `-`, files, compressed ones on the fly, publishing by rename.
 //!
 //! Knows bytes and lines; what a line means is [`crate::record`]'s.
 
@@ -18,6 +18,12 @@ use crate::stop::Stop;
 /// The longest line that is read [bytes]; a longer one is an error instead of exhausted memory.
 pub const MAX_LINE_BYTES: usize = 64 << 20;
 
+/// How files begin that are compressed, or of a kind that is not read.
+const ZSTD: &[u8] = &[0x28, 0xb5, 0x2f, 0xfd];
+const GZIP: &[u8] = &[0x1f, 0x8b];
+const BYTE_ORDER_MARK: &[u8] = "\u{feff}".as_bytes();
+const UTF_16: [&[u8]; 2] = [&[0xff, 0xfe], &[0xfe, 0xff]];
+
 /// zstd's level for written files: its default, a good trade of speed and size for text.
 const ZSTD_LEVEL: i32 = 3;
 
@@ -30,7 +36,7 @@ pub struct Input {
 }
 
 impl Input {
-    /// Opens a file, or standard input for `-`; a name that ends in `.zst` is decompressed.
+    /// Opens a file, or standard input for `-`; what is compressed with zstd or gzip is decompressed, whatever its name.
     ///
     /// # Errors
     /// [`Error::Io`] when it cannot be opened.
@@ -47,12 +53,7 @@ impl Input {
         let bytes: Box<dyn Read + Send> = if path.as_os_str() == "-" {
             Box::new(Stdin { stop: stop.clone() })
         } else {
-            let file = File::open(path).map_err(Error::io(path))?;
-            if path.extension().is_some_and(|ext| ext == "zst") {
-                Box::new(zstd::Decoder::new(file).map_err(Error::io(path))?)
-            } else {
-                Box::new(file)
-            }
+            Box::new(File::open(path).map_err(Error::io(path))?)
         };
         let reader = BufReader::with_capacity(1 << 16, bytes);
         Ok(Self { name, reader, line: 0, stop: stop.clone() })
@@ -64,17 +65,20 @@ impl Input {
         &self.name
     }
 
-    /// Passes over the lines that a run has consumed already.
+    /// Passes over the lines that a run has consumed already, each of which `see` is shown.
     ///
     /// # Errors
-    /// As those of reading; [`Error::Data`] when there are fewer.
-    pub fn skip_consumed(&mut self, lines: u64) -> Result<()> {
+    /// As those of reading and of `see`; [`Error::Data`] when there are fewer.
+    pub fn skip_consumed(&mut self, lines: u64, mut see: impl FnMut(&Line) -> Result<()>) -> Result<()> {
         for passed in 0..lines {
-            if self.read_line()?.is_none() {
-                return Err(Error::Data(format!(
-                    "{}: {passed} prompts, but the policy was trained on {lines} of them already",
-                    self.name
-                )));
+            match self.read_line()? {
+                Some(line) => see(&line)?,
+                None => {
+                    return Err(Error::Data(format!(
+                        "{}: {passed} prompts, but the policy was trained on {lines} of them already",
+                        self.name
+                    )));
+                }
             }
         }
         Ok(())
@@ -86,8 +90,40 @@ impl Input {
         self.reader.buffer().trim_ascii_start().contains(&b'\n')
     }
 
+    /// Looks at the first bytes, which tell what the input is.
+    fn begin(&mut self) -> Result<()> {
+        let start = self.reader.fill_buf().map_err(Error::io(&*self.name))?.to_vec();
+        let name = &self.name;
+        let refuse = |what: String| Err(Error::Data(format!("{name}: {what}")));
+        if start.starts_with(ZSTD) || start.starts_with(GZIP) {
+            let empty: Box<dyn Read + Send> = Box::new(io::empty());
+            let compressed = std::mem::replace(&mut self.reader, BufReader::new(empty));
+            let plain: Box<dyn Read + Send> = if start.starts_with(ZSTD) {
+                Box::new(zstd::Decoder::with_buffer(compressed).map_err(Error::io(&*self.name))?)
+            } else {
+                Box::new(flate2::bufread::MultiGzDecoder::new(compressed))
+            };
+            self.reader = BufReader::with_capacity(1 << 16, plain);
+        } else if start.starts_with(b"PAR1") {
+            return refuse(format!(
+                "a parquet file; `gsm8k-prep {name}` makes prompts of it, `duckdb -c \"COPY (FROM '{name}') TO 'out.jsonl'\"` JSONL"
+            ));
+        } else if UTF_16.iter().any(|mark| start.starts_with(mark)) {
+            return refuse(format!("UTF-16, not UTF-8; convert it: iconv -f UTF-16 -t UTF-8 {name}"));
+        }
+        if self.reader.fill_buf().map_err(Error::io(&*self.name))?.starts_with(BYTE_ORDER_MARK) {
+            self.reader.consume(BYTE_ORDER_MARK.len());
+        }
+        Ok(())
+    }
+
     /// The next line that is not blank, without its end; `None` at the end of the input.
     fn read_line(&mut self) -> Result<Option<Line>> {
+        if self.line == 0 {
+            let begun = self.begin();
+            self.stop.check()?; // rather than the error that it makes of reading
+            begun?;
+        }
         loop {
             self.stop.check()?;
             let mut bytes = Vec::new();
@@ -189,6 +225,7 @@ enum Sink {
 
 enum FileWriter {
     Plain(BufWriter<tempfile::NamedTempFile>),
+    Gzip(flate2::write::GzEncoder<BufWriter<tempfile::NamedTempFile>>),
     Zstd(zstd::Encoder<'static, BufWriter<tempfile::NamedTempFile>>),
 }
 
@@ -268,6 +305,7 @@ impl Output {
         match &mut self.sink {
             Sink::Stdout(writer) => write(writer).map_err(Error::Output),
             Sink::File { target, writer: FileWriter::Plain(writer) } => write(writer).map_err(Error::io(&*target)),
+            Sink::File { target, writer: FileWriter::Gzip(writer) } => write(writer).map_err(Error::io(&*target)),
             Sink::File { target, writer: FileWriter::Zstd(writer) } => write(writer).map_err(Error::io(&*target)),
         }
     }
@@ -281,16 +319,17 @@ impl FileWriter {
         };
         let temporary = tempfile::Builder::new().prefix(".").suffix(".tmp").tempfile_in(folder);
         let writer = BufWriter::with_capacity(1 << 16, temporary.map_err(Error::io(target))?);
-        if target.extension().is_some_and(|ext| ext == "zst") {
-            Ok(Self::Zstd(zstd::Encoder::new(writer, ZSTD_LEVEL).map_err(Error::io(target))?))
-        } else {
-            Ok(Self::Plain(writer))
+        match target.extension().and_then(|ext| ext.to_str()) {
+            Some("zst") => Ok(Self::Zstd(zstd::Encoder::new(writer, ZSTD_LEVEL).map_err(Error::io(target))?)),
+            Some("gz") => Ok(Self::Gzip(flate2::write::GzEncoder::new(writer, flate2::Compression::default()))),
+            _ => Ok(Self::Plain(writer)),
         }
     }
 
     fn publish(self, target: &Path) -> io::Result<()> {
         let writer = match self {
             Self::Plain(writer) => writer,
+            Self::Gzip(encoder) => encoder.finish()?,
             Self::Zstd(encoder) => encoder.finish()?,
         };
         let file = writer.into_inner().map_err(io::IntoInnerError::into_error)?;

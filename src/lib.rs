@@ -8,6 +8,7 @@ pub mod cli;
 pub mod error;
 pub mod jsonl;
 pub mod progress;
+pub mod prompt;
 pub mod record;
 pub mod rng;
 pub mod stop;

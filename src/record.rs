@@ -7,7 +7,7 @@ use std::borrow::Cow;
 use std::fmt;
 use std::sync::Arc;
 
-use serde::de::{DeserializeOwned, MapAccess, Visitor};
+use serde::de::{DeserializeOwned, IgnoredAny, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::value::RawValue;
 
@@ -49,7 +49,30 @@ impl Line {
     pub fn record(&self) -> Result<Record<'_>> {
         match serde_json::from_str::<Fields>(&self.text) {
             Ok(Fields(fields)) => Ok(Record { line: self, fields }),
-            Err(err) => Err(self.error(format!("not a JSON object: {err}"))),
+            Err(err) => Err(self.error(format!("not a JSON object: {err}{}", self.remedy()))),
+        }
+    }
+
+    /// How to convert what people have instead of one object a line.
+    fn remedy(&self) -> String {
+        let (text, path) = (self.text.trim(), &self.path);
+        if serde_json::from_str::<IgnoredAny>(text).is_ok() {
+            return if text.starts_with('[') {
+                format!("; a JSON array becomes JSONL with: jq -c '.[]' {path}")
+            } else {
+                String::new()
+            };
+        }
+        match text.chars().next() {
+            Some('[') if self.number == 1 => format!("; a JSON array becomes JSONL with: jq -c '.[]' {path}"),
+            Some('{') if self.number == 1 && !text.ends_with('}') => {
+                format!("; objects over several lines become JSONL with: jq -c . {path}")
+            }
+            Some(first) if self.number == 1 && first != '{' && text.contains([',', '\t']) => format!(
+                "; a CSV file becomes JSONL with: python3 -c \"import csv, json, sys; [print(json.dumps(row)) for row in \
+                 csv.DictReader(sys.stdin)]\" <{path}"
+            ),
+            _ => String::new(),
         }
     }
 }
@@ -95,10 +118,40 @@ impl<'a> Record<'a> {
         Ok(text.map(|Text(text)| text))
     }
 
+    /// The reference answer: `answer`, or where verl has it, `reward_model.ground_truth`. A number is its text.
+    ///
+    /// # Errors
+    /// [`Error::Record`] when it is neither a text nor a number.
+    pub fn answer(&self) -> Result<Option<Cow<'a, str>>> {
+        if let Ok(Some(text)) = self.get_text("answer") {
+            return Ok(Some(text));
+        }
+        let (name, value) = match self.get_optional::<serde_json::Value>("answer")? {
+            Some(value) => ("answer", value),
+            None => {
+                let model = self.get_optional::<serde_json::Value>("reward_model")?;
+                let Some(value) = model.as_ref().and_then(|model| model.get("ground_truth")) else { return Ok(None) };
+                ("reward_model.ground_truth", value.clone())
+            }
+        };
+        match value {
+            serde_json::Value::Null => Ok(None),
+            serde_json::Value::String(text) => Ok(Some(Cow::Owned(text))),
+            serde_json::Value::Number(number) => Ok(Some(Cow::Owned(number.to_string()))),
+            _ => Err(self.error(format!("field \"{name}\" is neither a text nor a number"))),
+        }
+    }
+
     /// Whether the field is there, null included.
     #[must_use]
     pub fn has(&self, name: &str) -> bool {
         self.raw(name).is_some()
+    }
+
+    /// Whether the field is there with another value than null.
+    #[must_use]
+    pub fn has_value(&self, name: &str) -> bool {
+        self.raw(name).is_some_and(|value| value != "null")
     }
 
     /// The fields that are not named, as they stand: what a stage that makes a new record carries over.

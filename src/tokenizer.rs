@@ -15,26 +15,37 @@ use crate::record::Message;
 /// second. A template is a program of whoever made the model.
 const TEMPLATE_FUEL: u64 = 20_000_000;
 
+const NO_TEMPLATE: &str = "no chat template, as base models have none: rollout takes --raw (no template) or --chat-template FILE, and a \
+                           chat_template.jinja beside the tokenizer serves every command";
+
 /// A model directory's tokenizer and chat template.
 pub struct Tokenizer {
     path: PathBuf,
     inner: tokenizers::Tokenizer,
-    template: ChatTemplate,
+    template: Option<ChatTemplate>,
 }
 
 impl Tokenizer {
-    /// Reads `tokenizer.json`, `tokenizer_config.json` and, where there is one, `chat_template.jinja`.
+    /// Reads `tokenizer.json` and, where they are, `tokenizer_config.json` and `chat_template.jinja`.
     ///
     /// # Errors
-    /// [`Error::Io`] when a file cannot be read, [`Error::Model`] when it is damaged or there is no chat template.
+    /// [`Error::Io`] when a file cannot be read, [`Error::Model`] when it is damaged.
     pub fn load(dir: &Path) -> Result<Self> {
+        Self::with_template(dir, None)
+    }
+
+    /// The same with the chat template in a file of its own, where one is given.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::load`].
+    pub fn with_template(dir: &Path, template: Option<&Path>) -> Result<Self> {
         let path = dir.join("tokenizer.json");
         let bytes = std::fs::read(&path).map_err(Error::io(&path))?;
         let mut inner = parse(&bytes).map_err(|what| Error::model(&path, what))?;
         // Settings of whoever saved the file last; a prompt is cut only where the user is told.
         inner.with_padding(None);
         inner.with_truncation(None).map_err(|err| Error::model(&path, err.to_string()))?;
-        Ok(Self { template: ChatTemplate::load(dir)?, path, inner })
+        Ok(Self { template: ChatTemplate::load(dir, template)?, path, inner })
     }
 
     /// The token ids of a text, in which special tokens may be written out; nothing is added to it.
@@ -43,6 +54,15 @@ impl Tokenizer {
     /// [`Error::Model`] when the tokenizer fails.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
         let encoding = self.inner.encode_fast(text, false).map_err(|err| self.error(&err))?;
+        Ok(encoding.get_ids().to_vec())
+    }
+
+    /// The token ids of a text for a base model, with what the tokenizer puts before and after a text, like its BOS.
+    ///
+    /// # Errors
+    /// [`Error::Model`] when the tokenizer fails.
+    pub fn encode_raw(&self, text: &str) -> Result<Vec<u32>> {
+        let encoding = self.inner.encode_fast(text, true).map_err(|err| self.error(&err))?;
         Ok(encoding.get_ids().to_vec())
     }
 
@@ -57,9 +77,17 @@ impl Tokenizer {
     /// Messages as the text the model was trained on, up to where its answer begins.
     ///
     /// # Errors
-    /// The template's own complaint, for instance about roles that do not alternate.
+    /// The template's own complaint, for instance about roles that do not alternate; that there is none.
     pub fn chat(&self, messages: &[Message]) -> std::result::Result<String, String> {
-        self.template.render(messages)
+        self.template.as_ref().ok_or(NO_TEMPLATE)?.render(messages)
+    }
+
+    /// Refuses a model that has no chat template.
+    ///
+    /// # Errors
+    /// [`Error::Model`] with what helps.
+    pub fn check_template(&self) -> Result<()> {
+        self.template.as_ref().map(|_| ()).ok_or_else(|| Error::model(&self.path, NO_TEMPLATE))
     }
 
     fn error(&self, err: &tokenizers::Error) -> Error {
@@ -85,7 +113,7 @@ struct ChatTemplate {
 }
 
 /// What of `tokenizer_config.json` a template sees or is.
-#[derive(Deserialize)]
+#[derive(Default, Deserialize)]
 struct TokenizerConfig {
     chat_template: Option<Templates>,
     bos_token: Option<SpecialToken>,
@@ -115,18 +143,20 @@ enum SpecialToken {
 }
 
 impl ChatTemplate {
-    fn load(dir: &Path) -> Result<Self> {
+    /// The template in `file`, or else that of the directory, if there is one.
+    fn load(dir: &Path, file: Option<&Path>) -> Result<Option<Self>> {
         let path = dir.join("tokenizer_config.json");
-        let text = std::fs::read_to_string(&path).map_err(Error::io(&path))?;
-        let config: TokenizerConfig =
-            serde_json::from_str(&text).map_err(|err| Error::model(&path, err.to_string()))?;
-        let beside = dir.join("chat_template.jinja");
-        let source = if beside.is_file() {
-            Some(std::fs::read_to_string(&beside).map_err(Error::io(&beside))?)
-        } else {
-            config.chat_template.and_then(Templates::default)
+        let config = match std::fs::read_to_string(&path) {
+            Err(err) if err.kind() == std::io::ErrorKind::NotFound => TokenizerConfig::default(),
+            read => serde_json::from_str(&read.map_err(Error::io(&path))?)
+                .map_err(|err| Error::model(&path, err.to_string()))?,
         };
-        let source = source.ok_or_else(|| Error::model(&path, "no chat template; use an instruction-tuned model"))?;
+        let beside = Some(dir.join("chat_template.jinja")).filter(|path| path.is_file());
+        let source = match file.map(Path::to_path_buf).or(beside) {
+            Some(file) => Some((std::fs::read_to_string(&file).map_err(Error::io(&file))?, file)),
+            None => config.chat_template.and_then(Templates::default).map(|source| (source, path)),
+        };
+        let Some((source, path)) = source else { return Ok(None) };
         let special = [
             ("bos_token", config.bos_token),
             ("eos_token", config.eos_token),
@@ -134,7 +164,8 @@ impl ChatTemplate {
             ("unk_token", config.unk_token),
         ];
         let special = special.into_iter().filter_map(|(name, token)| Some((name, token?.text())));
-        Self::new(source, special.collect()).map_err(|err| Error::model(&path, format!("chat template: {err:#}")))
+        let template = Self::new(source, special.collect());
+        template.map(Some).map_err(|err| Error::model(&path, format!("chat template: {err:#}")))
     }
 
     fn new(source: String, special_tokens: Vec<(&'static str, String)>) -> std::result::Result<Self, minijinja::Error> {

@@ -2,6 +2,8 @@
 
 use std::collections::{HashMap, HashSet, VecDeque};
 
+use serde::de::DeserializeOwned;
+
 use crate::error::{Error, Result};
 use crate::grpo::order::Order;
 use crate::jsonl::Input;
@@ -86,10 +88,10 @@ impl Completion {
         let finish_reason: Option<String> = record.get_optional("finish_reason")?;
         let completion = Self {
             line: line.clone(),
-            sample_index: record.get("sample_index")?,
-            prompt: record.get("prompt_token_ids")?,
-            tokens: record.get("completion_token_ids")?,
-            logprobs: record.get("logprobs")?,
+            sample_index: need(record, "sample_index", "which of its group's samples it is, from 0 on")?,
+            prompt: need(record, "prompt_token_ids", "the tokens that were sampled from")?,
+            tokens: need(record, "completion_token_ids", "the tokens that were sampled")?,
+            logprobs: need(record, "logprobs", "each sampled token's log-probability")?,
             reward: record.get_optional("reward")?,
             parts: parts.collect(),
             truncated: finish_reason.as_deref() == Some("length"),
@@ -206,8 +208,8 @@ impl Groups {
 
     fn add(&mut self, line: &Line) -> Result<()> {
         let record = line.record()?;
-        let id: String = record.get("group_id")?;
-        let size: usize = record.get("group_size")?;
+        let id: String = need(&record, "group_id", "which completions are of one prompt")?;
+        let size: usize = need(&record, "group_size", "how many completions the group has")?;
         let completion = Completion::parse(line, &record, &self.limits)?;
         self.order.as_mut().map_or(Ok(()), |order| order.check(&record, completion.sample_index, size))?;
         let sample = completion.sample_index;
@@ -243,6 +245,14 @@ impl Iterator for Groups {
     fn next(&mut self) -> Option<Result<Group>> {
         self.next_group().transpose()
     }
+}
+
+/// A field that training cannot do without; records of other samplers may lack it.
+fn need<T: DeserializeOwned>(record: &Record<'_>, name: &str, what: &str) -> Result<T> {
+    let found = record.get_optional(name)?;
+    found.ok_or_else(|| {
+        record.error(format!("no field \"{name}\", {what}: `rollout` writes it, and another sampler must"))
+    })
 }
 
 fn incomplete(open: &OpenGroup) -> Error {

@@ -7,11 +7,13 @@ use std::path::Path;
 
 use crate::error::{Error, Result};
 use crate::jsonl::Input;
+use crate::prompt::Ids;
 use crate::record::{Line, Record};
 
 /// Which record comes next.
 pub struct Order {
     prompts: Input,
+    ids: Ids,
     /// The prompt that comes after that.
     next: Option<Line>,
     /// The prompt of the group that is under way.
@@ -27,9 +29,10 @@ impl Order {
     /// [`Error::Io`] when the file cannot be read, [`Error::Data`] when it has fewer prompts.
     pub fn new(prompts: &Path, consumed: u64) -> Result<Self> {
         let mut prompts = Input::open(prompts)?;
-        prompts.skip_consumed(consumed)?;
+        let mut ids = Ids::default();
+        prompts.skip_consumed(consumed, |line| ids.pass(line))?;
         let next = prompts.next().transpose()?;
-        Ok(Self { prompts, next, prompt_id: String::new(), sample: 0 })
+        Ok(Self { prompts, ids, next, prompt_id: String::new(), sample: 0 })
     }
 
     /// Whether all prompts have had their turn.
@@ -45,7 +48,7 @@ impl Order {
     pub fn check(&mut self, record: &Record<'_>, sample: u64, group_size: usize) -> Result<()> {
         if self.sample == 0 {
             let next = self.next.take().ok_or_else(|| self.no_more(record))?;
-            self.prompt_id = next.record()?.get("prompt_id")?;
+            self.prompt_id = self.ids.next(&next.record()?)?;
             self.next = self.prompts.next().transpose()?;
         }
         let prompt_id: String = record.get("prompt_id")?;

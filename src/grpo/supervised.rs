@@ -1,5 +1,7 @@
 //! Cross-entropy on demonstrations: the start from which reinforcement learning has something to reinforce.
 
+use std::borrow::Cow;
+
 use serde::Serialize;
 
 use crate::error::{Error, Result};
@@ -7,6 +9,7 @@ use crate::grpo::metrics::{Mean, Metrics};
 use crate::grpo::pack::{self, Sequence};
 use crate::grpo::trainer::{Trained, Trainer};
 use crate::model::Config;
+use crate::prompt::{self, Prompt};
 use crate::record::{Line, Message};
 
 /// Turns a prompt and its completion into tokens: the prompt as a chat that awaits the assistant, and the completion with the
@@ -33,13 +36,15 @@ pub struct SupervisedConfig {
     pub micro_batch_tokens: usize,
 }
 
-/// The demonstration of a record with `prompt` and `completion`.
+/// The demonstration of a record with a prompt and a `completion`, or with messages that end in the assistant's answer.
 ///
 /// # Errors
 /// [`Error::Record`] when it is none, or does not fit a model of shape `limits`.
 pub fn example(line: &Line, limits: &Config, encode: &Encode) -> Result<Example> {
     let record = line.record()?;
-    let (messages, text): (Vec<Message>, String) = (record.get("prompt")?, record.get("completion")?);
+    let Prompt { messages, answer, .. } = Prompt::of(&record)?;
+    let text = prompt::completion(&record)?.map(Cow::into_owned).or(answer);
+    let text = text.ok_or_else(|| record.error("no field \"completion\", and no answer in \"messages\""))?;
     let (prompt, completion) = encode(&messages, &text).map_err(|err| record.error(err.to_string()))?;
     if prompt.is_empty() || completion.is_empty() {
         return Err(record.error("prompt or completion has no tokens"));

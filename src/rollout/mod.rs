@@ -6,7 +6,7 @@ mod records;
 mod room;
 mod seat;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -35,6 +35,8 @@ pub struct Job {
     pub place: Place,
     /// How lines become prompts.
     pub prompts: Prompts,
+    /// A file with another chat template than the model's.
+    pub chat_template: Option<PathBuf>,
     /// How prompts become completions; stop ids, step and lengths are filled in when the model is known.
     pub settings: Settings,
     /// How much of what is to be decided by the model and the device somebody has decided.
@@ -80,7 +82,10 @@ impl Ready {
         job.settings.stop_ids = stop_ids(dir)?;
         job.settings.step = identity.step;
         let limits = prompts::Limits { positions: positions - completion, vocabulary: config.vocab_size };
-        let tokenizer = Arc::new(Tokenizer::load(dir)?);
+        let tokenizer = Arc::new(Tokenizer::with_template(dir, job.chat_template.as_deref())?);
+        if !job.prompts.raw {
+            tokenizer.check_template()?;
+        }
         let seat = Seat::take(&mut job, dir, |words| note("rollout", words))?;
         let source = Source::new(job.prompts, limits, Arc::clone(&tokenizer), unique_among);
         let settings = job.settings;

@@ -6,8 +6,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use clap::ValueEnum;
 
+use crate::cli::note;
 use crate::engine::Request;
 use crate::error::{Error, Result};
+use crate::prompt::{Ids, Prompt};
 use crate::record::{Line, Message, Record};
 use crate::tokenizer::Tokenizer;
 
@@ -25,7 +27,7 @@ pub enum LongPrompt {
 /// What a line holds.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Format {
-    /// A record with "prompt_id" and "prompt".
+    /// A record with a [`Prompt`].
     Records,
     /// A question.
     Text {
@@ -39,6 +41,8 @@ pub enum Format {
 pub struct Prompts {
     /// What a line holds.
     pub format: Format,
+    /// Whether a prompt is a text that goes to the model as it is, not messages in its chat template.
+    pub raw: bool,
     /// Longest prompt [tokens].
     pub max_tokens: usize,
     /// What to do with longer ones.
@@ -59,7 +63,9 @@ pub struct Source {
     prompts: Prompts,
     limits: Limits,
     tokenizer: Arc<Tokenizer>,
+    ids: Ids,
     seen: HashSet<String>,
+    has_left_off: bool,
     unique_among: Option<usize>,
     skipped: Arc<AtomicUsize>,
 }
@@ -68,7 +74,8 @@ impl Source {
     /// Nothing read yet. A prompt stands once among so many, from the first on; once at all without a number.
     #[must_use]
     pub fn new(prompts: Prompts, limits: Limits, tokenizer: Arc<Tokenizer>, unique_among: Option<usize>) -> Self {
-        Self { prompts, limits, tokenizer, seen: HashSet::new(), unique_among, skipped: Arc::default() }
+        let (ids, seen, skipped) = (Ids::default(), HashSet::new(), Arc::default());
+        Self { prompts, limits, tokenizer, ids, seen, has_left_off: false, unique_among, skipped }
     }
 
     /// The number of prompts left out so far, readable while another thread goes on.
@@ -77,35 +84,66 @@ impl Source {
         Arc::clone(&self.skipped)
     }
 
+    /// Passes over a line that somebody has sampled already.
+    ///
+    /// # Errors
+    /// [`Error::Record`] when it is no prompt.
+    pub fn pass(&mut self, line: &Line) -> Result<()> {
+        self.ids.pass(line)
+    }
+
     /// The request of a line, `None` for one that is left out.
     ///
     /// # Errors
     /// [`Error::Record`] when the line is no prompt, occurred already, or is too long for what was asked.
     pub fn request(&mut self, line: Line) -> Result<Option<Request<Line>>> {
         let line = self.as_record(line)?;
-        let record = line.record()?;
-        let prompt_id: String = record.get("prompt_id")?;
-        let messages: Vec<Message> = record.get("prompt")?;
-        if messages.is_empty() {
-            return Err(record.error("field \"prompt\" holds no message"));
+        let mut record = line.record()?;
+        let prompt = Prompt::of(&record)?;
+        let prompt_id = self.ids.next_of(&record, &prompt)?;
+        self.check_unique(&record, &prompt_id)?;
+        if prompt.answer.is_some() && !std::mem::replace(&mut self.has_left_off, true) {
+            note("rollout", "the assistant's last message is left off: it is what is sampled");
         }
-        if Some(self.seen.len()) == self.unique_among {
-            self.seen.clear();
-        }
-        if !self.seen.insert(prompt_id.clone()) {
-            let remedy = match self.unique_among {
-                None => "run rollout once an epoch",
-                Some(_) => "order the prompts so that a step has it once",
-            };
-            return Err(record.error(format!("prompt_id {prompt_id} again: it would give the same samples; {remedy}")));
-        }
-        let text = self.tokenizer.chat(&messages).map_err(|what| record.error(format!("chat template: {what}")))?;
-        let Some(tokens) = self.fit(&prompt_id, self.tokenizer.encode(&text)?, &record)? else {
+        let tokens = self.tokens(&record, &prompt)?;
+        let Some(tokens) = self.fit(&prompt_id, tokens, &record)? else {
             self.skipped.fetch_add(1, Ordering::Relaxed);
             return Ok(None);
         };
+        if !record.has_value("prompt_id") {
+            record.set("prompt_id", &prompt_id);
+        }
+        if !prompt.is_plain && !self.prompts.raw {
+            record.set("prompt", &prompt.messages);
+        }
+        let text = String::from_utf8(record.to_json()).expect("records are text");
         drop(record);
-        Ok(Some(Request { prompt_id, tokens, payload: line }))
+        Ok(Some(Request { prompt_id, tokens, payload: Line { text, ..line } }))
+    }
+
+    fn check_unique(&mut self, record: &Record<'_>, prompt_id: &str) -> Result<()> {
+        if Some(self.seen.len()) == self.unique_among {
+            self.seen.clear();
+        }
+        if self.seen.insert(prompt_id.to_owned()) {
+            return Ok(());
+        }
+        let remedy = match self.unique_among {
+            None => "run rollout once an epoch",
+            Some(_) => "order the prompts so that a step has it once",
+        };
+        Err(record.error(format!("prompt_id {prompt_id} again: it would give the same samples; {remedy}")))
+    }
+
+    fn tokens(&self, record: &Record<'_>, prompt: &Prompt) -> Result<Vec<u32>> {
+        if !self.prompts.raw {
+            let chat = self.tokenizer.chat(&prompt.messages);
+            return self.tokenizer.encode(&chat.map_err(|what| record.error(format!("chat template: {what}")))?);
+        }
+        match record.get_text("prompt") {
+            Ok(Some(text)) => self.tokenizer.encode_raw(&text),
+            _ => Err(record.error("--raw takes a \"prompt\" that is a text, not messages")),
+        }
     }
 
     /// A question becomes the record it stands for.
@@ -113,10 +151,14 @@ impl Source {
         let Format::Text { system } = &self.prompts.format else {
             return Ok(line);
         };
+        let prompt_id = format!("text/{}", line.number);
+        if self.prompts.raw {
+            let text = serde_json::json!({ "prompt_id": prompt_id, "prompt": line.text }).to_string();
+            return Ok(Line { text, ..line });
+        }
         let message = |role: &str, content: &str| Message { role: role.into(), content: content.into() };
         let system = Some(message("system", system)).filter(|system| !system.content.is_empty());
         let prompt: Vec<Message> = system.into_iter().chain([message("user", line.text.trim())]).collect();
-        let prompt_id = format!("text/{}", line.number);
         let text = serde_json::json!({ "prompt_id": prompt_id, "prompt": prompt }).to_string();
         Ok(Line { text, ..line })
     }

@@ -157,15 +157,15 @@ fn a_line_that_cannot_be_trained_on_is_named_and_nothing_is_published() {
         let folder = Folder::new();
         let done = folder.train(&tiny(), "next", "", &input);
         assert_eq!((done.code, done.stdout.as_str()), (Some(3), ""), "{message}: {}", done.stderr);
-        assert!(done.stderr.starts_with(&format!("grpo-step: {message}")), "{message}: {}", done.stderr);
-        assert_eq!(done.stderr.lines().count(), 1);
+        assert!(done.said().starts_with(&format!("grpo-step: {message}")), "{message}: {}", done.stderr);
+        assert_eq!(done.said().lines().count(), 1);
         assert!(folder.is_empty());
     }
     let folder = Folder::new();
     let file = folder.path("x.jsonl");
     fs::write(&file, format!("{whole}nonsense\n")).unwrap();
     let done = folder.train(&tiny(), "next", &file, "");
-    assert!(done.stderr.starts_with(&format!("grpo-step: {file}:13: not a JSON object")), "{}", done.stderr);
+    assert!(done.said().starts_with(&format!("grpo-step: {file}:13: not a JSON object")), "{}", done.stderr);
 }
 
 #[test]
@@ -427,7 +427,7 @@ fn supervised_steps_learn_demonstrations() {
     let done =
         folder.train(&tiny(), "bad", "--supervised", &lines(&SCORED[..1]).replace("\"completion\"", "\"other\""));
     assert_eq!(done.code, Some(3));
-    assert!(done.stderr.starts_with("grpo-step: -:1: no field \"completion\""), "{}", done.stderr);
+    assert!(done.said().starts_with("grpo-step: -:1: no field \"completion\""), "{}", done.stderr);
 }
 
 #[test]

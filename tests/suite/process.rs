@@ -15,6 +15,14 @@ pub struct Finished {
 }
 
 impl Finished {
+    /// What was said besides where it is computed, which is said first where anything is.
+    pub fn said(&self) -> &str {
+        match self.stderr.split_once('\n') {
+            Some((place, rest)) if place.contains(": computing on the CPU (") => rest,
+            _ => &self.stderr,
+        }
+    }
+
     /// Standard output as records.
     pub fn records(&self) -> Vec<Value> {
         self.stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect()

@@ -16,13 +16,6 @@ use crate::process::{Finished, check_help, lines, run, run_into};
 
 const ROLLOUT: &str = env!("CARGO_BIN_EXE_rollout");
 
-/// What is said besides where it is computed, which is the first thing said.
-fn said(stderr: &str) -> &str {
-    let (place, rest) = stderr.split_once('\n').unwrap_or_default();
-    assert!(place.starts_with("rollout: computing on the CPU ("), "{stderr}");
-    rest
-}
-
 const FIELDS: [&str; 12] = [
     "group_id",
     "group_size",
@@ -100,7 +93,7 @@ fn a_rollout_has_the_prompts_fields_and_then_its_own() {
     }
     let model = std::fs::read(directory().join("tiny-qwen2/model.safetensors")).unwrap();
     assert_eq!(rollouts[0]["policy_id"], blake3::hash(&model).to_hex()[..32]);
-    assert!(said(&done.stderr).starts_with("rollout: 6 sequences, "), "{}", done.stderr);
+    assert!(done.said().starts_with("rollout: 6 sequences, "), "{}", done.stderr);
 }
 
 #[test]
@@ -116,7 +109,7 @@ fn the_number_in_flight_changes_no_byte() {
 fn weights_in_bf16_give_other_log_probabilities_and_the_same_in_any_batch() {
     let input = lines(&(0..9).map(prompt).collect::<Vec<_>>());
     let halves = rollout(&["-n", "4", "--dtype", "bf16"], &input);
-    assert!(said(&halves.stderr).starts_with("rollout: 36 sequences, "), "{}", halves.stderr);
+    assert!(halves.said().starts_with("rollout: 36 sequences, "), "{}", halves.stderr);
     assert_eq!(rollout(&["-n", "4", "--dtype", "bf16", "--max-sequences", "3"], &input).stdout, halves.stdout);
     let whole = rollout(&["-n", "4"], &input).stdout;
     assert_ne!(whole, halves.stdout);
@@ -131,13 +124,16 @@ fn a_bad_line_ends_it_after_whole_groups() {
     let again = format!("{}{}", lines(&[prompt(0), prompt(1)]), lines(&[prompt(0)]));
     let cases = [
         (format!("{}nonsense\n", lines(&[prompt(0), prompt(1)])), "rollout: -:3: not a JSON object"),
-        (format!("{}{{\"prompt\":[]}}\n", lines(&[prompt(0), prompt(1)])), "rollout: -:3: no field \"prompt_id\""),
+        (
+            format!("{}{{\"prompt\":[]}}\n", lines(&[prompt(0), prompt(1)])),
+            "rollout: -:3: field \"prompt\" holds no message",
+        ),
         (again, "rollout: -:3: prompt_id a/0 again: it would give the same samples; run rollout once an epoch"),
     ];
     for (input, message) in cases {
         let done = rollout(&["-n", "2"], &input);
         assert_eq!(done.code, Some(3));
-        assert!(said(&done.stderr).starts_with(message), "{}", done.stderr);
+        assert!(done.said().starts_with(message), "{}", done.stderr);
         assert_eq!(done.records().len(), 4);
     }
 }
@@ -368,7 +364,7 @@ fn the_ends_that_every_filter_shares() {
     let (reader, writer) = std::io::pipe().unwrap();
     drop(reader);
     let done = run_into(ROLLOUT, &arguments, &input, writer.into());
-    assert_eq!((done.code, said(&done.stderr)), (Some(0), ""), "a closed pipe");
+    assert_eq!((done.code, done.said()), (Some(0), ""), "a closed pipe");
 
     if let Ok(full) = OpenOptions::new().write(true).open("/dev/full") {
         let done = run_into(ROLLOUT, &arguments, &input, full.into());

@@ -139,11 +139,13 @@ fn a_directory_that_cannot_make_prompts_is_refused_with_the_file() {
         err.to_string()
     };
     let dir = tiny();
-    change(&dir, "tokenizer_config.json", "chat_template", None);
-    let message = refusal(&dir);
-    assert!(message.ends_with("tokenizer_config.json: no chat template; use an instruction-tuned model"), "{message}");
-    change(&dir, "tokenizer_config.json", "chat_template", Some(json!([{"name": "tool_use", "template": "T"}])));
-    assert!(refusal(&dir).contains("no chat template"));
+    for none in [None, Some(json!([{"name": "tool_use", "template": "T"}]))] {
+        change(&dir, "tokenizer_config.json", "chat_template", none);
+        let without = Tokenizer::load(dir.path()).unwrap();
+        let messages =
+            [without.check_template().unwrap_err().to_string(), without.chat(&[message("user", "Q")]).unwrap_err()];
+        assert!(messages.iter().all(|message| message.contains("no chat template, as base models")), "{messages:?}");
+    }
     change(&dir, "tokenizer_config.json", "chat_template", Some(json!("{% if %}")));
     assert!(refusal(&dir).contains("tokenizer_config.json: chat template: "), "{}", refusal(&dir));
     fs::write(dir.path().join("tokenizer_config.json"), "{").unwrap();

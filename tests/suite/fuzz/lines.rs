@@ -108,10 +108,10 @@ fn what_an_error_quotes_stays_one_line_of_bounded_length() {
         run(env!("CARGO_BIN_EXE_grpo-step"), &["--policy", &model, "--dry-run", "--device", "cpu"], &(record + "\n"))
     };
     let done_short = done("a\nb\u{1b}[2J", 0);
-    assert_eq!(done_short.stderr, "grpo-step: -:1: group a\\nb\\u{1b}[2J: 1 of 2 samples when the input ended\n");
+    assert_eq!(done_short.said(), "grpo-step: -:1: group a\\nb\\u{1b}[2J: 1 of 2 samples when the input ended\n");
     let done_long = done("\u{1f600}", 1 << 20);
     assert!(
-        done_long.stderr.len() < 2100 && done_long.stderr.ends_with("xx: 1 of 2 samples when the input ended\n"),
+        done_long.said().len() < 2100 && done_long.said().ends_with("xx: 1 of 2 samples when the input ended\n"),
         "{}",
         done_long.stderr.len()
     );

@@ -10,6 +10,7 @@ use grpo_pipes::grpo::advantage::{ScaleRewards, advantages};
 use grpo_pipes::grpo::batch::{self, Group, Groups};
 use grpo_pipes::grpo::health::Health;
 use grpo_pipes::grpo::supervised;
+use grpo_pipes::gsm8k::columns::Asked;
 use grpo_pipes::gsm8k::source;
 use grpo_pipes::jsonl::Input;
 use grpo_pipes::model::{Config, Model, Transformer};
@@ -212,14 +213,15 @@ fn records(place: &mut Place, dice: &mut Dice) {
             lines().for_each(|line| drop(refused(supervised::example(&line, &place.config, &encode))));
         }
         5 => {
-            let prompts = Prompts { format: Format::Records, max_tokens: 32, on_long: LongPrompt::TruncateLeft };
+            let prompts =
+                Prompts { format: Format::Records, raw: false, max_tokens: 32, on_long: LongPrompt::TruncateLeft };
             let limits = Limits { positions: 32, vocabulary: 320 };
             let mut source = Source::new(prompts, limits, Arc::clone(&place.tokenizer), None);
             lines().for_each(|line| drop(refused(source.request(line))));
         }
         _ => {
             refused(Health::of_run(0.05, &path));
-            source::rows(&path).unwrap().for_each(|row| drop(refused(row)));
+            source::rows(&path, &Asked::default()).unwrap().for_each(|row| drop(refused(row)));
         }
     }
 }

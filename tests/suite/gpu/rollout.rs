@@ -32,7 +32,8 @@ fn sampled(dir: &Path, gpu: Option<Arc<dyn Driver>>, dtype: Dtype, gpu_memory_fr
     };
     let job = Job {
         place: Place { device: Found { gpu, why_not: None }, dtype, batch_invariant: false, gpu_memory_fraction },
-        prompts: Prompts { format: Format::Records, max_tokens: 0, on_long: LongPrompt::Refuse },
+        prompts: Prompts { format: Format::Records, raw: false, max_tokens: 0, on_long: LongPrompt::Refuse },
+        chat_template: None,
         settings,
         asked: Asked { prompt_tokens: Some(90), completion_tokens: Some(3), sequences: Some(3) },
         stop: Stop::default(),
