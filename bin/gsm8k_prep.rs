@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use grpo_pipes::cli::{self, OutputArgs};
+use grpo_pipes::gsm8k::columns::Asked;
 use grpo_pipes::gsm8k::demonstration::Sloppiness;
 use grpo_pipes::gsm8k::generate::{Problems, generate};
 use grpo_pipes::gsm8k::order::Order;
@@ -16,13 +17,22 @@ use grpo_pipes::{Error, Result, hub};
 
 /// Turns GSM8K rows, or generated problems in their form, into prompts
 ///
-/// Rows without `####` are skipped and counted on standard error.
+/// Question and answer are found by their names (question, problem, instruction; answer, solution, output and others), the answer behind
+/// `####`, in the last `\boxed{}`, or as the whole field where that is short; what was taken is said. Rows without an answer are
+/// skipped and counted on standard error.
 #[derive(Parser)]
 #[command(name = "gsm8k-prep", version)]
 struct Args {
-    /// Hub data set, directory, or .parquet, .jsonl or .jsonl.zst file with "question" and "answer"; `-` is JSONL on standard input
+    /// Hub data set, directory, or .parquet or .jsonl file, also as .zst or .gz; `-` is JSONL on standard input
     #[arg(value_name = "SOURCE", default_value = "openai/gsm8k")]
     source: String,
+    /// Field with the question [default: the first there is of question, problem, instruction, query, prompt]
+    #[arg(long, value_name = "NAME", conflicts_with = "generate")]
+    question_field: Option<String>,
+    /// Field with the answer [default: the first there is of answer, solution, final_answer, output, response, ground_truth,
+    /// completion]
+    #[arg(long, value_name = "NAME", conflicts_with = "generate")]
+    answer_field: Option<String>,
     /// Make up N different short problems instead; of a split's questions none is ever in the other
     #[arg(long, value_name = "N", conflicts_with = "source")]
     generate: Option<usize>,
@@ -92,7 +102,8 @@ fn prepare(args: &Args, out: &mut Output) -> Result<()> {
     let order = Order { split, holdout, shuffle, seed, epochs, limit };
     let skipped = run::prepare(rows, &order, &style, out)?;
     if skipped > 0 {
-        cli::note("gsm8k-prep", &format!("skipped {skipped} rows without ####"));
+        let what = if args.demonstrations { "an answer and reasoning" } else { "an answer" };
+        cli::note("gsm8k-prep", &format!("skipped {skipped} rows without {what}"));
     }
     Ok(())
 }
@@ -104,13 +115,18 @@ fn rows(args: &Args) -> Result<(String, Split, Rows)> {
         let rows = generate(Problems { count, max_number: args.max_number, seed: args.seed }, split)?;
         return Ok(("generated".into(), split, Box::new(rows.into_iter().map(Ok))));
     }
+    let asked = Asked { question: args.question_field.clone(), answer: args.answer_field.clone() };
     match Source::parse(&args.source) {
-        Source::File(path) => Ok(("gsm8k".into(), source::split_of_file(&path, args.split)?, source::rows(&path)?)),
-        Source::Directory(dir) => Ok(("gsm8k".into(), split, source::rows_of_all(source::files_in(&dir, split)?)?)),
+        Source::File(path) => {
+            Ok(("gsm8k".into(), source::split_of_file(&path, args.split)?, source::rows(&path, &asked)?))
+        }
+        Source::Directory(dir) => {
+            Ok(("gsm8k".into(), split, source::rows_of_all(source::files_in(&dir, split)?, &asked)?))
+        }
         Source::Hub(id) => {
             let files = hub::data_files(&id, |names| source::files_of_split(names, split))?;
             let name = id.rsplit('/').next().unwrap_or(&id);
-            Ok((name.into(), split, source::rows_of_all(files)?))
+            Ok((name.into(), split, source::rows_of_all(files, &asked)?))
         }
     }
 }

@@ -1,5 +1,6 @@
 //! The fold: scored rollouts in any order, from any number of files, into counts a group.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 
 use serde::de::IgnoredAny;
@@ -8,6 +9,7 @@ use serde_json::{Map, Value};
 use super::stats::Counts;
 use super::summary::{Mean, Summary};
 use crate::error::{Error, Result};
+use crate::prompt::{self, Ids};
 use crate::record::{Line, Record};
 use crate::reward::number::Number;
 
@@ -53,13 +55,16 @@ impl Fold {
     /// Adds one scored rollout.
     ///
     /// # Errors
-    /// [`Error::Record`] when it has no `group_id`, `completion` or `rewards`, or a field is not of its type.
+    /// [`Error::Record`] when nothing tells its prompt, it has no `completion`, neither `rewards` nor `reward`, or a field is not of
+    /// its type.
     pub fn add(&mut self, line: &Line) -> Result<()> {
         let record = line.record()?;
-        let need = |name: &str| record.error(format!("no field \"{name}\""));
-        let group_id = record.get_text("group_id")?.ok_or_else(|| need("group_id"))?;
+        let group_id = group(&record)?;
         let rewards: Option<Map<String, Value>> = record.get_optional("rewards")?;
-        let rewards = rewards.ok_or_else(|| record.error("no field \"rewards\": run score first"))?;
+        if rewards.is_none() && !record.has("reward") {
+            return Err(record.error("no field \"rewards\" and no \"reward\": run score first"));
+        }
+        let rewards = rewards.unwrap_or_default();
         let earned = self.add_rewards(&record, &rewards)?;
         let length: Option<Vec<IgnoredAny>> = record.get_optional("completion_token_ids")?;
         self.length.add(length.map(|tokens| tokens.len() as f64));
@@ -67,7 +72,8 @@ impl Fold {
         self.policy_id.see(record.get_optional("policy_id")?);
         self.temperature.see(record.get_optional("temperature")?);
         let finish_reason = record.get_text("finish_reason")?;
-        let flexible = is_flexibly_correct(&record, earned("correctness"))?;
+        let strict = earned("correctness").or_else(|| earned("math"));
+        let flexible = is_flexibly_correct(&record, strict)?;
 
         let at = match self.index.get(&*group_id) {
             Some(at) => *at,
@@ -78,7 +84,7 @@ impl Fold {
         };
         let group = &mut self.groups[at];
         group.completions += 1;
-        group.strict.add(earned("correctness"));
+        group.strict.add(strict);
         group.flexible.add(flexible);
         group.format.add(earned("strict_format"));
         group.truncated.add(finish_reason.map(|reason| reason == "length"));
@@ -130,10 +136,20 @@ impl Fold {
     }
 }
 
+/// What tells the completions of one prompt from others: the sampler's group, or where it names none the prompt's id, or the prompt.
+fn group<'a>(record: &Record<'a>) -> Result<Cow<'a, str>> {
+    for name in ["group_id", "prompt_id"] {
+        if let Some(id) = record.get_text(name)? {
+            return Ok(id);
+        }
+    }
+    Ok(Cow::Owned(Ids::default().next(record)?))
+}
+
 /// Whether the last number of the completion is the answer; where the answer is no number, what `strict` says.
 fn is_flexibly_correct(record: &Record<'_>, strict: Option<bool>) -> Result<Option<bool>> {
-    let completion = record.get_text("completion")?.ok_or_else(|| record.error("no field \"completion\""))?;
-    let Some(answer) = record.get_text("answer")? else {
+    let completion = prompt::completion(record)?.ok_or_else(|| record.error("no field \"completion\""))?;
+    let Some(answer) = record.answer()? else {
         return Ok(None);
     };
     Ok(match Number::parse(&answer) {

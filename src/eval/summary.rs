@@ -15,7 +15,7 @@ pub struct Summary {
     pub num_prompts: usize,
     /// Completions of all prompts.
     pub num_completions: usize,
-    /// Completions whose `correctness` is known.
+    /// Completions whose `correctness`, or without it `math`, is known.
     pub num_judged: usize,
     /// The policy step of all records; `"mixed"` where they differ, null where none has it. So the next two.
     pub policy_step: Value,
@@ -23,7 +23,7 @@ pub struct Summary {
     pub policy_id: Value,
     /// Sampling temperature; 0 is greedy.
     pub temperature: Value,
-    /// Fraction with `rewards.correctness` above 0: the answer stands in its tags.
+    /// Fraction with `rewards.correctness`, or without it `math`, above 0.
     pub accuracy_strict: Option<Rate>,
     /// Fraction whose last number is the answer, tags or not.
     pub accuracy_flexible: Option<Rate>,

@@ -1,5 +1,6 @@
 //! GSM8K rows, read or generated, into prompts. Text only: knows no tokens, tensors or models.
 
+pub mod columns;
 pub mod demonstration;
 pub mod draw;
 pub mod generate;

@@ -50,6 +50,13 @@ struct PromptRecord<'a> {
 const OWN_FIELDS: [&str; 5] = ["prompt_id", "prompt", "answer", "completion", "question"];
 
 impl PromptStyle {
+    /// Whether a row has what its record needs: an answer, and for a demonstration reasoning.
+    #[must_use]
+    pub fn suits(&self, row: &Row) -> bool {
+        let reasoning = row.answer.split("####").next().unwrap_or_default();
+        final_answer(&row.answer).is_some() && (self.demonstrations.is_none() || !reasoning.trim().is_empty())
+    }
+
     /// The record of a row as one line of JSON, `None` when the row has no answer. `split` is the published one. A prompt is the
     /// same in each epoch, a sloppy demonstration is not.
     #[must_use]

@@ -1,13 +1,13 @@
 //! The command's work: rows in an order, each as a record.
 
+use super::Row;
 use super::order::Order;
 use super::prompt::PromptStyle;
 use super::source::Rows;
-use super::{Row, final_answer};
 use crate::error::Result;
 use crate::jsonl::Output;
 
-/// Writes the records of `rows`; returns how many rows had no answer and were skipped.
+/// Writes the records of `rows`; returns how many rows had no answer, or not the reasoning that was wanted, and were skipped.
 ///
 /// Rows that are wanted as they come are written as they come. An order needs them all first.
 ///
@@ -18,7 +18,7 @@ pub fn prepare(rows: Rows, order: &Order, style: &PromptStyle, out: &mut Output)
     let mut skipped = 0;
     let split = order.split.published();
     let mut answered = rows.filter(|row| {
-        let skip = row.as_ref().is_ok_and(|row| final_answer(&row.answer).is_none());
+        let skip = row.as_ref().is_ok_and(|row| !style.suits(row));
         skipped += usize::from(skip);
         !skip
     });

@@ -1,4 +1,4 @@
-//! Rows from files: .parquet, .jsonl, .jsonl.zst, and directories of them.
+//! Rows from files: .parquet, .jsonl, also compressed, and directories of them.
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -8,9 +8,12 @@ use parquet::file::reader::SerializedFileReader;
 use parquet::record::Field;
 use serde_json::value::RawValue;
 
+use super::columns::{Asked, Columns, Found, Said};
 use super::{Row, Split};
+use crate::cli::note;
 use crate::error::{Error, Result};
 use crate::jsonl::Input;
+use crate::record::Record;
 
 /// What a name on the command line means.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,7 +27,7 @@ pub enum Source {
 }
 
 /// The endings that are read.
-const ENDINGS: [&str; 3] = [".parquet", ".jsonl", ".jsonl.zst"];
+const ENDINGS: [&str; 5] = [".parquet", ".jsonl", ".jsonl.zst", ".jsonl.gz", ".json"];
 
 impl Source {
     /// What is there as a file or directory is that; `owner/name` that is not is a data set; the rest is a file that is missing.
@@ -115,27 +118,82 @@ pub type Rows = Box<dyn Iterator<Item = Result<Row>>>;
 ///
 /// # Errors
 /// [`Error::Io`] when it cannot be opened, [`Error::Data`] when it is no parquet file.
-pub fn rows(path: &Path) -> Result<Rows> {
+pub fn rows(path: &Path, asked: &Asked) -> Result<Rows> {
     if path.extension().is_some_and(|ext| ext == "parquet") {
-        return parquet_rows(path);
+        return parquet_rows(path, asked);
     }
     let input = Input::open(path)?;
-    Ok(Box::new(input.enumerate().map(|(index, line)| {
+    let mut reader = Reader::new(asked);
+    Ok(Box::new(input.enumerate().map(move |(index, line)| {
         let line = line?;
         let record = line.record()?;
-        let row = Row::new(index, record.get("question")?, record.get("answer")?);
-        Ok(Row { extra: record.other_fields(&["question", "answer"]), ..row })
+        let said = reader.read(|name| record.has_value(name), |name| text(&record, name), |what| record.error(what))?;
+        let extra = record.other_fields(&reader.taken());
+        Ok(Row { extra, ..Row::new(index, said.question, said.answer) })
     })))
+}
+
+/// A text, or a number as a text.
+fn text(record: &Record<'_>, name: &str) -> Result<Option<String>> {
+    Ok(match record.get_optional::<serde_json::Value>(name)? {
+        None => None,
+        Some(serde_json::Value::String(text)) => Some(text),
+        Some(serde_json::Value::Number(number)) => Some(number.to_string()),
+        Some(_) => return Err(record.error(format!("field \"{name}\" is neither a text nor a number"))),
+    })
+}
+
+/// Reads rows by columns and a place of the answer that the first of them decide, and says once which these are.
+struct Reader {
+    asked: Asked,
+    columns: Option<Columns>,
+    place: Option<Found>,
+}
+
+impl Reader {
+    fn new(asked: &Asked) -> Self {
+        Self { asked: asked.clone(), columns: None, place: None }
+    }
+
+    fn read(
+        &mut self,
+        has: impl Fn(&str) -> bool,
+        text: impl Fn(&str) -> Result<Option<String>>,
+        wrong: impl Fn(String) -> Error,
+    ) -> Result<Said> {
+        let columns = match &mut self.columns {
+            Some(columns) => columns,
+            none => none.insert(Columns::find(&self.asked, has).map_err(&wrong)?),
+        };
+        let said = columns.read(text, wrong)?;
+        match self.place {
+            // In a set whose answers are marked, what is not is no answer.
+            Some(place) if place != said.found && place != Found::Whole => {
+                return Ok(Said { answer: String::new(), found: Found::Nowhere, ..said });
+            }
+            None if said.found != Found::Nowhere => {
+                self.place = Some(said.found);
+                columns.describe(said.found).iter().for_each(|words| note("gsm8k-prep", words));
+            }
+            _ => {}
+        }
+        Ok(said)
+    }
+
+    fn taken(&self) -> Vec<&str> {
+        self.columns.iter().flat_map(Columns::taken).collect()
+    }
 }
 
 /// The rows of several files as of one.
 ///
 /// # Errors
 /// As [`rows`], for the first file; a later file's errors come when it is reached.
-pub fn rows_of_all(files: Vec<PathBuf>) -> Result<Rows> {
+pub fn rows_of_all(files: Vec<PathBuf>, asked: &Asked) -> Result<Rows> {
     let mut files = files.into_iter();
-    let first = files.next().map(|path| rows(&path)).transpose()?;
-    let later = files.flat_map(|path| match rows(&path) {
+    let first = files.next().map(|path| rows(&path, asked)).transpose()?;
+    let asked = asked.clone();
+    let later = files.flat_map(move |path| match rows(&path, &asked) {
         Ok(rows) => rows,
         Err(err) => Box::new(std::iter::once(Err(err))),
     });
@@ -143,7 +201,7 @@ pub fn rows_of_all(files: Vec<PathBuf>) -> Result<Rows> {
     Ok(Box::new(numbered.map(|(index, row)| row.map(|row| Row { index, ..row }))))
 }
 
-fn parquet_rows(path: &Path) -> Result<Rows> {
+fn parquet_rows(path: &Path, asked: &Asked) -> Result<Rows> {
     let file = File::open(path).map_err(Error::io(path))?;
     let name = path.display().to_string();
     let fault = {
@@ -151,23 +209,24 @@ fn parquet_rows(path: &Path) -> Result<Rows> {
         move |what: parquet::errors::ParquetError| Error::Data(format!("{name}: {what}"))
     };
     let reader = SerializedFileReader::new(file).map_err(&fault)?;
-    Ok(Box::new(reader.into_iter().enumerate().map(move |(index, columns)| {
-        let columns = columns.map_err(&fault)?;
-        let text = |wanted: &str| {
-            let found = columns.get_column_iter().find(|(column, _)| *column == wanted);
-            match found {
-                Some((_, Field::Str(text))) => Ok(text.clone()),
-                _ => Err(Error::Record {
-                    path: name.clone(),
-                    line: index + 1,
-                    what: format!("no text column \"{wanted}\""),
-                }),
-            }
+    let mut columns = Reader::new(asked);
+    Ok(Box::new(reader.into_iter().enumerate().map(move |(index, row)| {
+        let row = row.map_err(&fault)?;
+        let column = |wanted: &str| row.get_column_iter().find(|(column, _)| *column == wanted).map(|(_, value)| value);
+        let wrong = |what: String| Error::Record { path: name.clone(), line: index + 1, what };
+        let text = |name: &str| match column(name) {
+            None | Some(Field::Null) => Ok(None),
+            Some(Field::Str(text)) => Ok(Some(text.clone())),
+            Some(value) => match scalar(value) {
+                Some(json) => Ok(Some(json.get().to_owned())),
+                None => Err(wrong(format!("column \"{name}\" is neither a text nor a number"))),
+            },
         };
-        let row = Row::new(index, text("question")?, text("answer")?);
-        let extra = columns.get_column_iter().filter(|(column, _)| !["question", "answer"].contains(&column.as_str()));
+        let said = columns.read(|name| !matches!(column(name), None | Some(Field::Null)), text, wrong)?;
+        let taken = columns.taken();
+        let extra = row.get_column_iter().filter(|(column, _)| !taken.contains(&column.as_str()));
         let extra = extra.filter_map(|(column, value)| Some((column.clone(), scalar(value)?))).collect();
-        Ok(Row { extra, ..row })
+        Ok(Row { extra, ..Row::new(index, said.question, said.answer) })
     })))
 }
 

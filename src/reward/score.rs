@@ -4,6 +4,7 @@ use serde::ser::{Serialize, SerializeMap, Serializer};
 
 use super::{Reward, Semantics, Weights, fixed, math, seed};
 use crate::error::Result;
+use crate::prompt;
 use crate::record::Line;
 
 /// How completions are scored.
@@ -55,8 +56,8 @@ impl Scorer {
     /// [`crate::Error::Record`] when it is no object, or `completion` or `answer` is not a string.
     pub fn score_line(&self, line: &Line, json: &mut Vec<u8>) -> Result<()> {
         let mut record = line.record()?;
-        let completion = record.get_text("completion")?.ok_or_else(|| record.error("no field \"completion\""))?;
-        let answer = record.get_text("answer")?;
+        let completion = prompt::completion(&record)?.ok_or_else(|| record.error("no field \"completion\""))?;
+        let answer = record.answer()?;
         let score = self.score(&completion, answer.as_deref());
         record.set("rewards", &Values(&score.rewards));
         record.set("reward", &score.reward);

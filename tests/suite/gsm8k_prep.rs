@@ -238,7 +238,7 @@ fn rows_without_an_answer_are_skipped_and_counted() {
     let input = row(0) + "{\"question\":\"?\",\"answer\":\"none\"}\n" + &row(2);
     let output = run_on(&["-"], &input);
     assert_eq!(ids(&records(&output)), ["gsm8k/train/0", "gsm8k/train/2"]);
-    assert_eq!(stderr(&output), "gsm8k-prep: skipped 1 rows without ####\n");
+    assert_eq!(stderr(&output), "gsm8k-prep: skipped 1 rows without an answer\n");
 }
 
 #[test]

@@ -10,6 +10,7 @@ mod evaluate;
 mod export_hf;
 mod fixtures;
 mod fork;
+mod forms;
 mod fuzz;
 mod gpu;
 mod grpo;

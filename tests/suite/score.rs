@@ -169,7 +169,7 @@ fn a_bad_line_is_named_once_everything_before_it_is_written() {
     let good = lines(&vec![rollout("7"); 2000]);
     for bad in [
         "{\"completion\": 7}",
-        "{\"completion\":\"\",\"answer\":7}",
+        "{\"completion\":\"\",\"answer\":[7]}",
         "{\"answer\":\"7\"}",
         "nonsense",
         "{\"completion\":\"\\ud800\"}",

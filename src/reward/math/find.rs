@@ -42,7 +42,7 @@ fn stated(text: &str) -> Option<&str> {
 }
 
 /// The content of the last `\boxed{}`; the whole list where it ends one: `\boxed{1}, \boxed{2}`.
-fn boxed(text: &str) -> Option<&str> {
+pub(super) fn boxed(text: &str) -> Option<&str> {
     let mut found: Option<Boxed> = None;
     let mut at = 0;
     while let Some((start, inner)) = next_box(text, at) {

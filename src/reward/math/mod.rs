@@ -16,6 +16,12 @@ pub fn extract(completion: &str) -> Option<&str> {
     find::in_completion(completion)
 }
 
+/// The content of a text's last `\boxed{}`, the whole list where it ends one.
+#[must_use]
+pub fn boxed(text: &str) -> Option<&str> {
+    find::boxed(text)
+}
+
 /// Whether the extracted answer is the reference answer.
 #[must_use]
 pub fn is_correct(extracted: Option<&str>, reference: &str) -> bool {

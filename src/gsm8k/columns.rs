@@ -1,0 +1,214 @@
+//! Which columns of a data set are question and answer, and how an answer stands in its column.
+
+use super::{final_answer, strip};
+use crate::reward::math;
+
+/// Names of questions that are looked for, in this order.
+const QUESTIONS: [&str; 5] = ["question", "problem", "instruction", "query", "prompt"];
+
+/// Names of answers.
+const ANSWERS: [&str; 7] = ["answer", "solution", "final_answer", "output", "response", "ground_truth", "completion"];
+
+/// What continues an `instruction`, as in Alpaca's data.
+const INPUT: &str = "input";
+
+/// The worked solution beside an answer that is the result alone.
+const SOLUTION: &str = "solution";
+
+/// A text longer than this, or of several lines, is no answer as a whole: it is prose.
+const LONGEST_ANSWER: usize = 60;
+
+/// Columns as somebody asked for them.
+#[derive(Debug, Clone, Default)]
+pub struct Asked {
+    /// The question's.
+    pub question: Option<String>,
+    /// The answer's.
+    pub answer: Option<String>,
+}
+
+/// The columns of a data set.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Columns {
+    question: String,
+    answer: String,
+    /// Whether the answer's column was asked for, and so may be an answer as a whole however long it is.
+    is_asked_for: bool,
+}
+
+/// What a row says in its columns.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Said {
+    /// The question.
+    pub question: String,
+    /// Reasoning, `####` and the answer; what stands in the column where no answer is found.
+    pub answer: String,
+    /// How the answer was found.
+    pub found: Found,
+}
+
+/// Where an answer stood.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Found {
+    /// Behind `####`.
+    Marked,
+    /// In the last `\boxed{}`.
+    Boxed,
+    /// As the whole column.
+    Whole,
+    /// There is none.
+    Nowhere,
+}
+
+impl Columns {
+    /// Those asked for, and where nobody asked the first that `has` knows.
+    ///
+    /// # Errors
+    /// What is missing.
+    pub fn find(asked: &Asked, has: impl Fn(&str) -> bool) -> Result<Self, String> {
+        let pick =
+            |asked: &Option<String>, names: &[&str], what: &str, not: &str| match asked {
+                Some(name) if has(name) => Ok(name.clone()),
+                Some(name) => Err(format!("no field \"{name}\"")),
+                None => names.iter().find(|name| **name != not && has(name)).map(|name| (*name).to_owned()).ok_or_else(
+                    || format!("no {what}: none of the fields {}; name it with --{what}-field", names.join(", ")),
+                ),
+            };
+        let question = pick(&asked.question, &QUESTIONS, "question", "")?;
+        let answer = pick(&asked.answer, &ANSWERS, "answer", &question)?;
+        Ok(Self { question, answer, is_asked_for: asked.answer.is_some() })
+    }
+
+    /// The columns whose content is taken, so that it need not be kept.
+    #[must_use]
+    pub fn taken(&self) -> [&str; 2] {
+        [&self.question, if self.answer == SOLUTION { "" } else { &self.answer }]
+    }
+
+    /// What a row says; `text` gives a column's text.
+    ///
+    /// # Errors
+    /// Those of `text`, and that there is no such column.
+    pub fn read<E>(
+        &self,
+        text: impl Fn(&str) -> Result<Option<String>, E>,
+        missing: impl Fn(String) -> E,
+    ) -> Result<Said, E> {
+        let need = |name: &str| text(name)?.ok_or_else(|| missing(format!("no field \"{name}\"")));
+        let mut question = need(&self.question)?;
+        if self.question == "instruction"
+            && let Some(input) = text(INPUT)?.filter(|input| !input.trim().is_empty())
+        {
+            question = format!("{question}\n\n{input}");
+        }
+        let written = need(&self.answer)?;
+        let (found, answer) = self.result(&written);
+        let Some(answer) = answer.filter(|_| found != Found::Marked) else {
+            return Ok(Said { question, answer: written, found });
+        };
+        // In GSM8K's form. A result alone has its reasoning in the solution beside it, if there is one.
+        let beside = if found == Found::Whole && self.answer != SOLUTION { text(SOLUTION)? } else { None };
+        let reasoning = match found {
+            Found::Boxed => written.replace("####", ""),
+            _ => beside.unwrap_or_default().replace("####", ""),
+        };
+        Ok(Said { question, answer: format!("{reasoning}\n#### {answer}"), found })
+    }
+
+    /// How the answer stands in its column, and what it is.
+    fn result<'a>(&self, text: &'a str) -> (Found, Option<&'a str>) {
+        if let Some(answer) = final_answer(text) {
+            return (Found::Marked, Some(answer));
+        }
+        if let Some(answer) = math::boxed(text) {
+            return (Found::Boxed, Some(strip(answer)));
+        }
+        let whole = strip(text);
+        let is_short = whole.chars().count() <= LONGEST_ANSWER && !whole.contains('\n');
+        if !whole.is_empty() && (is_short || self.is_asked_for) && !whole.contains('\n') {
+            return (Found::Whole, Some(whole));
+        }
+        (Found::Nowhere, None)
+    }
+
+    /// What was taken, for whoever wonders; nothing where it is as in GSM8K.
+    #[must_use]
+    pub fn describe(&self, found: Found) -> Option<String> {
+        let how = match found {
+            Found::Marked => "behind #### in",
+            Found::Boxed => "in the last \\boxed of",
+            Found::Whole | Found::Nowhere => "all of",
+        };
+        let is_usual = (&*self.question, &*self.answer, found) == ("question", "answer", Found::Marked);
+        (!is_usual).then(|| format!("the question is \"{}\", the answer {how} \"{}\"", self.question, self.answer))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn said(row: &[(&str, &str)], asked: &Asked) -> Result<(String, String, Found), String> {
+        let get = |name: &str| row.iter().find(|(other, _)| *other == name).map(|(_, text)| (*text).to_owned());
+        let columns = Columns::find(asked, |name| get(name).is_some())?;
+        let said = columns.read(|name| Ok(get(name)), |what| what)?;
+        let answer = final_answer(&said.answer).unwrap_or("-").to_owned();
+        Ok((said.question, answer, said.found))
+    }
+
+    fn found(row: &[(&str, &str)]) -> (String, String, Found) {
+        said(row, &Asked::default()).unwrap()
+    }
+
+    #[test]
+    fn the_columns_of_common_data_sets_are_found() {
+        let expect = |answer: &str, found| ("Q".to_owned(), answer.to_owned(), found);
+        let prose = "First one adds, and then there is much more to say about it than fits.";
+        let rows: [(&[(&str, &str)], _); 9] = [
+            (&[("question", "Q"), ("answer", "2+3=5\n#### 5")], expect("5", Found::Marked)),
+            (&[("problem", "Q"), ("solution", "So $\\boxed{\\frac{1}{2}}$.")], expect("\\frac{1}{2}", Found::Boxed)),
+            (&[("problem", "Q"), ("solution", prose), ("answer", "5")], expect("5", Found::Whole)),
+            (
+                &[("problem", "Q"), ("answer", "\\boxed{1} or \\boxed{{5}}")],
+                expect("\\boxed{1} or \\boxed{{5}}", Found::Boxed),
+            ),
+            (&[("instruction", "Q"), ("input", " "), ("output", "1,200 ")], expect("1,200", Found::Whole)),
+            (&[("question", "Q"), ("solution", "It is 7.\n#### 7")], expect("7", Found::Marked)),
+            (&[("prompt", "Q"), ("completion", "blue")], expect("blue", Found::Whole)),
+            (&[("question", "Q"), ("answer", prose)], expect("-", Found::Nowhere)),
+            (&[("question", "Q"), ("answer", "")], expect("-", Found::Nowhere)),
+        ];
+        for (row, expected) in rows {
+            assert_eq!(found(row), expected, "{row:?}");
+        }
+        assert_eq!(found(&[("instruction", "Add."), ("input", "2 and 3"), ("output", "5")]).0, "Add.\n\n2 and 3");
+    }
+
+    #[test]
+    fn columns_asked_for_count_and_missing_ones_are_named() {
+        let row = [
+            ("question", "Q"),
+            ("task", "T"),
+            ("answer", "5"),
+            ("gold", "as long as one wants it to be, since somebody asked for it"),
+        ];
+        let asked =
+            |question: &str, answer: &str| Asked { question: Some(question.into()), answer: Some(answer.into()) };
+        assert_eq!(said(&row, &asked("task", "gold")).unwrap().0, "T");
+        assert_eq!(said(&row, &asked("task", "gold")).unwrap().2, Found::Whole);
+        assert_eq!(said(&row, &asked("task", "x")).unwrap_err(), "no field \"x\"");
+        let none = said(&[("text", "Q")], &Asked::default()).unwrap_err();
+        assert!(none.starts_with("no question: none of the fields question, problem,"), "{none}");
+        assert!(said(&[("prompt", "Q")], &Asked::default()).unwrap_err().ends_with("name it with --answer-field"));
+    }
+
+    #[test]
+    fn reasoning_is_what_stands_around_the_answer_or_in_the_solution_beside_it() {
+        let columns =
+            Columns::find(&Asked::default(), |name| ["problem", "solution", "answer"].contains(&name)).unwrap();
+        let get =
+            |name: &str| -> Result<_, String> { Ok(Some(if name == "answer" { "5" } else { "2 + 3" }.to_owned())) };
+        assert_eq!(columns.read(get, |what| what).unwrap().answer, "2 + 3\n#### 5");
+        assert_eq!(columns.taken(), ["problem", "answer"], "a solution is kept");
+    }
+}
