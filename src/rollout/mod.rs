@@ -68,11 +68,11 @@ impl Ready {
     fn new(job: Job, dir: &Path, unique_among: Option<usize>) -> Result<Self> {
         let mut settings = job.settings.clone();
         settings.sampling.check()?;
-        let identity = policy::identity(dir)?;
         let config = Config::load(dir)?;
+        let identity = policy::identity(dir)?;
         settings.stop_ids = stop_ids(dir)?;
         settings.step = identity.step;
-        let positions = config.max_position_embeddings;
+        let positions = config.positions();
         if settings.max_completion_tokens >= positions {
             return Err(Error::Usage(format!(
                 "max-completion-tokens leaves no room for a prompt in {positions} positions"

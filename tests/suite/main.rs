@@ -24,6 +24,7 @@ mod plain_qwen2;
 mod process;
 mod resident;
 mod rollout;
+mod rope;
 mod runs;
 mod sampler;
 mod score;

@@ -69,7 +69,7 @@ impl PlainQwen2 {
     fn rotate(&self, head: &mut [f64], position: usize) {
         let half = head.len() / 2;
         for i in 0..half {
-            let frequency = self.config.rope_theta.powf(-(2.0 * i as f64) / head.len() as f64);
+            let frequency = self.config.rope.rope_theta.powf(-(2.0 * i as f64) / head.len() as f64);
             let (sin, cos) = (position as f64 * frequency).sin_cos();
             let (a, b) = (head[i], head[half + i]);
             head[i] = a * cos - b * sin;
