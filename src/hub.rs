@@ -18,12 +18,14 @@ use crate::model::{self, ADAPTER, CONFIG, Config, INDEX, WEIGHTS};
 /// A model's directory: `spec` itself if it is one, else the Hub's `owner/name`, downloaded if it is not in the cache.
 ///
 /// # Errors
-/// [`Error::Model`] when it is neither, or a model of a kind that is not supported; [`Error::Hub`] when the Hub does not give it, or has
-/// such a model, which is then not downloaded.
+/// [`Error::Model`] when it is neither, [`Error::Hub`] when the Hub does not give it, or has a model of a kind that is not supported,
+/// which is then not downloaded.
 pub fn model_dir(spec: &str) -> Result<PathBuf> {
-    if Path::new(spec).exists() {
-        model::check(Path::new(spec))?;
+    if Path::new(spec).is_dir() {
         return Ok(spec.into());
+    }
+    if Path::new(spec).is_file() {
+        return Err(Error::model(spec, model::not_a_directory(Path::new(spec))));
     }
     let (owner, name) =
         split_id(spec).ok_or_else(|| Error::model(spec, "no such directory, and no Hub id owner/name"))?;

@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 use crate::floats;
 use crate::grpo::machine::{Cpu, Machine};
 use crate::grpo::metrics::Metrics;
-use crate::model::{self, Config, Model, has_weights};
+use crate::model::{Config, Model, has_weights};
 use crate::optim::{self, LossScale, Moments, OptimizerConfig, Rule};
 use crate::policy::{self, Identity, Publication, State};
 use crate::tensorfile::Storage;
@@ -82,7 +82,7 @@ impl Trainer {
     /// # Errors
     /// [`Error::Io`] or [`Error::Model`] when the directory holds no usable policy, and those of `place`.
     pub fn open(dir: &Path, config: OptimizerConfig, seed: Option<u64>, place: Place<'_>) -> Result<Self> {
-        model::check(dir)?;
+        Config::load(dir)?; // says what is wrong before gigabytes are hashed
         let identity = policy::identity(dir)?;
         let state = State::load(dir)?;
         if state.is_some() && !dir.join(policy::OPTIMIZER).exists() {

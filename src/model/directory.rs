@@ -26,7 +26,7 @@ pub fn has_weights(dir: &Path) -> bool {
 /// [`Error::Model`] with the kind and what to do, [`Error::Io`] when the directory cannot be read.
 pub fn check(dir: &Path) -> Result<()> {
     if dir.is_file() {
-        return Err(Error::model(dir, of_file(dir)));
+        return Err(Error::model(dir, not_a_directory(dir)));
     }
     if !dir.exists() {
         return Err(Error::model(dir, "no such directory"));
@@ -109,7 +109,9 @@ fn is_of_another_library(name: &str) -> bool {
     [".h5", ".msgpack", ".onnx", ".ckpt", ".ckpt.index", ".npz", ".tflite", ".ot"].iter().any(|end| name.ends_with(end))
 }
 
-fn of_file(path: &Path) -> String {
+/// What to say of a file that stands where a model's directory is meant.
+#[must_use]
+pub fn not_a_directory(path: &Path) -> String {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     if is_gguf(&name) {
         return "a GGUF file, which is not read: give the directory of the model's safetensors, from which it was made"

@@ -36,7 +36,7 @@ use weights::Weights;
 
 pub use cache::KvCache;
 pub use config::{CONFIG, Config, spell_rope};
-pub use directory::{ADAPTER, INDEX, WEIGHTS, check, has_weights, unsupported, weight_files};
+pub use directory::{ADAPTER, INDEX, WEIGHTS, check, has_weights, not_a_directory, unsupported, weight_files};
 pub use head::Normalizer;
 pub use infer::DecodeRow;
 pub use rope::{RopeParameters, Scaling, Yarn};

@@ -1,6 +1,6 @@
 //! Rotary scaling against transformers' numbers, and what is refused.
 
-use grpo_pipes::model::{Config, Gradients, Model, Packed, Target};
+use grpo_pipes::model::{Config, Model};
 use serde_json::{Map, Value, json};
 use tempfile::TempDir;
 
