@@ -5,13 +5,14 @@ mod file;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
 use super::directory;
 use super::rope::RopeParameters;
 use crate::error::{Error, Result};
 use file::{File, Kind};
 
-pub use file::{CONFIG, spell_rope};
+pub use file::CONFIG;
 
 /// The largest size of anything but the blocks; with [`MAX_LAYERS`] no product of sizes overflows.
 const MAX_SIZE: usize = 1 << 24;
@@ -180,4 +181,24 @@ impl Config {
         }
         list
     }
+}
+
+/// Writes the rope's entries in both spellings: `rope_theta` at the top and `rope_scaling`, where there is scaling, for transformers 4;
+/// `rope_parameters` for 5, which takes `rope_scaling` first where that stands.
+///
+/// # Errors
+/// What is wrong with them.
+pub fn spell_rope(config: &mut Map<String, Value>) -> std::result::Result<(), String> {
+    let file: File = serde_json::from_value(Value::Object(config.clone())).map_err(|err| err.to_string())?;
+    let entries = file.rope.entries(file.max_position_embeddings)?;
+    let mut scaling = entries.clone();
+    scaling.shift_remove("rope_theta");
+    config.insert("rope_theta".into(), entries["rope_theta"].clone());
+    if entries["rope_type"] == "default" {
+        config.shift_remove("rope_scaling");
+    } else {
+        config.insert("rope_scaling".into(), Value::Object(scaling));
+    }
+    config.insert("rope_parameters".into(), Value::Object(entries));
+    Ok(())
 }

@@ -2,6 +2,7 @@
 
 mod frequencies;
 mod parameters;
+mod spelling;
 
 use std::sync::OnceLock;
 
@@ -9,7 +10,10 @@ use rayon::prelude::*;
 
 use super::ops::ROW_BLOCK;
 
-pub use parameters::{RopeParameters, Scaling, Spelling, Yarn};
+use spelling::DEFAULT_THETA;
+
+pub use parameters::{RopeParameters, Scaling, Yarn};
+pub use spelling::Spelling;
 
 /// Positions that are made together, when the first of them is needed: a model of a million positions is loaded as fast as another.
 const BLOCK: usize = 1024;

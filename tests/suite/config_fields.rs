@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 
-use grpo_pipes::model::Config;
+use grpo_pipes::model::{Config, Scaling};
 use serde_json::{Map, Value, json};
 
 use crate::fixtures::directory;
@@ -231,4 +231,18 @@ fn a_factor_lengthens_what_fits() {
     );
     assert_eq!(positions(json!({"type": "yarn", "factor": 4})), 4000);
     assert_eq!(positions(json!({"type": "yarn", "factor": 4, "original_max_position_embeddings": 200})), 1000);
+}
+
+#[test]
+fn configs_that_people_have_are_read() {
+    let cases = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/cases");
+    let read = |name: &str| Config::read(&cases.join(name).join("config.json"));
+    if !cases.exists() {
+        println!("skipped: there is no {}", cases.display());
+        return;
+    }
+    let plain = read("transformers5").unwrap();
+    assert_eq!((plain.rope.rope_theta, plain.rope.scaling, plain.num_hidden_layers), (1e6, Scaling::Default, 2));
+    let Scaling::Yarn(yarn) = read("yarn").unwrap().rope.scaling else { panic!("YaRN is read") };
+    assert_eq!((yarn.factor, yarn.original_max_position_embeddings), (4.0, 8192.0));
 }

@@ -13,26 +13,6 @@ use crate::model::rope::{RopeParameters, Spelling};
 /// The name of the file.
 pub const CONFIG: &str = "config.json";
 
-/// Writes the rope's entries in both spellings: `rope_theta` at the top and `rope_scaling`, where there is scaling, for transformers 4;
-/// `rope_parameters` for 5, which takes `rope_scaling` first where that stands.
-///
-/// # Errors
-/// What is wrong with them.
-pub fn spell_rope(config: &mut Map<String, Value>) -> Result<(), String> {
-    let file: File = serde_json::from_value(Value::Object(config.clone())).map_err(|err| err.to_string())?;
-    let entries = file.rope.entries(file.max_position_embeddings)?;
-    let mut scaling = entries.clone();
-    scaling.shift_remove("rope_theta");
-    config.insert("rope_theta".into(), entries["rope_theta"].clone());
-    if entries["rope_type"] == "default" {
-        config.shift_remove("rope_scaling");
-    } else {
-        config.insert("rope_scaling".into(), Value::Object(scaling));
-    }
-    config.insert("rope_parameters".into(), Value::Object(entries));
-    Ok(())
-}
-
 /// What kind of model a file is about.
 #[derive(Deserialize)]
 pub(super) struct Kind {
@@ -55,10 +35,10 @@ pub(super) struct File {
     num_key_value_heads: Option<usize>,
     head_dim: Option<usize>,
     hidden_act: String,
-    max_position_embeddings: usize,
+    pub(super) max_position_embeddings: usize,
     rms_norm_eps: f32,
     #[serde(flatten)]
-    rope: Spelling,
+    pub(super) rope: Spelling,
     tie_word_embeddings: bool,
     initializer_range: f32,
     pad_token_id: Option<i64>,

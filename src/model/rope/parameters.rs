@@ -1,118 +1,13 @@
-//! Which rotary positions a `config.json` asks for, in the spelling of transformers 4, of transformers 5, or in both.
+//! Which rotary positions a model has: each kind that transformers has for Qwen2, with the numbers that belong to it.
 
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::Serialize;
 use serde_json::{Map, Value};
-
-/// The base of the frequencies where nothing names one, `default_theta` of transformers.
-const DEFAULT_THETA: f64 = 10_000.0;
 
 /// Entries that every type may have: transformers reads them for no type, or not for all.
 const HARMLESS: [&str; 4] = ["rope_type", "rope_theta", "original_max_position_embeddings", "finetuned"];
 
 const YARN: [&str; 7] =
     ["factor", "attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate"];
-
-/// The entries of `config.json` about rotary positions.
-#[derive(Debug, Clone, Default, Deserialize)]
-pub struct Spelling {
-    #[serde(default, deserialize_with = "some")]
-    rope_theta: Option<f64>,
-    /// Of transformers 4, beside `rope_theta`.
-    rope_scaling: Option<Map<String, Value>>,
-    /// Of transformers 5, with `rope_theta` in it.
-    rope_parameters: Option<Map<String, Value>>,
-    #[serde(default, deserialize_with = "some")]
-    original_max_position_embeddings: Option<f64>,
-    partial_rotary_factor: Option<f64>,
-}
-
-/// An entry that may be missing, but not null.
-fn some<'de, T: Deserialize<'de>, D: Deserializer<'de>>(from: D) -> Result<Option<T>, D::Error> {
-    T::deserialize(from).map(Some)
-}
-
-impl Spelling {
-    /// One set of entries, with `rope_type` and `rope_theta` among them, merged as transformers 5 does it. Where that and version 4
-    /// would read different numbers, nobody knows which are meant.
-    ///
-    /// # Errors
-    /// The entries that contradict each other, or a rotation of less than whole heads.
-    pub fn entries(&self, max_position_embeddings: usize) -> Result<Map<String, Value>, String> {
-        let named = |entries: &Option<Map<_, _>>| entries.clone().filter(|entries| !entries.is_empty());
-        let mut entries = match (named(&self.rope_scaling), named(&self.rope_parameters)) {
-            (Some(old), Some(new)) => {
-                let (old, new) = (self.complete(old)?, self.complete(new)?);
-                if !same(&old, &new) {
-                    return Err(
-                        "rope_scaling and rope_parameters differ; leave one of them, with rope_theta in it".into()
-                    );
-                }
-                old
-            }
-            (one, other) => self.complete(one.or(other).unwrap_or_default())?,
-        };
-        entries.entry("rope_theta").or_insert(DEFAULT_THETA.into());
-        let within = entries.shift_remove("partial_rotary_factor").map(|factor| factor.as_f64());
-        if let Some(factor) =
-            [self.partial_rotary_factor.map(Some), within].into_iter().flatten().find(|f| *f != Some(1.0))
-        {
-            let factor = factor.map_or("no number".into(), |factor| factor.to_string());
-            return Err(format!(
-                "partial_rotary_factor = {factor} is not supported: heads are rotated whole, by a factor of 1"
-            ));
-        }
-        if entries["rope_type"] == "yarn" {
-            self.place_original(&mut entries, max_position_embeddings)?;
-        }
-        Ok(entries)
-    }
-
-    /// With `rope_type` for `type`, and the `rope_theta` beside them; nulls are as good as missing, but for two of YaRN's.
-    fn complete(&self, mut entries: Map<String, Value>) -> Result<Map<String, Value>, String> {
-        entries.retain(|name, value| !value.is_null() || ["factor", "truncate"].contains(&name.as_str()));
-        let kind = match (entries.shift_remove("type"), entries.get("rope_type").cloned()) {
-            (Some(old), Some(new)) if old != new => {
-                return Err(format!("type {old} and rope_type {new} of rope_scaling differ; leave one of them"));
-            }
-            (old, new) => new.or(old).unwrap_or_else(|| "default".into()),
-        };
-        entries.insert("rope_type".into(), kind);
-        match (self.rope_theta, entries.get("rope_theta").map(Value::as_f64)) {
-            (Some(outer), Some(inner)) if inner != Some(outer) => {
-                let inner = &entries["rope_theta"];
-                Err(format!(
-                    "rope_theta = {outer} and rope_theta = {inner} in rope_parameters differ; leave one of them"
-                ))
-            }
-            (Some(outer), None) => {
-                entries.insert("rope_theta".into(), outer.into());
-                Ok(entries)
-            }
-            _ => Ok(entries),
-        }
-    }
-
-    fn place_original(&self, entries: &mut Map<String, Value>, max_position_embeddings: usize) -> Result<(), String> {
-        const NAME: &str = "original_max_position_embeddings";
-        match (self.original_max_position_embeddings, entries.get(NAME)) {
-            (Some(outer), Some(inner)) if inner.as_f64() != Some(outer) => {
-                return Err(format!(
-                    "{NAME} = {outer} and {NAME} = {inner} in rope_parameters differ; leave one of them"
-                ));
-            }
-            (Some(outer), None) => _ = entries.insert(NAME.into(), outer.into()),
-            (None, None) => _ = entries.insert(NAME.into(), max_position_embeddings.into()),
-            _ => {}
-        }
-        Ok(())
-    }
-}
-
-/// Equal entries in any order, and 4 is 4.0.
-fn same(one: &Map<String, Value>, other: &Map<String, Value>) -> bool {
-    let equal = |a: &Value, b: &Value| a == b || a.as_f64().is_some_and(|a| Some(a) == b.as_f64());
-    one.len() == other.len() && one.iter().all(|(name, a)| other.get(name).is_some_and(|b| equal(a, b)))
-}
 
 /// What rotary positions are made from.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -162,7 +57,7 @@ pub struct Yarn {
 }
 
 impl RopeParameters {
-    /// From the entries that [`Spelling::entries`] gives.
+    /// From the entries that [`super::Spelling::entries`] gives.
     ///
     /// # Errors
     /// What is missing, not supported or out of range.
@@ -191,7 +86,7 @@ impl RopeParameters {
             "yarn" => Scaling::Yarn(Yarn::read(&numbers, max_position_embeddings)?),
             _ => Scaling::Default,
         };
-        let theta = numbers.number("rope_theta")?.unwrap_or(DEFAULT_THETA);
+        let theta = numbers.number("rope_theta")?.unwrap_or(super::DEFAULT_THETA);
         if theta < 1.0 {
             return Err(format!("rope_theta = {theta} is out of range: a number from 1 on"));
         }
