@@ -320,7 +320,10 @@ fn model_files(names: &[String], dir: &Path) -> Choice {
     if let Some(kind) = model::unsupported(names, &dir.join(ADAPTER)) {
         return Err(kind);
     }
-    if dir.join(CONFIG).exists() {
+    if has(CONFIG) && !dir.join(CONFIG).exists() {
+        return Ok(vec![CONFIG.into()]); // another architecture may lack other files too
+    }
+    if has(CONFIG) {
         Config::read(&dir.join(CONFIG)).map_err(|err| match err {
             Error::Model { what, .. } => format!("{CONFIG}: {what}"),
             other => other.to_string(),
