@@ -35,7 +35,7 @@ make_start() {
         say "supervised start: $SUPERVISED_STEPS steps on $SUPERVISED_BATCH demonstrations each"
         model=$RUN/checkpoints/supervised
         rm -rf "$model"
-        [ -f "$MODEL/model.safetensors" ] || init=(--init)
+        [ -f "$MODEL/model.safetensors" ] || [ -f "$MODEL/model.safetensors.index.json" ] || init=(--init)
         prepare train $((SUPERVISED_STEPS * SUPERVISED_BATCH)) --demonstrations \
             --sloppy-format "$SLOPPY_FORMAT" --sloppy-arithmetic "$SLOPPY_ARITHMETIC" |
             grpo-step --supervised ${init[@]+"${init[@]}"} --policy "$MODEL" --out "$model" --loss-on-prompt \

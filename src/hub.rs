@@ -13,17 +13,21 @@ use std::path::{Component, Path, PathBuf};
 use serde::Deserialize;
 
 use crate::error::{Error, Result};
+use crate::model::{self, ADAPTER, CONFIG, Config, INDEX, WEIGHTS};
+use crate::policy;
 use api::{Api, Fault, Kind, Object};
-
-const INDEX: &str = "model.safetensors.index.json";
 
 /// A model's directory: `spec` itself if it is one, else the Hub's `owner/name`, downloaded if it is not in the cache.
 ///
 /// # Errors
-/// [`Error::Model`] when it is neither, [`Error::Hub`] when the Hub does not give it.
+/// [`Error::Model`] when it is neither, [`Error::Hub`] when the Hub does not give it, or has a model of a kind that is not supported,
+/// which is then not downloaded.
 pub fn model_dir(spec: &str) -> Result<PathBuf> {
     if Path::new(spec).is_dir() {
         return Ok(spec.into());
+    }
+    if Path::new(spec).is_file() {
+        return Err(Error::model(spec, model::not_a_directory(Path::new(spec))));
     }
     let (owner, name) =
         split_id(spec).ok_or_else(|| Error::model(spec, "no such directory, and no Hub id owner/name"))?;
@@ -283,28 +287,52 @@ fn list(dir: &Path, prefix: &str, names: &mut Vec<String>) {
     }
 }
 
-/// What a model needs of its repository: all of one checkpoint, small files first, shards once their index is there.
+/// What a model needs of its repository: all of one checkpoint, small files first, shards once their index is there; or what the
+/// repository has instead, as soon as names or the first files tell.
 fn model_files(names: &[String], dir: &Path) -> Choice {
     let has = |wanted: &str| names.iter().any(|name| name == wanted);
+    if has(ADAPTER) && !dir.join(ADAPTER).exists() {
+        return Ok(vec![ADAPTER.into()]); // it names the model that it is for
+    }
+    if let Some(kind) = model::unsupported(names, &dir.join(ADAPTER)) {
+        return Err(kind);
+    }
+    if has(CONFIG) && !dir.join(CONFIG).exists() {
+        return Ok(vec![CONFIG.into()]); // another architecture may lack other files too
+    }
+    if has(CONFIG) {
+        Config::read(&dir.join(CONFIG)).map_err(|err| match err {
+            Error::Model { what, .. } => format!("{CONFIG}: {what}"),
+            other => other.to_string(),
+        })?;
+    }
     let mut chosen = Vec::new();
-    for required in ["config.json", "tokenizer.json"] {
+    for required in [CONFIG, "tokenizer.json"] {
         if !has(required) {
             return Err(format!("has no {required}"));
         }
         chosen.push(required.to_owned());
     }
-    let optional = ["generation_config.json", "tokenizer_config.json"];
-    chosen.extend(optional.into_iter().filter(|name| has(name)).map(Into::into));
-    if has("model.safetensors") {
-        chosen.push("model.safetensors".into());
+    chosen.extend(OPTIONAL.into_iter().filter(|name| has(name)).map(Into::into));
+    if has(WEIGHTS) {
+        chosen.push(WEIGHTS.into());
     } else if has(INDEX) {
         chosen.push(INDEX.into());
         chosen.extend(shards(&dir.join(INDEX))?);
     } else {
-        return Err("has no model.safetensors".into());
+        return Err(format!("has no {WEIGHTS}"));
     }
     Ok(chosen)
 }
+
+/// Files of a model that it may lack.
+const OPTIONAL: [&str; 5] = [
+    "generation_config.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    policy::SYSTEM_PROMPT,
+];
 
 /// The shards that an index names; none before the index is there.
 fn shards(index: &Path) -> std::result::Result<BTreeSet<String>, String> {

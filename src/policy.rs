@@ -13,11 +13,11 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use crate::error::{Error, Result};
+use crate::model::{self, CONFIG};
 
+pub use crate::model::WEIGHTS;
 pub use state::{State, verify};
 
-/// The weights of a model directory.
-pub const WEIGHTS: &str = "model.safetensors";
 /// The moments of the optimizer.
 pub const OPTIMIZER: &str = "optimizer.safetensors";
 /// What the run remembers, a [`State`].
@@ -29,7 +29,7 @@ pub const OLDER: &str = "older";
 
 /// Files that travel from a model directory to its successors unchanged, where they exist. `config.json` travels with its dtype
 /// set to that of the weights beside it, see [`write_config`].
-const COMPANIONS: [&str; 10] = [
+const COMPANIONS: [&str; 11] = [
     "generation_config.json",
     "tokenizer.json",
     "tokenizer_config.json",
@@ -39,6 +39,7 @@ const COMPANIONS: [&str; 10] = [
     "merges.txt",
     "chat_template.jinja",
     SYSTEM_PROMPT,
+    "chat_template.json",
     "LICENSE",
 ];
 
@@ -54,7 +55,8 @@ pub struct Identity {
     pub step: u64,
 }
 
-/// The identity of the weights in a directory: from `state.json`, or for a starting model the hash of `model.safetensors`.
+/// The identity of the weights in a directory: from `state.json`, or for a starting model the hash of `model.safetensors`, or of its
+/// shards' hashes in the order of their names.
 ///
 /// # Errors
 /// [`Error::Io`] when the weights cannot be read, [`Error::Model`] when there are none or `state.json` is damaged.
@@ -62,13 +64,13 @@ pub fn identity(dir: &Path) -> Result<Identity> {
     if let Some(state) = State::load(dir)? {
         return Ok(Identity { policy_id: state.policy_id, step: state.step });
     }
-    match state::checksum(&dir.join(WEIGHTS)) {
-        Ok(hash) => Ok(Identity { policy_id: short_id(hash), step: 0 }),
-        Err(err) if err.kind() == ErrorKind::NotFound && dir.is_dir() => {
-            Err(Error::model(dir, format!("no {WEIGHTS}; `grpo-step --init` makes random weights")))
-        }
-        Err(err) => Err(Error::io(dir.join(WEIGHTS))(err)),
-    }
+    let hash = |path: &PathBuf| state::checksum(path).map_err(Error::io(path));
+    let hashes = model::weight_files(dir)?.iter().map(hash).collect::<Result<Vec<_>>>()?;
+    let policy_id = match hashes[..] {
+        [one] => short_id(one),
+        _ => derive_id(&hashes.iter().map(|hash| &hash.as_bytes()[..]).collect::<Vec<_>>()),
+    };
+    Ok(Identity { policy_id, step: 0 })
 }
 
 /// The id made of several parts; each part's length is hashed too, so that moving a border changes the id.
@@ -166,16 +168,20 @@ pub fn copy_companions(from: &Path, to: &Path, torch_dtype: &str) -> Result<()> 
     Ok(())
 }
 
-/// Copies `config.json` with the weights' dtype in it: transformers loads in the dtype that the file names, so the start's
-/// `bfloat16` left beside f32 weights would round them.
+/// Copies `config.json` as transformers 4.45 to 5 read it alike, whichever wrote it: the rope's entries, and the dtype of the weights,
+/// each in both spellings. Version 4 looks for `rope_theta` at the top alone, and takes 10,000 where it is not; both load in the dtype
+/// that the file names, so the start's `bfloat16` left beside f32 weights would round them.
 pub(crate) fn write_config(from: &Path, to: &Path, torch_dtype: &str) -> Result<()> {
-    let path = from.join("config.json");
+    let path = from.join(CONFIG);
     let bytes = fs::read(&path).map_err(Error::io(&path))?;
     let mut config: serde_json::Map<String, serde_json::Value> =
         serde_json::from_slice(&bytes).map_err(|err| Error::model(&path, err.to_string()))?;
-    let key = if config.contains_key("dtype") { "dtype" } else { "torch_dtype" };
-    config.insert(key.into(), torch_dtype.into());
-    write_json(&to.join("config.json"), &config)
+    model::spell_rope(&mut config).map_err(|what| Error::model(&path, what))?;
+    config.entry("model_type").or_insert("qwen2".into());
+    for key in ["torch_dtype", "dtype"] {
+        config.insert(key.into(), torch_dtype.into());
+    }
+    write_json(&to.join(CONFIG), &config)
 }
 
 /// Copies a directory of files to a new one.
@@ -266,6 +272,7 @@ mod tests {
     #[test]
     fn a_directory_without_weights_says_how_to_make_them() {
         let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join(CONFIG), "{}").unwrap();
         let message = identity(dir.path()).unwrap_err().to_string();
         assert!(message.ends_with("no model.safetensors; `grpo-step --init` makes random weights"), "{message}");
     }
@@ -296,7 +303,11 @@ mod tests {
         start(from.path());
         copy_companions(from.path(), to.path(), "float32").unwrap();
         let config = fs::read_to_string(to.path().join("config.json")).unwrap();
-        assert_eq!(config, "{\n  \"b\": 1,\n  \"torch_dtype\": \"float32\",\n  \"a\": 2\n}\n");
+        let config: serde_json::Value = serde_json::from_str(&config).unwrap();
+        let rope = serde_json::json!({"rope_type": "default", "rope_theta": 10_000.0});
+        let want = serde_json::json!({"b": 1, "torch_dtype": "float32", "a": 2, "rope_theta": 10_000.0,
+            "rope_parameters": rope, "model_type": "qwen2", "dtype": "float32"});
+        assert_eq!(config, want);
         assert_eq!(fs::read_to_string(to.path().join("tokenizer.json")).unwrap(), "{}");
         assert!(!to.path().join(WEIGHTS).exists());
     }

@@ -47,8 +47,8 @@ pub fn archive(checkpoint: &Path, target: &Path, storage: Storage, card: &Card) 
 }
 
 fn fill(checkpoint: &Path, dir: &Path, storage: Storage, card: &Card) -> Result<()> {
-    policy::copy_companions(checkpoint, dir, storage.torch_name())?;
     let model = Model::load(checkpoint)?;
+    policy::copy_companions(checkpoint, dir, storage.torch_name())?;
     for ((name, _), values) in model.config().parameters().iter().zip(model.parameters()) {
         if let Some(value) = values.iter().find(|value| !storage.holds(**value)) {
             let dtype = storage.torch_name();

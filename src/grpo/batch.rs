@@ -115,7 +115,7 @@ impl Completion {
         if let Some(token) = self.prompt.iter().chain(&self.tokens).find(|token| **token as usize >= vocabulary) {
             return Err(format!("token {token} is not in the policy's vocabulary of {vocabulary}"));
         }
-        let (length, positions) = (self.prompt.len() + tokens, limits.max_position_embeddings);
+        let (length, positions) = (self.prompt.len() + tokens, limits.positions());
         if length > positions {
             return Err(format!("{length} tokens; the policy has {positions} positions"));
         }

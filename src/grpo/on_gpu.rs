@@ -36,7 +36,7 @@ impl Gpu {
     /// # Errors
     /// [`crate::Error::Device`] when the shape does not suit the kernels, there is no room, or the device fails.
     pub fn new(driver: Arc<dyn Driver>, model: Model, dtype: Dtype, plan: &Plan) -> Result<Self> {
-        let positions = model.config().max_position_embeddings;
+        let positions = model.config().positions();
         let weights = Weights::of(&driver, &model, dtype, positions)?;
         Ok(Self {
             learner: Learner::new(&driver, &weights, plan.keep, plan.logits_bytes)?,
@@ -90,7 +90,7 @@ impl Machine for Gpu {
 
     fn hold_reference(&mut self, model: Model) -> Result<()> {
         let dtype = self.weights.matrices.dtype();
-        self.reference = Some(Weights::of(&self.driver, &model, dtype, model.config().max_position_embeddings)?);
+        self.reference = Some(Weights::of(&self.driver, &model, dtype, model.config().positions())?);
         Ok(())
     }
 

@@ -49,7 +49,7 @@ pub fn example(line: &Line, limits: &Config, encode: &Encode) -> Result<Example>
     if prompt.is_empty() || completion.is_empty() {
         return Err(record.error("prompt or completion has no tokens"));
     }
-    let (length, positions) = (prompt.len() + completion.len(), limits.max_position_embeddings);
+    let (length, positions) = (prompt.len() + completion.len(), limits.positions());
     if length > positions {
         return Err(record.error(format!("{length} tokens; the policy has {positions} positions")));
     }

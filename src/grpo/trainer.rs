@@ -82,6 +82,7 @@ impl Trainer {
     /// # Errors
     /// [`Error::Io`] or [`Error::Model`] when the directory holds no usable policy, and those of `place`.
     pub fn open(dir: &Path, config: OptimizerConfig, seed: Option<u64>, place: Place<'_>) -> Result<Self> {
+        Config::load(dir)?; // says what is wrong before gigabytes are hashed
         let identity = policy::identity(dir)?;
         let state = State::load(dir)?;
         if state.is_some() && !dir.join(policy::OPTIMIZER).exists() {

@@ -5,7 +5,8 @@
 use super::attention::{self, Heads, Layout, attend_packed_backward};
 use super::block::{Activations, Scratch};
 use super::matmul::{self, Start, input_gradient, weight_gradient};
-use super::ops::{Turn, bias_gradient, rms_norm_again, rms_norm_backward, swiglu_backward};
+use super::ops::{bias_gradient, rms_norm_again, rms_norm_backward, swiglu_backward};
+use super::rope::Turn;
 use super::{LAYER_PARAMETERS, Model};
 use crate::floats::Floats;
 

@@ -2,7 +2,8 @@
 
 use super::attention::Heads;
 use super::matmul::{RowsMut, Start, linear};
-use super::ops::{Turn, rms_norm, swiglu};
+use super::ops::{rms_norm, swiglu};
+use super::rope::Turn;
 use super::{Config, Transformer};
 use crate::floats::{Floats, Number};
 

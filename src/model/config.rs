@@ -1,10 +1,18 @@
 //! The shape of a Qwen2 transformer, read from a Hugging Face `config.json`.
 
+mod file;
+
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
+use super::directory;
+use super::rope::RopeParameters;
 use crate::error::{Error, Result};
+use file::{File, Kind};
+
+pub use file::CONFIG;
 
 /// The largest size of anything but the blocks; with [`MAX_LAYERS`] no product of sizes overflows.
 const MAX_SIZE: usize = 1 << 24;
@@ -13,14 +21,14 @@ const MAX_SIZE: usize = 1 << 24;
 const MAX_LAYERS: usize = 1 << 10;
 
 /// The most numbers of a rotary table, positions times half a head: what a million positions of a common head take, 512 MiB.
-/// Nothing else in a model directory vouches for the positions, and the tables are made before the first one is used.
+/// Nothing else in a model directory vouches for the positions, and a GPU holds the whole table.
 const MAX_ROPE_NUMBERS: usize = 1 << 26;
 
-/// The fields of `config.json` that decide shapes and numbers; others are kept by whoever copies the file.
+/// What of `config.json` decides shapes and numbers, as transformers' `Qwen2Config` understands the file; other entries are kept
+/// by whoever copies it. Written, it is a `config.json` again.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(try_from = "File", tag = "model_type", rename = "qwen2")]
 pub struct Config {
-    /// Must be `qwen2`.
-    pub model_type: String,
     /// V, rows of the embedding table.
     pub vocab_size: usize,
     /// D, width of the residual stream.
@@ -33,47 +41,47 @@ pub struct Config {
     pub num_attention_heads: usize,
     /// K, number of key and value heads; each serves H / K query heads.
     pub num_key_value_heads: usize,
-    /// The longest sequence the positions were trained for [tokens].
+    /// The longest sequence of the training before [tokens]; see [`Config::positions`].
     pub max_position_embeddings: usize,
     /// Added to the mean square in each RMS norm.
     pub rms_norm_eps: f32,
-    /// Base of the rotary frequencies.
-    pub rope_theta: f64,
+    /// Of the rotary positions.
+    #[serde(rename = "rope_parameters")]
+    pub rope: RopeParameters,
     /// Whether the LM head is the embedding table.
-    #[serde(default)]
     pub tie_word_embeddings: bool,
     /// Standard deviation of a random start.
-    #[serde(default = "default_initializer_range")]
     pub initializer_range: f32,
-    /// Sliding-window attention, which is not supported.
-    #[serde(default)]
-    pub use_sliding_window: bool,
-}
-
-fn default_initializer_range() -> f32 {
-    0.02
+    /// The token whose row of the embedding learns nothing from where it is read, as in PyTorch; a tied head still moves it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pad_token_id: Option<u32>,
 }
 
 impl Config {
     /// Reads `config.json` in a model directory.
     ///
     /// # Errors
-    /// [`Error::Io`] when it cannot be read, [`Error::Model`] when it describes no Qwen2 model that can be run.
+    /// [`Error::Io`] when it cannot be read, [`Error::Model`] when it describes no Qwen2 model that can be run, or the directory is
+    /// of another kind.
     pub fn load(dir: &Path) -> Result<Self> {
-        let path = dir.join("config.json");
-        let text = std::fs::read_to_string(&path).map_err(Error::io(&path))?;
-        let config: Self = serde_json::from_str(&text).map_err(|err| Error::model(&path, err.to_string()))?;
-        config.check().map_err(|what| Error::model(&path, what))?;
-        Ok(config)
+        directory::check(dir)?;
+        Self::read(&dir.join(CONFIG))
+    }
+
+    /// Reads a `config.json`, whatever is beside it.
+    ///
+    /// # Errors
+    /// As [`Config::load`].
+    pub fn read(path: &Path) -> Result<Self> {
+        let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
+        let wrong = |what: String| Error::model(path, what);
+        let json = |err: serde_json::Error| wrong(err.to_string());
+        // First, because the fields of other architectures need not be of the same types.
+        serde_json::from_str::<Kind>(&text).map_err(json)?.check().map_err(wrong)?;
+        serde_json::from_str::<File>(&text).map_err(json)?.try_into().map_err(wrong)
     }
 
     fn check(&self) -> std::result::Result<(), String> {
-        if self.model_type != "qwen2" {
-            return Err(format!("model_type \"{}\" is not supported; this program runs \"qwen2\"", self.model_type));
-        }
-        if self.use_sliding_window {
-            return Err("use_sliding_window is not supported".into());
-        }
         let sizes = [
             ("vocab_size", self.vocab_size),
             ("hidden_size", self.hidden_size),
@@ -87,32 +95,39 @@ impl Config {
         if let Some(((name, size), most)) = limits.find(|((_, size), most)| !(1..=*most).contains(size)) {
             return Err(format!("{name} = {size} is out of range: 1 to {most}"));
         }
-        if !self.num_attention_heads.is_multiple_of(self.num_key_value_heads) {
-            return Err("num_attention_heads is not a multiple of num_key_value_heads".into());
+        let (heads, kv_heads) = (self.num_attention_heads, self.num_key_value_heads);
+        if !heads.is_multiple_of(kv_heads) {
+            return Err(format!("num_attention_heads = {heads} is not a multiple of num_key_value_heads = {kv_heads}"));
         }
         if !self.hidden_size.is_multiple_of(2 * self.num_attention_heads) {
             return Err("hidden_size / num_attention_heads is not an even number".into());
         }
-        let (positions, half) = (self.max_position_embeddings, self.head_dim() / 2);
-        if positions * half > MAX_ROPE_NUMBERS {
-            let most = MAX_ROPE_NUMBERS / half;
-            return Err(format!(
-                "max_position_embeddings = {positions} is out of range: at most {most} with such heads"
-            ));
-        }
-        self.check_reals()
+        self.check_reals()?;
+        self.check_positions()
     }
 
     fn check_reals(&self) -> std::result::Result<(), String> {
-        let reals = [
-            ("rms_norm_eps", f64::from(self.rms_norm_eps), 0.0),
-            ("rope_theta", self.rope_theta, 1.0),
-            ("initializer_range", f64::from(self.initializer_range), 0.0),
-        ];
-        match reals.iter().find(|(_, real, least)| !(real.is_finite() && real >= least)) {
-            Some((name, real, least)) => Err(format!("{name} = {real} is out of range: a number from {least} on")),
+        let reals = [("rms_norm_eps", self.rms_norm_eps), ("initializer_range", self.initializer_range)];
+        match reals.iter().find(|(_, real)| !(real.is_finite() && *real >= 0.0)) {
+            Some((name, real)) => Err(format!("{name} = {real} is out of range: a number from 0 on")),
             None => Ok(()),
         }
+    }
+
+    fn check_positions(&self) -> std::result::Result<(), String> {
+        let (given, positions, half) = (self.max_position_embeddings, self.positions(), self.head_dim() / 2);
+        let most = MAX_ROPE_NUMBERS / half;
+        if positions <= most {
+            return Ok(());
+        }
+        let what = if positions == given { "" } else { ", lengthened by its rope's factor," };
+        Err(format!("max_position_embeddings = {given}{what} is out of range: at most {most} with such heads"))
+    }
+
+    /// The longest sequence [tokens].
+    #[must_use]
+    pub fn positions(&self) -> usize {
+        self.rope.positions(self.max_position_embeddings)
     }
 
     /// E, the width of one head.
@@ -166,4 +181,24 @@ impl Config {
         }
         list
     }
+}
+
+/// Writes the rope's entries in both spellings: `rope_theta` at the top and `rope_scaling`, where there is scaling, for transformers 4;
+/// `rope_parameters` for 5, which takes `rope_scaling` first where that stands.
+///
+/// # Errors
+/// What is wrong with them.
+pub fn spell_rope(config: &mut Map<String, Value>) -> std::result::Result<(), String> {
+    let file: File = serde_json::from_value(Value::Object(config.clone())).map_err(|err| err.to_string())?;
+    let entries = file.rope.entries(file.max_position_embeddings)?;
+    let mut scaling = entries.clone();
+    scaling.shift_remove("rope_theta");
+    config.insert("rope_theta".into(), entries["rope_theta"].clone());
+    if entries["rope_type"] == "default" {
+        config.shift_remove("rope_scaling");
+    } else {
+        config.insert("rope_scaling".into(), Value::Object(scaling));
+    }
+    config.insert("rope_parameters".into(), Value::Object(entries));
+    Ok(())
 }

@@ -4,7 +4,7 @@
 //! width, H query heads, K key and value heads, E head width, V vocabulary, L layers.
 //!
 //! On plain f32 slices with kernels of our own: sampler and trainer run the same products in the same order, so the
-//! log-probability of a sampled token and the trainer's are the same bits, in any batch. `attention`, `matmul` and `ops` hold the
+//! log-probability of a sampled token and the trainer's are the same bits, in any batch. `attention`, `matmul`, `ops` and `rope` hold the
 //! arithmetic, `block` the forward of one block, `infer` and `train` the two ways to use it.
 
 mod attention;
@@ -13,10 +13,12 @@ mod backward;
 mod block;
 mod cache;
 mod config;
+mod directory;
 mod head;
 mod infer;
 mod matmul;
 mod ops;
+mod rope;
 mod simd;
 mod span;
 mod train;
@@ -33,11 +35,12 @@ use matmul::Weight;
 use weights::Weights;
 
 pub use cache::KvCache;
-pub use config::Config;
+pub use config::{CONFIG, Config, spell_rope};
+pub use directory::{ADAPTER, INDEX, WEIGHTS, check, has_weights, not_a_directory, unsupported, weight_files};
 pub use head::Normalizer;
 pub use infer::DecodeRow;
+pub use rope::{RopeParameters, Scaling, Yarn};
 pub use train::{Gradients, Packed, Target, TokenStats};
-pub use weights::has_weights;
 
 /// A transformer whose weights are held as `W`, memory-mapped from a checkpoint that stores them so. Whatever they are held as, it
 /// computes in f32, and as one whose weights are the same numbers in f32: the same bits.
@@ -46,7 +49,7 @@ pub struct Transformer<W> {
     weights: Weights<W>,
     /// Matrices as [`matmul::turned`] gives them, each made when it is first used.
     turned: Vec<OnceLock<Option<Floats>>>,
-    rope: ops::Rope,
+    rope: rope::Rope,
     stop: Stop,
 }
 
@@ -92,7 +95,7 @@ impl<W: Number> Transformer<W> {
     }
 
     fn new(config: Config, weights: Weights<W>) -> Self {
-        let rope = ops::Rope::new(config.rope_theta, config.head_dim(), config.max_position_embeddings);
+        let rope = rope::Rope::new(&config.rope, config.head_dim(), config.positions());
         let turned = weights.matrices.iter().map(|_| OnceLock::new()).collect();
         Self { config, weights, turned, rope, stop: Stop::default() }
     }
@@ -132,7 +135,7 @@ impl<W: Number> Transformer<W> {
         self.rope.table(positions)
     }
 
-    fn rope(&self) -> &ops::Rope {
+    fn rope(&self) -> &rope::Rope {
         &self.rope
     }
 

@@ -1,4 +1,4 @@
-//! What lies between the products: RMS norm, rotary positions, SwiGLU, each with its backward, row by row.
+//! What lies between the products: RMS norm, SwiGLU, each with its backward, row by row.
 //!
 //! Rows are independent of each other, so blocks of rows run in parallel and the batch never changes a bit of a row. Sums over
 //! rows (gradients of norm weights and biases) go block by block in a fixed order, whatever the number of threads.
@@ -10,7 +10,7 @@ use rayon::prelude::*;
 use super::simd::{self, Kernel, LANES, Simd, mul_add};
 
 /// Rows of a task.
-const ROW_BLOCK: usize = 32;
+pub const ROW_BLOCK: usize = 32;
 
 /// Sum of `a[i] * b[i]` in [`LANES`] chains.
 #[inline(always)]
@@ -126,73 +126,6 @@ impl Kernel for RmsNormBackward<'_> {
                 dx[i] += mul_add::<S>(dy_w[i], scale, -along * x[i]);
             }
         }
-    }
-}
-
-/// Cosines and sines of the rotary positions.
-pub struct Rope {
-    half: usize,
-    /// `(positions, E / 2)` each.
-    cos: Vec<f32>,
-    sin: Vec<f32>,
-}
-
-/// Which way a rotation goes: forward, or back for the gradient.
-#[derive(Clone, Copy)]
-pub enum Turn {
-    /// By the position's angle.
-    Forward,
-    /// By its negative: the transpose of a rotation is its inverse.
-    Backward,
-}
-
-impl Rope {
-    /// Tables for positions `0..positions`, in f32 whatever the weights are: a bf16 angle is wrong beyond some hundred tokens.
-    ///
-    /// # Source
-    /// Su et al. 2021, <https://arxiv.org/abs/2104.09864>, eq. 15; frequencies rounded to f32 as transformers does.
-    pub fn new(theta: f64, head_dim: usize, positions: usize) -> Self {
-        let half = head_dim / 2;
-        let frequencies: Vec<f32> = (0..half).map(|i| theta.powf(-(2.0 * i as f64) / head_dim as f64) as f32).collect();
-        let (cos, sin) = (0..positions * half)
-            .into_par_iter()
-            .map(|i| ((i / half) as f32 * frequencies[i % half]).sin_cos())
-            .map(|(sin, cos)| (cos, sin))
-            .unzip();
-        Self { half, cos, sin }
-    }
-
-    /// Positions the tables hold.
-    pub fn positions(&self) -> usize {
-        self.cos.len() / self.half
-    }
-
-    /// Cosines, then sines of the first `positions` positions, `(positions, E / 2)` each.
-    pub fn table(&self, positions: usize) -> Vec<f32> {
-        let numbers = positions * self.half;
-        [&self.cos[..numbers], &self.sin[..numbers]].concat()
-    }
-
-    /// Rotates the first `heads` heads of each row of `x`, `(T, stride)`, in place.
-    pub fn apply(&self, x: &mut [f32], stride: usize, heads: usize, positions: &[u32], turn: Turn) {
-        x.par_chunks_mut(ROW_BLOCK * stride).zip(positions.par_chunks(ROW_BLOCK)).for_each(|(x, positions)| {
-            for (row, &position) in x.chunks_exact_mut(stride).zip(positions) {
-                let at = position as usize * self.half;
-                let (cos, sin) = (&self.cos[at..at + self.half], &self.sin[at..at + self.half]);
-                for head in row.chunks_exact_mut(2 * self.half).take(heads) {
-                    let (first, second) = head.split_at_mut(self.half);
-                    for i in 0..self.half {
-                        let sin = match turn {
-                            Turn::Forward => sin[i],
-                            Turn::Backward => -sin[i],
-                        };
-                        let (a, b) = (first[i], second[i]);
-                        first[i] = a * cos[i] - b * sin;
-                        second[i] = b * cos[i] + a * sin;
-                    }
-                }
-            }
-        });
     }
 }
 

@@ -105,8 +105,8 @@ impl Workspace {
 }
 
 fn embed_backward(model: &Model, tokens: &[u32], dx: &[f32], gradient: &mut [f32]) {
-    let d = model.config().hidden_size;
-    for (&token, dx) in tokens.iter().zip(dx.chunks_exact(d)) {
+    let (d, padding) = (model.config().hidden_size, model.config().pad_token_id);
+    for (&token, dx) in tokens.iter().zip(dx.chunks_exact(d)).filter(|(token, _)| Some(**token) != padding) {
         let row = &mut gradient[token as usize * d..][..d];
         row.iter_mut().zip(dx).for_each(|(row, dx)| *row += dx);
     }

@@ -2,15 +2,19 @@
 
 #![allow(unsafe_code)] // the memory map
 
+mod names;
+
 use std::fs::File;
 use std::ops::Deref;
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use memmap2::Mmap;
 use rayon::prelude::*;
+use safetensors::Dtype;
 
 use super::config::Config;
+use super::directory;
 use crate::error::{Error, Result};
 use crate::floats::{Floats, Number, Numbers};
 use crate::tensorfile::TensorFile;
@@ -81,49 +85,25 @@ impl<T: Number> Tensor<T> {
     }
 }
 
-/// Whether a model directory holds weights.
-#[must_use]
-pub fn has_weights(dir: &Path) -> bool {
-    dir.join("model.safetensors").exists() || dir.join("model.safetensors.index.json").exists()
-}
-
 /// Maps the parameters of a Hugging Face model directory into memory; matrices that the file stores as other numbers than `W` are
 /// read and converted.
 ///
 /// # Errors
 /// [`Error::Io`] when a file cannot be read, [`Error::Model`] naming the tensor that is missing or has another shape or type.
 pub fn load<W: Number>(dir: &Path, config: &Config) -> Result<Weights<W>> {
-    let files = files(dir)?.iter().map(|path| MappedFile::open(path)).collect::<Result<Vec<_>>>()?;
+    let files = directory::weight_files(dir)?.iter().map(|path| MappedFile::open(path)).collect::<Result<Vec<_>>>()?;
+    let stored = names::stored(dir, &files, config)?;
     let mut weights = Weights { matrices: Vec::new(), vectors: Vec::new() };
     for (name, shape) in config.parameters() {
-        let file = files.iter().rfind(|file| file.tensors.shape(&name).is_ok());
-        let file = file.ok_or_else(|| Error::model(dir, format!("the weights have no tensor {name}")))?;
+        let (file, stored) =
+            stored.get(&name).ok_or_else(|| Error::model(dir, format!("the weights have no tensor {name}")))?;
         if shape.len() == 2 {
-            weights.matrices.push(file.tensor(&name, &shape)?);
+            weights.matrices.push(file.tensor(stored, &shape)?);
         } else {
-            weights.vectors.push(file.tensor(&name, &shape)?);
+            weights.vectors.push(file.tensor(stored, &shape)?);
         }
     }
     Ok(weights)
-}
-
-fn files(dir: &Path) -> Result<Vec<PathBuf>> {
-    let single = dir.join("model.safetensors");
-    let index = dir.join("model.safetensors.index.json");
-    if single.exists() || !index.exists() {
-        return Ok(vec![single]);
-    }
-    let text = std::fs::read_to_string(&index).map_err(Error::io(&index))?;
-    let json: serde_json::Value = serde_json::from_str(&text).map_err(|err| Error::model(&index, err.to_string()))?;
-    let map = json["weight_map"].as_object().ok_or_else(|| Error::model(&index, "no weight_map"))?;
-    let mut names: Vec<&str> = map.values().filter_map(|name| name.as_str()).collect();
-    names.sort_unstable();
-    names.dedup();
-    let inside = |name: &str| matches!(Path::new(name).components().collect::<Vec<_>>()[..], [Component::Normal(_)]);
-    if let Some(name) = names.iter().find(|name| !inside(name)) {
-        return Err(Error::model(&index, format!("weight file {name:?} is outside the directory")));
-    }
-    Ok(names.into_iter().map(|name| dir.join(name)).collect())
 }
 
 struct MappedFile {
@@ -139,6 +119,13 @@ impl MappedFile {
         // SAFETY: see `Tensor::Mapped`.
         let map = Arc::new(unsafe { Mmap::map(&file) }.map_err(Error::io(path))?);
         Ok(Self { path: path.to_path_buf(), tensors, map })
+    }
+
+    /// A tensor's type and its bytes.
+    fn bytes(&self, name: &str) -> Result<(Dtype, &[u8])> {
+        let (dtype, from) = self.tensors.place(name)?;
+        let len = dtype.bitsize() / 8 * self.tensors.shape(name)?.iter().product::<usize>();
+        Ok((dtype, self.map.get(from as usize..).and_then(|bytes| bytes.get(..len)).unwrap_or_default()))
     }
 
     fn tensor<T: Number>(&self, name: &str, shape: &[usize]) -> Result<Tensor<T>> {
@@ -157,7 +144,8 @@ impl MappedFile {
     }
 }
 
-/// Random parameters as transformers starts a Qwen2: matrices normal with `initializer_range`, biases 0, norms 1.
+/// Random parameters as transformers starts a Qwen2: matrices normal with `initializer_range`, but for a row of zeros where the padding
+/// token is embedded; biases 0, norms 1.
 ///
 /// Each number is a function of (seed, tensor, index) alone.
 #[must_use]
@@ -169,6 +157,9 @@ pub fn random(config: &Config, seed: u64) -> Weights<f32> {
             let stream = mix(seed ^ mix(tensor as u64 + 1));
             let spread = config.initializer_range;
             floats.par_iter_mut().enumerate().for_each(|(i, x)| *x = spread * normal(stream, i as u64));
+            if let (0, Some(row)) = (tensor, config.pad_token_id) {
+                floats[row as usize * shape[1]..][..shape[1]].fill(0.0);
+            }
         } else if name.ends_with("norm.weight") {
             floats.fill(1.0);
         }

@@ -73,9 +73,9 @@ impl Ready {
     /// Opens the model in `dir`; see [`Source::new`] for `unique_among`.
     fn new(mut job: Job, dir: &Path, unique_among: Option<usize>) -> Result<Self> {
         job.settings.sampling.check()?;
-        let identity = policy::identity(dir)?;
         let config = Config::load(dir)?;
-        let positions = config.max_position_embeddings;
+        let identity = policy::identity(dir)?;
+        let positions = config.positions();
         let (prompt, completion) = job.asked.lengths(positions)?;
         job.prompts.max_tokens = prompt;
         job.settings.max_completion_tokens = completion;

@@ -116,7 +116,7 @@ fn load<W: Number>(dir: &Path, stop: &Stop) -> Result<Transformer<W>> {
 impl At {
     fn the_gpu(gpu: &Arc<dyn Driver>, job: &mut Job, dir: &Path, say: impl FnOnce(&str)) -> Result<Self> {
         let (place, model) = (&job.place, Model::load(dir)?);
-        let positions = model.config().max_position_embeddings;
+        let positions = model.config().positions();
         let on = OnGpu {
             dtype: place.dtype.on(&**gpu)?,
             max_prompt_tokens: job.prompts.max_tokens.min(positions - job.settings.max_completion_tokens),

@@ -102,7 +102,8 @@ fn weights_are_the_same_in_f32_and_the_nearest_in_fewer_bits() {
         exported(&tiny(), &out, &["--dtype", option]);
         let config: Value = serde_json::from_slice(&fs::read(out.join("config.json")).unwrap()).unwrap();
         let mut want: Value = serde_json::from_slice(&fs::read(tiny().join("config.json")).unwrap()).unwrap();
-        want["torch_dtype"] = dtype.into();
+        (want["torch_dtype"], want["dtype"]) = (dtype.into(), dtype.into());
+        want["rope_parameters"] = json!({"rope_type": "default", "rope_theta": 1e6});
         assert_eq!(config, want);
         let file = TensorFile::open(&out.join("model.safetensors")).unwrap();
         assert_eq!(file.note("format"), Some("pt"), "transformers refuses a file that does not say so");
@@ -118,6 +119,47 @@ fn weights_are_the_same_in_f32_and_the_nearest_in_fewer_bits() {
         let numbers: usize = model.parameters().iter().map(|values| values.len()).sum();
         let bytes = fs::metadata(out.join("model.safetensors")).unwrap().len() as usize;
         assert!((numbers * size..numbers * size + 10_000).contains(&bytes), "{option}: {bytes}");
+    }
+}
+
+/// `tests/fixtures/check_config.py` holds what each version of transformers makes of it.
+#[test]
+fn the_config_is_in_the_spelling_of_transformers_4_and_of_5() {
+    let default = json!({"rope_theta": 1e6, "rope_type": "default"});
+    let yarn = json!({"type": "yarn", "factor": 4, "original_max_position_embeddings": 128});
+    let five = json!({"rope_type": "linear", "rope_theta": 5e5, "factor": 2.0});
+    for (entries, theta, scaling) in [
+        (json!({"rope_parameters": default, "dtype": "bfloat16"}), 1e6, json!(null)),
+        (json!({"rope_theta": 1e6, "rope_scaling": null}), 1e6, json!(null)),
+        (json!({"model_type": null}), 1e4, json!(null)),
+        (
+            json!({"rope_theta": 1e6, "rope_scaling": yarn}),
+            1e6,
+            json!({"rope_type": "yarn", "factor": 4, "original_max_position_embeddings": 128}),
+        ),
+        (json!({"rope_parameters": five}), 5e5, json!({"rope_type": "linear", "factor": 2.0})),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let (from, out) = (dir.path().join("from"), dir.path().join("out"));
+        fs::create_dir(&from).unwrap();
+        policy::copy_companions(&tiny(), &from, "float32").unwrap();
+        fs::write(from.join("chat_template.jinja"), "{{ messages }}").unwrap();
+        fs::copy(tiny().join(policy::WEIGHTS), from.join(policy::WEIGHTS)).unwrap();
+        let mut config: Value = serde_json::from_slice(&fs::read(tiny().join("config.json")).unwrap()).unwrap();
+        let object = config.as_object_mut().unwrap();
+        ["rope_theta", "torch_dtype"].iter().for_each(|name| _ = object.remove(*name));
+        object.extend(entries.as_object().unwrap().clone());
+        object.retain(|name, value| name != "model_type" || !value.is_null());
+        fs::write(from.join("config.json"), config.to_string()).unwrap();
+        exported(&from, &out, &["--dtype", "bf16"]);
+        let got: Value = serde_json::from_slice(&fs::read(out.join("config.json")).unwrap()).unwrap();
+        let mut parameters = if scaling.is_null() { json!({"rope_type": "default"}) } else { scaling.clone() };
+        parameters["rope_theta"] = theta.into();
+        let names = ["model_type", "torch_dtype", "dtype", "rope_theta", "rope_scaling", "rope_parameters"];
+        let want = [json!("qwen2"), json!("bfloat16"), json!("bfloat16"), theta.into(), scaling, parameters];
+        assert_eq!(names.map(|name| got[name].clone()), want, "{entries}");
+        assert_eq!(Config::load(&out).unwrap(), Config::load(&from).unwrap());
+        assert!(out.join("chat_template.jinja").exists());
     }
 }
 

@@ -16,8 +16,17 @@ pub struct Reference {
 
 impl Reference {
     pub fn load() -> Self {
-        let text = std::fs::read_to_string(directory().join("reference.json")).unwrap();
-        let bytes = std::fs::read(directory().join("reference.safetensors")).unwrap();
+        Self::named("reference")
+    }
+
+    /// What `tests/fixtures/make_rope_reference.py` wrote.
+    pub fn of_ropes() -> Self {
+        Self::named("rope_reference")
+    }
+
+    fn named(name: &str) -> Self {
+        let text = std::fs::read_to_string(directory().join(format!("{name}.json"))).unwrap();
+        let bytes = std::fs::read(directory().join(format!("{name}.safetensors"))).unwrap();
         Self { json: serde_json::from_str(&text).unwrap(), bytes }
     }
 

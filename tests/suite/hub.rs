@@ -366,7 +366,7 @@ fn resolves_the_model_named_in_the_environment() {
 }
 
 const MODEL: [(&str, &[u8]); 6] = [
-    ("config.json", b"{}"),
+    ("config.json", br#"{"model_type": "qwen2"}"#),
     ("generation_config.json", b"{ }"),
     ("tokenizer.json", b"[]"),
     ("tokenizer_config.json", b"[ ]"),
@@ -419,4 +419,43 @@ fn an_index_cannot_name_files_outside_its_directory() {
     hub.state.files.lock().unwrap().insert("../../../../evil".into(), b"evil".to_vec());
     assert_eq!(model(&hub, "own/er", &[]).unwrap_err(), "hub: own/er: bad file name \"../../../../evil\"");
     assert_eq!(model(&hub, "../own/er", &[]).unwrap_err(), "../own/er: no such directory, and no Hub id owner/name");
+}
+
+#[test]
+fn a_repository_without_a_model_that_is_read_says_what_it_has_before_weights_are_downloaded() {
+    let adapter =
+        ("adapter_config.json", &br#"{"peft_type": "LORA", "base_model_name_or_path": "Qwen/Qwen2.5-0.5B"}"#[..]);
+    let tokenizer = MODEL[2];
+    let large = |name: &'static str| (name, &b"large"[..]);
+    let cases = [
+        (vec![adapter, tokenizer, large("adapter_model.safetensors")], "a LoRA adapter of Qwen/Qwen2.5-0.5B, "),
+        (vec![large("README.md"), large("model-q4_0.gguf")], "model-q4_0.gguf is GGUF, which is not read: "),
+        (vec![MODEL[0], tokenizer, large("pytorch_model.bin")], "the weights are a pickle, pytorch_model.bin, "),
+        (
+            vec![("config.json", br#"{"model_type": "llama"}"#), large("tokenizer.model"), large("model.safetensors")],
+            "config.json: model_type \"llama\" is not supported; ",
+        ),
+        (
+            vec![
+                ("config.json", br#"{"model_type": "qwen2", "quantization_config": {"quant_method": "fp8"}}"#),
+                tokenizer,
+                large("model.safetensors"),
+            ],
+            "config.json: quantization_config (fp8) is not supported; ",
+        ),
+    ];
+    for (files, want) in cases {
+        let hub = Hub::start(&files);
+        let said = model(&hub, "own/er", &[]).unwrap_err();
+        assert!(said.starts_with(&format!("hub: own/er: {want}")), "{said}");
+        assert_eq!(hub.downloads(), 0, "{want}");
+    }
+}
+
+#[test]
+fn a_chat_template_in_a_file_of_its_own_comes_with_the_model() {
+    let templates: [(&str, &[u8]); 2] = [("chat_template.jinja", b"{{ messages }}"), ("chat_template.json", b"{}")];
+    let hub = Hub::start(&[&MODEL[..], &templates].concat());
+    let dir = model(&hub, "own/er", &[]).unwrap();
+    assert!(templates.iter().all(|(name, bytes)| fs::read(Path::new(&dir).join(name)).unwrap() == *bytes));
 }

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::print_stdout, clippy::print_stderr)] // a test that panics has failed, which is what it is for
 
 mod chaos;
+mod config_fields;
 mod damage;
 mod disk;
 mod engine;
@@ -19,6 +20,7 @@ mod gsm8k_prep;
 mod health;
 mod hub;
 mod model;
+mod model_dirs;
 mod numerics;
 mod phrasings;
 mod pipeline;
@@ -26,6 +28,7 @@ mod plain_qwen2;
 mod process;
 mod resident;
 mod rollout;
+mod rope;
 mod runs;
 mod sampler;
 mod score;

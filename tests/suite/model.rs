@@ -7,6 +7,7 @@ use grpo_pipes::grpo::pack::{self, Sequence};
 use grpo_pipes::model::{Config, DecodeRow, Gradients, KvCache, Model, Packed, Target, Transformer};
 use grpo_pipes::tensorfile::Storage;
 use half::bf16;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::fixtures::{Reference, directory, distance, ids, worst};
@@ -27,10 +28,21 @@ fn deep() -> Model {
 }
 
 fn shaped(hidden: usize, intermediate: usize, range: f32) -> Model {
-    let config: Config = serde_json::from_value(serde_json::json!({
+    with_rope(hidden, intermediate, range, json!({"rope_type": "default", "rope_theta": 10000.0}))
+}
+
+/// The odd one, with frequencies and scores scaled.
+fn scaled() -> Model {
+    let yarn = json!({"rope_type": "yarn", "rope_theta": 10000.0, "factor": 8.0, "original_max_position_embeddings": 16,
+        "attention_factor": 1.4});
+    with_rope(30, 71, 0.2, yarn)
+}
+
+fn with_rope(hidden: usize, intermediate: usize, range: f32, rope: Value) -> Model {
+    let config: Config = serde_json::from_value(json!({
         "model_type": "qwen2", "vocab_size": 37, "hidden_size": hidden, "intermediate_size": intermediate, "num_hidden_layers": 2,
         "num_attention_heads": 3, "num_key_value_heads": 1, "max_position_embeddings": 300, "rms_norm_eps": 1e-5,
-        "rope_theta": 10000.0, "tie_word_embeddings": false, "initializer_range": range
+        "rope_parameters": rope, "tie_word_embeddings": false, "initializer_range": range
     }))
     .unwrap();
     let mut model = Model::random(config, 3);
@@ -133,7 +145,7 @@ fn supervised_gradients_equal_torch() {
 
 #[test]
 fn odd_and_deep_shapes_equal_the_plain_model() {
-    for model in [odd(), deep()] {
+    for model in [odd(), deep(), scaled()] {
         let plain = PlainQwen2::of(&model);
         let sequence = tokens(150, 37, 1);
         let got = decoded_logits(&model, &sequence, 40).concat();
@@ -145,8 +157,13 @@ fn odd_and_deep_shapes_equal_the_plain_model() {
 
 #[test]
 fn every_gradient_equals_finite_differences_of_the_plain_model() {
-    let model = odd();
-    let mut plain = PlainQwen2::of(&model);
+    for model in [odd(), scaled()] {
+        check_gradients(&model);
+    }
+}
+
+fn check_gradients(model: &Model) {
+    let mut plain = PlainQwen2::of(model);
     let sequence = tokens(21, 37, 2);
     let (batch, targets) = lay(&[(sequence[..6].to_vec(), sequence[6..].to_vec())]);
     let mut gradients = Gradients::zeros(model.config());
@@ -170,6 +187,28 @@ fn every_gradient_equals_finite_differences_of_the_plain_model() {
             assert!((got - numeric).abs() < 2e-4 * numeric.abs().max(0.1), "{name}[{at}]: {got} for {numeric}");
         }
         assert!(gradient.iter().any(|&g| g != 0.0), "{name} has no gradient");
+    }
+}
+
+#[test]
+fn the_row_of_the_padding_token_learns_only_from_a_tied_head() {
+    let (batch, targets) = lay(&[(vec![1, 2, 3, 2], vec![5, 2, 7])]);
+    for tied in [false, true] {
+        let gradient = |padding: Option<u32>| {
+            let mut config = odd().config().clone();
+            (config.pad_token_id, config.tie_word_embeddings) = (padding, tied);
+            let mut model = Model::random(config.clone(), 3);
+            let row = model.parameters()[0][2 * 30..3 * 30].to_vec();
+            assert_eq!(row.iter().all(|x| *x == 0.0), padding.is_some(), "as transformers starts it");
+            model.parameters_mut()[0][2 * 30..3 * 30].fill(0.1);
+            let mut gradients = Gradients::zeros(&config);
+            model.accumulate(&batch, &targets, 1.0, &mut gradients, &|_, _| 1.0);
+            gradients.0[0].to_vec()
+        };
+        let (all, without) = (gradient(None), gradient(Some(2)));
+        assert_eq!(all[30..2 * 30], without[30..2 * 30]);
+        assert_ne!(all[2 * 30..3 * 30], without[2 * 30..3 * 30]);
+        assert_eq!(without[2 * 30..3 * 30].iter().all(|x| *x == 0.0), !tied);
     }
 }
 

@@ -2,11 +2,13 @@
 
 use std::collections::HashMap;
 
-use grpo_pipes::model::{Config, Model};
+use grpo_pipes::model::{Config, Model, Scaling};
 
 /// Named parameters in f64.
 pub struct PlainQwen2 {
     config: Config,
+    /// Cosines, then sines, where the rope is a scaled one; `rope.rs` compares those with transformers.
+    table: Option<Vec<f32>>,
     pub parameters: HashMap<String, Vec<f64>>,
 }
 
@@ -14,7 +16,13 @@ impl PlainQwen2 {
     pub fn of(model: &Model) -> Self {
         let names = model.config().parameters().into_iter().map(|(name, _)| name);
         let values = model.parameters().into_iter().map(|p| p.iter().map(|&x| f64::from(x)).collect());
-        Self { config: model.config().clone(), parameters: names.zip(values).collect() }
+        let config = model.config().clone();
+        let scaled = config.rope.scaling != Scaling::Default;
+        Self {
+            table: scaled.then(|| model.rope_table(config.positions())),
+            config,
+            parameters: names.zip(values).collect(),
+        }
     }
 
     /// Logits of every position, `(T, V)`.
@@ -69,8 +77,12 @@ impl PlainQwen2 {
     fn rotate(&self, head: &mut [f64], position: usize) {
         let half = head.len() / 2;
         for i in 0..half {
-            let frequency = self.config.rope_theta.powf(-(2.0 * i as f64) / head.len() as f64);
-            let (sin, cos) = (position as f64 * frequency).sin_cos();
+            let frequency = self.config.rope.rope_theta.powf(-(2.0 * i as f64) / head.len() as f64);
+            let (mut sin, mut cos) = (position as f64 * frequency).sin_cos();
+            if let Some(table) = &self.table {
+                let at = position * half + i;
+                (cos, sin) = (f64::from(table[at]), f64::from(table[table.len() / 2 + at]));
+            }
             let (a, b) = (head[i], head[half + i]);
             head[i] = a * cos - b * sin;
             head[half + i] = b * cos + a * sin;

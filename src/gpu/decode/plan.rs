@@ -82,11 +82,11 @@ fn gib(bytes: usize) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::{RopeParameters, Scaling};
 
     #[test]
     fn the_plan_of_the_reference_shape_is_what_its_numbers_say() {
         let config = Config {
-            model_type: "qwen2".into(),
             vocab_size: 151_936,
             hidden_size: 896,
             intermediate_size: 4864,
@@ -95,10 +95,10 @@ mod tests {
             num_key_value_heads: 2,
             max_position_embeddings: 32_768,
             rms_norm_eps: 1e-6,
-            rope_theta: 1e6,
+            rope: RopeParameters { rope_theta: 1e6, scaling: Scaling::Default },
             tie_word_embeddings: true,
             initializer_range: 0.02,
-            use_sliding_window: false,
+            pad_token_id: None,
         };
         let shape = Shape { slots: 64, max_prompt_tokens: 256, max_completion_tokens: 200 };
         let plan = Plan::of(&config, shape, Dtype::Bf16, 8192).unwrap();

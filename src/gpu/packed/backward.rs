@@ -63,7 +63,10 @@ impl Backward {
             self.mlp(forward, pass, layer)?;
             self.self_attention(forward, pass, layer)?;
         }
-        let segments = by_token(&forward.driver, packed)?;
+        let segments = by_token(&forward.driver, packed, pass.weights.config.pad_token_id)?;
+        if segments.to.is_empty() {
+            return Ok(());
+        }
         kernels::add_rows(&*forward.driver, &self.dx, &segments, pass.gradients.embedding(), &forward.shape)
     }
 
@@ -159,7 +162,10 @@ pub(super) fn weight_gradient(
 
 /// Rows grouped by what is at each, in order.
 pub(super) fn segments(driver: &Arc<dyn Driver>, keys: &[u32], all: Option<usize>) -> Result<Segments> {
-    let mut order: Vec<u32> = (0..keys.len() as u32).collect();
+    group(driver, keys, all, (0..keys.len() as u32).collect())
+}
+
+fn group(driver: &Arc<dyn Driver>, keys: &[u32], all: Option<usize>, mut order: Vec<u32>) -> Result<Segments> {
     order.sort_by_key(|row| keys[*row as usize]); // stable: the order of rows is the order of the sums
     let (mut from, mut to) = (Vec::new(), Vec::new());
     match all {
@@ -181,6 +187,7 @@ pub(super) fn segments(driver: &Arc<dyn Driver>, keys: &[u32], all: Option<usize
     Ok(Segments { order: upload(&order)?, from: upload(&from)?, to: upload(&to)? })
 }
 
-fn by_token(driver: &Arc<dyn Driver>, packed: &Packed) -> Result<Segments> {
-    segments(driver, &packed.tokens, None)
+fn by_token(driver: &Arc<dyn Driver>, packed: &Packed, padding: Option<u32>) -> Result<Segments> {
+    let learns = |row: &u32| Some(packed.tokens[*row as usize]) != padding;
+    group(driver, &packed.tokens, None, (0..packed.tokens.len() as u32).filter(learns).collect())
 }

@@ -79,7 +79,7 @@ impl Plan {
         let (shape, layout) = (Shape::of(wish.config)?, Layout::of(wish.config)?);
         let copy = layout.matrices * wish.dtype.bytes() + 4 * (layout.all - layout.matrices);
         let models = if wish.reference { 2 } else { 1 };
-        let rope = 4 * wish.config.max_position_embeddings * shape.dim;
+        let rope = 4 * wish.config.positions() * shape.dim;
         let fixed = models * (copy + rope) + (4 + 4 + 2 * wish.moments.bytes()) * layout.all + ASIDE;
         let row = 4 * super::kernels::stride(&shape);
         let choices = match wish.tokens {

@@ -15,9 +15,9 @@ use crate::process::run;
 /// A copy of the tiny model without its weights, with other entries in its config.
 fn model(entries: &[(&str, Value)]) -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
-    policy::copy_companions(&directory().join("tiny-qwen2"), dir.path(), "float32").unwrap();
-    let path = dir.path().join("config.json");
-    let mut config: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    let (from, path) = (directory().join("tiny-qwen2"), dir.path().join("config.json"));
+    policy::copy_companions(&from, dir.path(), "float32").unwrap();
+    let mut config: Value = serde_json::from_slice(&fs::read(from.join("config.json")).unwrap()).unwrap();
     entries.iter().for_each(|(name, value)| config[*name] = value.clone());
     fs::write(path, config.to_string()).unwrap();
     dir
@@ -38,7 +38,7 @@ fn sizes_that_no_weights_vouch_for_are_bounded() {
             json!(16_777_216),
             "max_position_embeddings = 16777216 is out of range: at most 8388608 with such heads",
         ),
-        ("rms_norm_eps", json!(-1e-6), "rms_norm_eps = -0.0000009999999974752427 is out of range: a number from 0 on"),
+        ("rms_norm_eps", json!(-1e-6), "rms_norm_eps = -0.000001 is out of range: a number from 0 on"),
         ("rope_theta", json!(0), "rope_theta = 0 is out of range: a number from 1 on"),
     ];
     for (name, value, reason) in cases {

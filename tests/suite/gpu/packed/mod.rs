@@ -8,12 +8,13 @@ mod training;
 
 use grpo_pipes::model::{Config, Model, Packed};
 
-/// A shape whose widths are odd in the units of the kernels; H and K heads of E, tied or not.
+/// A shape whose widths are odd in the units of the kernels, with a scaled rope and a padding token; H and K heads of E, tied or not.
 fn model([heads, kv_heads, dim]: [usize; 3], tied: bool) -> Model {
     let config: Config = serde_json::from_value(serde_json::json!({
         "model_type": "qwen2", "vocab_size": 43, "hidden_size": heads * dim, "intermediate_size": 72, "num_hidden_layers": 2,
         "num_attention_heads": heads, "num_key_value_heads": kv_heads, "max_position_embeddings": 200, "rms_norm_eps": 1e-5,
-        "rope_theta": 10000.0, "tie_word_embeddings": tied, "initializer_range": 0.1
+        "rope_theta": 10000.0, "tie_word_embeddings": tied, "initializer_range": 0.1, "pad_token_id": 7,
+        "rope_scaling": {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 50}
     }))
     .unwrap();
     let mut model = Model::random(config, 3);

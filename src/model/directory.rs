@@ -1,0 +1,145 @@
+//! What a directory has that is said to be a model: its weights, or in one line what it has instead and what to do about it.
+
+use std::path::{Component, Path, PathBuf};
+
+use serde_json::Value;
+
+use super::config::CONFIG;
+use crate::error::{Error, Result};
+
+/// Weights in one file.
+pub const WEIGHTS: &str = "model.safetensors";
+/// Which of several files has which tensor.
+pub const INDEX: &str = "model.safetensors.index.json";
+/// What PEFT writes beside an adapter.
+pub const ADAPTER: &str = "adapter_config.json";
+
+/// Whether a model directory holds weights that are read.
+#[must_use]
+pub fn has_weights(dir: &Path) -> bool {
+    dir.join(WEIGHTS).exists() || dir.join(INDEX).exists()
+}
+
+/// Refuses what is no model directory, or one of a kind that is not supported.
+///
+/// # Errors
+/// [`Error::Model`] with the kind and what to do, [`Error::Io`] when the directory cannot be read.
+pub fn check(dir: &Path) -> Result<()> {
+    if dir.is_file() {
+        return Err(Error::model(dir, not_a_directory(dir)));
+    }
+    if !dir.exists() {
+        return Err(Error::model(dir, "no such directory"));
+    }
+    let entries = std::fs::read_dir(dir).map_err(Error::io(dir))?.flatten();
+    let names: Vec<String> = entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+    if let Some(kind) = unsupported(&names, &dir.join(ADAPTER)) {
+        return Err(Error::model(dir, kind));
+    }
+    if names.iter().any(|name| name == CONFIG) {
+        return Ok(());
+    }
+    let inside = model_within(dir).map(|path| format!("; {} has one", path.display()));
+    Err(Error::model(dir, format!("no {CONFIG}, so it is no model directory{}", inside.unwrap_or_default())))
+}
+
+/// The files of the weights.
+///
+/// # Errors
+/// As [`check`]; [`Error::Model`] when there are no weights, or the index is damaged.
+pub fn weight_files(dir: &Path) -> Result<Vec<PathBuf>> {
+    let (single, index) = (dir.join(WEIGHTS), dir.join(INDEX));
+    if single.exists() {
+        return Ok(vec![single]);
+    }
+    if !index.exists() {
+        check(dir)?;
+        return Err(Error::model(dir, format!("no {WEIGHTS}; `grpo-step --init` makes random weights")));
+    }
+    let text = std::fs::read_to_string(&index).map_err(Error::io(&index))?;
+    let json: Value = serde_json::from_str(&text).map_err(|err| Error::model(&index, err.to_string()))?;
+    let map = json["weight_map"].as_object().ok_or_else(|| Error::model(&index, "no weight_map"))?;
+    let mut names: Vec<&str> = map.values().filter_map(|name| name.as_str()).collect();
+    names.sort_unstable();
+    names.dedup();
+    let inside = |name: &str| matches!(Path::new(name).components().collect::<Vec<_>>()[..], [Component::Normal(_)]);
+    if let Some(name) = names.iter().find(|name| !inside(name)) {
+        return Err(Error::model(&index, format!("weight file {name:?} is outside the directory")));
+    }
+    Ok(names.into_iter().map(|name| dir.join(name)).collect())
+}
+
+/// What files of such names are instead of a model's, and what to do; `adapter` is where an adapter's config is to be read, if it is
+/// there.
+#[must_use]
+pub fn unsupported(names: &[String], adapter: &Path) -> Option<String> {
+    if names.iter().any(|name| name == ADAPTER || name.starts_with("adapter_model.")) {
+        return Some(of_adapter(adapter));
+    }
+    if names.iter().any(|name| name == WEIGHTS || name == INDEX) {
+        return None;
+    }
+    let convert = "in Python, AutoModelForCausalLM.from_pretrained(DIR).save_pretrained(NEW) writes model.safetensors";
+    let found = |kind: fn(&str) -> bool| names.iter().find(|name| kind(name));
+    if let Some(name) = found(is_pickle) {
+        return Some(format!("the weights are a pickle, {name}, which is not read: {convert}"));
+    }
+    if let Some(name) = found(is_gguf) {
+        return Some(format!("{name} is GGUF, which is not read: use the model's safetensors, from which it was made"));
+    }
+    if let Some(name) = found(is_of_another_library) {
+        return Some(format!("the weights are {name}, which is not read: use the model's {WEIGHTS}"));
+    }
+    let shard = |name: &str| name.ends_with(".safetensors") && name != "optimizer.safetensors";
+    let name = found(shard)?;
+    let lacks = if name.contains("-of-") { INDEX } else { WEIGHTS };
+    Some(format!("it has {name}, but no {lacks}: is the download or the copy whole?"))
+}
+
+fn is_pickle(name: &str) -> bool {
+    let weights = ["pytorch_model", "consolidated", "model"].iter().any(|stem| name.starts_with(stem));
+    weights && [".bin", ".pt", ".pth", ".bin.index.json"].iter().any(|end| name.ends_with(end))
+}
+
+fn is_gguf(name: &str) -> bool {
+    name.to_ascii_lowercase().ends_with(".gguf")
+}
+
+fn is_of_another_library(name: &str) -> bool {
+    [".h5", ".msgpack", ".onnx", ".ckpt", ".ckpt.index", ".npz", ".tflite", ".ot"].iter().any(|end| name.ends_with(end))
+}
+
+/// What to say of a file that stands where a model's directory is meant.
+#[must_use]
+pub fn not_a_directory(path: &Path) -> String {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    if is_gguf(&name) {
+        return "a GGUF file, which is not read: give the directory of the model's safetensors, from which it was made"
+            .into();
+    }
+    format!("a file; a model is a directory with {CONFIG}, {WEIGHTS} and tokenizer.json")
+}
+
+fn of_adapter(config: &Path) -> String {
+    let text = std::fs::read_to_string(config).unwrap_or_default();
+    let json: Value = serde_json::from_str(&text).unwrap_or_default();
+    let kind = json["peft_type"].as_str().unwrap_or("LORA");
+    let base = json["base_model_name_or_path"].as_str().filter(|name| !name.is_empty());
+    let kind = if kind.eq_ignore_ascii_case("lora") { "LoRA" } else { kind };
+    let of = base.map(|base| format!(" of {base}")).unwrap_or_default();
+    format!(
+        "a {kind} adapter{of}, which is not read by itself: merge it in Python, AutoPeftModelForCausalLM.from_pretrained(DIR).merge_and_unload().save_pretrained(NEW)"
+    )
+}
+
+/// Where somebody meant who named a directory around a model: one below, or below `snapshots`, as in the Hub's cache.
+fn model_within(dir: &Path) -> Option<PathBuf> {
+    let below = |dir: &Path| -> Vec<PathBuf> {
+        let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
+        let mut paths: Vec<_> = entries.map(|entry| entry.path()).filter(|path| path.is_dir()).collect();
+        paths.sort();
+        paths
+    };
+    let near = below(dir).into_iter().chain(below(&dir.join("snapshots")));
+    near.into_iter().find(|path| path.join(CONFIG).is_file())
+}

@@ -1,0 +1,112 @@
+//! Rotary positions: cosines and sines of each position's angles, and heads turned by them.
+
+mod frequencies;
+mod parameters;
+mod spelling;
+
+use std::sync::OnceLock;
+
+use rayon::prelude::*;
+
+use super::ops::ROW_BLOCK;
+
+use spelling::DEFAULT_THETA;
+
+pub use parameters::{RopeParameters, Scaling, Yarn};
+pub use spelling::Spelling;
+
+/// Positions that are made together, when the first of them is needed: a model of a million positions is loaded as fast as another.
+const BLOCK: usize = 1024;
+
+/// Cosines and sines of the rotary positions.
+pub struct Rope {
+    /// Of each pair of numbers in a head, `(E / 2)`.
+    frequencies: Vec<f32>,
+    /// What cosines and sines are multiplied by.
+    scale: f32,
+    positions: usize,
+    blocks: Vec<OnceLock<Block>>,
+}
+
+/// Of [`BLOCK`] positions, or of those that are left, `(BLOCK, E / 2)` each.
+struct Block {
+    cos: Vec<f32>,
+    sin: Vec<f32>,
+}
+
+/// Which way a rotation goes: forward, or back for the gradient.
+#[derive(Clone, Copy)]
+pub enum Turn {
+    /// By the position's angle.
+    Forward,
+    /// By its negative, scaled alike: the transpose.
+    Backward,
+}
+
+impl Rope {
+    /// For positions `0..positions`, in f32 whatever the weights are: a bf16 angle is wrong beyond some hundred tokens.
+    pub fn new(parameters: &RopeParameters, head_dim: usize, positions: usize) -> Self {
+        let (frequencies, scale) = parameters.frequencies(head_dim);
+        let blocks = (0..positions.div_ceil(BLOCK)).map(|_| OnceLock::new()).collect();
+        Self { frequencies, scale, positions, blocks }
+    }
+
+    /// How many positions there are.
+    pub fn positions(&self) -> usize {
+        self.positions
+    }
+
+    /// Cosines, then sines of the first `positions` positions, `(positions, E / 2)` each.
+    pub fn table(&self, positions: usize) -> Vec<f32> {
+        let (half, blocks) = (self.frequencies.len(), positions.div_ceil(BLOCK));
+        let of = |part: fn(&Block) -> &[f32]| {
+            let all = (0..blocks).into_par_iter().flat_map_iter(|at| part(self.block(at)).iter().copied());
+            let mut all: Vec<f32> = all.collect();
+            all.truncate(positions * half);
+            all
+        };
+        let (mut table, sines) = (of(|block| &block.cos), of(|block| &block.sin));
+        table.extend(sines);
+        table
+    }
+
+    /// Made on this thread alone: a thread that waited for others here could be given a task that waits for the same block.
+    fn block(&self, at: usize) -> &Block {
+        self.blocks[at].get_or_init(|| {
+            let angles = (BLOCK * at..self.positions.min(BLOCK * (at + 1)))
+                .flat_map(|position| self.frequencies.iter().map(move |frequency| position as f32 * frequency));
+            let turned = angles.map(f32::sin_cos).map(|(sin, cos)| (cos * self.scale, sin * self.scale));
+            let (cos, sin) = turned.unzip();
+            Block { cos, sin }
+        })
+    }
+
+    /// Cosines and sines of a position, `(E / 2)` each.
+    fn row(&self, position: usize) -> (&[f32], &[f32]) {
+        let (block, half) = (self.block(position / BLOCK), self.frequencies.len());
+        let at = position % BLOCK * half;
+        (&block.cos[at..at + half], &block.sin[at..at + half])
+    }
+
+    /// Rotates the first `heads` heads of each row of `x`, `(T, stride)`, in place.
+    pub fn apply(&self, x: &mut [f32], stride: usize, heads: usize, positions: &[u32], turn: Turn) {
+        let half = self.frequencies.len();
+        x.par_chunks_mut(ROW_BLOCK * stride).zip(positions.par_chunks(ROW_BLOCK)).for_each(|(x, positions)| {
+            for (row, &position) in x.chunks_exact_mut(stride).zip(positions) {
+                let (cos, sin) = self.row(position as usize);
+                for head in row.chunks_exact_mut(2 * half).take(heads) {
+                    let (first, second) = head.split_at_mut(half);
+                    for i in 0..half {
+                        let sin = match turn {
+                            Turn::Forward => sin[i],
+                            Turn::Backward => -sin[i],
+                        };
+                        let (a, b) = (first[i], second[i]);
+                        first[i] = a * cos[i] - b * sin;
+                        second[i] = b * cos[i] + a * sin;
+                    }
+                }
+            }
+        });
+    }
+}

@@ -1,0 +1,161 @@
+//! Which rotary positions a model has: each kind that transformers has for Qwen2, with the numbers that belong to it.
+
+use serde::Serialize;
+use serde_json::{Map, Value};
+
+/// Entries that every type may have: transformers reads them for no type, or not for all.
+const HARMLESS: [&str; 4] = ["rope_type", "rope_theta", "original_max_position_embeddings", "finetuned"];
+
+const YARN: [&str; 7] =
+    ["factor", "attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate"];
+
+/// What rotary positions are made from.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct RopeParameters {
+    /// Base of the frequencies.
+    pub rope_theta: f64,
+    /// What is done with the frequencies, for sequences longer than those of the training before.
+    #[serde(flatten)]
+    pub scaling: Scaling,
+}
+
+/// Named as transformers names them.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(tag = "rope_type", rename_all = "lowercase")]
+pub enum Scaling {
+    /// Nothing.
+    Default,
+    /// Frequencies divided by a factor.
+    Linear {
+        /// At least 1 in a model that makes sense.
+        factor: f64,
+    },
+    /// NTK scaling that follows the length of a batch: nothing up to the model's positions, and nothing longer is run here.
+    Dynamic {
+        /// Of the positions beyond.
+        factor: f64,
+    },
+    /// Low frequencies divided by a factor, high ones left, and all scores raised a little.
+    Yarn(Yarn),
+}
+
+/// The numbers of YaRN.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Yarn {
+    /// What low frequencies are divided by.
+    pub factor: f64,
+    /// Positions of the training before.
+    pub original_max_position_embeddings: f64,
+    /// Cosines and sines are multiplied by it.
+    pub attention_factor: f64,
+    /// Frequencies that turn as often in the original positions, or more often, are left.
+    pub beta_fast: f64,
+    /// Those that turn as often, or less often, are divided.
+    pub beta_slow: f64,
+    /// Whether the border between the two is rounded to whole frequencies.
+    pub truncate: bool,
+}
+
+impl RopeParameters {
+    /// From the entries that [`super::Spelling::entries`] gives.
+    ///
+    /// # Errors
+    /// What is missing, not supported or out of range.
+    pub fn read(entries: &Map<String, Value>, max_position_embeddings: usize) -> Result<Self, String> {
+        let kind = entries.get("rope_type").and_then(Value::as_str).unwrap_or_default();
+        let own: &[&str] = match kind {
+            "default" => &[],
+            "linear" | "dynamic" => &["factor"],
+            "yarn" => &YARN,
+            _ => {
+                let kind = &entries["rope_type"];
+                return Err(format!(
+                    "rope type {kind} is not supported; this program has default, linear, dynamic and yarn"
+                ));
+            }
+        };
+        let known = |name: &str| HARMLESS.contains(&name) || own.contains(&name);
+        if let Some((name, value)) = entries.iter().find(|(name, value)| !known(name) && !value.is_null()) {
+            return Err(format!("{name} = {value} is not supported beside rope type \"{kind}\""));
+        }
+        let numbers = Entries(entries);
+        let factor = || numbers.above_zero("factor")?.ok_or_else(|| format!("rope type \"{kind}\" needs a factor"));
+        let scaling = match kind {
+            "linear" => Scaling::Linear { factor: factor()? },
+            "dynamic" => Scaling::Dynamic { factor: factor()? },
+            "yarn" => Scaling::Yarn(Yarn::read(&numbers, max_position_embeddings)?),
+            _ => Scaling::Default,
+        };
+        let theta = numbers.number("rope_theta")?.unwrap_or(super::DEFAULT_THETA);
+        if theta < 1.0 {
+            return Err(format!("rope_theta = {theta} is out of range: a number from 1 on"));
+        }
+        Ok(Self { rope_theta: theta, scaling })
+    }
+
+    /// The longest sequence [tokens], as vLLM and transformers' documentation have it: a factor lengthens what the model was trained
+    /// for.
+    #[must_use]
+    pub fn positions(&self, max_position_embeddings: usize) -> usize {
+        let reached = match &self.scaling {
+            Scaling::Default | Scaling::Dynamic { .. } => return max_position_embeddings,
+            Scaling::Linear { factor } => factor * max_position_embeddings as f64,
+            Scaling::Yarn(yarn) => yarn.factor * yarn.original_max_position_embeddings,
+        };
+        max_position_embeddings.max(reached as usize)
+    }
+}
+
+impl Yarn {
+    fn read(numbers: &Entries<'_>, max_position_embeddings: usize) -> Result<Self, String> {
+        const ORIGINAL: &str = "original_max_position_embeddings";
+        let original = numbers.above_zero(ORIGINAL)?.ok_or_else(|| format!("rope type \"yarn\" needs {ORIGINAL}"))?;
+        let factor = match (numbers.0.get("factor"), numbers.above_zero("factor")?) {
+            (_, Some(factor)) => factor,
+            (Some(_), None) => max_position_embeddings as f64 / original,
+            (None, _) => return Err("rope type \"yarn\" needs a factor".into()),
+        };
+        // Zero is as good as missing, as Python's `or` and `if` have it.
+        let unless_zero = |name| Ok::<_, String>(numbers.number(name)?.filter(|number| *number != 0.0));
+        let raised = |by: f64| if factor <= 1.0 { 1.0 } else { 0.1 * by * factor.ln() + 1.0 };
+        let attention_factor = match (unless_zero("mscale")?, unless_zero("mscale_all_dim")?) {
+            _ if numbers.number("attention_factor")?.is_some() => {
+                numbers.number("attention_factor")?.unwrap_or_default()
+            }
+            (Some(scale), Some(all)) => raised(scale) / raised(all),
+            _ => raised(1.0),
+        };
+        let truncate = match numbers.0.get("truncate") {
+            None => true,
+            Some(Value::Null) => false,
+            Some(Value::Bool(truncate)) => *truncate,
+            Some(other) => return Err(format!("truncate = {other} is not true or false")),
+        };
+        Ok(Self {
+            factor,
+            original_max_position_embeddings: original,
+            attention_factor,
+            beta_fast: unless_zero("beta_fast")?.unwrap_or(32.0),
+            beta_slow: unless_zero("beta_slow")?.unwrap_or(1.0),
+            truncate,
+        })
+    }
+}
+
+struct Entries<'a>(&'a Map<String, Value>);
+
+impl Entries<'_> {
+    fn number(&self, name: &str) -> Result<Option<f64>, String> {
+        match self.0.get(name) {
+            None | Some(Value::Null) => Ok(None),
+            Some(value) => value.as_f64().map(Some).ok_or_else(|| format!("{name} = {value} is not a number")),
+        }
+    }
+
+    fn above_zero(&self, name: &str) -> Result<Option<f64>, String> {
+        match self.number(name)? {
+            Some(number) if number <= 0.0 => Err(format!("{name} = {number} is out of range: a number above 0")),
+            number => Ok(number),
+        }
+    }
+}

@@ -1,0 +1,78 @@
+//! Under which names, and in which files, a checkpoint stores a model's parameters.
+
+use std::collections::{HashMap, HashSet};
+use std::path::Path;
+
+use super::MappedFile;
+use crate::error::{Error, Result};
+use crate::model::Config;
+
+const EMBEDDING: &str = "model.embed_tokens.weight";
+const HEAD: &str = "lm_head.weight";
+
+/// Each parameter's file, and its name in there.
+pub(super) type Stored<'a> = HashMap<String, (&'a MappedFile, String)>;
+
+/// Finds the tensors of a model. As transformers reads them, names may lack `model.` in front, as in what was saved without the
+/// head; the head may stand beside tied embeddings, or in their place; and `rotary_emb.inv_freq`, which old versions saved, is
+/// computed.
+///
+/// transformers drops tensors that it has no use for with a warning. Most of them say that something was meant to be computed that
+/// Qwen2 does not compute, so here they are refused.
+///
+/// # Errors
+/// [`Error::Model`] with a tensor that the model does not have, or a tied head that is not the embedding.
+pub(super) fn stored<'a>(dir: &Path, files: &'a [MappedFile], config: &Config) -> Result<Stored<'a>> {
+    let wanted: HashSet<String> = config.parameters().into_iter().map(|(name, _)| name).collect();
+    let mut found = Stored::new();
+    for file in files {
+        for stored in file.tensors.names() {
+            let name = full(&stored);
+            if wanted.contains(&name) || (name == HEAD && config.tie_word_embeddings) {
+                found.insert(name, (file, stored));
+            } else if !name.ends_with("rotary_emb.inv_freq") {
+                return Err(unknown(file, &stored, config));
+            }
+        }
+    }
+    match (config.tie_word_embeddings, found.remove(HEAD)) {
+        (true, Some(head)) => tie(dir, &mut found, head)?,
+        (false, Some(head)) => _ = found.insert(HEAD.into(), head),
+        (_, None) => {}
+    }
+    Ok(found)
+}
+
+fn full(stored: &str) -> String {
+    let base = ["embed_tokens.", "layers.", "norm."].iter().any(|part| stored.starts_with(part));
+    if base { format!("model.{stored}") } else { stored.to_owned() }
+}
+
+fn unknown(file: &MappedFile, name: &str, config: &Config) -> Error {
+    let layers = config.num_hidden_layers;
+    let what = format!(
+        "tensor {name} is not part of a Qwen2 of {layers} layers; loading and saving the model with transformers drops it"
+    );
+    Error::model(&file.path, what)
+}
+
+/// Where both are stored and differ, transformers 5 computes with the head, and 4 with the embedding.
+fn tie<'a>(dir: &Path, found: &mut Stored<'a>, head: (&'a MappedFile, String)) -> Result<()> {
+    let Some(embedding) = found.get(EMBEDDING) else {
+        found.insert(EMBEDDING.into(), head);
+        return Ok(());
+    };
+    if same(embedding, &head)? {
+        return Ok(());
+    }
+    let remedy = "set tie_word_embeddings to false in config.json to use both, or remove lm_head.weight";
+    Err(Error::model(dir, format!("tie_word_embeddings is true, but {HEAD} is not {EMBEDDING}; {remedy}")))
+}
+
+fn same((one, name): &(&MappedFile, String), (other, head): &(&MappedFile, String)) -> Result<bool> {
+    let (a, b) = (one.bytes(name)?, other.bytes(head)?);
+    if a == b || one.tensors.shape(name)? != other.tensors.shape(head)? {
+        return Ok(a == b);
+    }
+    Ok(*one.tensors.read::<f32>(name)? == *other.tensors.read::<f32>(head)?)
+}
