@@ -65,20 +65,17 @@ impl Input {
         &self.name
     }
 
-    /// Passes over the lines that a run has consumed already, each of which `see` is shown.
+    /// Passes over the lines that a run has consumed already.
     ///
     /// # Errors
-    /// As those of reading and of `see`; [`Error::Data`] when there are fewer.
-    pub fn skip_consumed(&mut self, lines: u64, mut see: impl FnMut(&Line) -> Result<()>) -> Result<()> {
+    /// As those of reading; [`Error::Data`] when there are fewer.
+    pub fn skip_consumed(&mut self, lines: u64) -> Result<()> {
         for passed in 0..lines {
-            match self.read_line()? {
-                Some(line) => see(&line)?,
-                None => {
-                    return Err(Error::Data(format!(
-                        "{}: {passed} prompts, but the policy was trained on {lines} of them already",
-                        self.name
-                    )));
-                }
+            if self.read_line()?.is_none() {
+                return Err(Error::Data(format!(
+                    "{}: {passed} prompts, but the policy was trained on {lines} of them already",
+                    self.name
+                )));
             }
         }
         Ok(())
@@ -225,7 +222,7 @@ enum Sink {
 
 enum FileWriter {
     Plain(BufWriter<tempfile::NamedTempFile>),
-    Gzip(flate2::write::GzEncoder<BufWriter<tempfile::NamedTempFile>>),
+    Gzip(Box<flate2::write::GzEncoder<BufWriter<tempfile::NamedTempFile>>>),
     Zstd(zstd::Encoder<'static, BufWriter<tempfile::NamedTempFile>>),
 }
 
@@ -321,7 +318,9 @@ impl FileWriter {
         let writer = BufWriter::with_capacity(1 << 16, temporary.map_err(Error::io(target))?);
         match target.extension().and_then(|ext| ext.to_str()) {
             Some("zst") => Ok(Self::Zstd(zstd::Encoder::new(writer, ZSTD_LEVEL).map_err(Error::io(target))?)),
-            Some("gz") => Ok(Self::Gzip(flate2::write::GzEncoder::new(writer, flate2::Compression::default()))),
+            Some("gz") => {
+                Ok(Self::Gzip(Box::new(flate2::write::GzEncoder::new(writer, flate2::Compression::default()))))
+            }
             _ => Ok(Self::Plain(writer)),
         }
     }

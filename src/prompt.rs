@@ -6,26 +6,30 @@
 //! | `messages` | messages; the assistant's last one is no part of the prompt, but its answer |
 //! | `conversations` | the same with `from` (`human`, `gpt`, `system`) and `value` |
 //!
-//! The first of these fields that a record has counts. A content is a text, or parts of type `text`, which are joined. What a chat
-//! template would have to see besides (`tools`, `tool_calls`, ...) is refused by its name.
+//! The first of these fields that a record has counts. ShareGPT's field `system` comes before its conversation. A content is a text, or
+//! parts of type `text`, which stand on lines of their own, as vLLM's server puts them. What else a message has goes to the chat
+//! template, as with transformers; what would be more than text (`tools`, `tool_calls`, images, ...) is refused by its name.
+
+mod names;
 
 use std::borrow::Cow;
-use std::collections::HashMap;
 
-use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use crate::error::Result;
-use crate::record::{Line, Message, Record};
+use crate::record::{Message, Record};
+
+pub use names::Names;
 
 /// The fields that hold a prompt, and whether the assistant's last message in them is an answer to it.
 const FIELDS: [(&str, bool); 3] = [("prompt", false), ("messages", true), ("conversations", true)];
 
-/// What a message may have that templates show to the model, and this program does not.
-const SHOWN: [&str; 6] = ["tool_calls", "function_call", "tool_call_id", "reasoning_content", "thinking", "audio"];
+/// Fields of a record that transformers, TRL or verl make part of the prompt.
+const MORE_THAN_TEXT: [&str; 9] =
+    ["tools", "functions", "chat_template_kwargs", "documents", "image", "images", "video", "videos", "audio"];
 
-/// Hexadecimal digits of an id made of a prompt.
-const ID_DIGITS: usize = 16;
+/// Those of a message.
+const MORE_THAN_TEXT_OF_MESSAGES: [&str; 5] = ["tool_calls", "function_call", "image", "images", "audio"];
 
 /// A prompt as messages.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -44,14 +48,19 @@ impl Prompt {
     /// # Errors
     /// [`crate::Error::Record`] when it has none, or one of a form that is not read.
     pub fn of(record: &Record<'_>) -> Result<Self> {
-        let is_empty = |value: &Value| matches!(value, Value::Null) || value.as_array().is_some_and(Vec::is_empty);
-        if record.get_optional::<Value>("tools")?.is_some_and(|tools| !is_empty(&tools)) {
-            return Err(record.error("field \"tools\" is not passed to the chat template; take it out"));
+        for name in MORE_THAN_TEXT {
+            if record.has_value(name) && record.get_optional::<Value>(name)?.as_ref().is_some_and(is_something) {
+                return Err(record.error(format!("field \"{name}\" would be part of the prompt; only text is read")));
+            }
         }
         for (name, ends_with_answer) in FIELDS {
             if let Some(value) = record.get_optional::<Value>(name)? {
                 let prompt = Self::from_value(value, ends_with_answer);
-                let prompt = prompt.map_err(|what| record.error(format!("field \"{name}\" {what}")))?;
+                let mut prompt = prompt.map_err(|what| record.error(format!("field \"{name}\" {what}")))?;
+                let system = if name == "conversations" { record.get_text("system")? } else { None };
+                if let Some(system) = system.filter(|text| !text.is_empty() && prompt.messages[0].role != "system") {
+                    prompt.messages.insert(0, Message::new("system", system));
+                }
                 return Ok(Self { is_plain: prompt.is_plain && name == "prompt", ..prompt });
             }
         }
@@ -61,7 +70,7 @@ impl Prompt {
     fn from_value(value: Value, ends_with_answer: bool) -> std::result::Result<Self, String> {
         let list = match value {
             Value::String(text) => {
-                let messages = vec![Message { role: "user".into(), content: text }];
+                let messages = vec![Message::new("user", text)];
                 return Ok(Self { messages, answer: None, is_plain: false });
             }
             Value::Array(list) => list,
@@ -83,50 +92,58 @@ impl Prompt {
             Some(_) => Ok(Self { messages, answer, is_plain }),
         }
     }
-
-    /// A name that is the same wherever the prompt stands.
-    fn digest(&self) -> String {
-        let mut hasher = blake3::Hasher::new();
-        for text in self.messages.iter().flat_map(|message| [&message.role, &message.content]) {
-            hasher.update(&(text.len() as u64).to_le_bytes()).update(text.as_bytes());
-        }
-        hasher.finalize().to_hex()[..ID_DIGITS].to_owned()
-    }
 }
 
 /// A message, and whether it is written as `role` and a text `content`.
 fn message(value: Value) -> std::result::Result<(Message, bool), String> {
     let Value::Object(mut fields) = value else { return Err("no object".into()) };
-    if let Some(name) = SHOWN.iter().find(|name| fields.get(**name).is_some_and(is_something)) {
-        return Err(format!("\"{name}\" is not passed to the chat template; take it out"));
+    if let Some(name) = MORE_THAN_TEXT_OF_MESSAGES.iter().find(|name| fields.get(**name).is_some_and(is_something)) {
+        return Err(format!("\"{name}\" would be part of the prompt; only text is read"));
     }
     let is_share_gpt = fields.contains_key("from") && !fields.contains_key("role");
-    let (role, content) = if is_share_gpt { ("from", "value") } else { ("role", "content") };
-    let role = match fields.remove(role) {
+    let names = if is_share_gpt { ["from", "value"] } else { ["role", "content"] };
+    let written = match fields.remove(names[0]) {
         Some(Value::String(role)) => role,
-        _ => return Err(format!("no text \"{role}\"")),
+        _ => return Err(format!("no text \"{}\"", names[0])),
     };
-    let role = if is_share_gpt { role_of_sender(&role)?.to_owned() } else { role };
-    let is_text = fields.get(content).is_some_and(Value::is_string);
-    let content = match fields.remove(content) {
+    let role = known_role(&written).ok_or_else(|| {
+        format!("\"{}\" is \"{written}\", none of system, developer, user, human, assistant, gpt, tool", names[0])
+    })?;
+    let is_text = fields.get(names[1]).is_some_and(Value::is_string);
+    let content = match fields.remove(names[1]) {
         Some(Value::String(text)) => text,
-        Some(Value::Array(parts)) => parts.into_iter().map(part).collect::<std::result::Result<_, _>>()?,
-        _ => return Err(format!("\"{content}\" is neither a text nor parts of text")),
+        Some(Value::Array(parts)) => {
+            parts.into_iter().map(part).collect::<std::result::Result<Vec<_>, _>>()?.join("\n")
+        }
+        _ => return Err(format!("\"{}\" is neither a text nor parts of text", names[1])),
     };
-    Ok((Message { role, content }, is_text && !is_share_gpt))
+    let others = fields
+        .into_iter()
+        .filter(|(name, value)| !value.is_null() && !MORE_THAN_TEXT_OF_MESSAGES.contains(&name.as_str()));
+    let is_plain = is_text && !is_share_gpt && role == written;
+    Ok((Message { others: others.collect(), ..Message::new(role, content) }, is_plain))
 }
 
+/// Whether it is more than what Arrow, which gives each row of a data set every field, puts where there is nothing.
 fn is_something(value: &Value) -> bool {
-    !matches!(value, Value::Null) && value.as_array().is_none_or(|list| !list.is_empty())
+    match value {
+        Value::Null => false,
+        Value::Array(list) => !list.is_empty(),
+        Value::Object(fields) => !fields.is_empty(),
+        Value::String(text) => !["", "[]"].contains(&text.trim()),
+        Value::Bool(_) | Value::Number(_) => true,
+    }
 }
 
-fn role_of_sender(from: &str) -> std::result::Result<&str, String> {
-    match from {
-        "human" | "user" => Ok("user"),
-        "gpt" | "assistant" => Ok("assistant"),
-        "system" => Ok("system"),
-        other => Err(format!("\"from\" is \"{other}\"; human, gpt and system are read")),
-    }
+/// A chat template passes over a message of a role that it does not know, without a word; so none is made up here.
+fn known_role(name: &str) -> Option<&'static str> {
+    Some(match name {
+        "system" | "developer" => "system",
+        "user" | "human" => "user",
+        "assistant" | "gpt" => "assistant",
+        "tool" => "tool",
+        _ => return None,
+    })
 }
 
 /// The text of a part.
@@ -134,12 +151,12 @@ fn part(value: Value) -> std::result::Result<String, String> {
     let mut fields: Map<String, Value> = match value {
         Value::Object(fields) => fields,
         Value::String(text) => return Ok(text),
-        _ => return Err("a part of \"content\" is no object".into()),
+        _ => return Err("a part of the content is no object".into()),
     };
     let kind = fields.get("type").and_then(Value::as_str).unwrap_or("text").to_owned();
     match (kind.as_str(), fields.remove("text")) {
         ("text", Some(Value::String(text))) => Ok(text),
-        ("text", _) => Err("a part of \"content\" has no \"text\"".into()),
+        ("text", _) => Err("a part of the content has no \"text\"".into()),
         _ => Err(format!("a part of type \"{kind}\"; only text is read")),
     }
 }
@@ -159,55 +176,10 @@ pub fn completion<'a>(record: &Record<'a>) -> Result<Option<Cow<'a, str>>> {
     Ok(Some(Cow::Owned(message(value).map_err(wrong)?.0.content)))
 }
 
-/// The names of prompts: those that records give them, or for the others a hash, with a number behind it where a prompt comes again.
-#[derive(Debug, Default)]
-pub struct Ids {
-    seen: HashMap<String, u64>,
-}
-
-impl Ids {
-    /// The name of the next record's prompt. Each record must have its turn, in their order, whether its name is needed or not.
-    ///
-    /// # Errors
-    /// [`crate::Error::Record`] when it has neither a name nor a prompt.
-    pub fn next(&mut self, record: &Record<'_>) -> Result<String> {
-        match record.get_optional::<Id>("prompt_id")? {
-            Some(Id(id)) => Ok(id),
-            None => Ok(self.name(&Prompt::of(record)?)),
-        }
-    }
-
-    /// The same, where the prompt is known already.
-    ///
-    /// # Errors
-    /// [`crate::Error::Record`] when the name is no text.
-    pub fn next_of(&mut self, record: &Record<'_>, prompt: &Prompt) -> Result<String> {
-        let given = record.get_optional::<Id>("prompt_id")?;
-        Ok(given.map_or_else(|| self.name(prompt), |Id(id)| id))
-    }
-
-    /// Passes over a line.
-    ///
-    /// # Errors
-    /// As [`Ids::next`].
-    pub fn pass(&mut self, line: &Line) -> Result<()> {
-        self.next(&line.record()?).map(drop)
-    }
-
-    fn name(&mut self, prompt: &Prompt) -> String {
-        let digest = prompt.digest();
-        let count = self.seen.entry(digest.clone()).or_default();
-        *count += 1;
-        if *count == 1 { digest } else { format!("{digest}-{count}") }
-    }
-}
-
-#[derive(Deserialize)]
-struct Id(String);
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::record::Line;
 
     fn line(text: &str) -> Line {
         Line { path: "in".into(), number: 1, text: text.into() }
@@ -222,14 +194,14 @@ mod tests {
     }
 
     fn messages(list: &[(&str, &str)]) -> Vec<Message> {
-        list.iter().map(|(role, content)| Message { role: (*role).into(), content: (*content).into() }).collect()
+        list.iter().map(|(role, content)| Message::new(*role, *content)).collect()
     }
 
     #[test]
     fn every_form_of_a_prompt_is_the_same_messages() {
         let forms = [
             r#"{"prompt":[{"role":"system","content":"S"},{"role":"user","content":"Q"}]}"#,
-            r#"{"prompt":[{"content":"S","role":"system","name":"x"},{"role":"user","content":[{"type":"text","text":"Q"}]}]}"#,
+            r#"{"prompt":[{"content":"S","role":"system","name":null},{"role":"user","content":[{"type":"text","text":"Q"}]}]}"#,
             r#"{"messages":[{"role":"system","content":"S"},{"role":"user","content":"Q"},{"role":"assistant","content":"A"}]}"#,
             r#"{"conversations":[{"from":"system","value":"S"},{"from":"human","value":"Q"},{"from":"gpt","value":"A"}]}"#,
             r#"{"prompt":null,"tools":[],"conversations":[{"role":"system","content":"S"},{"role":"user","content":["Q"]}]}"#,
@@ -243,7 +215,11 @@ mod tests {
         assert_eq!(read(r#"{"prompt":"Q"}"#).messages, messages(&[("user", "Q")]));
         let parts =
             r#"{"prompt":[{"role":"user","content":[{"type":"text","text":"a "},{"type":"text","text":"b"}]}]}"#;
-        assert_eq!(read(parts).messages, messages(&[("user", "a b")]));
+        assert_eq!(read(parts).messages, messages(&[("user", "a \nb")]));
+        let system = r#"{"system":"S","conversations":[{"from":"human","value":"Q"}]}"#;
+        assert_eq!(read(system).messages, messages(&[("system", "S"), ("user", "Q")]));
+        let named = read(r#"{"prompt":[{"role":"user","content":"Q","name":"Ann"}]}"#);
+        assert_eq!((named.messages[0].others["name"].as_str(), named.is_plain), (Some("Ann"), true));
     }
 
     #[test]
@@ -265,26 +241,13 @@ mod tests {
                 r#"{"messages":[{"role":"user","content":"Q"},{"role":"assistant","tool_calls":[{}]}]}"#,
                 "message 2: \"tool_calls\"",
             ),
-            (r#"{"conversations":[{"from":"bot","value":"Q"}]}"#, "\"from\" is \"bot\""),
-            (r#"{"prompt":"Q","tools":[{"name":"f"}]}"#, "field \"tools\" is not passed"),
+            (r#"{"conversations":[{"from":"bot","value":"Q"}]}"#, "\"from\" is \"bot\", none of"),
+            (r#"{"prompt":"Q","images":["x.png"]}"#, "field \"images\" would be part of the prompt"),
+            (r#"{"prompt":"Q","tools":[{"name":"f"}]}"#, "field \"tools\" would be part"),
         ];
         for (text, message) in cases {
             assert!(refused(text).contains(message), "{text}: {}", refused(text));
         }
-    }
-
-    #[test]
-    fn a_prompt_without_an_id_is_named_by_its_hash_and_by_a_number_where_it_comes_again() {
-        let mut ids = Ids::default();
-        let mut next = |text: &str| ids.next(&line(text).record().unwrap()).unwrap();
-        let first = next(r#"{"prompt":"Q","id":3}"#);
-        assert_eq!(first.len(), 16);
-        assert_eq!(next(r#"{"messages":[{"role":"user","content":"Q"}]}"#), format!("{first}-2"));
-        assert_ne!(next(r#"{"prompt":"R"}"#), first);
-        assert_eq!(next(r#"{"prompt_id":"mine","prompt":"Q"}"#), "mine");
-        assert_eq!(next(r#"{"prompt":[{"role":"user","content":"Q"}]}"#), format!("{first}-3"));
-        assert_eq!(Ids::default().next(&line(r#"{"prompt":"Q"}"#).record().unwrap()).unwrap(), first);
-        assert!(Ids::default().next(&line(r#"{"prompt_id":7,"prompt":"Q"}"#).record().unwrap()).is_err());
     }
 
     #[test]

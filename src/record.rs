@@ -4,6 +4,7 @@
 //! others. Knows nothing of storage or tensors.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
@@ -19,10 +20,20 @@ const MAX_FIELDS: usize = 4096;
 /// One message of a chat prompt, as in TRL's conversational data sets.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Message {
-    /// `system`, `user` or `assistant`.
+    /// `system`, `user`, `assistant` or `tool`.
     pub role: String,
     /// The text.
     pub content: String,
+    /// What else a chat template may make use of, like `name`.
+    #[serde(flatten)]
+    pub others: BTreeMap<String, serde_json::Value>,
+}
+
+impl Message {
+    /// A message of role and text alone.
+    pub fn new(role: impl Into<String>, content: impl Into<String>) -> Self {
+        Self { role: role.into(), content: content.into(), others: BTreeMap::new() }
+    }
 }
 
 /// A line of input: its text and where it stands, for error messages.
@@ -118,7 +129,7 @@ impl<'a> Record<'a> {
         Ok(text.map(|Text(text)| text))
     }
 
-    /// The reference answer: `answer`, or where verl has it, `reward_model.ground_truth`. A number is its text.
+    /// The reference answer: `answer`, or without it `ground_truth`, or verl's `reward_model.ground_truth`. A number is its text.
     ///
     /// # Errors
     /// [`Error::Record`] when it is neither a text nor a number.
@@ -128,6 +139,7 @@ impl<'a> Record<'a> {
         }
         let (name, value) = match self.get_optional::<serde_json::Value>("answer")? {
             Some(value) => ("answer", value),
+            None if self.has_value("ground_truth") => ("ground_truth", self.get("ground_truth")?),
             None => {
                 let model = self.get_optional::<serde_json::Value>("reward_model")?;
                 let Some(value) = model.as_ref().and_then(|model| model.get("ground_truth")) else { return Ok(None) };

@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 use super::stats::Counts;
 use super::summary::{Mean, Summary};
 use crate::error::{Error, Result};
-use crate::prompt::{self, Ids};
+use crate::prompt::{self, Names};
 use crate::record::{Line, Record};
 use crate::reward::number::Number;
 
@@ -143,7 +143,7 @@ fn group<'a>(record: &Record<'a>) -> Result<Cow<'a, str>> {
             return Ok(id);
         }
     }
-    Ok(Cow::Owned(Ids::default().next(record)?))
+    Ok(Cow::Owned(Names::new(None).name_of(record)?))
 }
 
 /// Whether the last number of the completion is the answer; where the answer is no number, what `strict` says.

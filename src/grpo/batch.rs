@@ -153,10 +153,12 @@ impl Completion {
         let sampler = self.policy_id.as_deref().unwrap_or("an unnamed policy");
         let step = self.policy_step.map_or(String::new(), |step| format!(" (step {step})"));
         let (id, held_step) = (&held.policy_id, held.step);
-        Err(self.error(format!(
-            "sampled by {sampler}{step}, but the weights held are {id} (step {held_step}); \
-             --max-staleness allows older ones"
-        )))
+        let remedy = match self.policy_id {
+            Some(_) => "--max-staleness allows older ones",
+            None => "--max-staleness any takes records without a policy_id",
+        };
+        Err(self
+            .error(format!("sampled by {sampler}{step}, but the weights held are {id} (step {held_step}); {remedy}")))
     }
 
     /// An error that names this completion's line.

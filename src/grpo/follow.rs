@@ -77,7 +77,8 @@ pub fn train(job: &Job, input: Input, place: Place<'_>, listeners: Listeners<'_>
     }
     run.recover(step, job.keep)?;
     let shape = Config::load(&start)?;
-    let order = Order::new(&run.prompts(), State::load(&start)?.map_or(0, |state| state.prompts_consumed))?;
+    let consumed = State::load(&start)?.map_or(0, |state| state.prompts_consumed);
+    let order = Order::new(&run.prompts(), consumed, job.groups_per_step)?;
     let over = order.is_over();
     let live = Live::create(run, shape.weight_bytes(), ahead, listeners.say)?;
     let mut keeper = Keeper::new(job, &sampler, live, step)?;

@@ -7,13 +7,13 @@ use std::path::Path;
 
 use crate::error::{Error, Result};
 use crate::jsonl::Input;
-use crate::prompt::Ids;
+use crate::prompt::Names;
 use crate::record::{Line, Record};
 
 /// Which record comes next.
 pub struct Order {
     prompts: Input,
-    ids: Ids,
+    names: Names,
     /// The prompt that comes after that.
     next: Option<Line>,
     /// The prompt of the group that is under way.
@@ -23,16 +23,15 @@ pub struct Order {
 }
 
 impl Order {
-    /// The order of the prompts in a file, of which so many were trained on already.
+    /// The order of the prompts in a file, of which so many were trained on already, with so many in each step.
     ///
     /// # Errors
     /// [`Error::Io`] when the file cannot be read, [`Error::Data`] when it has fewer prompts.
-    pub fn new(prompts: &Path, consumed: u64) -> Result<Self> {
+    pub fn new(prompts: &Path, consumed: u64, groups_per_step: usize) -> Result<Self> {
         let mut prompts = Input::open(prompts)?;
-        let mut ids = Ids::default();
-        prompts.skip_consumed(consumed, |line| ids.pass(line))?;
+        prompts.skip_consumed(consumed)?;
         let next = prompts.next().transpose()?;
-        Ok(Self { prompts, ids, next, prompt_id: String::new(), sample: 0 })
+        Ok(Self { prompts, next, names: Names::new(Some(groups_per_step)), prompt_id: String::new(), sample: 0 })
     }
 
     /// Whether all prompts have had their turn.
@@ -48,7 +47,7 @@ impl Order {
     pub fn check(&mut self, record: &Record<'_>, sample: u64, group_size: usize) -> Result<()> {
         if self.sample == 0 {
             let next = self.next.take().ok_or_else(|| self.no_more(record))?;
-            self.prompt_id = self.ids.next(&next.record()?)?;
+            self.prompt_id = self.names.name_of(&next.record()?)?;
             self.next = self.prompts.next().transpose()?;
         }
         let prompt_id: String = record.get("prompt_id")?;
@@ -78,7 +77,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let prompts = dir.path().join("prompts.jsonl");
         std::fs::write(&prompts, "{\"prompt_id\":\"old\"}\n{\"prompt_id\":\"a\"}\n{\"prompt_id\":\"b\"}\n").unwrap();
-        let mut order = Order::new(&prompts, 1).unwrap();
+        let mut order = Order::new(&prompts, 1, 2).unwrap();
         records.iter().find_map(|(prompt, sample)| {
             let text = format!("{{\"prompt_id\":\"{prompt}\"}}");
             let line = Line { path: "-".into(), number: 1, text };
@@ -102,5 +101,20 @@ mod tests {
         }
         let message = refusal(&[("a", 0), ("a", 1), ("b", 0), ("b", 1), ("c", 0)]).unwrap();
         assert!(message.starts_with("-:1: a record after those of the last prompt in "), "{message}");
+    }
+
+    #[test]
+    fn prompts_without_an_id_have_the_names_that_rollout_gives_them_also_after_a_resume() {
+        let dir = tempfile::tempdir().unwrap();
+        let prompts = dir.path().join("prompts.jsonl");
+        std::fs::write(&prompts, "{\"prompt\":\"a\"}\n".repeat(6)).unwrap();
+        for consumed in [0, 2, 4] {
+            let mut order = Order::new(&prompts, consumed, 2).unwrap();
+            for name in ["80e4477e72d4f291", "80e4477e72d4f291-2"].repeat((6 - consumed as usize) / 2) {
+                let line = Line { path: "-".into(), number: 1, text: format!("{{\"prompt_id\":\"{name}\"}}") };
+                order.check(&line.record().unwrap(), 0, 1).unwrap();
+            }
+            assert!(order.is_over());
+        }
     }
 }

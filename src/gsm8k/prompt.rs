@@ -80,7 +80,7 @@ impl PromptStyle {
     }
 
     fn messages(&self, question: &str) -> Vec<Message> {
-        let message = |role: &str, content: &str| Message { role: role.into(), content: content.into() };
+        let message = |role: &str, content: &str| Message::new(role, content);
         let mut prompt = Vec::with_capacity(4);
         if !self.system.is_empty() {
             prompt.push(message("system", &self.system));

@@ -46,11 +46,10 @@ pub fn follow(job: Job, run: &Run, steps: Steps, input: Input, out: &mut Output)
 fn sample(job: Job, run: &Run, steps: Steps, mut input: Input, out: &mut Output) -> Result<()> {
     let start = run.intact_step(&|_| ())?;
     let (dir, oldest) = (run.checkpoint(start), run.oldest_weights(start)?);
+    input.skip_consumed(State::load(&dir)?.map_or(0, |state| state.prompts_consumed))?;
     let stop = job.stop.clone();
     let Ready { mut seat, mut settings, mut origin, tokenizer, mut source } =
         Ready::new(job, &dir, Some(steps.groups))?;
-    let consumed = State::load(&dir)?.map_or(0, |state| state.prompts_consumed);
-    input.skip_consumed(consumed, |line| source.pass(line))?;
     let mut requests = Ahead::of_lines(input, move |line| source.request(line));
     let say = |words: &str| note("rollout", words);
     let _trainer = PartnerWatch::start(run, Role::Train, &stop);

@@ -1,6 +1,5 @@
 //! Lines of input as requests to the engine.
 
-use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -9,7 +8,7 @@ use clap::ValueEnum;
 use crate::cli::note;
 use crate::engine::Request;
 use crate::error::{Error, Result};
-use crate::prompt::{Ids, Prompt};
+use crate::prompt::{Names, Prompt};
 use crate::record::{Line, Message, Record};
 use crate::tokenizer::Tokenizer;
 
@@ -63,33 +62,23 @@ pub struct Source {
     prompts: Prompts,
     limits: Limits,
     tokenizer: Arc<Tokenizer>,
-    ids: Ids,
-    seen: HashSet<String>,
+    names: Names,
     has_left_off: bool,
-    unique_among: Option<usize>,
     skipped: Arc<AtomicUsize>,
 }
 
 impl Source {
-    /// Nothing read yet. A prompt stands once among so many, from the first on; once at all without a number.
+    /// Nothing read yet; see [`Names::new`] for `unique_among`.
     #[must_use]
     pub fn new(prompts: Prompts, limits: Limits, tokenizer: Arc<Tokenizer>, unique_among: Option<usize>) -> Self {
-        let (ids, seen, skipped) = (Ids::default(), HashSet::new(), Arc::default());
-        Self { prompts, limits, tokenizer, ids, seen, has_left_off: false, unique_among, skipped }
+        let names = Names::new(unique_among);
+        Self { prompts, limits, tokenizer, names, has_left_off: false, skipped: Arc::default() }
     }
 
     /// The number of prompts left out so far, readable while another thread goes on.
     #[must_use]
     pub fn skipped(&self) -> Arc<AtomicUsize> {
         Arc::clone(&self.skipped)
-    }
-
-    /// Passes over a line that somebody has sampled already.
-    ///
-    /// # Errors
-    /// [`Error::Record`] when it is no prompt.
-    pub fn pass(&mut self, line: &Line) -> Result<()> {
-        self.ids.pass(line)
     }
 
     /// The request of a line, `None` for one that is left out.
@@ -100,8 +89,7 @@ impl Source {
         let line = self.as_record(line)?;
         let mut record = line.record()?;
         let prompt = Prompt::of(&record)?;
-        let prompt_id = self.ids.next_of(&record, &prompt)?;
-        self.check_unique(&record, &prompt_id)?;
+        let prompt_id = self.names.name(&record, &prompt)?;
         if prompt.answer.is_some() && !std::mem::replace(&mut self.has_left_off, true) {
             note("rollout", "the assistant's last message is left off: it is what is sampled");
         }
@@ -119,20 +107,6 @@ impl Source {
         let text = String::from_utf8(record.to_json()).expect("records are text");
         drop(record);
         Ok(Some(Request { prompt_id, tokens, payload: Line { text, ..line } }))
-    }
-
-    fn check_unique(&mut self, record: &Record<'_>, prompt_id: &str) -> Result<()> {
-        if Some(self.seen.len()) == self.unique_among {
-            self.seen.clear();
-        }
-        if self.seen.insert(prompt_id.to_owned()) {
-            return Ok(());
-        }
-        let remedy = match self.unique_among {
-            None => "run rollout once an epoch",
-            Some(_) => "order the prompts so that a step has it once",
-        };
-        Err(record.error(format!("prompt_id {prompt_id} again: it would give the same samples; {remedy}")))
     }
 
     fn tokens(&self, record: &Record<'_>, prompt: &Prompt) -> Result<Vec<u32>> {
@@ -156,7 +130,7 @@ impl Source {
             let text = serde_json::json!({ "prompt_id": prompt_id, "prompt": line.text }).to_string();
             return Ok(Line { text, ..line });
         }
-        let message = |role: &str, content: &str| Message { role: role.into(), content: content.into() };
+        let message = |role: &str, content: &str| Message::new(role, content);
         let system = Some(message("system", system)).filter(|system| !system.content.is_empty());
         let prompt: Vec<Message> = system.into_iter().chain([message("user", line.text.trim())]).collect();
         let text = serde_json::json!({ "prompt_id": prompt_id, "prompt": prompt }).to_string();

@@ -127,7 +127,7 @@ fn a_model_without_a_chat_template_takes_raw_prompts_or_a_template() {
 #[test]
 fn columns_are_found_or_named_and_what_was_taken_is_said() {
     let row = json!({"problem": "2 + 3?", "solution": "It is $\\boxed{5}$.", "level": "1"});
-    let done = run(PREP, &["-"], &lines(&[row.clone()]));
+    let done = run(PREP, &["-"], &lines(std::slice::from_ref(&row)));
     let record = &done.records()[0];
     assert_eq!((&record["answer"], &record["level"]), (&json!("5"), &json!("1")));
     assert_eq!(record["prompt"][1]["content"], "2 + 3?");

@@ -34,7 +34,7 @@ fn examples(count: usize, seed: u64) -> Vec<Example> {
     let (tokenizer, end) = (Tokenizer::load(&dir).unwrap(), stop_ids(&dir).unwrap()[0]);
     let system = std::fs::read_to_string(dir.join("system_prompt.txt")).unwrap();
     let encode = |row: &Row| {
-        let message = |role: &str, content: &str| Message { role: role.into(), content: content.into() };
+        let message = |role: &str, content: &str| Message::new(role, content);
         let chat = tokenizer.chat(&[message("system", &system), message("user", &row.question)]).unwrap();
         let text = demonstration(row, sloppy, seed, 0);
         let completion = tokenizer.encode(&text).unwrap().into_iter().chain([end]).collect();

@@ -13,7 +13,7 @@ use tempfile::TempDir;
 use crate::fixtures::{directory, ids};
 
 fn message(role: &str, content: &str) -> Message {
-    Message { role: role.into(), content: content.into() }
+    Message::new(role, content)
 }
 
 fn shared(name: &str) -> Option<PathBuf> {

@@ -304,7 +304,7 @@ fn tokenizers(place: &mut Place, dice: &mut Dice) {
     };
     fs::write(place.path(name), bytes).unwrap();
     if let Some(tokenizer) = refused(Tokenizer::load(place.dir.path())) {
-        let message = Message { role: "user".into(), content: "1 + 2? \u{fc}\u{1f600}".into() };
+        let message = Message::new("user", "1 + 2? \u{fc}\u{1f600}");
         let text = tokenizer.chat(&[message]).unwrap_or_else(|_| "<|im_start|>1 + 2".into());
         if let Some(ids) = refused(tokenizer.encode(&text)) {
             refused(tokenizer.decode(&ids));
