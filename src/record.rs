@@ -129,28 +129,38 @@ impl<'a> Record<'a> {
         Ok(text.map(|Text(text)| text))
     }
 
+    /// A text or a number, which is the text that stands in the line, or nothing where it is missing or null.
+    ///
+    /// # Errors
+    /// [`Error::Record`] when it is something else.
+    pub fn get_written(&self, name: &str) -> Result<Option<Cow<'a, str>>> {
+        match self.raw(name) {
+            Some(number) if number.starts_with(|c: char| c == '-' || c.is_ascii_digit()) => {
+                Ok(Some(Cow::Owned(number.to_owned())))
+            }
+            Some(other) if !other.starts_with(['"', 'n']) => {
+                Err(self.error(format!("field \"{name}\" is neither a text nor a number")))
+            }
+            _ => self.get_text(name),
+        }
+    }
+
     /// The reference answer: `answer`, or without it `ground_truth`, or verl's `reward_model.ground_truth`. A number is its text.
     ///
     /// # Errors
     /// [`Error::Record`] when it is neither a text nor a number.
     pub fn answer(&self) -> Result<Option<Cow<'a, str>>> {
-        if let Ok(Some(text)) = self.get_text("answer") {
-            return Ok(Some(text));
-        }
-        let (name, value) = match self.get_optional::<serde_json::Value>("answer")? {
-            Some(value) => ("answer", value),
-            None if self.has_value("ground_truth") => ("ground_truth", self.get("ground_truth")?),
-            None => {
-                let model = self.get_optional::<serde_json::Value>("reward_model")?;
-                let Some(value) = model.as_ref().and_then(|model| model.get("ground_truth")) else { return Ok(None) };
-                ("reward_model.ground_truth", value.clone())
+        for name in ["answer", "ground_truth"] {
+            if let Some(answer) = self.get_written(name)? {
+                return Ok(Some(answer));
             }
-        };
-        match value {
-            serde_json::Value::Null => Ok(None),
-            serde_json::Value::String(text) => Ok(Some(Cow::Owned(text))),
-            serde_json::Value::Number(number) => Ok(Some(Cow::Owned(number.to_string()))),
-            _ => Err(self.error(format!("field \"{name}\" is neither a text nor a number"))),
+        }
+        let model = self.get_optional::<serde_json::Value>("reward_model")?;
+        match model.as_ref().and_then(|model| model.get("ground_truth")) {
+            None | Some(serde_json::Value::Null) => Ok(None),
+            Some(serde_json::Value::String(text)) => Ok(Some(Cow::Owned(text.clone()))),
+            Some(serde_json::Value::Number(number)) => Ok(Some(Cow::Owned(number.to_string()))),
+            Some(_) => Err(self.error("field \"reward_model\": \"ground_truth\" is neither a text nor a number")),
         }
     }
 
@@ -307,6 +317,21 @@ mod tests {
         assert!(record.get_text("number").unwrap_err().to_string().starts_with("in.jsonl:3: field \"number\": "));
         record.set("plain", "y");
         assert_eq!(record.get_text("plain").unwrap().as_deref(), Some("y"));
+    }
+
+    #[test]
+    fn a_number_is_the_text_that_stands_in_the_line() {
+        let line = line(r#"{"a":2.50,"b":-12345678901234567890123,"c":"1,200","d":null,"e":true,"f":[1]}"#);
+        let record = line.record().unwrap();
+        let written = |name: &str| record.get_written(name).map(|text| text.map(Cow::into_owned));
+        assert_eq!(written("a").unwrap().as_deref(), Some("2.50"));
+        assert_eq!(written("b").unwrap().as_deref(), Some("-12345678901234567890123"));
+        assert_eq!(written("c").unwrap().as_deref(), Some("1,200"));
+        assert!(written("d").unwrap().is_none() && written("z").unwrap().is_none());
+        for name in ["e", "f"] {
+            let message = written(name).unwrap_err().to_string();
+            assert_eq!(message, format!("in.jsonl:3: field \"{name}\" is neither a text nor a number"));
+        }
     }
 
     #[test]

@@ -88,7 +88,7 @@ impl Columns {
     /// What a row says; `text` gives a column's text.
     ///
     /// # Errors
-    /// Those of `text`, and that there is no such column.
+    /// Those of `text`, and that there is no question. A row may lack its answer.
     pub fn read<E>(
         &self,
         text: impl Fn(&str) -> Result<Option<String>, E>,
@@ -101,7 +101,7 @@ impl Columns {
         {
             question = format!("{question}\n\n{input}");
         }
-        let written = need(&self.answer)?;
+        let written = text(&self.answer)?.unwrap_or_default();
         let (found, answer) = self.result(&written);
         let Some(answer) = answer.filter(|_| found != Found::Marked) else {
             return Ok(Said { question, answer: written, found });
@@ -117,18 +117,18 @@ impl Columns {
 
     /// How the answer stands in its column, and what it is.
     fn result<'a>(&self, text: &'a str) -> (Found, Option<&'a str>) {
-        if let Some(answer) = final_answer(text) {
-            return (Found::Marked, Some(answer));
-        }
-        if let Some(answer) = math::boxed(text) {
-            return (Found::Boxed, Some(strip(answer)));
-        }
-        let whole = strip(text);
-        let is_short = whole.chars().count() <= LONGEST_ANSWER && !whole.contains('\n');
-        if !whole.is_empty() && (is_short || self.is_asked_for) && !whole.contains('\n') {
-            return (Found::Whole, Some(whole));
-        }
-        (Found::Nowhere, None)
+        let is_whole = |whole: &str| {
+            let is_short = whole.chars().count() <= LONGEST_ANSWER;
+            // A box that is empty or cut off is no answer, and neither is what stands around it.
+            (is_short || self.is_asked_for) && !whole.contains('\n') && !whole.contains("\\boxed")
+        };
+        let (found, answer) = match (final_answer(text), math::boxed(text)) {
+            (Some(answer), _) => (Found::Marked, answer),
+            (None, Some(answer)) => (Found::Boxed, strip(answer)),
+            (None, None) if is_whole(strip(text)) => (Found::Whole, strip(text)),
+            (None, None) => (Found::Nowhere, ""),
+        };
+        if answer.is_empty() { (Found::Nowhere, None) } else { (found, Some(answer)) }
     }
 
     /// What was taken, for whoever wonders; nothing where it is as in GSM8K.
@@ -152,7 +152,7 @@ mod tests {
         let get = |name: &str| row.iter().find(|(other, _)| *other == name).map(|(_, text)| (*text).to_owned());
         let columns = Columns::find(asked, |name| get(name).is_some())?;
         let said = columns.read(|name| Ok(get(name)), |what| what)?;
-        let answer = final_answer(&said.answer).unwrap_or("-").to_owned();
+        let answer = final_answer(&said.answer).filter(|answer| !answer.is_empty()).unwrap_or("-").to_owned();
         Ok((said.question, answer, said.found))
     }
 
@@ -164,7 +164,7 @@ mod tests {
     fn the_columns_of_common_data_sets_are_found() {
         let expect = |answer: &str, found| ("Q".to_owned(), answer.to_owned(), found);
         let prose = "First one adds, and then there is much more to say about it than fits.";
-        let rows: [(&[(&str, &str)], _); 9] = [
+        let rows: [(&[(&str, &str)], _); 12] = [
             (&[("question", "Q"), ("answer", "2+3=5\n#### 5")], expect("5", Found::Marked)),
             (&[("problem", "Q"), ("solution", "So $\\boxed{\\frac{1}{2}}$.")], expect("\\frac{1}{2}", Found::Boxed)),
             (&[("problem", "Q"), ("solution", prose), ("answer", "5")], expect("5", Found::Whole)),
@@ -177,6 +177,9 @@ mod tests {
             (&[("prompt", "Q"), ("completion", "blue")], expect("blue", Found::Whole)),
             (&[("question", "Q"), ("answer", prose)], expect("-", Found::Nowhere)),
             (&[("question", "Q"), ("answer", "")], expect("-", Found::Nowhere)),
+            (&[("question", "Q"), ("answer", "Nothing.\n#### ")], expect("-", Found::Nowhere)),
+            (&[("problem", "Q"), ("solution", "So $\\boxed{}$.")], expect("-", Found::Nowhere)),
+            (&[("problem", "Q"), ("solution", "So $\\boxed{\\frac{1")], expect("-", Found::Nowhere)),
         ];
         for (row, expected) in rows {
             assert_eq!(found(row), expected, "{row:?}");

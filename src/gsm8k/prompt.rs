@@ -46,15 +46,16 @@ struct PromptRecord<'a> {
     completion: Option<String>,
 }
 
-/// The fields that a prompt record sets itself, and the one that it takes apart.
-const OWN_FIELDS: [&str; 5] = ["prompt_id", "prompt", "answer", "completion", "question"];
+/// The fields that a prompt record sets itself.
+const OWN_FIELDS: [&str; 4] = ["prompt_id", "prompt", "answer", "completion"];
 
 impl PromptStyle {
     /// Whether a row has what its record needs: an answer, and for a demonstration reasoning.
     #[must_use]
     pub fn suits(&self, row: &Row) -> bool {
         let reasoning = row.answer.split("####").next().unwrap_or_default();
-        final_answer(&row.answer).is_some() && (self.demonstrations.is_none() || !reasoning.trim().is_empty())
+        final_answer(&row.answer).is_some_and(|answer| !answer.is_empty())
+            && (self.demonstrations.is_none() || !reasoning.trim().is_empty())
     }
 
     /// The record of a row as one line of JSON, `None` when the row has no answer. `split` is the published one. A prompt is the

@@ -1,5 +1,6 @@
 //! Rows from files: .parquet, .jsonl, also compressed, and directories of them.
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -13,7 +14,6 @@ use super::{Row, Split};
 use crate::cli::note;
 use crate::error::{Error, Result};
 use crate::jsonl::Input;
-use crate::record::Record;
 
 /// What a name on the command line means.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -127,20 +127,11 @@ pub fn rows(path: &Path, asked: &Asked) -> Result<Rows> {
     Ok(Box::new(input.enumerate().map(move |(index, line)| {
         let line = line?;
         let record = line.record()?;
-        let said = reader.read(|name| record.has_value(name), |name| text(&record, name), |what| record.error(what))?;
+        let text = |name: &str| Ok(record.get_written(name)?.map(Cow::into_owned));
+        let said = reader.read(|name| record.has(name), text, |what| record.error(what))?;
         let extra = record.other_fields(&reader.taken());
         Ok(Row { extra, ..Row::new(index, said.question, said.answer) })
     })))
-}
-
-/// A text, or a number as a text.
-fn text(record: &Record<'_>, name: &str) -> Result<Option<String>> {
-    Ok(match record.get_optional::<serde_json::Value>(name)? {
-        None => None,
-        Some(serde_json::Value::String(text)) => Some(text),
-        Some(serde_json::Value::Number(number)) => Some(number.to_string()),
-        Some(_) => return Err(record.error(format!("field \"{name}\" is neither a text nor a number"))),
-    })
 }
 
 /// Reads rows by columns and a place of the answer that the first of them decide, and says once which these are.
@@ -222,7 +213,7 @@ fn parquet_rows(path: &Path, asked: &Asked) -> Result<Rows> {
                 None => Err(wrong(format!("column \"{name}\" is neither a text nor a number"))),
             },
         };
-        let said = columns.read(|name| !matches!(column(name), None | Some(Field::Null)), text, wrong)?;
+        let said = columns.read(|name| column(name).is_some(), text, wrong)?;
         let taken = columns.taken();
         let extra = row.get_column_iter().filter(|(column, _)| !taken.contains(&column.as_str()));
         let extra = extra.filter_map(|(column, value)| Some((column.clone(), scalar(value)?))).collect();

@@ -154,6 +154,26 @@ fn columns_are_found_or_named_and_what_was_taken_is_said() {
     assert!(done.stderr.ends_with("gsm8k-prep: skipped 1 rows without an answer and reasoning\n"), "{}", done.stderr);
 }
 
+#[test]
+fn rows_that_lack_an_answer_are_skipped_wherever_they_stand() {
+    let mut rows: Vec<Value> =
+        (0..5).map(|at| json!({"question": format!("{at}?"), "answer": "5", "id": at})).collect();
+    rows[0]["answer"] = Value::Null;
+    rows[1].as_object_mut().unwrap().remove("answer");
+    rows[2]["answer"] = json!("");
+    rows[3]["answer"] = json!(2.5);
+    let done = run(PREP, &["-"], &lines(&rows));
+    assert_eq!(done.code, Some(0), "{}", done.stderr);
+    let found: Vec<Value> = done.records().into_iter().map(|record| json!([record["answer"], record["id"]])).collect();
+    assert_eq!(found, [json!(["2.5", 3]), json!(["5", 4])]);
+    assert!(done.stderr.ends_with("gsm8k-prep: skipped 3 rows without an answer\n"), "{}", done.stderr);
+
+    let row = json!({"task": "2 + 3?", "gold": "5", "question": "which?", "id": 7});
+    let done = run(PREP, &["-", "--question-field", "task", "--answer-field", "gold"], &lines(&[row]));
+    let record = &done.records()[0];
+    assert_eq!((&record["question"], &record["id"]), (&json!("which?"), &json!(7)), "further fields are kept");
+}
+
 fn gzip(bytes: &[u8]) -> Vec<u8> {
     let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
     encoder.write_all(bytes).unwrap();
