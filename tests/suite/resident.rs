@@ -219,7 +219,7 @@ fn a_stage_that_buffers_is_explained() {
 /// No more memory from one moment on: whatever a stage then asks for it is refused.
 #[test]
 fn a_stage_without_memory_ends_the_run_which_goes_on_when_there_is_some() {
-    let whole = Root::new(&[("STEPS", "40"), ("SAVE_EVERY", "7")]);
+    let whole = Root::new(&[("STEPS", "40"), ("SAVE_EVERY", "20")]);
     whole.train_whole();
     for stage in ["rollout", "grpo-step"] {
         let root = whole.back_to_the_start();
