@@ -22,7 +22,10 @@ pub const MAX_LINE_BYTES: usize = 64 << 20;
 const ZSTD: &[u8] = &[0x28, 0xb5, 0x2f, 0xfd];
 const GZIP: &[u8] = &[0x1f, 0x8b];
 const BYTE_ORDER_MARK: &[u8] = "\u{feff}".as_bytes();
-const UTF_16: [&[u8]; 2] = [&[0xff, 0xfe], &[0xfe, 0xff]];
+/// UTF-16, by its mark or by the half of its first character that is 0, and which it is.
+const UTF_16: [(&[u8], &str); 4] = [(&[0xff, 0xfe], ""), (&[0xfe, 0xff], ""), (b"{\0", "LE"), (b"\0{", "BE")];
+/// Files that a program has to unpack first.
+const PACKED: [(&[u8], &str); 3] = [(b"\xfd7zXZ", "xz -dc"), (b"BZh", "bzip2 -dc"), (b"PK\x03\x04", "unzip -p")];
 
 /// zstd's level for written files: its default, a good trade of speed and size for text.
 const ZSTD_LEVEL: i32 = 3;
@@ -105,8 +108,10 @@ impl Input {
             return refuse(format!(
                 "a parquet file; `gsm8k-prep {name}` makes prompts of it, `duckdb -c \"COPY (FROM '{name}') TO 'out.jsonl'\"` JSONL"
             ));
-        } else if UTF_16.iter().any(|mark| start.starts_with(mark)) {
-            return refuse(format!("UTF-16, not UTF-8; convert it: iconv -f UTF-16 -t UTF-8 {name}"));
+        } else if let Some((_, order)) = UTF_16.iter().find(|(mark, _)| start.starts_with(mark)) {
+            return refuse(format!("UTF-16, not UTF-8; convert it: iconv -f UTF-16{order} -t UTF-8 {name}"));
+        } else if let Some((_, program)) = PACKED.iter().find(|(magic, _)| start.starts_with(magic)) {
+            return refuse(format!("a compressed file that is not read; unpack it: {program} {name}"));
         }
         if self.reader.fill_buf().map_err(Error::io(&*self.name))?.starts_with(BYTE_ORDER_MARK) {
             self.reader.consume(BYTE_ORDER_MARK.len());

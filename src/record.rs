@@ -66,25 +66,24 @@ impl Line {
 
     /// How to convert what people have instead of one object a line.
     fn remedy(&self) -> String {
-        let (text, path) = (self.text.trim(), &self.path);
-        if serde_json::from_str::<IgnoredAny>(text).is_ok() {
-            return if text.starts_with('[') {
-                format!("; a JSON array becomes JSONL with: jq -c '.[]' {path}")
-            } else {
-                String::new()
-            };
-        }
-        match text.chars().next() {
-            Some('[') if self.number == 1 => format!("; a JSON array becomes JSONL with: jq -c '.[]' {path}"),
-            Some('{') if self.number == 1 && !text.ends_with('}') => {
-                format!("; objects over several lines become JSONL with: jq -c . {path}")
+        let text = self.text.trim();
+        let is_csv = [".csv", ".tsv"].iter().any(|ending| self.path.ends_with(ending)) || text.contains([',', '\t']);
+        let (what, program) = match text.chars().next() {
+            Some('[') if self.number == 1 || serde_json::from_str::<IgnoredAny>(text).is_ok() => {
+                ("a JSON array becomes", "jq -c '.[]'".to_owned())
             }
-            Some(first) if self.number == 1 && first != '{' && text.contains([',', '\t']) => format!(
-                "; a CSV file becomes JSONL with: python3 -c \"import csv, json, sys; [print(json.dumps(row)) for row in \
-                 csv.DictReader(sys.stdin)]\" <{path}"
-            ),
-            _ => String::new(),
-        }
+            // A line that breaks off elsewhere was cut off.
+            Some('{') if text.ends_with(['{', '[', ',']) => ("objects over several lines become", "jq -c .".to_owned()),
+            Some(first) if self.number == 1 && first != '{' && is_csv => {
+                let between = if text.contains('\t') { ", delimiter='\\t'" } else { "" };
+                let rows = format!("csv.DictReader(sys.stdin{between})");
+                let program = "import csv, json, sys; [print(json.dumps(row)) for row in";
+                ("a CSV file becomes", format!("python3 -c \"{program} {rows}]\""))
+            }
+            _ => return String::new(),
+        };
+        let input = if &*self.path == "-" { String::new() } else { format!(" <{}", self.path) };
+        format!("; {what} JSONL with: {program}{input}")
     }
 }
 

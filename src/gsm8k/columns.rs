@@ -88,9 +88,10 @@ impl Columns {
     /// What a row says; `text` gives a column's text.
     ///
     /// # Errors
-    /// Those of `text`, and that there is no question. A row may lack its answer.
+    /// Those of `text`, and that a column is missing. An answer may be null.
     pub fn read<E>(
         &self,
+        has: impl Fn(&str) -> bool,
         text: impl Fn(&str) -> Result<Option<String>, E>,
         missing: impl Fn(String) -> E,
     ) -> Result<Said, E> {
@@ -101,7 +102,7 @@ impl Columns {
         {
             question = format!("{question}\n\n{input}");
         }
-        let written = text(&self.answer)?.unwrap_or_default();
+        let written = if has(&self.answer) { text(&self.answer)?.unwrap_or_default() } else { need(&self.answer)? };
         let (found, answer) = self.result(&written);
         let Some(answer) = answer.filter(|_| found != Found::Marked) else {
             return Ok(Said { question, answer: written, found });
@@ -151,7 +152,7 @@ mod tests {
     fn said(row: &[(&str, &str)], asked: &Asked) -> Result<(String, String, Found), String> {
         let get = |name: &str| row.iter().find(|(other, _)| *other == name).map(|(_, text)| (*text).to_owned());
         let columns = Columns::find(asked, |name| get(name).is_some())?;
-        let said = columns.read(|name| Ok(get(name)), |what| what)?;
+        let said = columns.read(|name| get(name).is_some(), |name| Ok(get(name)), |what| what)?;
         let answer = final_answer(&said.answer).filter(|answer| !answer.is_empty()).unwrap_or("-").to_owned();
         Ok((said.question, answer, said.found))
     }
@@ -211,7 +212,7 @@ mod tests {
             Columns::find(&Asked::default(), |name| ["problem", "solution", "answer"].contains(&name)).unwrap();
         let get =
             |name: &str| -> Result<_, String> { Ok(Some(if name == "answer" { "5" } else { "2 + 3" }.to_owned())) };
-        assert_eq!(columns.read(get, |what| what).unwrap().answer, "2 + 3\n#### 5");
+        assert_eq!(columns.read(|_| true, get, |what| what).unwrap().answer, "2 + 3\n#### 5");
         assert_eq!(columns.taken(), ["problem", "answer"], "a solution is kept");
     }
 }

@@ -154,9 +154,9 @@ impl Reader {
     ) -> Result<Said> {
         let columns = match &mut self.columns {
             Some(columns) => columns,
-            none => none.insert(Columns::find(&self.asked, has).map_err(&wrong)?),
+            none => none.insert(Columns::find(&self.asked, &has).map_err(&wrong)?),
         };
-        let said = columns.read(text, wrong)?;
+        let said = columns.read(has, text, wrong)?;
         match self.place {
             // In a set whose answers are marked, what is not is no answer.
             Some(place) if place != said.found && place != Found::Whole => {

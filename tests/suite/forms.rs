@@ -159,7 +159,7 @@ fn rows_that_lack_an_answer_are_skipped_wherever_they_stand() {
     let mut rows: Vec<Value> =
         (0..5).map(|at| json!({"question": format!("{at}?"), "answer": "5", "id": at})).collect();
     rows[0]["answer"] = Value::Null;
-    rows[1].as_object_mut().unwrap().remove("answer");
+    rows[1]["answer"] = json!("\\boxed{}");
     rows[2]["answer"] = json!("");
     rows[3]["answer"] = json!(2.5);
     let done = run(PREP, &["-"], &lines(&rows));
@@ -210,9 +210,16 @@ fn files_are_read_as_editors_and_tools_leave_them() {
 fn what_is_no_jsonl_gets_a_line_that_says_how_to_convert_it() {
     let dir = tempfile::tempdir().unwrap();
     let utf16: Vec<u8> = "\u{feff}{}\n".encode_utf16().flat_map(u16::to_le_bytes).collect();
-    let cases: [(&str, &[u8], &str); 7] = [
+    let unmarked: Vec<u8> = "{}\n".encode_utf16().flat_map(u16::to_le_bytes).collect();
+    let cases: [(&str, &[u8], &str); 13] = [
         ("array.json", b"[{\"completion\": \"a\"},\n {\"completion\": \"b\"}]\n", "jq -c '.[]' "),
         ("array_of_one_line.json", b"[{\"completion\": \"a\"}]", "jq -c '.[]' "),
+        ("array_later.json", b"\n\n[{\"completion\": \"a\"}]", "jq -c '.[]' "),
+        ("pretty_later.json", b"\n{ \"completion\": \"a\",\n\"answer\": \"b\" }\n", "jq -c . "),
+        ("table.tsv", b"completion\tanswer\na\tb\n", "csv.DictReader(sys.stdin, delimiter='\\t')"),
+        ("column.csv", b"completion\na\n", "csv.DictReader(sys.stdin)"),
+        ("unmarked.jsonl", &unmarked, "iconv -f UTF-16LE"),
+        ("a.jsonl.xz", b"\xfd7zXZ\0...", "xz -dc"),
         ("pretty.json", b"{\n  \"completion\": \"a\"\n}\n", "jq -c . "),
         ("table.csv", b"completion,answer\na,b\n", "csv.DictReader"),
         ("rows.parquet", b"PAR1....PAR1", "a parquet file; `gsm8k-prep"),
@@ -229,6 +236,10 @@ fn what_is_no_jsonl_gets_a_line_that_says_how_to_convert_it() {
         assert_eq!((done.code, done.stderr.lines().count()), (Some(3), 1), "{name}: {}", done.stderr);
         assert!(done.stderr.contains(remedy) && done.stderr.contains(&path), "{name}: {}", done.stderr);
     }
+    let piped = run(SCORE, &[], "{\n\"completion\": \"a\"}\n");
+    assert!(piped.stderr.ends_with("become JSONL with: jq -c .\n"), "{}", piped.stderr);
+    let cut = run(SCORE, &[], "{\"completion\": \"a\n");
+    assert!(cut.stderr.ends_with("at line 1 column 17\n"), "a line that is cut off: {}", cut.stderr);
 }
 
 #[test]
