@@ -66,6 +66,9 @@ impl Columns {
     /// # Errors
     /// What is missing.
     pub fn find(asked: &Asked, has: impl Fn(&str) -> bool) -> Result<Self, String> {
+        if asked.answer.is_none() && has("prompt") && has("reward_model") {
+            return Err("prompts in verl's form, which `rollout` reads as they are, as JSONL".into());
+        }
         let pick =
             |asked: &Option<String>, names: &[&str], what: &str, not: &str| match asked {
                 Some(name) if has(name) => Ok(name.clone()),
@@ -204,6 +207,8 @@ mod tests {
         let none = said(&[("text", "Q")], &Asked::default()).unwrap_err();
         assert!(none.starts_with("no question: none of the fields question, problem,"), "{none}");
         assert!(said(&[("prompt", "Q")], &Asked::default()).unwrap_err().ends_with("name it with --answer-field"));
+        let verl = said(&[("data_source", "x"), ("prompt", "Q"), ("reward_model", "")], &Asked::default());
+        assert!(verl.unwrap_err().starts_with("prompts in verl's form"));
     }
 
     #[test]

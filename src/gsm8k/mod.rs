@@ -5,6 +5,7 @@ pub mod demonstration;
 pub mod draw;
 pub mod generate;
 pub mod order;
+mod parquet;
 mod people;
 pub mod prompt;
 pub mod run;

@@ -2,15 +2,10 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeSet;
-use std::fs::File;
 use std::path::{Path, PathBuf};
 
-use parquet::file::reader::SerializedFileReader;
-use parquet::record::Field;
-use serde_json::value::RawValue;
-
 use super::columns::{Asked, Columns, Found, Said};
-use super::{Row, Split};
+use super::{Row, Split, parquet};
 use crate::cli::note;
 use crate::error::{Error, Result};
 use crate::jsonl::Input;
@@ -120,7 +115,7 @@ pub type Rows = Box<dyn Iterator<Item = Result<Row>>>;
 /// [`Error::Io`] when it cannot be opened, [`Error::Data`] when it is no parquet file.
 pub fn rows(path: &Path, asked: &Asked) -> Result<Rows> {
     if path.extension().is_some_and(|ext| ext == "parquet") {
-        return parquet_rows(path, asked);
+        return parquet::rows(path, Reader::new(asked));
     }
     let input = Input::open(path)?;
     let mut reader = Reader::new(asked);
@@ -135,7 +130,7 @@ pub fn rows(path: &Path, asked: &Asked) -> Result<Rows> {
 }
 
 /// Reads rows by columns and a place of the answer that the first of them decide, and says once which these are.
-struct Reader {
+pub(super) struct Reader {
     asked: Asked,
     columns: Option<Columns>,
     place: Option<Found>,
@@ -146,7 +141,7 @@ impl Reader {
         Self { asked: asked.clone(), columns: None, place: None }
     }
 
-    fn read(
+    pub(super) fn read(
         &mut self,
         has: impl Fn(&str) -> bool,
         text: impl Fn(&str) -> Result<Option<String>>,
@@ -171,7 +166,7 @@ impl Reader {
         Ok(said)
     }
 
-    fn taken(&self) -> Vec<&str> {
+    pub(super) fn taken(&self) -> Vec<&str> {
         self.columns.iter().flat_map(Columns::taken).collect()
     }
 }
@@ -190,49 +185,6 @@ pub fn rows_of_all(files: Vec<PathBuf>, asked: &Asked) -> Result<Rows> {
     });
     let numbered = first.into_iter().flatten().chain(later).enumerate();
     Ok(Box::new(numbered.map(|(index, row)| row.map(|row| Row { index, ..row }))))
-}
-
-fn parquet_rows(path: &Path, asked: &Asked) -> Result<Rows> {
-    let file = File::open(path).map_err(Error::io(path))?;
-    let name = path.display().to_string();
-    let fault = {
-        let name = name.clone();
-        move |what: parquet::errors::ParquetError| Error::Data(format!("{name}: {what}"))
-    };
-    let reader = SerializedFileReader::new(file).map_err(&fault)?;
-    let mut columns = Reader::new(asked);
-    Ok(Box::new(reader.into_iter().enumerate().map(move |(index, row)| {
-        let row = row.map_err(&fault)?;
-        let column = |wanted: &str| row.get_column_iter().find(|(column, _)| *column == wanted).map(|(_, value)| value);
-        let wrong = |what: String| Error::Record { path: name.clone(), line: index + 1, what };
-        let text = |name: &str| match column(name) {
-            None | Some(Field::Null) => Ok(None),
-            Some(Field::Str(text)) => Ok(Some(text.clone())),
-            Some(value) => match scalar(value) {
-                Some(json) => Ok(Some(json.get().to_owned())),
-                None => Err(wrong(format!("column \"{name}\" is neither a text nor a number"))),
-            },
-        };
-        let said = columns.read(|name| column(name).is_some(), text, wrong)?;
-        let taken = columns.taken();
-        let extra = row.get_column_iter().filter(|(column, _)| !taken.contains(&column.as_str()));
-        let extra = extra.filter_map(|(column, value)| Some((column.clone(), scalar(value)?))).collect();
-        Ok(Row { extra, ..Row::new(index, said.question, said.answer) })
-    })))
-}
-
-/// A column's value as JSON; `None` for what is nested or has no JSON form, which no GSM8K-like set has.
-fn scalar(value: &Field) -> Option<Box<RawValue>> {
-    let json = match value {
-        Field::Null => "null".into(),
-        Field::Bool(value) => value.to_string(),
-        Field::Int(value) => value.to_string(),
-        Field::Long(value) => value.to_string(),
-        Field::Double(value) if value.is_finite() => serde_json::to_string(value).ok()?,
-        Field::Str(value) => serde_json::to_string(value).ok()?,
-        _ => return None,
-    };
-    RawValue::from_string(json).ok()
 }
 
 #[cfg(test)]

@@ -7,9 +7,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::Arc;
 
-use parquet::data_type::{ByteArray, ByteArrayType, Int64Type};
+use parquet::data_type::{ByteArray, ByteArrayType, DataType, DoubleType, FloatType, Int32Type, Int64Type};
 use parquet::file::properties::WriterProperties;
-use parquet::file::writer::SerializedFileWriter;
+use parquet::file::writer::{SerializedFileWriter, SerializedRowGroupWriter};
 use parquet::schema::parser::parse_message_type;
 use serde_json::Value;
 
@@ -90,6 +90,57 @@ fn write_parquet(path: &Path, first: usize, count: usize) {
     column.close().unwrap();
     group.close().unwrap();
     writer.close().unwrap();
+}
+
+type Group<'a> = SerializedRowGroupWriter<'a, fs::File>;
+
+/// The next column; levels as in parquet, of which required columns have none.
+fn write_column<T: DataType>(
+    group: &mut Group<'_>,
+    values: &[T::T],
+    defined: Option<&[i16]>,
+    repeated: Option<&[i16]>,
+) {
+    let mut column = group.next_column().unwrap().unwrap();
+    column.typed::<T>().write_batch(values, defined, repeated).unwrap();
+    column.close().unwrap();
+}
+
+#[test]
+fn columns_of_parquet_are_kept_nested_or_not() {
+    let schema = "message rows { required binary problem (UTF8); required binary solution (UTF8);
+        required group from { required int32 page (INTEGER(8,true)); required float weight; }
+        required group tags (LIST) { repeated group list { optional binary element (UTF8); } }
+        required binary image; optional double score; required int32 date (DATE); }";
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("train.parquet");
+    let file = fs::File::create(&path).unwrap();
+    let schema = Arc::new(parse_message_type(schema).unwrap());
+    let mut writer = SerializedFileWriter::new(file, schema, Arc::default()).unwrap();
+    let mut group = writer.next_row_group().unwrap();
+    let texts = |texts: &[&str]| texts.iter().map(|text| ByteArray::from(*text)).collect::<Vec<_>>();
+    write_column::<ByteArrayType>(&mut group, &texts(&["P", "Q"]), None, None);
+    write_column::<ByteArrayType>(&mut group, &texts(&["\\boxed{1}", "\\boxed{2}"]), None, None);
+    write_column::<Int32Type>(&mut group, &[-3, 4], None, None);
+    write_column::<FloatType>(&mut group, &[0.1, f32::NAN], None, None);
+    write_column::<ByteArrayType>(&mut group, &texts(&["a\"", "b"]), Some(&[2, 1, 2]), Some(&[0, 1, 0]));
+    write_column::<ByteArrayType>(&mut group, &texts(&["\u{0}", "x"]), None, None);
+    write_column::<DoubleType>(&mut group, &[2.5], Some(&[0, 1]), None);
+    write_column::<Int32Type>(&mut group, &[0, 366], None, None);
+    group.close().unwrap();
+    writer.close().unwrap();
+
+    let output = run(&[path.to_str().unwrap()]);
+    let text = String::from_utf8(output.stdout.clone()).unwrap();
+    let kept: Vec<&str> = text.lines().map(|line| line.split_once("\"answer\":").unwrap().1).collect();
+    assert_eq!(
+        kept,
+        [
+            r#""1","solution":"\\boxed{1}","from":{"page":-3,"weight":0.1},"tags":["a\"",null],"score":null,"date":"1970-01-01"}"#,
+            r#""2","solution":"\\boxed{2}","from":{"page":4,"weight":null},"tags":["b"],"score":2.5,"date":"1971-01-02"}"#,
+        ]
+    );
+    assert_eq!(stderr(&output).matches("column \"image\" is left out").count(), 1, "{}", stderr(&output));
 }
 
 #[test]
