@@ -64,7 +64,8 @@ impl Prompt {
                 return Ok(Self { is_plain: prompt.is_plain && name == "prompt", ..prompt });
             }
         }
-        Err(record.error("no field \"prompt\", \"messages\" or \"conversations\""))
+        let none = "no field \"prompt\", \"messages\" or \"conversations\"";
+        Err(record.error(format!("{none}; `gsm8k-prep` makes prompts of questions")))
     }
 
     fn from_value(value: Value, ends_with_answer: bool) -> std::result::Result<Self, String> {
@@ -170,10 +171,15 @@ pub fn completion<'a>(record: &Record<'a>) -> Result<Option<Cow<'a, str>>> {
         return Ok(text);
     }
     let wrong = |what: String| record.error(format!("field \"completion\" {what}"));
-    let list: Vec<Value> = record.get("completion")?;
+    let Value::Array(list) = record.get("completion")? else {
+        return Err(wrong("is neither a text nor a message of the assistant".into()));
+    };
     let [value] =
         <[Value; 1]>::try_from(list).map_err(|list| wrong(format!("has {} messages, not one", list.len())))?;
-    Ok(Some(Cow::Owned(message(value).map_err(wrong)?.0.content)))
+    match message(value).map_err(|what| wrong(format!("message 1: {what}")))?.0 {
+        Message { role, content, .. } if role == "assistant" => Ok(Some(Cow::Owned(content))),
+        Message { role, .. } => Err(wrong(format!("is a message of \"{role}\", not of the assistant"))),
+    }
 }
 
 #[cfg(test)]
@@ -260,6 +266,10 @@ mod tests {
         assert_eq!(read(r#"{"completion":[{"role":"assistant","content":"A"}]}"#), Ok(Some("A".into())));
         assert_eq!(read("{}"), Ok(None));
         assert!(read(r#"{"completion":[]}"#).unwrap_err().ends_with("has 0 messages, not one"));
-        assert!(read(r#"{"completion":7}"#).unwrap_err().contains("field \"completion\""));
+        assert!(read(r#"{"completion":7}"#).unwrap_err().contains("field \"completion\" is neither a text nor"));
+        let of_user = read(r#"{"completion":[{"role":"user","content":"A"}]}"#).unwrap_err();
+        assert!(of_user.ends_with("field \"completion\" is a message of \"user\", not of the assistant"), "{of_user}");
+        let tools = read(r#"{"completion":[{"role":"assistant","content":null,"tool_calls":[{}]}]}"#).unwrap_err();
+        assert!(tools.contains("field \"completion\" message 1: \"tool_calls\""), "{tools}");
     }
 }

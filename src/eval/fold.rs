@@ -139,9 +139,12 @@ impl Fold {
 /// What tells the completions of one prompt from others: the sampler's group, or where it names none the prompt's id, or the prompt.
 fn group<'a>(record: &Record<'a>) -> Result<Cow<'a, str>> {
     for name in ["group_id", "prompt_id"] {
-        if let Some(id) = record.get_text(name)? {
+        if let Some(id) = record.get_written(name)? {
             return Ok(id);
         }
+    }
+    if !["prompt", "messages", "conversations"].iter().any(|name| record.has_value(name)) {
+        return Err(record.error("no field \"group_id\", \"prompt_id\" or \"prompt\" says what it completes"));
     }
     Ok(Cow::Owned(Names::new(None).name_of(record)?))
 }

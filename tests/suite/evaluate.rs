@@ -110,7 +110,8 @@ fn what_cannot_be_judged_counts_nowhere() {
 fn records_that_are_not_scored_are_refused() {
     let cases = [
         (r#"{"group_id":"a","completion":""}"#, "-:1: no field \"rewards\" and no \"reward\": run score first"),
-        (r#"{"completion":"","rewards":{}}"#, "-:1: no field \"prompt\", \"messages\" or"),
+        (r#"{"completion":"","rewards":{}}"#, "-:1: no field \"group_id\", \"prompt_id\" or \"prompt\" says"),
+        (r#"{"prompt_id":[7],"completion":"","rewards":{}}"#, "-:1: field \"prompt_id\" is neither"),
         (r#"{"group_id":"a","completion":"","rewards":{"int":"x"}}"#, "-:1: field \"rewards\": \"int\" is neither"),
         ("[]", "-:1: not a JSON object"),
         ("", "no completions to evaluate"),

@@ -258,6 +258,11 @@ fn records_of_other_samplers_are_scored_and_evaluated() {
     assert_eq!(evaluated.code, Some(0), "{}", evaluated.stderr);
     let summary: Value = serde_json::from_str(&evaluated.stdout).unwrap();
     assert_eq!((&summary["num_completions"], &summary["num_prompts"]), (&json!(3), &json!(2)), "{summary}");
+    let numbered: Vec<Value> =
+        [7, 7, 8].iter().map(|id| json!({"prompt_id": id, "completion": "", "reward": 1})).collect();
+    let evaluated = run(EVALUATE, &["--json"], &lines(&numbered));
+    let summary: Value = serde_json::from_str(&evaluated.stdout).unwrap();
+    assert_eq!((&summary["num_completions"], &summary["num_prompts"]), (&json!(3), &json!(2)), "{summary}");
 
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("out").display().to_string();
