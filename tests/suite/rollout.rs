@@ -299,6 +299,29 @@ fn a_followed_run_is_sampled_step_by_step_as_each_step_alone_would_be() {
     );
 }
 
+#[test]
+fn prompts_without_a_name_that_come_again_are_named_alike_after_a_resume() {
+    let prompts = ["a", "a", "a", "b", "a", "a"].map(|text| json!({"prompt": text}));
+    let (_dir, run) = start_run(&prompts);
+    fs::create_dir(run.checkpoint(2)).unwrap();
+    copy_model(&run.checkpoint(2));
+    state(2).save(&run.checkpoint(2)).unwrap();
+    run.point_policy_at(2).unwrap();
+    let mut child = following(&run).spawn().unwrap();
+    let _lock = Lock::take(&run, Role::Train).unwrap();
+    let mut resumed = String::new();
+    child.stdout.take().unwrap().read_to_string(&mut resumed).unwrap();
+    assert!(child.wait().unwrap().success());
+
+    let model = run.checkpoint(2).display().to_string();
+    let alone = run_with(&["--model", &model, "-n", "2", "--max-completion-tokens", "8"], &lines(&prompts[4..]));
+    assert_eq!(resumed, alone);
+    let names: Vec<Value> =
+        alone.lines().map(|line| serde_json::from_str::<Value>(line).unwrap()["prompt_id"].clone()).collect();
+    let first = names[0].as_str().unwrap();
+    assert_eq!(names, [first.to_owned(), first.to_owned(), format!("{first}-2"), format!("{first}-2")]);
+}
+
 fn run_with(arguments: &[&str], input: &str) -> String {
     let done = run(ROLLOUT, arguments, input);
     assert_eq!(done.code, Some(0), "{}", done.stderr);
