@@ -17,7 +17,7 @@ use std::sync::Arc;
 use grpo_pipes::engine::{Decoder, Drawn, GpuDecoder, OnGpu, Prompt, Sampling, Settings, Start};
 use grpo_pipes::gpu::driver::{Driver, Dtype, Matrix, Product};
 use grpo_pipes::gpu::{Buffer, Numbers, Weights, cuda};
-use grpo_pipes::model::{Config, Model};
+use grpo_pipes::model::{Config, Model, RopeParameters, Scaling};
 use grpo_pipes::rng::Stream;
 
 /// In the order in which they are run, the most wanted numbers first, with the cases each takes where none are given.
@@ -142,7 +142,6 @@ fn rows(cases: &[&str]) -> impl Iterator<Item = usize> {
 /// Of Qwen/Qwen2.5-0.5B.
 fn shape() -> Config {
     Config {
-        model_type: "qwen2".into(),
         vocab_size: 151_936,
         hidden_size: 896,
         intermediate_size: 4864,
@@ -151,10 +150,10 @@ fn shape() -> Config {
         num_key_value_heads: 2,
         max_position_embeddings: 32_768,
         rms_norm_eps: 1e-6,
-        rope_theta: 1e6,
+        rope: RopeParameters { rope_theta: 1e6, scaling: Scaling::Default },
         tie_word_embeddings: true,
         initializer_range: 0.02,
-        use_sliding_window: false,
+        pad_token_id: None,
     }
 }
 
