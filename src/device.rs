@@ -61,12 +61,6 @@ pub struct Found {
 }
 
 impl Found {
-    /// The processor, where nobody would expect anything else.
-    #[must_use]
-    pub fn cpu() -> Self {
-        Self { gpu: None, why_not: None }
-    }
-
     /// What a command says of computing on the processor in this way.
     #[must_use]
     pub fn on_cpu(&self, how: &str) -> String {
@@ -96,7 +90,7 @@ impl Device {
 
     fn open_with(self, open_gpu: impl FnOnce(usize) -> Result<Arc<dyn Driver>>, has_gpu: bool) -> Result<Found> {
         match self {
-            Self::Cpu => Ok(Found::cpu()),
+            Self::Cpu => Ok(Found { gpu: None, why_not: None }),
             Self::Cuda(ordinal) => Ok(Found { gpu: Some(open_gpu(ordinal)?), why_not: None }),
             Self::Auto => match open_gpu(0) {
                 Ok(gpu) => Ok(Found { gpu: Some(gpu), why_not: None }),

@@ -81,16 +81,15 @@ impl PromptStyle {
     }
 
     fn messages(&self, question: &str) -> Vec<Message> {
-        let message = |role: &str, content: &str| Message::new(role, content);
         let mut prompt = Vec::with_capacity(4);
         if !self.system.is_empty() {
-            prompt.push(message("system", &self.system));
+            prompt.push(Message::new("system", &self.system));
         }
         if self.one_shot {
-            prompt.push(message("user", EXAMPLE_QUESTION));
-            prompt.push(message("assistant", &in_format(EXAMPLE_REASONING, EXAMPLE_ANSWER)));
+            prompt.push(Message::new("user", EXAMPLE_QUESTION));
+            prompt.push(Message::new("assistant", in_format(EXAMPLE_REASONING, EXAMPLE_ANSWER)));
         }
-        prompt.push(message("user", question));
+        prompt.push(Message::new("user", question));
         prompt
     }
 }

@@ -130,9 +130,8 @@ impl Source {
             let text = serde_json::json!({ "prompt_id": prompt_id, "prompt": line.text }).to_string();
             return Ok(Line { text, ..line });
         }
-        let message = |role: &str, content: &str| Message::new(role, content);
-        let system = Some(message("system", system)).filter(|system| !system.content.is_empty());
-        let prompt: Vec<Message> = system.into_iter().chain([message("user", line.text.trim())]).collect();
+        let system = Some(Message::new("system", system)).filter(|system| !system.content.is_empty());
+        let prompt: Vec<Message> = system.into_iter().chain([Message::new("user", line.text.trim())]).collect();
         let text = serde_json::json!({ "prompt_id": prompt_id, "prompt": prompt }).to_string();
         Ok(Line { text, ..line })
     }
