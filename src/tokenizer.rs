@@ -98,11 +98,13 @@ impl Tokenizer {
 /// Reads a `tokenizer.json`. The tokenizers crate panics on some that are damaged, so it gets none that is not JSON all through, and
 /// what it still stumbles over is an error.
 fn parse(bytes: &[u8]) -> std::result::Result<tokenizers::Tokenizer, String> {
-    let sections: HashMap<String, &RawValue> = serde_json::from_slice(bytes).map_err(|err| err.to_string())?;
+    let text = std::str::from_utf8(bytes).map_err(|err| format!("it is not UTF-8 text: {err}"))?;
+    let sections: HashMap<String, &RawValue> = serde_json::from_str(text).map_err(|err| err.to_string())?;
     for (name, section) in sections.iter().filter(|(name, _)| *name != "model") {
         serde_json::from_str::<serde_json::Value>(section.get()).map_err(|err| format!("{name}: {err}"))?;
     }
-    let parsed = catch_unwind(|| tokenizers::Tokenizer::from_bytes(bytes));
+    // `from_bytes` is generic: it would compile the crate's whole deserializer again, here.
+    let parsed = catch_unwind(|| text.parse::<tokenizers::Tokenizer>());
     parsed.map_err(|_| "the tokenizers crate breaks down on it".to_owned())?.map_err(|err| err.to_string())
 }
 
