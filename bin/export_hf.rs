@@ -4,10 +4,11 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
-use grpo_pipes::cli::report;
-use grpo_pipes::export::{self, Card};
-use grpo_pipes::tensorfile::Storage;
-use grpo_pipes::{Result, hub, policy};
+use grpo_pipes::Result;
+use grpo_pipes::checkpoint::export::{self, Card};
+use grpo_pipes::checkpoint::{self, hub};
+use grpo_pipes::numbers::tensors::Storage;
+use grpo_pipes::process::command::report;
 
 /// Write a checkpoint as a model directory that transformers, vLLM and llama.cpp's converter load
 ///
@@ -38,9 +39,9 @@ fn main() -> ExitCode {
 }
 
 fn run(args: &Args) -> Result<()> {
-    policy::refuse_existing(&args.out)?;
+    checkpoint::refuse_existing(&args.out)?;
     let checkpoint = hub::model_dir(&args.checkpoint)?;
-    policy::verify(&checkpoint)?;
+    checkpoint::verify(&checkpoint)?;
     let card = Card::of(&checkpoint, args.metrics.as_ref(), args.evaluation.as_ref())?;
     let export = if args.zip { export::archive } else { export::directory };
     export(&checkpoint, &args.out, args.dtype, &card)

@@ -4,28 +4,28 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Parser;
-use grpo_pipes::ahead::Ahead;
-use grpo_pipes::cli::{self, InputArgs, OutputArgs, Report};
+use grpo_pipes::checkpoint;
 use grpo_pipes::error::{Error, Result};
-use grpo_pipes::grpo::batch::Groups;
-use grpo_pipes::grpo::follow::{self, Listeners};
+use grpo_pipes::grpo::groups::Groups;
 use grpo_pipes::grpo::health::Health;
-use grpo_pipes::grpo::machine::Machine;
 use grpo_pipes::grpo::metrics::Metrics;
-use grpo_pipes::grpo::place::{Load, Opened, PlaceArgs};
-use grpo_pipes::grpo::step::{GrpoConfig, GrpoTrainer};
-use grpo_pipes::grpo::supervised::{self, Encode, SupervisedConfig};
-use grpo_pipes::grpo::trainer::{Trainer, notice};
-use grpo_pipes::grpo::{self, Taken};
-use grpo_pipes::jsonl::Input;
+use grpo_pipes::lines::jsonl::Input;
+use grpo_pipes::lines::read_ahead::Ahead;
+use grpo_pipes::lines::record::{Line, Message};
 use grpo_pipes::model::Model;
 use grpo_pipes::optim::OptimizerConfig;
-use grpo_pipes::policy;
-use grpo_pipes::progress::Progress;
-use grpo_pipes::record::{Line, Message};
+use grpo_pipes::process::cancel::Stop;
+use grpo_pipes::process::command::{self, InputArgs, OutputArgs, Report};
+use grpo_pipes::process::progress::Progress;
 use grpo_pipes::run::{Keep, Run};
-use grpo_pipes::stop::Stop;
 use grpo_pipes::tokenizer::{Tokenizer, stop_ids};
+use grpo_pipes::train::backend::Machine;
+use grpo_pipes::train::device::{Load, Opened, PlaceArgs};
+use grpo_pipes::train::grpo_step::{GrpoConfig, GrpoTrainer};
+use grpo_pipes::train::resident::{self, Listeners};
+use grpo_pipes::train::supervised::{self, Encode, SupervisedConfig};
+use grpo_pipes::train::trainer::{Trainer, notice};
+use grpo_pipes::train::{self, Taken};
 
 const NAME: &str = "grpo-step";
 
@@ -91,12 +91,12 @@ struct Args {
 fn main() -> ExitCode {
     let args = Args::parse();
     // On a thread of the pool, where the many short parallel loops of a small model start without a switch of threads.
-    rayon::scope(|_| cli::report(NAME, run(args)))
+    rayon::scope(|_| command::report(NAME, run(args)))
 }
 
 fn run(args: Args) -> Result<()> {
     args.optimizer.check()?;
-    args.out.as_deref().map_or(Ok(()), policy::refuse_existing)?;
+    args.out.as_deref().map_or(Ok(()), checkpoint::refuse_existing)?;
     let place = args.place.open(&say)?;
     let mut report = Report::create(&args.output)?;
     match (&args.follow, &args.policy) {
@@ -110,13 +110,13 @@ fn run(args: Args) -> Result<()> {
 }
 
 fn say(words: &str) {
-    cli::note(NAME, words);
+    command::note(NAME, words);
 }
 
 fn train_run(args: &Args, dir: &Path, place: &Opened, report: &mut Report) -> Result<()> {
     let stop = Stop::on_signals()?;
     let input = Input::open_until(&args.input.file, &stop)?;
-    let job = follow::Job {
+    let job = resident::Job {
         run: Run::new(dir),
         groups_per_step: args.size().expect("clap asks for it"),
         keep: Keep { every: args.save_every.unwrap_or(1), count: args.keep.unwrap_or(3) },
@@ -132,7 +132,7 @@ fn train_run(args: &Args, dir: &Path, place: &Opened, report: &mut Report) -> Re
         report.check()
     };
     let machine = |model| args.machine(place, model);
-    follow::train(&job, input, &machine, Listeners { metrics: &mut metrics, say: &say })
+    resident::train(&job, input, &machine, Listeners { metrics: &mut metrics, say: &say })
 }
 
 fn train_once(args: &Args, policy: &Path, (input, place): (Input, &Opened), report: &mut Report) -> Result<()> {
@@ -141,7 +141,7 @@ fn train_once(args: &Args, policy: &Path, (input, place): (Input, &Opened), repo
         true => Trainer::random(policy, args.optimizer.clone(), args.seed.unwrap_or_default(), &place)?,
         false => Trainer::open(policy, args.optimizer.clone(), args.seed, &place)?,
     };
-    policy::verify(policy)?;
+    checkpoint::verify(policy)?;
     let taken = match args.supervised {
         true => train_supervised(args, policy, input, &mut trainer, report)?,
         false => train_grpo(args, input, &mut trainer, report)?,
@@ -150,7 +150,7 @@ fn train_once(args: &Args, policy: &Path, (input, place): (Input, &Opened), repo
         return Err(Error::Data("no records in the input".into()));
     }
     if taken.left_over > 0 {
-        cli::note(NAME, &format!("the last {} were too few for a step, and not trained on", taken.left_over));
+        command::note(NAME, &format!("the last {} were too few for a step, and not trained on", taken.left_over));
     }
     if let Some(out) = &args.out {
         trainer.publish(out, args.weights_only, std::env::args().collect())?;
@@ -165,7 +165,7 @@ fn train_grpo(args: &Args, input: Input, trainer: &mut Trainer, report: &mut Rep
     let groups = Groups::new(input, shape);
     let mut progress = Progress::new(NAME);
     let mut health = Health::of_steps(args.grpo.logprob_band);
-    grpo::in_steps(groups, args.size(), &mut |groups| {
+    train::in_steps(groups, args.size(), &mut |groups| {
         grpo.step(groups, &mut |line: &Metrics| tell(&health.mark(line, groups), report, &mut progress))?;
         health.tell(&|words| progress.note(words));
         Ok(())
@@ -185,7 +185,7 @@ fn train_supervised(
     let example = move |line: Line| supervised::example(&line, &shape, &*encode).map(Some);
     let examples = Ahead::of_lines(input, example);
     let mut progress = Progress::new(NAME);
-    grpo::in_steps(examples, args.size(), &mut |examples| {
+    train::in_steps(examples, args.size(), &mut |examples| {
         let line = supervised::step(trainer, config, examples)?;
         tell(&line, report, &mut progress);
         Ok(())

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
-use grpo_pipes::cli::{self, OutputArgs};
+use grpo_pipes::checkpoint::hub;
 use grpo_pipes::gsm8k::columns::Asked;
 use grpo_pipes::gsm8k::demonstration::Sloppiness;
 use grpo_pipes::gsm8k::generate::{Problems, generate};
@@ -12,8 +12,9 @@ use grpo_pipes::gsm8k::order::Order;
 use grpo_pipes::gsm8k::prompt::{PromptStyle, SYSTEM_PROMPT};
 use grpo_pipes::gsm8k::source::{self, Rows, Source};
 use grpo_pipes::gsm8k::{Split, run};
-use grpo_pipes::jsonl::Output;
-use grpo_pipes::{Error, Result, hub};
+use grpo_pipes::lines::jsonl::Output;
+use grpo_pipes::process::command::{self, OutputArgs};
+use grpo_pipes::{Error, Result};
 
 /// Turns GSM8K rows, or generated problems in their form, into prompts
 ///
@@ -86,7 +87,7 @@ fn fraction(text: &str) -> std::result::Result<f64, String> {
 
 fn main() -> ExitCode {
     let args = Args::parse();
-    cli::run_filter("gsm8k-prep", &args.output, |out| prepare(&args, out))
+    command::run_filter("gsm8k-prep", &args.output, |out| prepare(&args, out))
 }
 
 fn prepare(args: &Args, out: &mut Output) -> Result<()> {
@@ -103,7 +104,7 @@ fn prepare(args: &Args, out: &mut Output) -> Result<()> {
     let skipped = run::prepare(rows, &order, &style, out)?;
     if skipped > 0 {
         let what = if args.demonstrations { "an answer and reasoning" } else { "an answer" };
-        cli::note("gsm8k-prep", &format!("skipped {skipped} rows without {what}"));
+        command::note("gsm8k-prep", &format!("skipped {skipped} rows without {what}"));
     }
     Ok(())
 }

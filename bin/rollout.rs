@@ -5,15 +5,16 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Parser;
-use grpo_pipes::cli::{InputArgs, OutputArgs, run_filter};
-use grpo_pipes::device::{Device, Dtype};
+use grpo_pipes::checkpoint::{self, hub};
 use grpo_pipes::engine::{Sampling, Settings};
+use grpo_pipes::gpu::device::{Device, Dtype};
 use grpo_pipes::gsm8k::prompt::SYSTEM_PROMPT;
-use grpo_pipes::jsonl::{Input, Output};
+use grpo_pipes::lines::jsonl::{Input, Output};
+use grpo_pipes::process::cancel::Stop;
+use grpo_pipes::process::command::{InputArgs, OutputArgs, run_filter};
 use grpo_pipes::rollout::{Asked, Format, Job, LongPrompt, Place, Prompts, Steps, follow, run};
 use grpo_pipes::run::{MOST_AHEAD, Run};
-use grpo_pipes::stop::Stop;
-use grpo_pipes::{Error, Result, hub, policy};
+use grpo_pipes::{Error, Result};
 
 /// Sample completions of prompts from a model
 ///
@@ -112,7 +113,7 @@ fn main() -> ExitCode {
 
 /// What stands before a question of --text.
 fn system_prompt(args: &Args, model: &Path) -> Result<String> {
-    let beside = Some(model.join(policy::SYSTEM_PROMPT)).filter(|path| path.exists());
+    let beside = Some(model.join(checkpoint::SYSTEM_PROMPT)).filter(|path| path.exists());
     match args.system_prompt.clone().or(beside) {
         Some(path) => std::fs::read_to_string(&path).map_err(Error::io(&path)),
         None => Ok(SYSTEM_PROMPT.into()),

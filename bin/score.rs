@@ -3,10 +3,10 @@
 use std::process::ExitCode;
 
 use clap::Parser;
-use grpo_pipes::cli::{InputArgs, OutputArgs, run_filter};
-use grpo_pipes::jsonl::Input;
+use grpo_pipes::lines::jsonl::Input;
+use grpo_pipes::lines::map::map_lines;
+use grpo_pipes::process::command::{InputArgs, OutputArgs, run_filter};
 use grpo_pipes::reward::{Scorer, Semantics, Weights};
-use grpo_pipes::stream::map_lines;
 
 /// Add rewards to rollouts
 ///

@@ -10,7 +10,7 @@ if [ -z "${NVCC:-}${CUDA_HOME:-}" ] && ! command -v nvcc >/dev/null && [ ! -x /u
 fi
 cargo clippy --all-targets --features cuda -- -D warnings
 cargo test --release --features cuda --lib --test suite --no-run
-# build.rs leaves what ptxas said beside what it compiled.
+# src/gpu/build.rs leaves what ptxas said beside what it compiled.
 out=$(cargo build --release --features cuda --message-format=json | sed -n 's/.*"out_dir":"\([^"]*\/grpo-pipes-[^"]*\)".*/\1/p')
 awk -f pipelines/kernels.awk "$out/kernels.txt"
 cargo test --release --features cuda --lib --test suite -- cuda device real_gpu

@@ -20,7 +20,7 @@ pub enum Error {
         /// What the operating system said.
         source: io::Error,
     },
-    /// The command's own output could not be written; a closed pipe of a pure filter is no error (see [`crate::cli`]).
+    /// The command's own output could not be written; a closed pipe of a pure filter is no error (see [`crate::process::command`]).
     #[error("cannot write the output: {0}")]
     Output(#[source] io::Error),
     /// A model directory or checkpoint cannot be used.

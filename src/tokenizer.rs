@@ -9,7 +9,7 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use crate::error::{Error, Result};
-use crate::record::Message;
+use crate::lines::record::Message;
 
 /// What a chat template may do for one prompt [instructions of its interpreter]: a thousand times what a long chat takes, and about a
 /// second. A template is a program of whoever made the model.

@@ -10,9 +10,9 @@ use super::sampler::Sampler;
 use super::scheduler::Start;
 use super::{Sampling, Settings};
 use crate::error::Result;
-use crate::floats::Number;
 use crate::model::{DecodeRow, KvCache, Transformer};
-use crate::rng::Stream;
+use crate::numbers::aligned::Number;
+use crate::numbers::rng::Stream;
 
 /// Models up to this many bytes of weights prefill parts of the prompts side by side; larger ones share out each product.
 const SMALL_MODEL: usize = 16 << 20;

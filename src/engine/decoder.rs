@@ -2,7 +2,7 @@
 
 use super::scheduler::Start;
 use crate::error::Result;
-use crate::rng::Stream;
+use crate::numbers::rng::Stream;
 
 /// A prompt whose samples will start.
 #[derive(Debug, Clone, Copy)]
@@ -29,7 +29,7 @@ pub struct Drawn {
 /// A slot's tokens come in their order, but may come later than the call that drew them: a device is not waited for at each step.
 ///
 /// # Errors
-/// [`crate::Error::Device`] when the device fails; that of a model's [`crate::stop::Stop`] in the middle of long work.
+/// [`crate::Error::Device`] when the device fails; that of a model's [`crate::process::cancel::Stop`] in the middle of long work.
 pub trait Decoder: Send {
     /// Runs prompts, each of a new group; their keys and values stay until they are forgotten.
     fn prefill(&mut self, prompts: &[Prompt<'_>]) -> Result<()>;

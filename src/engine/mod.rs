@@ -2,7 +2,7 @@
 //!
 //! Knows no text, records or files. A fixed number of slots, refilled as sequences end; the prompt's keys and values are computed
 //! once a group and shared by its samples. A completion is a function of (seed, step, prompt, sample) alone: the model gives the same
-//! logits in any batch, and [`crate::rng`] the same draws in any order.
+//! logits in any batch, and [`crate::numbers::rng`] the same draws in any order.
 
 mod cpu;
 mod decoder;
@@ -15,10 +15,10 @@ use std::sync::mpsc::{SyncSender, sync_channel};
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
-use crate::ahead::Ahead;
 use crate::error::{Error, Result};
-use crate::rng::Stream;
-use crate::stop::Stop;
+use crate::lines::read_ahead::Ahead;
+use crate::numbers::rng::Stream;
+use crate::process::cancel::Stop;
 
 pub use cpu::CpuDecoder;
 pub use decoder::{Decoder, Drawn, Prompt};

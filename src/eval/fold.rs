@@ -9,8 +9,8 @@ use serde_json::{Map, Value};
 use super::stats::Counts;
 use super::summary::{Mean, Summary};
 use crate::error::{Error, Result};
-use crate::prompt::{self, Names};
-use crate::record::{Line, Record};
+use crate::lines::prompt::{self, Names};
+use crate::lines::record::{Line, Record};
 use crate::reward::number::Number;
 
 /// The most rewards by name: each record's are looked up among them one by one.

@@ -3,12 +3,14 @@
 //!
 //! Knows nothing of text, records or rewards. [`driver`] is what any device must offer; all else is written once on top of it.
 
+pub mod adamw;
 mod buffer;
 #[cfg(any(feature = "cuda", test))]
 mod columns;
 #[cfg(feature = "cuda")]
 pub mod cuda;
 pub mod decode;
+pub mod device;
 pub mod driver;
 mod handover;
 pub mod kernels;

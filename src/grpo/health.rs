@@ -6,9 +6,9 @@
 use std::path::Path;
 
 use crate::error::{Error, Result};
-use crate::grpo::batch::{Completion, Group};
+use crate::grpo::groups::{Completion, Group};
 use crate::grpo::metrics::Metrics;
-use crate::jsonl::Input;
+use crate::lines::jsonl::Input;
 
 /// Steps whose groups teach nothing, one after the other, before that is a cause: one step's may by chance all agree.
 const SILENT_STEPS: usize = 5;
@@ -287,7 +287,7 @@ mod tests {
             "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 16,
             "rms_norm_eps": 1e-6, "rope_theta": 10000.0});
         let config = serde_json::from_value(config).unwrap();
-        crate::grpo::batch::Groups::new(Input::open(file.path()).unwrap(), config).collect::<Result<_>>().unwrap()
+        crate::grpo::groups::Groups::new(Input::open(file.path()).unwrap(), config).collect::<Result<_>>().unwrap()
     }
 
     fn named(line: &Metrics) -> Option<String> {

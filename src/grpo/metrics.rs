@@ -2,7 +2,7 @@
 
 use serde::ser::{Serialize, SerializeMap, Serializer};
 
-use crate::grpo::batch::Group;
+use crate::grpo::groups::Group;
 
 /// A metric's value.
 #[derive(Debug, Clone, Copy, PartialEq)]

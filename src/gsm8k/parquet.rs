@@ -11,8 +11,8 @@ use serde_json::value::RawValue;
 
 use super::Row;
 use super::source::{Reader, Rows};
-use crate::cli::note;
 use crate::error::{Error, Result};
+use crate::process::command::note;
 
 /// The rows of a file, numbered from 0.
 ///

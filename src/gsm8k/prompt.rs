@@ -4,7 +4,7 @@ use serde::Serialize;
 
 use super::demonstration::{Sloppiness, demonstration, in_format};
 use super::{Row, final_answer};
-use crate::record::Message;
+use crate::lines::record::Message;
 
 /// The system prompt of the notebooks this project replaces, line breaks at both ends included.
 pub const SYSTEM_PROMPT: &str = "

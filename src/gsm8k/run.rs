@@ -5,7 +5,7 @@ use super::order::Order;
 use super::prompt::PromptStyle;
 use super::source::Rows;
 use crate::error::Result;
-use crate::jsonl::Output;
+use crate::lines::jsonl::Output;
 
 /// Writes the records of `rows`; returns how many rows had no answer, or not the reasoning that was wanted, and were skipped.
 ///

@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 
 use super::columns::{Asked, Columns, Found, Said};
 use super::{Row, Split, parquet};
-use crate::cli::note;
 use crate::error::{Error, Result};
-use crate::jsonl::Input;
+use crate::lines::jsonl::Input;
+use crate::process::command::note;
 
 /// What a name on the command line means.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -8,7 +8,7 @@ use super::matmul::{self, Start, input_gradient, weight_gradient};
 use super::ops::{bias_gradient, rms_norm_again, rms_norm_backward, swiglu_backward};
 use super::rope::Turn;
 use super::{LAYER_PARAMETERS, Model};
-use crate::floats::Floats;
+use crate::numbers::aligned::Floats;
 
 /// The rows a backward runs over.
 pub struct Rows<'a> {

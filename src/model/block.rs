@@ -5,7 +5,7 @@ use super::matmul::{RowsMut, Start, linear};
 use super::ops::{rms_norm, swiglu};
 use super::rope::Turn;
 use super::{Config, Transformer};
-use crate::floats::{Floats, Number};
+use crate::numbers::aligned::{Floats, Number};
 
 /// What a block computes on `T` rows and its backward needs again.
 #[derive(Default)]

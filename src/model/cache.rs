@@ -3,7 +3,7 @@
 use super::attention::{Heads, Segment};
 use super::config::Config;
 use super::simd::LANES;
-use crate::floats::Floats;
+use crate::numbers::aligned::Floats;
 
 /// Keys (after rope) and values of a run of positions in every layer; memory for `capacity` positions is taken at once.
 pub struct KvCache {

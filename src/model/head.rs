@@ -7,10 +7,10 @@ use rayon::prelude::*;
 use super::attention::exp_and_sum;
 use super::matmul::{Rows, RowsMut, Start, Weight, input_gradient, linear, weight_gradient};
 use super::simd::{self, Kernel, LANES, Simd};
-use super::span::Slope;
+use super::slice_pass::Slope;
 use super::train::{Target, TokenStats};
-use crate::floats::Floats;
-use crate::stop::Stop;
+use crate::numbers::aligned::Floats;
+use crate::process::cancel::Stop;
 
 /// Logits held at once [numbers]: 128 MiB, some 220 rows of a vocabulary of 151,936.
 const CHUNK_LOGITS: usize = 32 << 20;

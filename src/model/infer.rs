@@ -3,12 +3,12 @@
 use rayon::prelude::*;
 
 use super::attention::{Heads, attend, attend_packed};
-use super::awake::awake;
 use super::block::{self, Activations, Scratch};
 use super::matmul::{RowsMut, Start, linear};
 use super::ops::rms_norm;
+use super::threads::awake;
 use super::{KvCache, Packed, Transformer};
-use crate::floats::{Floats, Number};
+use crate::numbers::aligned::{Floats, Number};
 
 /// One sequence's part in a decode step.
 pub struct DecodeRow<'a> {

@@ -8,7 +8,6 @@
 //! arithmetic, `block` the forward of one block, `infer` and `train` the two ways to use it.
 
 mod attention;
-mod awake;
 mod backward;
 mod block;
 mod cache;
@@ -20,7 +19,8 @@ mod matmul;
 mod ops;
 mod rope;
 mod simd;
-mod span;
+mod slice_pass;
+mod threads;
 mod train;
 mod weights;
 
@@ -28,9 +28,9 @@ use std::path::Path;
 use std::sync::OnceLock;
 
 use crate::error::Result;
-use crate::floats::{Floats, Number};
-use crate::stop::Stop;
-use crate::tensorfile::{self, Storage, Tensor};
+use crate::numbers::aligned::{Floats, Number};
+use crate::numbers::tensors::{self, Storage, Tensor};
+use crate::process::cancel::Stop;
 use matmul::Weight;
 use weights::Weights;
 
@@ -200,7 +200,7 @@ impl Model {
     /// # Errors
     /// [`crate::Error::Io`].
     pub fn save(&self, path: &Path, storage: Storage) -> Result<()> {
-        tensorfile::write(path, FORMAT, storage, &self.tensors())
+        tensors::write(path, FORMAT, storage, &self.tensors())
     }
 
     /// The same in f32 for a reader of this moment, into a new file or over one that nobody reads any more.
@@ -208,7 +208,7 @@ impl Model {
     /// # Errors
     /// [`crate::Error::Io`].
     pub fn hand_over(&self, path: &Path) -> Result<()> {
-        tensorfile::write_mapped(path, FORMAT, Storage::F32, &self.tensors())
+        tensors::write_mapped(path, FORMAT, Storage::F32, &self.tensors())
     }
 
     fn tensors(&self) -> Vec<Tensor<'_>> {

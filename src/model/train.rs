@@ -9,9 +9,9 @@ use std::sync::Mutex;
 use rayon::prelude::*;
 
 use super::attention::Layout;
-use super::span::{Backward, Slope, Span, Workspace};
+use super::slice_pass::{Backward, Slope, Span, Workspace};
 use super::{Config, Model};
-use crate::floats::Floats;
+use crate::numbers::aligned::Floats;
 
 /// Sequences laid end to end without padding. A sequence may go on from another: a prompt runs once for all of its completions,
 /// with the same bits as if each had its own.

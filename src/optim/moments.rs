@@ -6,8 +6,8 @@ use half::bf16;
 use serde::Serialize;
 
 use crate::error::{Error, Result};
-use crate::floats::{Number, Numbers};
-use crate::tensorfile::{self, Storage, Tensor, TensorFile};
+use crate::numbers::aligned::{Number, Numbers};
+use crate::numbers::tensors::{self, Storage, Tensor, TensorFile};
 
 /// What moments are held in between updates; these compute in f32.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, clap::ValueEnum)]
@@ -86,8 +86,8 @@ impl Moments {
     pub fn save(&self, path: &Path, parameters: &Parameters) -> Result<()> {
         let steps = self.steps.to_string();
         match &self.held {
-            Held::F32(means) => tensorfile::write(path, ("step", &steps), Storage::F32, &means.tensors(parameters)),
-            Held::Bf16(means) => tensorfile::write(path, ("step", &steps), Storage::Bf16, &means.tensors(parameters)),
+            Held::F32(means) => tensors::write(path, ("step", &steps), Storage::F32, &means.tensors(parameters)),
+            Held::Bf16(means) => tensors::write(path, ("step", &steps), Storage::Bf16, &means.tensors(parameters)),
         }
     }
 }

@@ -6,8 +6,8 @@ use half::bf16;
 use rayon::prelude::*;
 
 use super::{CHUNK, Held, Means, Moments, OptimizerConfig};
-use crate::floats::Number;
-use crate::rng::{Stream, philox4x32};
+use crate::numbers::aligned::Number;
+use crate::numbers::rng::{Stream, philox4x32};
 
 /// Added to the norm before dividing by it, as `torch.nn.utils.clip_grad_norm_` does.
 const CLIP_EPSILON: f64 = 1e-6;

@@ -4,8 +4,8 @@ use serde::ser::{Serialize, SerializeMap, Serializer};
 
 use super::{Reward, Semantics, Weights, fixed, math, seed};
 use crate::error::Result;
-use crate::prompt;
-use crate::record::Line;
+use crate::lines::prompt;
+use crate::lines::record::Line;
 
 /// How completions are scored.
 #[derive(Debug, Clone)]

@@ -8,19 +8,20 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
+use super::backend::Seat;
 use super::records::Records;
-use super::seat::Seat;
 use super::{Job, Ready};
-use crate::ahead::Ahead;
-use crate::cli::note;
+use crate::checkpoint::{Identity, State, identity};
 use crate::engine::{Completion, Request, Sink, Work};
 use crate::error::{Error, Result};
-use crate::jsonl::{Input, Output};
-use crate::policy::{Identity, State, identity};
-use crate::progress::Progress;
-use crate::record::Line;
-use crate::run::{Lock, Offers, PartnerWatch, Role, Run, Spent, TrainerWatch, sampled_from};
-use crate::stop::Stop;
+use crate::lines::jsonl::{Input, Output};
+use crate::lines::read_ahead::Ahead;
+use crate::lines::record::Line;
+use crate::process::cancel::Stop;
+use crate::process::command::note;
+use crate::process::progress::Progress;
+use crate::process::stopwatch::Spent;
+use crate::run::{Lock, Offers, PartnerWatch, Role, Run, TrainerWatch, sampled_from};
 
 /// How the prompts of a run become steps.
 #[derive(Debug, Clone, Copy)]

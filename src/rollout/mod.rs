@@ -1,32 +1,32 @@
 //! Prompts in, rollouts out: what the `rollout` command does between its options and the engine.
 
+mod backend;
 mod follow;
 mod prompts;
 mod records;
 mod room;
-mod seat;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use crate::ahead::Ahead;
-use crate::cli::note;
+use crate::checkpoint;
 use crate::engine::Settings;
 use crate::error::Result;
-use crate::jsonl::{Input, Output};
+use crate::lines::jsonl::{Input, Output};
+use crate::lines::read_ahead::Ahead;
 use crate::model::Config;
-use crate::policy;
-use crate::progress::Progress;
-use crate::stop::Stop;
+use crate::process::cancel::Stop;
+use crate::process::command::note;
+use crate::process::progress::Progress;
 use crate::tokenizer::{Tokenizer, stop_ids};
 
+pub use backend::Place;
+use backend::Seat;
 pub use follow::{Steps, follow};
 pub use prompts::{Format, Limits, LongPrompt, Prompts, Source};
 pub use records::{Origin, Records};
 pub use room::Asked;
-pub use seat::Place;
-use seat::Seat;
 
 /// What to sample.
 #[derive(Clone)]
@@ -74,7 +74,7 @@ impl Ready {
     fn new(mut job: Job, dir: &Path, unique_among: Option<usize>) -> Result<Self> {
         job.settings.sampling.check()?;
         let config = Config::load(dir)?;
-        let identity = policy::identity(dir)?;
+        let identity = checkpoint::identity(dir)?;
         let positions = config.positions();
         let (prompt, completion) = job.asked.lengths(positions)?;
         job.prompts.max_tokens = prompt;

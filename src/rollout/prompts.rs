@@ -5,11 +5,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use clap::ValueEnum;
 
-use crate::cli::note;
 use crate::engine::Request;
 use crate::error::{Error, Result};
-use crate::prompt::{Names, Prompt};
-use crate::record::{Line, Message, Record};
+use crate::lines::prompt::{Names, Prompt};
+use crate::lines::record::{Line, Message, Record};
+use crate::process::command::note;
 use crate::tokenizer::Tokenizer;
 
 /// What to do with a prompt of too many tokens.

@@ -2,12 +2,12 @@
 
 use std::sync::Arc;
 
+use crate::checkpoint::Identity;
 use crate::engine::{Completion, Request, Sink, Work};
 use crate::error::Result;
-use crate::jsonl::Output;
-use crate::policy::Identity;
-use crate::progress::Progress;
-use crate::record::Line;
+use crate::lines::jsonl::Output;
+use crate::lines::record::Line;
+use crate::process::progress::Progress;
 use crate::tokenizer::Tokenizer;
 
 /// What all records of a run share.

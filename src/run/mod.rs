@@ -3,30 +3,29 @@
 //! Whoever trains a run holds its [`Lock`] and gives its weights back through [`Live`]; who samples for it waits with [`TrainerWatch`].
 //! Both have an eye on the other while they work, [`PartnerWatch`].
 
-mod intact;
-mod live;
+mod gpu_handover;
+mod live_weights;
 mod lock;
-mod offer;
-mod partner;
+mod newest_checkpoint;
+mod peer_watch;
+pub mod record_order;
 mod recover;
-mod spent;
-mod wait;
+mod wait_for_weights;
 
 use std::ffi::OsStr;
 use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
+use crate::checkpoint::{OLDER, entries, sync};
 use crate::error::{Error, Result};
-use crate::policy::{OLDER, entries, sync};
 
-pub use live::Live;
+pub use gpu_handover::Offers;
+pub use live_weights::Live;
 pub use lock::{Holder, Lock, Role};
-pub use offer::Offers;
-pub use partner::PartnerWatch;
+pub use peer_watch::PartnerWatch;
 pub use recover::Keep;
-pub use spent::Spent;
-pub use wait::TrainerWatch;
+pub use wait_for_weights::TrainerWatch;
 
 /// The names in a run's directory.
 #[derive(Debug, Clone)]

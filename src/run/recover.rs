@@ -6,10 +6,10 @@ use std::io::ErrorKind;
 use std::path::Path;
 
 use super::{Run, step_of};
+use crate::checkpoint::entries;
 use crate::error::{Error, Result};
-use crate::jsonl::Output;
-use crate::policy::entries;
-use crate::record::Line;
+use crate::lines::jsonl::Output;
+use crate::lines::record::Line;
 
 impl Run {
     /// Brings the directory to the end of `step`, the policy's: no checkpoint, rollouts or metrics of later steps, and of the earlier
@@ -67,7 +67,7 @@ impl Keep {
     }
 }
 
-/// A checkpoint that was being written, see [`crate::policy::Publication`].
+/// A checkpoint that was being written, see [`crate::checkpoint::Publication`].
 fn is_unfinished(path: &Path) -> bool {
     let name = path.file_name().and_then(OsStr::to_str);
     name.is_some_and(|name| name.starts_with(".step_") && name.ends_with(".tmp"))

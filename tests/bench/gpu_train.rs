@@ -2,10 +2,11 @@
 
 use std::sync::Arc;
 
+use grpo_pipes::gpu::adamw::Optimizer;
 use grpo_pipes::gpu::driver::{Driver, Dtype};
-use grpo_pipes::gpu::packed::{Gradients, Keep, Learner, Optimizer, Plan, Wish};
-use grpo_pipes::grpo::pack::{self, MicroBatch, Sequence};
+use grpo_pipes::gpu::packed::{Gradients, Keep, Learner, Plan, Wish};
 use grpo_pipes::optim::{self, Moments, OptimizerConfig, Rule, Schedule, StateType};
+use grpo_pipes::train::microbatch::{self, MicroBatch, Sequence};
 
 use super::{Bench, GROUP, HEAD, MATRICES, PROMPT, shape, timed, tokens};
 
@@ -94,7 +95,7 @@ fn next_token() -> MicroBatch {
 fn batch(prompts: &[Vec<u32>], completions: &[Vec<u32>]) -> MicroBatch {
     let pairs = prompts.iter().zip(completions);
     let sequences: Vec<_> = pairs.map(|(prompt, completion)| Sequence { prompt, completion }).collect();
-    pack::pack(&sequences, &(0..sequences.len()).collect::<Vec<_>>())
+    microbatch::pack(&sequences, &(0..sequences.len()).collect::<Vec<_>>())
 }
 
 /// Of forward and backward.

@@ -5,9 +5,9 @@ use std::fs::{self, File};
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
+use grpo_pipes::checkpoint::{self, State};
 use grpo_pipes::model::{Config, Model};
-use grpo_pipes::policy::{self, State};
-use grpo_pipes::tensorfile::{Storage, TensorFile};
+use grpo_pipes::numbers::tensors::{Storage, TensorFile};
 use half::{bf16, f16};
 use serde_json::{Value, json};
 
@@ -33,11 +33,11 @@ fn tiny() -> PathBuf {
 fn checkpoint(dir: &Path, weight: f32) -> PathBuf {
     let path = dir.join("step_000007");
     fs::create_dir(&path).unwrap();
-    policy::copy_companions(&tiny(), &path, "float32").unwrap();
+    checkpoint::copy_companions(&tiny(), &path, "float32").unwrap();
     let mut model = Model::load(&tiny()).unwrap();
     model.parameters_mut()[4][1] = weight;
-    model.save(&path.join(policy::WEIGHTS), Storage::F32).unwrap();
-    fs::write(path.join(policy::OPTIMIZER), "moments").unwrap();
+    model.save(&path.join(checkpoint::WEIGHTS), Storage::F32).unwrap();
+    fs::write(path.join(checkpoint::OPTIMIZER), "moments").unwrap();
     let state = State {
         step: 7,
         optimizer_steps: 14,
@@ -142,9 +142,9 @@ fn the_config_is_in_the_spelling_of_transformers_4_and_of_5() {
         let dir = tempfile::tempdir().unwrap();
         let (from, out) = (dir.path().join("from"), dir.path().join("out"));
         fs::create_dir(&from).unwrap();
-        policy::copy_companions(&tiny(), &from, "float32").unwrap();
+        checkpoint::copy_companions(&tiny(), &from, "float32").unwrap();
         fs::write(from.join("chat_template.jinja"), "{{ messages }}").unwrap();
-        fs::copy(tiny().join(policy::WEIGHTS), from.join(policy::WEIGHTS)).unwrap();
+        fs::copy(tiny().join(checkpoint::WEIGHTS), from.join(checkpoint::WEIGHTS)).unwrap();
         let mut config: Value = serde_json::from_slice(&fs::read(tiny().join("config.json")).unwrap()).unwrap();
         let object = config.as_object_mut().unwrap();
         ["rope_theta", "torch_dtype"].iter().for_each(|name| _ = object.remove(*name));
@@ -169,14 +169,14 @@ fn a_head_of_its_own_is_exported_and_a_tied_one_is_not() {
     for tied in [true, false] {
         let (from, out) = (dir.path().join(format!("from_{tied}")), dir.path().join(format!("out_{tied}")));
         fs::create_dir(&from).unwrap();
-        policy::copy_companions(&tiny(), &from, "float32").unwrap();
+        checkpoint::copy_companions(&tiny(), &from, "float32").unwrap();
         let mut config: Value = serde_json::from_slice(&fs::read(tiny().join("config.json")).unwrap()).unwrap();
         config["tie_word_embeddings"] = tied.into();
         fs::write(from.join("config.json"), config.to_string()).unwrap();
         let model = Model::random(Config::load(&from).unwrap(), 1);
-        model.save(&from.join(policy::WEIGHTS), Storage::F32).unwrap();
+        model.save(&from.join(checkpoint::WEIGHTS), Storage::F32).unwrap();
         exported(&from, &out, &[]);
-        let names = TensorFile::open(&out.join(policy::WEIGHTS)).unwrap().names();
+        let names = TensorFile::open(&out.join(checkpoint::WEIGHTS)).unwrap().names();
         assert_eq!(names.iter().filter(|name| *name == "lm_head.weight").count(), usize::from(!tied));
         assert_eq!(names.iter().filter(|name| *name == "model.embed_tokens.weight").count(), 1);
         assert_eq!(Model::load(&out).unwrap().parameters(), model.parameters());

@@ -4,20 +4,20 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use clap::Parser;
+use grpo_pipes::checkpoint;
 use grpo_pipes::grpo::advantage::{ScaleRewards, advantages};
-use grpo_pipes::grpo::batch::{Group, Groups};
+use grpo_pipes::grpo::groups::{Group, Groups};
 use grpo_pipes::grpo::loss::{Logprobs, LossConfig, token_loss, token_weights};
 use grpo_pipes::grpo::metrics::Metrics;
-use grpo_pipes::grpo::pack::{self, Sequence};
-use grpo_pipes::grpo::step::{GrpoConfig, GrpoTrainer};
-use grpo_pipes::grpo::supervised::{self, Example, SupervisedConfig};
-use grpo_pipes::grpo::tally::Tally;
-use grpo_pipes::grpo::trainer::{Trainer, on_cpu};
-use grpo_pipes::jsonl::Input;
+use grpo_pipes::grpo::pass_stats::Tally;
+use grpo_pipes::lines::jsonl::Input;
 use grpo_pipes::model::{Gradients, Model};
+use grpo_pipes::numbers::tensors::{Storage, TensorFile};
 use grpo_pipes::optim::{OptimizerConfig, Schedule};
-use grpo_pipes::policy;
-use grpo_pipes::tensorfile::{Storage, TensorFile};
+use grpo_pipes::train::grpo_step::{GrpoConfig, GrpoTrainer};
+use grpo_pipes::train::microbatch::{self, Sequence};
+use grpo_pipes::train::supervised::{self, Example, SupervisedConfig};
+use grpo_pipes::train::trainer::{Trainer, on_cpu};
 use serde_json::{Value, json};
 
 use crate::fixtures::{Reference, directory, distance};
@@ -110,7 +110,7 @@ fn first_moments(trainer: &mut Trainer) -> ByName {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("next");
     trainer.publish(&out, false, Vec::new()).unwrap();
-    let file = TensorFile::open(&out.join(policy::OPTIMIZER)).unwrap();
+    let file = TensorFile::open(&out.join(checkpoint::OPTIMIZER)).unwrap();
     let read =
         |name: String| Some((name.strip_prefix("exp_avg.")?.to_owned(), file.read::<f32>(&name).unwrap().to_vec()));
     file.names().into_iter().filter_map(read).collect()
@@ -187,7 +187,7 @@ fn steps_without_a_reference_policy_equal_trl() {
 #[test]
 fn a_step_on_rollouts_of_the_same_weights_equals_trl_on_policy() {
     let reference = Reference::load();
-    let held = policy::identity(&tiny()).unwrap().policy_id;
+    let held = checkpoint::identity(&tiny()).unwrap().policy_id;
     for temperature in ["1.0", "0.9"] {
         let case = format!("grpo.beta0.0.t{temperature}.on_policy");
         let logprobs = reference.tensor(&format!("logprob.t{temperature}"));
@@ -209,7 +209,7 @@ fn by_hand(config: &LossConfig, groups: &[Group], known: [&[f32]; 2], temperatur
     let length = |index: usize| if counts(index) { completions[index].tokens.len() } else { 0 };
     let weights = token_weights(config, &(0..16).map(length).collect::<Vec<_>>());
     let (mut tally, mut gradients) = (Tally::new(16), Gradients::zeros(model.config()));
-    let batch = pack::pack(&sequences, &(0..16).collect::<Vec<_>>());
+    let batch = microbatch::pack(&sequences, &(0..16).collect::<Vec<_>>());
     let part = |target: usize, logprob: f32| {
         let (member, index) = batch.origins[target];
         let (old, advantage) = (completions[member].logprobs[index], completions[member].reward.unwrap());
@@ -293,8 +293,8 @@ fn noisy(dir: &Path) -> Model {
     for (i, parameter) in model.parameters_mut().into_iter().enumerate() {
         parameter.iter_mut().enumerate().for_each(|(j, x)| *x *= 1.0 + 0.05 * ((i * 31 + j * 7) as f32).sin());
     }
-    policy::copy_companions(&tiny(), dir, "float32").unwrap();
-    model.save(&dir.join(policy::WEIGHTS), Storage::F32).unwrap();
+    checkpoint::copy_companions(&tiny(), dir, "float32").unwrap();
+    model.save(&dir.join(checkpoint::WEIGHTS), Storage::F32).unwrap();
     model
 }
 
@@ -305,7 +305,7 @@ fn a_step_with_a_reference_policy_is_the_one_made_from_its_parts() {
     let groups = old_groups(&reference, "0.9");
     let sequences = groups.iter().flat_map(|group| &group.completions);
     let sequences: Vec<_> = sequences.map(|one| Sequence { prompt: &one.prompt, completion: &one.tokens }).collect();
-    let batch = pack::pack(&sequences, &(0..16).collect::<Vec<_>>());
+    let batch = microbatch::pack(&sequences, &(0..16).collect::<Vec<_>>());
     let logprobs: Vec<f32> =
         other.logprobs(&batch.packed, &batch.targets, 0.9).iter().map(|stats| stats.logprob).collect();
     for more in ["", "--mask-truncated"] {

@@ -5,9 +5,9 @@ use std::path::Path;
 use std::process::Stdio;
 use std::sync::LazyLock;
 
+use grpo_pipes::checkpoint;
 use grpo_pipes::model::Model;
-use grpo_pipes::policy;
-use grpo_pipes::tensorfile::Storage;
+use grpo_pipes::numbers::tensors::Storage;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -79,7 +79,7 @@ impl Folder {
     }
 
     fn assert_same_weights(&self, one: &str, other: &str) {
-        for file in [policy::WEIGHTS, policy::OPTIMIZER] {
+        for file in [checkpoint::WEIGHTS, checkpoint::OPTIMIZER] {
             let (one, other) = (self.read(&format!("{one}/{file}")), self.read(&format!("{other}/{file}")));
             assert!(one == other, "{file} differs");
         }
@@ -109,7 +109,9 @@ fn a_step_makes_a_checkpoint_and_one_line_of_metrics() {
     assert_eq!((&state["step"], &state["seed"], &state["prompts_consumed"]), (&json!(1), &json!(9), &json!(4)));
     assert_eq!(state["parent_policy_id"], SCORED[0]["policy_id"]);
     assert_eq!(state["command_line"][1], "--policy");
-    for file in ["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", policy::WEIGHTS] {
+    for file in
+        ["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", checkpoint::WEIGHTS]
+    {
         assert!(Path::new(&folder.path("one")).join(file).is_file(), "{file}");
     }
     assert!(
@@ -349,10 +351,10 @@ fn weights_that_are_not_finite_stop_the_step() {
         let folder = Folder::new();
         let broken = folder.path(name);
         fs::create_dir(&broken).unwrap();
-        policy::copy_companions(Path::new(&tiny()), Path::new(&broken), "float32").unwrap();
+        checkpoint::copy_companions(Path::new(&tiny()), Path::new(&broken), "float32").unwrap();
         let mut model = Model::load(Path::new(&tiny())).unwrap();
         model.parameters_mut()[5][3] = bad;
-        model.save(&Path::new(&broken).join(policy::WEIGHTS), Storage::F32).unwrap();
+        model.save(&Path::new(&broken).join(checkpoint::WEIGHTS), Storage::F32).unwrap();
         let done = folder.train(&broken, "next", "--max-staleness any", &lines(&SCORED));
         assert_eq!((done.code, done.stdout.as_str()), (Some(4), ""), "{}", done.stderr);
         assert!(done.stderr.contains("not finite; nothing was published"), "{}", done.stderr);
@@ -435,7 +437,7 @@ fn random_weights_are_made_by_their_seed_with_and_without_a_first_step() {
     let folder = Folder::new();
     let shape = folder.path("shape");
     fs::create_dir(&shape).unwrap();
-    policy::copy_companions(Path::new(&tiny()), Path::new(&shape), "float32").unwrap();
+    checkpoint::copy_companions(Path::new(&tiny()), Path::new(&shape), "float32").unwrap();
     let init = |out: &str, options: &str, input: &str| {
         let done = folder.train(&shape, out, &format!("--init {options}"), input);
         assert_eq!(done.code, Some(0), "{}", done.stderr);

@@ -358,7 +358,7 @@ fn model(hub: &Hub, id: &str, settings: &[(&str, &str)]) -> std::result::Result<
 #[ignore = "a part of the other tests, run by them in a process of its own"]
 fn resolves_the_model_named_in_the_environment() {
     let Ok(model) = std::env::var("TEST_MODEL") else { return };
-    let reply = match grpo_pipes::hub::model_dir(&model) {
+    let reply = match grpo_pipes::checkpoint::hub::model_dir(&model) {
         Ok(dir) => format!("ok {}", dir.display()),
         Err(error) => format!("error {error}"),
     };

@@ -2,10 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use grpo_pipes::floats::Number;
-use grpo_pipes::grpo::pack::{self, Sequence};
 use grpo_pipes::model::{Config, DecodeRow, Gradients, KvCache, Model, Packed, Target, Transformer};
-use grpo_pipes::tensorfile::Storage;
+use grpo_pipes::numbers::aligned::Number;
+use grpo_pipes::numbers::tensors::Storage;
+use grpo_pipes::train::microbatch::{self, Sequence};
 use half::bf16;
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -287,10 +287,10 @@ fn a_prompt_run_once_gives_the_bits_and_the_gradient_of_one_run_for_each_complet
         let completions: Vec<_> = (0..9).map(|i| tokens(1 + 5 * i % 23, vocab, i + 9)).collect();
         let member = |i: usize| Sequence { prompt: &prompts[i / 3], completion: &completions[i] };
         let sequences: Vec<_> = (0..9).map(member).collect();
-        let once = pack::pack(&sequences, &[0, 1, 2, 3, 4, 5, 6, 7, 8]);
+        let once = microbatch::pack(&sequences, &[0, 1, 2, 3, 4, 5, 6, 7, 8]);
         assert!(once.packed.prefixes.iter().any(Option::is_some));
         let of = |run: &[usize]| -> (Vec<f32>, Vec<f32>) {
-            let batch = pack::pack(&sequences, run);
+            let batch = microbatch::pack(&sequences, run);
             let mut gradients = Gradients::zeros(model.config());
             let slope = |i: usize, _| 0.1 * (once_index(&once, batch.origins[i]) as f32 * 0.37).sin();
             let stats = model.accumulate(&batch.packed, &batch.targets, 0.9, &mut gradients, &slope);
@@ -310,7 +310,7 @@ fn a_prompt_run_once_gives_the_bits_and_the_gradient_of_one_run_for_each_complet
     }
 }
 
-fn once_index(batch: &pack::MicroBatch, origin: (usize, usize)) -> usize {
+fn once_index(batch: &microbatch::MicroBatch, origin: (usize, usize)) -> usize {
     batch.origins.iter().position(|&one| one == origin).unwrap()
 }
 

@@ -4,9 +4,9 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use grpo_pipes::floats::Number;
+use grpo_pipes::checkpoint;
 use grpo_pipes::model::{Model, Transformer};
-use grpo_pipes::policy;
+use grpo_pipes::numbers::aligned::Number;
 use half::{bf16, f16};
 use safetensors::tensor::{Dtype, TensorView, serialize};
 use serde_json::{Value, json};
@@ -29,7 +29,7 @@ fn tiny() -> PathBuf {
 /// The tiny model without weights, but with entries in its config.
 fn config_and_tokenizer(entries: &Value) -> TempDir {
     let dir = tempfile::tempdir().unwrap();
-    policy::copy_companions(&tiny(), dir.path(), "float32").unwrap();
+    checkpoint::copy_companions(&tiny(), dir.path(), "float32").unwrap();
     let path = dir.path().join("config.json");
     let text = fs::read(tiny().join("config.json")).unwrap();
     let mut config: serde_json::Map<String, Value> = serde_json::from_slice(&text).unwrap();
@@ -95,7 +95,7 @@ fn one_file_or_several_named_with_or_without_the_head_are_the_same_model() {
         }
         fs::write(dir.path().join("model.safetensors.index.json"), index.to_string()).unwrap();
         assert_eq!(numbers::<f32>(dir.path()), want);
-        let identity = policy::identity(dir.path()).unwrap();
+        let identity = checkpoint::identity(dir.path()).unwrap();
         assert_eq!((identity.policy_id.len(), identity.step), (32, 0));
         let path = dir.path().to_str().unwrap();
         let done =
@@ -103,7 +103,7 @@ fn one_file_or_several_named_with_or_without_the_head_are_the_same_model() {
         assert_eq!((done.code, done.stdout.lines().count()), (Some(0), 1), "{}", done.stderr);
         let before = identity.policy_id;
         write(&dir.path().join("model-00001-of-00003.safetensors"), &all[all.len() / 2..][..all.len() / 2 - 1]);
-        assert_ne!(policy::identity(dir.path()).unwrap().policy_id, before, "each shard counts");
+        assert_ne!(checkpoint::identity(dir.path()).unwrap().policy_id, before, "each shard counts");
     }
     let base: Vec<Stored> = all.iter().cloned().map(|(name, d, s, b)| (name.replace("model.", ""), d, s, b)).collect();
     assert_eq!(numbers::<f32>(with(&base, &json!({})).path()), want);

@@ -5,8 +5,8 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use grpo_pipes::device::Device;
-use grpo_pipes::policy::{State, copy_companions, identity};
+use grpo_pipes::checkpoint::{State, copy_companions, identity};
+use grpo_pipes::gpu::device::Device;
 use grpo_pipes::run::{Live, Lock, Role, Run};
 use serde_json::{Value, json};
 use tempfile::TempDir;

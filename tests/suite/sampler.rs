@@ -1,7 +1,7 @@
 //! The sampler against a slow one that sorts, in f64, written from transformers' definitions.
 
 use grpo_pipes::engine::{Sampler, Sampling};
-use grpo_pipes::rng::Stream;
+use grpo_pipes::numbers::rng::Stream;
 use proptest::prelude::*;
 
 /// Probability of each token: repetition penalty, temperature, top-k, top-p, min-p.

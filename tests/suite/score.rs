@@ -285,7 +285,7 @@ proptest! {
 
     #[test]
     fn any_bytes_are_scored_or_refused(line in "\\PC*|\\{\"completion\":\\PC*") {
-        let done = grpo_pipes::record::Line { path: "x".into(), number: 1, text: line };
+        let done = grpo_pipes::lines::record::Line { path: "x".into(), number: 1, text: line };
         let _ = scorer(Semantics::Fixed).score_line(&done, &mut Vec::new());
     }
 }

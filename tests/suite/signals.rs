@@ -171,7 +171,7 @@ pub fn long_step(dir: &Path, steps: &[(usize, usize, usize)]) -> (Run, String) {
     assert!(made.unwrap().success());
     run.point_policy_at(0).unwrap();
     fs::write(run.prompts(), prompts(steps.len() + 1)).unwrap();
-    let policy_id = grpo_pipes::policy::identity(&run.checkpoint(0)).unwrap().policy_id;
+    let policy_id = grpo_pipes::checkpoint::identity(&run.checkpoint(0)).unwrap().policy_id;
     let records = steps.iter().flat_map(|&(prompt, size, tokens)| {
         let record = {
             let policy_id = policy_id.clone();

@@ -3,14 +3,14 @@
 use std::path::{Path, PathBuf};
 
 use clap::Parser;
-use grpo_pipes::grpo::supervised::{self, Example, SupervisedConfig};
-use grpo_pipes::grpo::trainer::{Place, Trainer};
 use grpo_pipes::gsm8k::demonstration::{Sloppiness, demonstration};
 use grpo_pipes::gsm8k::generate::{Problems, generate};
 use grpo_pipes::gsm8k::{Row, Split};
+use grpo_pipes::lines::record::Message;
 use grpo_pipes::optim::OptimizerConfig;
-use grpo_pipes::record::Message;
 use grpo_pipes::tokenizer::{Tokenizer, stop_ids};
+use grpo_pipes::train::supervised::{self, Example, SupervisedConfig};
+use grpo_pipes::train::trainer::{Place, Trainer};
 
 /// Seeds that a comparison takes.
 pub const SEEDS: [u64; 3] = [1, 2, 3];
@@ -72,7 +72,7 @@ pub fn is_within_noise(got: &[f64], want: &[f64]) -> bool {
 fn two_hundred_steps_with_moments_in_bf16_end_where_those_in_f32_do() {
     let run = |state: &str| {
         let options = format!("--optimizer-state {state}");
-        SEEDS.map(|seed| end_loss([200, 16], seed, &options, &grpo_pipes::grpo::trainer::on_cpu))
+        SEEDS.map(|seed| end_loss([200, 16], seed, &options, &grpo_pipes::train::trainer::on_cpu))
     };
     let (got, want) = (run("bf16"), run("f32"));
     assert!(want.iter().all(|loss| *loss < 2.0), "{want:?}: not learned");

@@ -10,7 +10,6 @@ mod gradients;
 mod head;
 pub mod kernels;
 mod learner;
-mod optimizer;
 mod plan;
 
 pub use batch::{Batch, TileRows};
@@ -18,5 +17,4 @@ pub use forward::{Forward, Hook, Keep};
 pub use gradients::Gradients;
 pub use head::Slope;
 pub use learner::Learner;
-pub use optimizer::Optimizer;
 pub use plan::{Plan, Wish};

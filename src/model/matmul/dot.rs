@@ -4,11 +4,11 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::halves::{as_weights_load, is_halved};
-use super::source::{Keep, Kept, Plain, Source, Wide};
+use super::bf16_order::{as_weights_load, is_halved};
+use super::weight_loads::{Keep, Kept, Plain, Source, Wide};
 use super::{PARALLEL_FROM, Shared, Start};
-use crate::floats::Number;
 use crate::model::simd::{self, Kernel, LANES, Simd};
+use crate::numbers::aligned::Number;
 
 /// y = start + x w^T, with x `(m, k)`, w `(n, k)`, y in rows of `y_stride`.
 #[derive(Clone, Copy)]

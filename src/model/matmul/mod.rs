@@ -6,12 +6,12 @@
 
 #![allow(unsafe_code)] // pointers into disjoint parts of one output; each function checks its bounds first
 
+mod bf16_order;
 mod dot;
-mod halves;
 mod outer;
-mod source;
+mod weight_loads;
 
-use crate::floats::{Floats, Number};
+use crate::numbers::aligned::{Floats, Number};
 use outer::{Left, Right};
 
 /// A matrix inside a larger one: row `i` is `data[i * stride..][..width]`.

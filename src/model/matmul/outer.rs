@@ -3,8 +3,8 @@
 use rayon::prelude::*;
 
 use super::{PARALLEL_FROM, Shared, Start};
-use crate::floats::{Floats, Number};
 use crate::model::simd::{self, Kernel, LANES, Simd};
+use crate::numbers::aligned::{Floats, Number};
 
 /// c = start + a b, with c `(rows, cols)` in rows of `c_stride`.
 #[derive(Clone, Copy)]

@@ -4,7 +4,7 @@ use std::cell::Cell;
 
 use super::*;
 use crate::model::{Config, DecodeRow, Gradients, KvCache, Model, Packed, Target, Transformer};
-use crate::tensorfile::Storage;
+use crate::numbers::tensors::Storage;
 
 thread_local! {
     /// Takes the place of what the processor has.

@@ -4,8 +4,8 @@ use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use grpo_pipes::checkpoint;
 use grpo_pipes::model::{Config, Model};
-use grpo_pipes::policy;
 use grpo_pipes::tokenizer::Tokenizer;
 use serde_json::{Value, json};
 
@@ -16,7 +16,7 @@ use crate::process::run;
 fn model(entries: &[(&str, Value)]) -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
     let (from, path) = (directory().join("tiny-qwen2"), dir.path().join("config.json"));
-    policy::copy_companions(&from, dir.path(), "float32").unwrap();
+    checkpoint::copy_companions(&from, dir.path(), "float32").unwrap();
     let mut config: Value = serde_json::from_slice(&fs::read(from.join("config.json")).unwrap()).unwrap();
     entries.iter().for_each(|(name, value)| config[*name] = value.clone());
     fs::write(path, config.to_string()).unwrap();

@@ -1,6 +1,6 @@
 //! Good inputs made bad, each a function of its number alone.
 
-use grpo_pipes::rng::Stream;
+use grpo_pipes::numbers::rng::Stream;
 
 /// The random choices of one input.
 pub struct Dice {

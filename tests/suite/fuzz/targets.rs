@@ -4,24 +4,24 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use grpo_pipes::checkpoint::{self, State};
 use grpo_pipes::error::Result;
 use grpo_pipes::eval::Fold;
 use grpo_pipes::grpo::advantage::{ScaleRewards, advantages};
-use grpo_pipes::grpo::batch::{self, Group, Groups};
+use grpo_pipes::grpo::groups::{self, Group, Groups};
 use grpo_pipes::grpo::health::Health;
-use grpo_pipes::grpo::supervised;
 use grpo_pipes::gsm8k::columns::Asked;
 use grpo_pipes::gsm8k::source;
-use grpo_pipes::jsonl::Input;
+use grpo_pipes::lines::jsonl::Input;
+use grpo_pipes::lines::record::Message;
 use grpo_pipes::model::{Config, Model, Transformer};
+use grpo_pipes::numbers::tensors::Storage;
 use grpo_pipes::optim::{Moments, StateType};
-use grpo_pipes::policy::{self, State};
-use grpo_pipes::record::Message;
 use grpo_pipes::reward::number::Number;
 use grpo_pipes::reward::{Scorer, Semantics, Weights};
 use grpo_pipes::rollout::{Format, Limits, LongPrompt, Prompts, Source};
-use grpo_pipes::tensorfile::Storage;
 use grpo_pipes::tokenizer::{Tokenizer, stop_ids};
+use grpo_pipes::train::supervised;
 
 use super::mutate::{Dice, JSON, mutate};
 use crate::fixtures::directory;
@@ -58,9 +58,9 @@ const FILES: [&str; 7] = [
     "generation_config.json",
     "tokenizer.json",
     "tokenizer_config.json",
-    policy::WEIGHTS,
-    policy::OPTIMIZER,
-    policy::STATE,
+    checkpoint::WEIGHTS,
+    checkpoint::OPTIMIZER,
+    checkpoint::STATE,
 ];
 
 impl Place {
@@ -105,15 +105,15 @@ impl Place {
 
 /// A checkpoint of the smallest model there is; its files as they are.
 fn small_model(dir: &Path) -> Vec<(&'static str, Vec<u8>)> {
-    policy::copy_companions(&directory().join("tiny-qwen2"), dir, "float32").unwrap();
+    checkpoint::copy_companions(&directory().join("tiny-qwen2"), dir, "float32").unwrap();
     let mut config = Config::load(dir).unwrap();
     (config.hidden_size, config.intermediate_size, config.num_hidden_layers) = (8, 8, 1);
     (config.num_attention_heads, config.num_key_value_heads, config.max_position_embeddings) = (2, 1, 64);
     fs::write(dir.join("config.json"), serde_json::to_vec(&config).unwrap()).unwrap();
     let model = Model::random(config.clone(), 1);
-    model.save(&dir.join(policy::WEIGHTS), Storage::F32).unwrap();
+    model.save(&dir.join(checkpoint::WEIGHTS), Storage::F32).unwrap();
     let parameters = config.parameters();
-    Moments::zeros(&parameters, StateType::F32).save(&dir.join(policy::OPTIMIZER), &parameters).unwrap();
+    Moments::zeros(&parameters, StateType::F32).save(&dir.join(checkpoint::OPTIMIZER), &parameters).unwrap();
     State { step: 3, policy_id: "p".into(), ..State::default() }.seal(dir).unwrap();
     FILES.map(|name| (name, fs::read(dir.join(name)).unwrap())).to_vec()
 }
@@ -191,8 +191,8 @@ fn records(place: &mut Place, dice: &mut Dice) {
             let rewards: Vec<Vec<_>> =
                 groups.iter().map(|group| group.completions.iter().map(|one| one.reward).collect()).collect();
             assert_eq!(advantages(&rewards, ScaleRewards::Group).groups.len(), groups.len());
-            refused(batch::temperature(&groups));
-            assert!(batch::part_means(&groups).len() < 1000);
+            refused(groups::temperature(&groups));
+            assert!(groups::part_means(&groups).len() < 1000);
         }
         2 => {
             let scorer = Scorer { semantics: Semantics::Fixed, weights: Weights::default() };
@@ -233,13 +233,13 @@ fn configs(place: &mut Place, dice: &mut Dice) {
         refused(stop_ids(dir));
         refused(Config::load(dir));
         refused(Model::load(dir));
-        refused(policy::copy_companions(dir, tempfile::tempdir().unwrap().path(), "float32"));
+        refused(checkpoint::copy_companions(dir, tempfile::tempdir().unwrap().path(), "float32"));
     });
 }
 
 /// Damage anywhere, or in the header alone, whose length is then right.
 fn weights(place: &mut Place, dice: &mut Dice) {
-    let name = *dice.pick(&[policy::WEIGHTS, policy::OPTIMIZER]);
+    let name = *dice.pick(&[checkpoint::WEIGHTS, checkpoint::OPTIMIZER]);
     let good = place.good(name).clone();
     let length = u64::from_le_bytes(good[..8].try_into().unwrap()) as usize;
     let bytes = if dice.below(4) == 0 {
@@ -252,7 +252,7 @@ fn weights(place: &mut Place, dice: &mut Dice) {
     };
     let parameters = place.config.parameters();
     place.with(name, &bytes, |dir| {
-        if name == policy::OPTIMIZER {
+        if name == checkpoint::OPTIMIZER {
             refused(Moments::load(&dir.join(name), &parameters, StateType::F32));
         } else if let Some(model) = refused(Model::load(dir)) {
             assert!(model.parameters().iter().map(|numbers| numbers.len()).sum::<usize>() < 10_000);
@@ -263,18 +263,18 @@ fn weights(place: &mut Place, dice: &mut Dice) {
 
 /// Half of them with the checksum that they should have.
 fn states(place: &mut Place, dice: &mut Dice) {
-    let mut bytes = place.damaged(policy::STATE, dice);
+    let mut bytes = place.damaged(checkpoint::STATE, dice);
     if dice.below(2) == 0
         && let Ok(mut entries) = serde_json::from_slice::<serde_json::Map<String, serde_json::Value>>(&bytes)
     {
         entries.shift_remove("checksum");
         let sealed = serde_json::to_string_pretty(&entries).unwrap() + "\n";
-        entries.insert("checksum".into(), policy::derive_id(&[sealed.as_bytes()]).into());
+        entries.insert("checksum".into(), checkpoint::derive_id(&[sealed.as_bytes()]).into());
         bytes = serde_json::to_vec(&entries).unwrap();
     }
-    place.with(policy::STATE, &bytes, |dir| {
-        refused(policy::identity(dir));
-        refused(policy::verify(dir));
+    place.with(checkpoint::STATE, &bytes, |dir| {
+        refused(checkpoint::identity(dir));
+        refused(checkpoint::verify(dir));
     });
 }
 

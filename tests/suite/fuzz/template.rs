@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use grpo_pipes::policy;
+use grpo_pipes::checkpoint;
 use serde_json::{Value, json};
 
 use crate::fixtures::directory;
@@ -20,8 +20,8 @@ fn said_of(question: &str, change: impl Fn(&Path)) -> [(Option<i32>, String); 2]
     let model = dir.path().join("model");
     fs::create_dir(&model).unwrap();
     let tiny = directory().join("tiny-qwen2");
-    policy::copy_companions(&tiny, &model, "float32").unwrap();
-    fs::copy(tiny.join(policy::WEIGHTS), model.join(policy::WEIGHTS)).unwrap();
+    checkpoint::copy_companions(&tiny, &model, "float32").unwrap();
+    fs::copy(tiny.join(checkpoint::WEIGHTS), model.join(checkpoint::WEIGHTS)).unwrap();
     change(&model);
     let record = json!({"prompt_id": "a", "prompt": [{"role": "user", "content": question}], "completion": "3"});
     let input = dir.path().join("input.jsonl");

@@ -4,7 +4,7 @@ use grpo_pipes::gpu::decode::{Begin, Drawers, Ends, Entry, Log, Logits, Shape, S
 use grpo_pipes::gpu::driver::Dtype;
 use grpo_pipes::gpu::{Buffer, Numbers};
 use grpo_pipes::model::Config;
-use grpo_pipes::rng::Stream;
+use grpo_pipes::numbers::rng::Stream;
 
 use super::{DTYPES, gpu, numbers};
 use crate::fixtures::directory;

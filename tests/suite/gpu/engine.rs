@@ -1,11 +1,11 @@
 //! The whole engine on the shim, against the engine on the CPU.
 
-use grpo_pipes::ahead::Ahead;
 use grpo_pipes::engine::{
     Completion, CpuDecoder, Decoder, Engine, GpuDecoder, OnGpu, Request, Sampling, Settings, Sink, Work,
 };
 use grpo_pipes::gpu::Weights;
 use grpo_pipes::gpu::driver::Dtype;
+use grpo_pipes::lines::read_ahead::Ahead;
 use grpo_pipes::model::Model;
 use grpo_pipes::{Error, Result};
 

@@ -3,12 +3,12 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use grpo_pipes::device::{Dtype, Found};
 use grpo_pipes::engine::{Sampling, Settings};
+use grpo_pipes::gpu::device::{Dtype, Found};
 use grpo_pipes::gpu::driver::Driver;
-use grpo_pipes::jsonl::{Input, Output};
+use grpo_pipes::lines::jsonl::{Input, Output};
+use grpo_pipes::process::cancel::Stop;
 use grpo_pipes::rollout::{Asked, Format, Job, LongPrompt, Place, Prompts, run};
-use grpo_pipes::stop::Stop;
 use grpo_pipes::{Error, Result};
 use serde_json::{Value, json};
 

@@ -29,7 +29,7 @@ fn build() -> std::result::Result<PathBuf, String> {
     command.args(["-std=c++17", "-O1", "-g1", "-shared", "-fPIC", "-ffp-contract=off", "-mfma", "-mf16c"]);
     command.args(["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-Wall", "-Wextra", "-Werror"]);
     command.args(["-Wno-unknown-pragmas", "-Wno-unused-function", "-x", "c++"]).arg("-I").arg(root.join("tests/shim"));
-    command.arg(root.join("kernels/all.cu")).arg(root.join("tests/shim/shim.cpp")).arg("-o").arg(&out);
+    command.arg(root.join("src/gpu/kernels/all.cu")).arg(root.join("tests/shim/shim.cpp")).arg("-o").arg(&out);
     match command.output() {
         Err(err) => Err(format!("{compiler}: {err}")),
         Ok(done) if done.status.success() => Ok(out),

@@ -4,13 +4,13 @@ use std::path::Path;
 use std::sync::Arc;
 
 use grpo_pipes::Result;
+use grpo_pipes::checkpoint::{self, State};
 use grpo_pipes::gpu::driver::{Driver, Dtype};
-use grpo_pipes::grpo::step::GrpoTrainer;
-use grpo_pipes::grpo::trainer::{Trainer, notice, on_cpu};
 use grpo_pipes::model::Model;
+use grpo_pipes::numbers::tensors::TensorFile;
 use grpo_pipes::optim::LossScale;
-use grpo_pipes::policy::{self, State};
-use grpo_pipes::tensorfile::TensorFile;
+use grpo_pipes::train::grpo_step::GrpoTrainer;
+use grpo_pipes::train::trainer::{Trainer, notice, on_cpu};
 use serde_json::Value;
 
 use super::super::gpu;
@@ -40,7 +40,7 @@ fn step(trainer: &mut Trainer, options: &str, reward: f32) -> (Vec<Value>, Vec<S
 }
 
 fn first_moments(dir: &Path) -> Vec<Vec<f32>> {
-    let file = TensorFile::open(&dir.join(policy::OPTIMIZER)).unwrap();
+    let file = TensorFile::open(&dir.join(checkpoint::OPTIMIZER)).unwrap();
     let names = file.names().into_iter().filter(|name| name.starts_with("exp_avg."));
     names.map(|name| file.read::<f32>(&name).unwrap().to_vec()).collect()
 }

@@ -2,17 +2,18 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use clap::Parser;
+use grpo_pipes::gpu::adamw::Optimizer;
 use grpo_pipes::gpu::driver::{Driver, Dtype};
-use grpo_pipes::gpu::packed::{Gradients, Optimizer, Plan, Wish};
+use grpo_pipes::gpu::packed::{Gradients, Plan, Wish};
 use grpo_pipes::gpu::{Buffer, Weights};
-use grpo_pipes::grpo::batch::{Group, Groups};
-use grpo_pipes::grpo::machine::Machine;
-use grpo_pipes::grpo::on_gpu::Gpu;
-use grpo_pipes::grpo::step::{GrpoConfig, GrpoTrainer};
-use grpo_pipes::grpo::trainer::{Place, Trainer, on_cpu};
-use grpo_pipes::jsonl::Input;
+use grpo_pipes::grpo::groups::{Group, Groups};
+use grpo_pipes::lines::jsonl::Input;
 use grpo_pipes::model::Model;
 use grpo_pipes::optim::{self, Moments, OptimizerConfig, Rule, StateType};
+use grpo_pipes::train::backend::Machine;
+use grpo_pipes::train::gpu::Gpu;
+use grpo_pipes::train::grpo_step::{GrpoConfig, GrpoTrainer};
+use grpo_pipes::train::trainer::{Place, Trainer, on_cpu};
 use serde_json::{Value, json};
 
 use super::super::{DTYPES, SHIM, gpu, numbers};

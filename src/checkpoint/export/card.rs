@@ -1,0 +1,83 @@
+//! The model card: what was trained, from what, and the run's own numbers.
+
+use std::fmt::Write;
+use std::path::{Path, PathBuf};
+
+use serde_json::{Map, Value};
+
+use crate::checkpoint::State;
+use crate::error::{Error, Result};
+use crate::lines::jsonl::Input;
+use crate::numbers::tensors::Storage;
+
+/// What a model card tells.
+#[derive(Debug)]
+pub struct Card {
+    name: String,
+    state: Option<State>,
+    last_metrics: Option<Map<String, Value>>,
+    evaluation: Option<Map<String, Value>>,
+}
+
+impl Card {
+    /// Collects what is known of the checkpoint; `metrics` are lines of `grpo-step`, of which the last counts, `evaluation` is
+    /// what `evaluate --json` wrote.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when a file cannot be read, [`Error::Record`] or [`Error::Model`] when it is damaged.
+    pub fn of(checkpoint: &Path, metrics: Option<&PathBuf>, evaluation: Option<&PathBuf>) -> Result<Self> {
+        let last_object = |path: &PathBuf| -> Result<Map<String, Value>> {
+            let mut last = None;
+            for line in Input::open(path)? {
+                let line = line?;
+                last = Some(serde_json::from_str(&line.text).map_err(|err| line.error(err.to_string()))?);
+            }
+            last.ok_or_else(|| Error::Data(format!("{}: empty", path.display())))
+        };
+        let resolved = checkpoint.canonicalize().map_err(Error::io(checkpoint))?;
+        Ok(Self {
+            name: resolved.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned()),
+            state: State::load(checkpoint)?,
+            last_metrics: metrics.map(last_object).transpose()?,
+            evaluation: evaluation.map(last_object).transpose()?,
+        })
+    }
+
+    /// The card as Markdown, with the front matter that the Hub reads.
+    pub(super) fn render(&self, storage: Storage) -> String {
+        let mut text =
+            String::from("---\nlibrary_name: transformers\npipeline_tag: text-generation\ntags:\n- grpo\n---\n\n");
+        let mut line = |words: std::fmt::Arguments<'_>| writeln!(text, "{words}").expect("a string takes all");
+        line(format_args!("# {}\n\nWeights in {}.", self.name, storage.torch_name()));
+        if let Some(state) = &self.state {
+            line(format_args!(
+                "Trained by group relative policy optimisation with grpo-pipes {}: {} steps on {} groups, {} tokens, seed {}.\n\n\
+                 * policy_id: `{}`\n* parent: `{}`",
+                state.package_version,
+                state.step,
+                state.prompts_consumed,
+                state.tokens_consumed,
+                state.seed,
+                state.policy_id,
+                state.parent_policy_id,
+            ));
+        }
+        for (title, numbers) in [("Evaluation", &self.evaluation), ("Last step of training", &self.last_metrics)] {
+            let Some(numbers) = numbers else { continue };
+            line(format_args!("\n## {title}\n\n| | |\n|---|---|"));
+            flat("", numbers, &mut |name, value| line(format_args!("| {name} | {value} |")));
+        }
+        text
+    }
+}
+
+/// Numbers and texts of an object, those of objects inside it under `outer.inner`.
+fn flat(prefix: &str, object: &Map<String, Value>, tell: &mut impl FnMut(&str, &Value)) {
+    for (name, value) in object {
+        let name = format!("{prefix}{name}");
+        match value {
+            Value::Object(inner) => flat(&format!("{name}."), inner, tell),
+            value => tell(&name, value),
+        }
+    }
+}

@@ -1,0 +1,77 @@
+//! A checkpoint as the world wants it: a Hugging Face model directory, or one zip file of it.
+
+mod card;
+
+use std::ffi::OsStr;
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::Path;
+
+use zip::write::SimpleFileOptions;
+use zip::{CompressionMethod, ZipWriter};
+
+use crate::checkpoint::{self, Publication};
+use crate::error::{Error, Result};
+use crate::model::Model;
+use crate::numbers::tensors::Storage;
+
+pub use card::Card;
+
+/// Writes the model in `checkpoint` as a directory that appears as `target` when it is whole.
+///
+/// # Errors
+/// [`Error::Usage`] when `target` exists, [`Error::Io`] or [`Error::Model`] when the checkpoint cannot be read or the directory not
+/// be written, [`Error::Numerics`] when a weight is not finite in the storage asked for.
+pub fn directory(checkpoint: &Path, target: &Path, storage: Storage, card: &Card) -> Result<()> {
+    let publication = Publication::begin(target)?;
+    fill(checkpoint, publication.dir(), storage, card)?;
+    publication.publish()
+}
+
+/// Writes the same files, under a folder of the archive's own name, as a zip file.
+///
+/// # Errors
+/// As [`directory`].
+pub fn archive(checkpoint: &Path, target: &Path, storage: Storage, card: &Card) -> Result<()> {
+    checkpoint::refuse_existing(target)?;
+    let folder = target.file_stem().filter(|stem| ![".", ".."].map(OsStr::new).contains(stem)); // `..zip` and `...zip`
+    let folder = folder.ok_or_else(|| Error::Usage(format!("{}: not a name", target.display())))?;
+    let publication = Publication::begin(&target.with_extension("unzipped"))?;
+    let files = publication.dir().join(folder);
+    fs::create_dir(&files).map_err(Error::io(&files))?;
+    fill(checkpoint, &files, storage, card)?;
+    let zipped = publication.dir().join("zip");
+    pack(&files, &folder.to_string_lossy(), &zipped).map_err(Error::io(target))?;
+    checkpoint::refuse_existing(target)?;
+    fs::rename(&zipped, target).map_err(Error::io(target))
+}
+
+fn fill(checkpoint: &Path, dir: &Path, storage: Storage, card: &Card) -> Result<()> {
+    let model = Model::load(checkpoint)?;
+    checkpoint::copy_companions(checkpoint, dir, storage.torch_name())?;
+    for ((name, _), values) in model.config().parameters().iter().zip(model.parameters()) {
+        if let Some(value) = values.iter().find(|value| !storage.holds(**value)) {
+            let dtype = storage.torch_name();
+            return Err(Error::Numerics(format!("{}: {name} has a {value}, not in {dtype}", checkpoint.display())));
+        }
+    }
+    model.save(&dir.join(checkpoint::WEIGHTS), storage)?;
+    let path = dir.join("README.md");
+    fs::write(&path, card.render(storage)).map_err(Error::io(&path))
+}
+
+/// Weights hardly shrink, so nothing is compressed; entries in the order of their names, without a time, give the same bytes each
+/// time.
+fn pack(files: &Path, folder: &str, target: &Path) -> io::Result<()> {
+    let mut names = fs::read_dir(files)?.map(|entry| Ok(entry?.file_name())).collect::<io::Result<Vec<_>>>()?;
+    names.sort();
+    let mut zip = ZipWriter::new(File::create(target)?);
+    let options = SimpleFileOptions::default().compression_method(CompressionMethod::Stored).large_file(true);
+    for name in names {
+        zip.start_file(format!("{folder}/{}", name.to_string_lossy()), options)?;
+        io::copy(&mut File::open(files.join(name))?, &mut zip)?;
+    }
+    let mut file = zip.finish()?;
+    file.flush()?;
+    file.sync_all()
+}

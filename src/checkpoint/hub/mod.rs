@@ -1,0 +1,373 @@
+//! Files of models and data sets on the Hugging Face Hub, in the cache that Python's `huggingface_hub` shares.
+//!
+//! The environment means what it means to Python: `HF_HOME`, `HF_TOKEN`, `HF_ENDPOINT`, `HF_HUB_OFFLINE` and their kin.
+//! `refs/main` is written when a snapshot is whole, so what it names can be used offline.
+
+mod api;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::io::ErrorKind;
+use std::path::{Component, Path, PathBuf};
+
+use serde::Deserialize;
+
+use crate::checkpoint;
+use crate::error::{Error, Result};
+use crate::model::{self, ADAPTER, CONFIG, Config, INDEX, WEIGHTS};
+use api::{Api, Fault, Kind, Object};
+
+/// A model's directory: `spec` itself if it is one, else the Hub's `owner/name`, downloaded if it is not in the cache.
+///
+/// # Errors
+/// [`Error::Model`] when it is neither, [`Error::Hub`] when the Hub does not give it, or has a model of a kind that is not supported,
+/// which is then not downloaded.
+pub fn model_dir(spec: &str) -> Result<PathBuf> {
+    if Path::new(spec).is_dir() {
+        return Ok(spec.into());
+    }
+    if Path::new(spec).is_file() {
+        return Err(Error::model(spec, model::not_a_directory(Path::new(spec))));
+    }
+    let (owner, name) =
+        split_id(spec).ok_or_else(|| Error::model(spec, "no such directory, and no Hub id owner/name"))?;
+    let hub = Hub::from_environment(Kind::Model, format!("{owner}/{name}"))?;
+    hub.snapshot(&model_files).map(|(dir, _)| dir)
+}
+
+/// Files of a data set on the Hub, downloaded if they are not in the cache. `choose` picks among the names in the repository, or
+/// says what it misses.
+///
+/// # Errors
+/// [`Error::Hub`] when the Hub does not give them.
+pub fn data_files(id: &str, choose: impl Fn(&[String]) -> Choice) -> Result<Vec<PathBuf>> {
+    let (owner, name) = split_id(id).ok_or_else(|| Error::Usage(format!("{id}: no Hub id owner/name")))?;
+    let hub = Hub::from_environment(Kind::Dataset, format!("{owner}/{name}"))?;
+    let choose_once = |names: &[String], _: &Path| choose(names);
+    let (dir, files) = hub.snapshot(&choose_once)?;
+    Ok(files.iter().map(|file| dir.join(file)).collect())
+}
+
+/// Names of files in a repository, or what is missing.
+pub type Choice = std::result::Result<Vec<String>, String>;
+
+/// Picks files by their names and by what the snapshot directory holds already; asked again after each download until it picks no
+/// more, because an index names further files.
+type Choose<'a> = &'a dyn Fn(&[String], &Path) -> Choice;
+
+/// A repository on the Hub, and the cache here.
+struct Hub {
+    api: Api,
+    cache: PathBuf,
+    offline: bool,
+    kind: Kind,
+    id: String,
+}
+
+impl Hub {
+    fn from_environment(kind: Kind, id: String) -> Result<Self> {
+        let home = setting("HF_HOME").map(PathBuf::from);
+        let home = home.or_else(|| setting("XDG_CACHE_HOME").map(|dir| Path::new(&dir).join("huggingface")));
+        let home = home.or_else(|| setting("HOME").map(|dir| Path::new(&dir).join(".cache/huggingface")));
+        let home = home.ok_or_else(|| Error::Hub { repo: id.clone(), what: "set HF_HOME to a directory".into() })?;
+        let cache = setting("HF_HUB_CACHE").or_else(|| setting("HUGGINGFACE_HUB_CACHE")).map(PathBuf::from);
+        let endpoint = setting("HF_ENDPOINT").unwrap_or_else(|| "https://huggingface.co".into());
+        Ok(Self {
+            api: Api::new(endpoint.trim_end_matches('/').into(), token(&home)),
+            cache: cache.unwrap_or_else(|| home.join("hub")),
+            offline: is_set("HF_HUB_OFFLINE"),
+            kind,
+            id,
+        })
+    }
+
+    /// A directory with the chosen files, all whole, and their names.
+    fn snapshot(&self, choose: Choose<'_>) -> Result<(PathBuf, Vec<String>)> {
+        let folder = self.cache.join(format!("{}--{}", self.kind.plural(), self.id.replace('/', "--")));
+        if self.offline {
+            return cached(&folder, choose).map_err(|what| {
+                let place = self.cache.display();
+                self.error(format!("HF_HUB_OFFLINE is set and {place} does not have it whole ({what})"))
+            });
+        }
+        match self.api.commit(self.kind, &self.id) {
+            Ok(commit) => self.download(&folder, &commit, choose),
+            Err(fault) if fault.is_passing() => cached(&folder, choose).map_err(|_| self.explained(&fault)),
+            Err(fault) => Err(self.explained(&fault)),
+        }
+    }
+
+    fn download(&self, folder: &Path, commit: &str, choose: Choose<'_>) -> Result<(PathBuf, Vec<String>)> {
+        if !is_object_id(commit) {
+            return Err(self.error(format!("bad commit {commit:?}")));
+        }
+        let dir = folder.join("snapshots").join(commit);
+        let objects = self.api.files(self.kind, &self.id, commit).map_err(|fault| self.explained(&fault))?;
+        let names: Vec<String> = objects.keys().cloned().collect();
+        let mut whole = BTreeSet::new();
+        loop {
+            let chosen = choose(&names, &dir).map_err(|what| self.error(what))?;
+            let Some(name) = chosen.iter().find(|name| !whole.contains(*name)) else {
+                write_ref(folder, commit)?;
+                return Ok((dir, chosen));
+            };
+            plain(name).map_err(|what| self.error(what))?;
+            let object = objects.get(name).ok_or_else(|| self.error(format!("has no file {name}")))?;
+            if !is_object_id(&object.id) {
+                return Err(self.error(format!("{name}: bad object id {:?}", object.id)));
+            }
+            if !object.is_whole(&dir.join(name)) {
+                self.fetch(folder, (commit, name), object)?;
+                object.link(folder, &dir, name)?;
+            }
+            whole.insert(name.clone());
+        }
+    }
+
+    /// One file into the cache, under the name that the repository's list gives its content.
+    fn fetch(&self, folder: &Path, (commit, name): (&str, &str), object: &Object) -> Result<()> {
+        let incomplete = folder.join(".incomplete");
+        std::fs::create_dir_all(&incomplete).map_err(Error::io(&incomplete))?;
+        let lock = incomplete.join(format!("{}.lock", object.id));
+        let _lock = File::create(&lock).and_then(|file| file.lock().map(|()| file)).map_err(Error::io(&lock))?;
+        let (blob, unfinished) = (object.blob(folder), incomplete.join(&object.id));
+        let mut found = 0;
+        for _ in 0..2 {
+            if object.is_whole(&blob) {
+                return Ok(()); // somebody else fetched it meanwhile, or it is that of another name or commit
+            }
+            if length(&unfinished).is_some_and(|had| had >= object.size) {
+                std::fs::remove_file(&unfinished).map_err(Error::io(&unfinished))?;
+            }
+            let downloaded = self.api.download(self.kind, &self.id, commit, name, &unfinished);
+            downloaded.map_err(|fault| match fault {
+                Fault::Disk(err) => Error::io(&unfinished)(err),
+                fault => self.error(format!("{name}: {}", self.explain(&fault))),
+            })?;
+            found = length(&unfinished).unwrap_or_default();
+            if found == object.size {
+                return put(&unfinished, &blob);
+            }
+        }
+        Err(self.error(format!("{name}: got {found} of {} bytes; try again", object.size)))
+    }
+
+    fn error(&self, what: impl Into<String>) -> Error {
+        Error::Hub { repo: self.id.clone(), what: what.into() }
+    }
+
+    fn explained(&self, fault: &Fault) -> Error {
+        self.error(self.explain(fault))
+    }
+
+    fn explain(&self, fault: &Fault) -> String {
+        let endpoint = self.api.endpoint();
+        match fault {
+            Fault::Status(401) => {
+                "not found, or private: check the name, and set HF_TOKEN to a token that may read it".into()
+            }
+            Fault::Status(403) => {
+                "access denied: ask for it on the repository's page, with the account of HF_TOKEN".into()
+            }
+            Fault::Status(404) => format!("not found on {endpoint}"),
+            Fault::Status(status) if fault.is_passing() => format!("cannot get it from {endpoint}: status {status}"),
+            Fault::Status(status) => format!("{endpoint} answers with status {status}"),
+            Fault::Unreachable(cause) => format!("cannot get it from {endpoint}: {}", one_line(cause)),
+            Fault::Garbled(what) => format!("{endpoint} does not answer as a Hub does: {}", one_line(what)),
+            Fault::Disk(err) => err.to_string(),
+        }
+    }
+}
+
+/// A variable of the environment that is set, and not to nothing.
+fn setting(name: &str) -> Option<String> {
+    std::env::var(name).ok().filter(|value| !value.is_empty())
+}
+
+fn is_set(name: &str) -> bool {
+    setting(name).is_some_and(|value| ["1", "ON", "YES", "TRUE"].contains(&value.to_uppercase().as_str()))
+}
+
+/// The user's token, as Python finds it: HF_TOKEN, or what `hf auth login` wrote.
+fn token(home: &Path) -> Option<String> {
+    if is_set("HF_HUB_DISABLE_IMPLICIT_TOKEN") {
+        return None;
+    }
+    let file = setting("HF_TOKEN_PATH").map_or_else(|| home.join("token"), PathBuf::from);
+    let token = setting("HF_TOKEN").or_else(|| std::fs::read_to_string(file).ok())?;
+    Some(token.trim().to_owned()).filter(|token| !token.is_empty())
+}
+
+/// `owner/name` in the letters that the Hub allows; nothing that leaves the cache's folder.
+fn split_id(id: &str) -> Option<(&str, &str)> {
+    let allowed = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+    let good = |part: &str| !part.is_empty() && !part.starts_with('.') && part.chars().all(allowed);
+    id.split_once('/').filter(|(owner, name)| good(owner) && good(name))
+}
+
+/// Refuses a name from a repository that would leave its directory.
+fn plain(name: &str) -> std::result::Result<&str, String> {
+    let inside = Path::new(name).components().all(|part| matches!(part, Component::Normal(_)));
+    if inside && !name.is_empty() && !name.contains('\\') { Ok(name) } else { Err(format!("bad file name {name:?}")) }
+}
+
+impl Object {
+    fn is_whole(&self, path: &Path) -> bool {
+        length(path) == Some(self.size)
+    }
+
+    fn blob(&self, folder: &Path) -> PathBuf {
+        folder.join("blobs").join(&self.id)
+    }
+
+    /// Makes the name in a snapshot a relative link to the content, as Python does.
+    fn link(&self, folder: &Path, snapshot: &Path, name: &str) -> Result<()> {
+        let link = snapshot.join(name);
+        let inside = link.strip_prefix(folder).expect("a snapshot is in the folder").components().count();
+        let target = Path::new(&"../".repeat(inside - 1)).join("blobs").join(&self.id);
+        make_parent(&link)?;
+        match std::fs::remove_file(&link) {
+            Err(err) if err.kind() != ErrorKind::NotFound => Err(Error::io(&link)(err)),
+            _ => std::os::unix::fs::symlink(target, &link).map_err(Error::io(&link)),
+        }
+    }
+}
+
+/// Git's and the Hub's names for commits and contents.
+fn is_object_id(id: &str) -> bool {
+    !id.is_empty() && id.bytes().all(|byte| byte.is_ascii_hexdigit())
+}
+
+fn length(path: &Path) -> Option<u64> {
+    std::fs::metadata(path).ok().map(|found| found.len())
+}
+
+fn put(from: &Path, to: &Path) -> Result<()> {
+    make_parent(to)?;
+    std::fs::rename(from, to).map_err(Error::io(to))
+}
+
+fn make_parent(path: &Path) -> Result<()> {
+    let parent = path.parent().expect("a path below the cache");
+    std::fs::create_dir_all(parent).map_err(Error::io(parent))
+}
+
+/// Which snapshot `main` is, for offline use; written beside and renamed.
+fn write_ref(folder: &Path, commit: &str) -> Result<()> {
+    let refs = folder.join("refs");
+    std::fs::create_dir_all(&refs).map_err(Error::io(&refs))?;
+    let file = tempfile::NamedTempFile::new_in(&refs).map_err(Error::io(&refs))?;
+    std::fs::write(file.path(), commit).map_err(Error::io(&refs))?;
+    file.persist(refs.join("main")).map_err(|err| Error::io(&refs)(err.error))?;
+    Ok(())
+}
+
+/// The snapshot that `refs/main` names, if it has all that is chosen.
+fn cached(folder: &Path, choose: Choose<'_>) -> std::result::Result<(PathBuf, Vec<String>), String> {
+    let commit = std::fs::read_to_string(folder.join("refs/main")).map_err(|_| "nothing is there".to_owned())?;
+    let dir = folder.join("snapshots").join(plain(commit.trim())?);
+    let mut names = Vec::new();
+    list(&dir, "", &mut names);
+    let chosen = choose(&names, &dir)?;
+    match chosen.iter().find(|name| !names.contains(name)) {
+        Some(missing) => Err(format!("no {missing}")),
+        None => Ok((dir, chosen)),
+    }
+}
+
+/// The files below a snapshot whose content is there; links to what was removed are left out.
+fn list(dir: &Path, prefix: &str, names: &mut Vec<String>) {
+    for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
+        let name = format!("{prefix}{}", entry.file_name().to_string_lossy());
+        match std::fs::metadata(entry.path()) {
+            Ok(found) if found.is_dir() => list(&entry.path(), &format!("{name}/"), names),
+            Ok(_) => names.push(name),
+            Err(_) => {}
+        }
+    }
+}
+
+/// What a model needs of its repository: all of one checkpoint, small files first, shards once their index is there; or what the
+/// repository has instead, as soon as names or the first files tell.
+fn model_files(names: &[String], dir: &Path) -> Choice {
+    let has = |wanted: &str| names.iter().any(|name| name == wanted);
+    if has(ADAPTER) && !dir.join(ADAPTER).exists() {
+        return Ok(vec![ADAPTER.into()]); // it names the model that it is for
+    }
+    if let Some(kind) = model::unsupported(names, &dir.join(ADAPTER)) {
+        return Err(kind);
+    }
+    if has(CONFIG) && !dir.join(CONFIG).exists() {
+        return Ok(vec![CONFIG.into()]); // another architecture may lack other files too
+    }
+    if has(CONFIG) {
+        Config::read(&dir.join(CONFIG)).map_err(|err| match err {
+            Error::Model { what, .. } => format!("{CONFIG}: {what}"),
+            other => other.to_string(),
+        })?;
+    }
+    let mut chosen = Vec::new();
+    for required in [CONFIG, "tokenizer.json"] {
+        if !has(required) {
+            return Err(format!("has no {required}"));
+        }
+        chosen.push(required.to_owned());
+    }
+    chosen.extend(OPTIONAL.into_iter().filter(|name| has(name)).map(Into::into));
+    if has(WEIGHTS) {
+        chosen.push(WEIGHTS.into());
+    } else if has(INDEX) {
+        chosen.push(INDEX.into());
+        chosen.extend(shards(&dir.join(INDEX))?);
+    } else {
+        return Err(format!("has no {WEIGHTS}"));
+    }
+    Ok(chosen)
+}
+
+/// Files of a model that it may lack.
+const OPTIONAL: [&str; 5] = [
+    "generation_config.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    checkpoint::SYSTEM_PROMPT,
+];
+
+/// The shards that an index names; none before the index is there.
+fn shards(index: &Path) -> std::result::Result<BTreeSet<String>, String> {
+    #[derive(Deserialize)]
+    struct Index {
+        weight_map: BTreeMap<String, String>,
+    }
+    let Ok(text) = std::fs::read_to_string(index) else {
+        return Ok(BTreeSet::new());
+    };
+    let index: Index = serde_json::from_str(&text).map_err(|err| format!("{INDEX}: {err}"))?;
+    Ok(index.weight_map.into_values().collect())
+}
+
+fn one_line(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_id_is_two_plain_names() {
+        assert_eq!(split_id("Qwen/Qwen2.5-0.5B-Instruct"), Some(("Qwen", "Qwen2.5-0.5B-Instruct")));
+        for bad in ["gpt2", "../x", "a/..", "a/b/c", "/a", "a/", "a/b c", "a/b?x", "./a", "a/.b", ""] {
+            assert_eq!(split_id(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_name_cannot_leave_its_directory() {
+        assert!(plain("main/train-00000-of-00001.parquet").is_ok());
+        for bad in ["../x", "a/../../x", "/etc/passwd", "", ".", "a\\..\\x", "./x"] {
+            assert!(plain(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,416 @@
+//! Scored rollouts to groups: whole, of one sampler, and fit for the model, or refused with the line that is wrong.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+
+use serde::de::DeserializeOwned;
+
+use crate::checkpoint::Identity;
+use crate::error::{Error, Result};
+use crate::lines::jsonl::Input;
+use crate::lines::record::{Line, Record};
+use crate::model::Config;
+use crate::run::record_order::Order;
+
+/// One sampled completion, as trained on.
+#[derive(Debug, Clone)]
+pub struct Completion {
+    /// The record as it came.
+    pub line: Line,
+    /// Its place in the group.
+    pub sample_index: u64,
+    /// Tokens of the prompt; at least one.
+    pub prompt: Vec<u32>,
+    /// Tokens as sampled, with the end token if the completion stopped.
+    pub tokens: Vec<u32>,
+    /// Log-probability of each token under the sampler [nats].
+    pub logprobs: Vec<f32>,
+    /// Total reward; `None` could not be scored.
+    pub reward: Option<f64>,
+    /// Its parts by name, in the record's order.
+    pub parts: Vec<(String, f64)>,
+    /// Whether sampling was cut off by a length limit.
+    pub truncated: bool,
+    /// Temperature of sampling.
+    pub temperature: f32,
+    /// Weights that sampled it; `None` in records made elsewhere.
+    pub policy_id: Option<String>,
+    /// Step of those weights.
+    pub policy_step: Option<u64>,
+}
+
+/// All completions of one prompt, in the order of their `sample_index`.
+#[derive(Debug, Clone)]
+pub struct Group {
+    /// `group_id` of its records.
+    pub id: String,
+    /// At least one.
+    pub completions: Vec<Completion>,
+}
+
+/// Which weights a completion may come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Staleness {
+    /// At most this many steps older than those that are trained.
+    Steps(u64),
+    /// Any, also unnamed ones.
+    Any,
+}
+
+impl Staleness {
+    /// How many steps the sampler of a run may be ahead of its trainer. Of what samples for any weights nothing is known.
+    #[must_use]
+    pub fn ahead(self) -> u64 {
+        match self {
+            Self::Steps(steps) => steps,
+            Self::Any => 0,
+        }
+    }
+}
+
+impl std::str::FromStr for Staleness {
+    type Err = String;
+
+    fn from_str(text: &str) -> std::result::Result<Self, String> {
+        match text {
+            "any" => Ok(Self::Any),
+            _ => text.parse().map(Self::Steps).map_err(|_| "neither a number of steps nor \"any\"".into()),
+        }
+    }
+}
+
+impl Completion {
+    fn parse(line: &Line, record: &Record<'_>, limits: &Config) -> Result<Self> {
+        if !record.has("reward") {
+            return Err(record.error("no field \"reward\": send the rollouts through `score`, or a program of yours"));
+        }
+        let parts: Option<serde_json::Map<String, serde_json::Value>> = record.get_optional("rewards")?;
+        let parts = parts.into_iter().flatten().filter_map(|(name, value)| Some((name, value.as_f64()?)));
+        let finish_reason: Option<String> = record.get_optional("finish_reason")?;
+        let completion = Self {
+            line: line.clone(),
+            sample_index: need(record, "sample_index", "which of its group's samples it is, from 0 on")?,
+            prompt: need(record, "prompt_token_ids", "the tokens that were sampled from")?,
+            tokens: need(record, "completion_token_ids", "the tokens that were sampled")?,
+            logprobs: need(record, "logprobs", "each sampled token's log-probability")?,
+            reward: record.get_optional("reward")?,
+            parts: parts.collect(),
+            truncated: finish_reason.as_deref() == Some("length"),
+            temperature: record.get_optional("temperature")?.unwrap_or(1.0),
+            policy_id: record.get_optional("policy_id")?,
+            policy_step: record.get_optional("policy_step")?,
+        };
+        completion.check(limits).map_err(|what| record.error(what))?;
+        Ok(completion)
+    }
+
+    fn check(&self, limits: &Config) -> std::result::Result<(), String> {
+        let (tokens, logprobs) = (self.tokens.len(), self.logprobs.len());
+        if tokens != logprobs {
+            return Err(format!("{tokens} completion_token_ids but {logprobs} logprobs"));
+        }
+        if self.prompt.is_empty() {
+            return Err("prompt_token_ids is empty".into());
+        }
+        let vocabulary = limits.vocab_size;
+        if let Some(token) = self.prompt.iter().chain(&self.tokens).find(|token| **token as usize >= vocabulary) {
+            return Err(format!("token {token} is not in the policy's vocabulary of {vocabulary}"));
+        }
+        let (length, positions) = (self.prompt.len() + tokens, limits.positions());
+        if length > positions {
+            return Err(format!("{length} tokens; the policy has {positions} positions"));
+        }
+        if self.logprobs.iter().any(|logprob| !logprob.is_finite()) || self.reward.is_some_and(|r| !r.is_finite()) {
+            return Err("a log-probability or the reward is not finite".into());
+        }
+        if !(self.temperature > 0.0 && self.temperature.is_finite()) {
+            return Err(format!(
+                "temperature {}: only what was sampled from a distribution can be trained on",
+                self.temperature
+            ));
+        }
+        Ok(())
+    }
+
+    /// Whether the weights in training are those that sampled it.
+    #[must_use]
+    pub fn is_fresh(&self, held: &Identity) -> bool {
+        self.policy_id.as_ref() == Some(&held.policy_id)
+    }
+
+    /// Refuses a completion of weights that are too old, or others altogether.
+    ///
+    /// # Errors
+    /// [`Error::Record`] with both ids and the remedy.
+    pub fn check_policy(&self, held: &Identity, allowed: Staleness) -> Result<()> {
+        let age = self.policy_step.and_then(|step| held.step.checked_sub(step));
+        let fits = match allowed {
+            Staleness::Any => true,
+            Staleness::Steps(steps) => self.is_fresh(held) || age.is_some_and(|age| (1..=steps).contains(&age)),
+        };
+        if fits {
+            return Ok(());
+        }
+        let sampler = self.policy_id.as_deref().unwrap_or("an unnamed policy");
+        let step = self.policy_step.map_or(String::new(), |step| format!(" (step {step})"));
+        let (id, held_step) = (&held.policy_id, held.step);
+        let remedy = match self.policy_id {
+            Some(_) => "--max-staleness allows older ones",
+            None => "--max-staleness any takes records without a policy_id",
+        };
+        Err(self
+            .error(format!("sampled by {sampler}{step}, but the weights held are {id} (step {held_step}); {remedy}")))
+    }
+
+    /// An error that names this completion's line.
+    pub fn error(&self, what: impl Into<String>) -> Error {
+        self.line.error(what)
+    }
+}
+
+/// Whole groups of an input, in the order of their first records. Records of several groups may be mixed.
+pub struct Groups {
+    input: Input,
+    limits: Config,
+    order: Option<Order>,
+    open: VecDeque<OpenGroup>,
+    seen: HashSet<String>,
+}
+
+struct OpenGroup {
+    group: Group,
+    size: usize,
+}
+
+impl Groups {
+    /// Reads `input` for a policy of shape `limits`.
+    #[must_use]
+    pub fn new(input: Input, limits: Config) -> Self {
+        Self { input, limits, order: None, open: VecDeque::new(), seen: HashSet::new() }
+    }
+
+    /// Refuses records in any other order, too.
+    #[must_use]
+    pub fn in_order(self, order: Order) -> Self {
+        Self { order: Some(order), ..self }
+    }
+
+    fn next_group(&mut self) -> Result<Option<Group>> {
+        loop {
+            if self.open.front().is_some_and(|first| first.group.completions.len() == first.size) {
+                let mut group = self.open.pop_front().expect("just looked at").group;
+                group.completions.sort_by_key(|completion| completion.sample_index);
+                return Ok(Some(group));
+            }
+            match self.input.next() {
+                Some(line) => self.add(&line?)?,
+                None => return self.open.front().map_or(Ok(None), |first| Err(incomplete(first))),
+            }
+        }
+    }
+
+    fn add(&mut self, line: &Line) -> Result<()> {
+        let record = line.record()?;
+        let id: String = need(&record, "group_id", "which completions are of one prompt")?;
+        let size: usize = need(&record, "group_size", "how many completions the group has")?;
+        let completion = Completion::parse(line, &record, &self.limits)?;
+        self.order.as_mut().map_or(Ok(()), |order| order.check(&record, completion.sample_index, size))?;
+        let sample = completion.sample_index;
+        let refuse = |what: String| Err(record.error(format!("group {id}: {what}")));
+        if let Some(open) = self.open.iter_mut().find(|open| open.group.id == id) {
+            if open.size != size {
+                return refuse(format!("group_size {size} here, {} before", open.size));
+            }
+            if open.group.completions.iter().any(|other| other.sample_index == sample) {
+                return refuse(format!("sample_index {sample} stands twice"));
+            }
+            if open.group.completions.len() == size {
+                return refuse(format!("more than its {size} samples"));
+            }
+            open.group.completions.push(completion);
+            return Ok(());
+        }
+        if size == 0 {
+            return refuse("group_size 0".into());
+        }
+        if !self.seen.insert(id.clone()) {
+            return refuse(format!("more than its {size} samples"));
+        }
+        let group = Group { id, completions: vec![completion] };
+        self.open.push_back(OpenGroup { group, size });
+        Ok(())
+    }
+}
+
+impl Iterator for Groups {
+    type Item = Result<Group>;
+
+    fn next(&mut self) -> Option<Result<Group>> {
+        self.next_group().transpose()
+    }
+}
+
+/// A field that training cannot do without; records of other samplers may lack it.
+fn need<T: DeserializeOwned>(record: &Record<'_>, name: &str, what: &str) -> Result<T> {
+    let found = record.get_optional(name)?;
+    found.ok_or_else(|| {
+        record.error(format!("no field \"{name}\", {what}: `rollout` writes it, and another sampler must"))
+    })
+}
+
+fn incomplete(open: &OpenGroup) -> Error {
+    let (found, size) = (open.group.completions.len(), open.size);
+    let last = open.group.completions.last().expect("opened by its first record");
+    // Of the input as a whole: there is nothing wrong with its last line.
+    Error::Data(
+        last.error(format!("group {}: {found} of {size} samples when the input ended", open.group.id)).to_string(),
+    )
+}
+
+/// The one temperature of a step's completions; 1 when there are none.
+///
+/// # Errors
+/// [`Error::Record`] when they differ: the loss of a step is of one distribution.
+pub fn temperature(groups: &[Group]) -> Result<f32> {
+    let mut all = groups.iter().flat_map(|group| &group.completions);
+    let Some(first) = all.next() else {
+        return Ok(1.0);
+    };
+    match all.find(|other| other.temperature != first.temperature) {
+        None => Ok(first.temperature),
+        Some(other) => {
+            Err(other
+                .error(format!("temperature {} in a step that started with {}", other.temperature, first.temperature)))
+        }
+    }
+}
+
+/// Digest of the records of a step, whatever their order within a group.
+#[must_use]
+pub fn digest(groups: &[Group]) -> blake3::Hash {
+    let mut hasher = blake3::Hasher::new();
+    for completion in groups.iter().flat_map(|group| &group.completions) {
+        hasher.update(blake3::hash(completion.line.text.as_bytes()).as_bytes());
+    }
+    hasher.finalize()
+}
+
+/// Mean of each part of the rewards over the completions that have it, in the order of first appearance.
+#[must_use]
+pub fn part_means(groups: &[Group]) -> Vec<(String, f64)> {
+    let mut order: Vec<String> = Vec::new();
+    let mut sums: HashMap<&str, (f64, f64)> = HashMap::new();
+    for (name, value) in groups.iter().flat_map(|group| &group.completions).flat_map(|completion| &completion.parts) {
+        let sum = sums.entry(name).or_insert_with(|| {
+            order.push(name.clone());
+            (0.0, 0.0)
+        });
+        *sum = (sum.0 + value, sum.1 + 1.0);
+    }
+    let mean = |name: String| {
+        let (sum, count) = sums[name.as_str()];
+        (name, sum / count)
+    };
+    order.into_iter().map(mean).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+
+    fn config() -> Config {
+        serde_json::from_str(
+            r#"{"model_type":"qwen2","vocab_size":50,"hidden_size":8,"intermediate_size":8,"num_hidden_layers":1,
+            "num_attention_heads":2,"num_key_value_heads":1,"max_position_embeddings":16,"rms_norm_eps":1e-6,
+            "rope_theta":10000.0}"#,
+        )
+        .unwrap()
+    }
+
+    fn record(group: &str, sample: u64, extra: &str) -> String {
+        format!(
+            r#"{{"group_id":"{group}","group_size":2,"sample_index":{sample},"policy_id":"p","policy_step":3,
+            "temperature":0.9,"prompt_token_ids":[1],"completion_token_ids":[2,3],"logprobs":[-1,-0.5],
+            "finish_reason":"length","reward":null{extra}}}"#
+        )
+        .replace('\n', " ")
+    }
+
+    fn read(lines: &[String]) -> Result<Vec<Group>> {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        file.write_all(lines.join("\n").as_bytes()).unwrap();
+        Groups::new(Input::open(file.path()).unwrap(), config()).collect()
+    }
+
+    fn refusal(lines: &[String]) -> String {
+        let error = read(lines).unwrap_err();
+        assert_eq!(error.exit_code(), 3);
+        error.to_string().split_once(':').unwrap().1.to_owned()
+    }
+
+    #[test]
+    fn mixed_records_come_out_as_whole_groups_in_the_order_of_their_first() {
+        let lines = [record("a", 1, ""), record("b", 0, ""), record("b", 1, ""), record("a", 0, "")];
+        let groups = read(&lines).unwrap();
+        let shape: Vec<_> = groups.iter().map(|group| (group.id.as_str(), group.completions[0].sample_index)).collect();
+        assert_eq!(shape, [("a", 0), ("b", 0)]);
+        let first = &groups[0].completions[0];
+        assert!(first.truncated && first.reward.is_none() && first.line.number == 4);
+        assert_eq!((temperature(&groups).unwrap(), first.tokens.as_slice()), (0.9, [2, 3].as_slice()));
+        let sorted = [record("a", 0, ""), record("a", 1, ""), record("b", 0, ""), record("b", 1, "")];
+        assert_eq!(digest(&read(&sorted).unwrap()), digest(&groups));
+    }
+
+    #[test]
+    fn a_group_that_is_not_whole_is_named_with_its_count() {
+        let lines = [record("a", 0, ""), record("a", 1, ""), record("b", 0, "")];
+        assert_eq!(refusal(&lines), "3: group b: 1 of 2 samples when the input ended");
+        assert_eq!(refusal(&[record("a", 0, ""), record("a", 0, "")]), "2: group a: sample_index 0 stands twice");
+        let three = [record("a", 0, ""), record("a", 1, ""), record("a", 2, "")];
+        assert_eq!(refusal(&three), "3: group a: more than its 2 samples");
+    }
+
+    #[test]
+    fn what_cannot_be_trained_on_is_refused() {
+        let change = |from: &str, to: &str| refusal(&[record("a", 0, "").replace(from, to)]);
+        assert_eq!(change("[-1,-0.5]", "[-1]"), "1: 2 completion_token_ids but 1 logprobs");
+        assert_eq!(change("[2,3]", "[2,50]"), "1: token 50 is not in the policy's vocabulary of 50");
+        assert_eq!(change("\"prompt_token_ids\":[1]", "\"prompt_token_ids\":[]"), "1: prompt_token_ids is empty");
+        assert!(change(",\"reward\":null", "").starts_with("1: no field \"reward\""));
+        assert!(change("null", "NaN").starts_with("1: not a JSON object"));
+        assert!(change("null", "1e999").starts_with("1: field \"reward\": number out of range"));
+        assert!(change("0.9", "0").contains("temperature 0"));
+        let long = format!("[{}]", ["1"; 15].join(","));
+        assert_eq!(
+            change("\"prompt_token_ids\":[1]", &format!("\"prompt_token_ids\":{long}")),
+            "1: 17 tokens; the policy has 16 positions"
+        );
+    }
+
+    #[test]
+    fn an_empty_completion_is_a_completion() {
+        let line = record("a", 0, "").replace("[2,3]", "[]").replace("[-1,-0.5]", "[]");
+        assert!(read(&[line, record("a", 1, "")]).unwrap()[0].completions[0].tokens.is_empty());
+    }
+
+    #[test]
+    fn weights_other_than_those_held_are_refused_unless_stale_ones_are_allowed() {
+        let groups = read(&[record("a", 0, ""), record("a", 1, "")]).unwrap();
+        let held = |id: &str, step| Identity { policy_id: id.into(), step };
+        let check = |held: &Identity, allowed| groups[0].completions[0].check_policy(held, allowed);
+        assert!(check(&held("p", 3), Staleness::Steps(0)).is_ok());
+        let message = check(&held("q", 4), Staleness::Steps(0)).unwrap_err().to_string();
+        assert!(message.contains("sampled by p (step 3), but the weights held are q (step 4)"), "{message}");
+        assert!(check(&held("q", 4), Staleness::Steps(1)).is_ok());
+        assert!(check(&held("q", 5), Staleness::Steps(1)).is_err());
+        assert!(check(&held("q", 3), Staleness::Steps(1)).is_err(), "another policy of the same step is no older one");
+        assert!(check(&held("q", 2), Staleness::Steps(1)).is_err());
+        assert!(check(&held("q", 2), Staleness::Any).is_ok());
+    }
+
+    #[test]
+    fn parts_of_rewards_are_averaged_over_those_that_have_them() {
+        let lines = [record("a", 0, r#","rewards":{"x":1,"y":null}"#), record("a", 1, r#","rewards":{"y":4,"x":2}"#)];
+        assert_eq!(part_means(&read(&lines).unwrap()), [("x".into(), 1.5), ("y".into(), 4.0)]);
+    }
+}

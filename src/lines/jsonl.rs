@@ -1,0 +1,357 @@
+//! Lines of JSON in and out: `-`, files, compressed ones on the fly, publishing by rename.
+//!
+//! Knows bytes and lines; what a line means is [`crate::lines::record`]'s.
+
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, BufWriter, Read, Write};
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+
+use crate::error::{Error, Result};
+use crate::lines::record::Line;
+use crate::process::cancel::Stop;
+
+/// The longest line that is read [bytes]; a longer one is an error instead of exhausted memory.
+pub const MAX_LINE_BYTES: usize = 64 << 20;
+
+/// How files begin that are compressed, or of a kind that is not read.
+const ZSTD: &[u8] = &[0x28, 0xb5, 0x2f, 0xfd];
+const GZIP: &[u8] = &[0x1f, 0x8b];
+const BYTE_ORDER_MARK: &[u8] = "\u{feff}".as_bytes();
+/// UTF-16, by its mark or by the half of its first character that is 0, and which it is.
+const UTF_16: [(&[u8], &str); 4] = [(&[0xff, 0xfe], ""), (&[0xfe, 0xff], ""), (b"{\0", "LE"), (b"\0{", "BE")];
+/// Files that a program has to unpack first.
+const PACKED: [(&[u8], &str); 3] = [(b"\xfd7zXZ", "xz -dc"), (b"BZh", "bzip2 -dc"), (b"PK\x03\x04", "unzip -p")];
+
+/// zstd's level for written files: its default, a good trade of speed and size for text.
+const ZSTD_LEVEL: i32 = 3;
+
+/// The lines of one input, with their numbers.
+pub struct Input {
+    name: Arc<str>,
+    reader: BufReader<Box<dyn Read + Send>>,
+    line: usize,
+    stop: Stop,
+}
+
+impl Input {
+    /// Opens a file, or standard input for `-`; what is compressed with zstd or gzip is decompressed, whatever its name.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when it cannot be opened.
+    pub fn open(path: &Path) -> Result<Self> {
+        Self::open_until(path, &Stop::default())
+    }
+
+    /// The same, but reading ends with the error of `stop` when that is wished, also while nothing comes.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when it cannot be opened.
+    pub fn open_until(path: &Path, stop: &Stop) -> Result<Self> {
+        let name = path.display().to_string().into();
+        let bytes: Box<dyn Read + Send> = if path.as_os_str() == "-" {
+            Box::new(Stdin { stop: stop.clone() })
+        } else {
+            Box::new(File::open(path).map_err(Error::io(path))?)
+        };
+        let reader = BufReader::with_capacity(1 << 16, bytes);
+        Ok(Self { name, reader, line: 0, stop: stop.clone() })
+    }
+
+    /// The input's name as given, `-` for standard input.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Passes over the lines that a run has consumed already.
+    ///
+    /// # Errors
+    /// As those of reading; [`Error::Data`] when there are fewer.
+    pub fn skip_consumed(&mut self, lines: u64) -> Result<()> {
+        for passed in 0..lines {
+            if self.read_line()?.is_none() {
+                return Err(Error::Data(format!(
+                    "{}: {passed} prompts, but the policy was trained on {lines} of them already",
+                    self.name
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether a line that is not blank can be had without reading, and so perhaps waiting for, more of the input.
+    #[must_use]
+    pub fn has_line_ready(&self) -> bool {
+        self.reader.buffer().trim_ascii_start().contains(&b'\n')
+    }
+
+    /// Looks at the first bytes, which tell what the input is.
+    fn begin(&mut self) -> Result<()> {
+        let start = self.reader.fill_buf().map_err(Error::io(&*self.name))?.to_vec();
+        let name = &self.name;
+        let refuse = |what: String| Err(Error::Data(format!("{name}: {what}")));
+        if start.starts_with(ZSTD) || start.starts_with(GZIP) {
+            let empty: Box<dyn Read + Send> = Box::new(io::empty());
+            let compressed = std::mem::replace(&mut self.reader, BufReader::new(empty));
+            let plain: Box<dyn Read + Send> = if start.starts_with(ZSTD) {
+                Box::new(zstd::Decoder::with_buffer(compressed).map_err(Error::io(&*self.name))?)
+            } else {
+                Box::new(flate2::bufread::MultiGzDecoder::new(compressed))
+            };
+            self.reader = BufReader::with_capacity(1 << 16, plain);
+        } else if start.starts_with(b"PAR1") {
+            return refuse(format!(
+                "a parquet file; `gsm8k-prep {name}` makes prompts of it, `duckdb -c \"COPY (FROM '{name}') TO 'out.jsonl'\"` JSONL"
+            ));
+        } else if let Some((_, order)) = UTF_16.iter().find(|(mark, _)| start.starts_with(mark)) {
+            return refuse(format!("UTF-16, not UTF-8; convert it: iconv -f UTF-16{order} -t UTF-8 {name}"));
+        } else if let Some((_, program)) = PACKED.iter().find(|(magic, _)| start.starts_with(magic)) {
+            return refuse(format!("a compressed file that is not read; unpack it: {program} {name}"));
+        }
+        if self.reader.fill_buf().map_err(Error::io(&*self.name))?.starts_with(BYTE_ORDER_MARK) {
+            self.reader.consume(BYTE_ORDER_MARK.len());
+        }
+        Ok(())
+    }
+
+    /// The next line that is not blank, without its end; `None` at the end of the input.
+    fn read_line(&mut self) -> Result<Option<Line>> {
+        if self.line == 0 {
+            let begun = self.begin();
+            self.stop.check()?; // rather than the error that it makes of reading
+            begun?;
+        }
+        loop {
+            self.stop.check()?;
+            let mut bytes = Vec::new();
+            let limit = MAX_LINE_BYTES as u64 + 1;
+            let read = self.reader.by_ref().take(limit).read_until(b'\n', &mut bytes);
+            self.stop.check()?; // rather than the error that it makes of reading
+            let read = read.map_err(Error::io(&*self.name))?;
+            if read == 0 {
+                return Ok(None);
+            }
+            self.line += 1;
+            if read > MAX_LINE_BYTES {
+                return Err(self.error(&format!("line longer than {} MiB", MAX_LINE_BYTES >> 20)));
+            }
+            while bytes.last().is_some_and(|end| matches!(end, b'\n' | b'\r')) {
+                bytes.pop();
+            }
+            let text = String::from_utf8(bytes).map_err(|_| self.error("not UTF-8"))?;
+            if !text.trim().is_empty() {
+                return Ok(Some(Line { path: self.name.clone(), number: self.line, text }));
+            }
+        }
+    }
+
+    fn error(&self, what: &str) -> Error {
+        Error::Record { path: self.name.to_string(), line: self.line, what: what.into() }
+    }
+}
+
+impl Iterator for Input {
+    type Item = Result<Line>;
+
+    fn next(&mut self) -> Option<Result<Line>> {
+        self.read_line().transpose()
+    }
+}
+
+/// Standard input, read when there is something to read: a read that waits would not see a wish to end.
+struct Stdin {
+    stop: Stop,
+}
+
+impl Read for Stdin {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let mut stdin = io::stdin().lock();
+        while !is_ready(&stdin, PollFlags::IN, STDIN_LOOK)? {
+            if self.stop.is_wished() {
+                return Err(io::Error::other("ended while waiting"));
+            }
+        }
+        stdin.read(buffer)
+    }
+}
+
+/// Between two looks for a wish to end while nothing comes [ns].
+const STDIN_LOOK: i64 = 50_000_000;
+
+/// Whether something can be done without waiting, or will never be possible again, within so many nanoseconds.
+fn is_ready(file: impl AsFd, what: PollFlags, nanoseconds: i64) -> io::Result<bool> {
+    let mut polled = [PollFd::new(&file, what)];
+    match poll(&mut polled, Some(&Timespec { tv_sec: 0, tv_nsec: nanoseconds })) {
+        Err(Errno::INTR) => Ok(false),
+        ready => Ok(ready? > 0),
+    }
+}
+
+/// Writes lines as a compressed file that appears as `path` when it is whole, though not yet brought to the disk.
+///
+/// # Errors
+/// [`Error::Io`].
+pub fn write_zst<'a>(path: &Path, lines: impl Iterator<Item = &'a str>) -> Result<()> {
+    let text: Vec<u8> = lines.flat_map(|line| [line.as_bytes(), b"\n"]).flatten().copied().collect();
+    let unfinished = path.with_extension("tmp");
+    let write = || {
+        std::fs::write(&unfinished, zstd::encode_all(&text[..], ZSTD_LEVEL)?)?;
+        std::fs::rename(&unfinished, path)
+    };
+    write().map_err(|err| {
+        let _ = std::fs::remove_file(&unfinished); // on the way out; on a full disk it is what is in the way
+        Error::io(path)(err)
+    })
+}
+
+/// Whether nobody will read standard output any more: a pipe whose other end is closed.
+#[must_use]
+pub fn stdout_is_closed() -> bool {
+    is_ready(io::stdout(), PollFlags::empty(), 0).unwrap_or(false) // errors are told unasked
+}
+
+/// Where a command writes: standard output, or a file that appears under its name only when it is whole.
+pub struct Output {
+    sink: Sink,
+}
+
+enum Sink {
+    Stdout(BufWriter<io::StdoutLock<'static>>),
+    File { target: PathBuf, writer: FileWriter },
+}
+
+enum FileWriter {
+    Plain(BufWriter<tempfile::NamedTempFile>),
+    Gzip(Box<flate2::write::GzEncoder<BufWriter<tempfile::NamedTempFile>>>),
+    Zstd(zstd::Encoder<'static, BufWriter<tempfile::NamedTempFile>>),
+}
+
+impl Output {
+    /// Standard output for `None` and `-`, else a file beside `path` that [`Output::finish`] renames to it.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when the file cannot be made.
+    pub fn create(path: Option<&Path>) -> Result<Self> {
+        let sink = match path {
+            None => Sink::Stdout(BufWriter::with_capacity(1 << 16, io::stdout().lock())),
+            Some(path) if path.as_os_str() == "-" => return Self::create(None),
+            Some(path) => Sink::File { target: path.to_path_buf(), writer: FileWriter::create(path)? },
+        };
+        Ok(Self { sink })
+    }
+
+    /// Writes one line; `line` holds no line end.
+    ///
+    /// # Errors
+    /// [`Error::Output`] when standard output refuses it, [`Error::Io`] when the file does.
+    pub fn write_line(&mut self, line: &[u8]) -> Result<()> {
+        self.attempt(|out| out.write_all(line).and_then(|()| out.write_all(b"\n")))
+    }
+
+    /// Writes whole lines, each with its line end.
+    ///
+    /// # Errors
+    /// As [`Output::write_line`].
+    pub fn write_lines(&mut self, lines: &[u8]) -> Result<()> {
+        self.attempt(|out| out.write_all(lines))
+    }
+
+    /// Hands what was written so far to the reader, so that a pipe sees each batch as it is made. A file has no reader before it is
+    /// whole, and a compressed one would hold the moments of flushing in its bytes.
+    ///
+    /// # Errors
+    /// As [`Output::write_line`].
+    pub fn flush(&mut self) -> Result<()> {
+        match &mut self.sink {
+            Sink::Stdout(writer) => writer.flush().map_err(Error::Output),
+            Sink::File { .. } => Ok(()),
+        }
+    }
+
+    /// Flushes and publishes. The last write error of a full disk shows here.
+    ///
+    /// # Errors
+    /// As [`Output::write_line`].
+    pub fn finish(mut self) -> Result<()> {
+        self.flush()?;
+        match self.sink {
+            Sink::Stdout(writer) => {
+                let _ = writer.into_parts(); // already flushed; dropping must not try, and report, again
+                Ok(())
+            }
+            Sink::File { target, writer } => writer.publish(&target).map_err(Error::io(&target)),
+        }
+    }
+
+    /// After an error: whole records reach a pipe; a file under a name is not published.
+    pub(crate) fn flush_after_error(self) -> Result<()> {
+        match self.sink {
+            Sink::Stdout(mut writer) => {
+                let flushed = writer.flush();
+                let _ = writer.into_parts();
+                match flushed {
+                    Err(err) if err.kind() != io::ErrorKind::BrokenPipe => Err(Error::Output(err)),
+                    _ => Ok(()),
+                }
+            }
+            Sink::File { .. } => Ok(()),
+        }
+    }
+
+    fn attempt(&mut self, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<()> {
+        match &mut self.sink {
+            Sink::Stdout(writer) => write(writer).map_err(Error::Output),
+            Sink::File { target, writer: FileWriter::Plain(writer) } => write(writer).map_err(Error::io(&*target)),
+            Sink::File { target, writer: FileWriter::Gzip(writer) } => write(writer).map_err(Error::io(&*target)),
+            Sink::File { target, writer: FileWriter::Zstd(writer) } => write(writer).map_err(Error::io(&*target)),
+        }
+    }
+}
+
+impl FileWriter {
+    fn create(target: &Path) -> Result<Self> {
+        let folder = match target.parent() {
+            Some(folder) if !folder.as_os_str().is_empty() => folder,
+            _ => Path::new("."),
+        };
+        let temporary = tempfile::Builder::new().prefix(".").suffix(".tmp").tempfile_in(folder);
+        let writer = BufWriter::with_capacity(1 << 16, temporary.map_err(Error::io(target))?);
+        match target.extension().and_then(|ext| ext.to_str()) {
+            Some("zst") => Ok(Self::Zstd(zstd::Encoder::new(writer, ZSTD_LEVEL).map_err(Error::io(target))?)),
+            Some("gz") => {
+                Ok(Self::Gzip(Box::new(flate2::write::GzEncoder::new(writer, flate2::Compression::default()))))
+            }
+            _ => Ok(Self::Plain(writer)),
+        }
+    }
+
+    fn publish(self, target: &Path) -> io::Result<()> {
+        let writer = match self {
+            Self::Plain(writer) => writer,
+            Self::Gzip(encoder) => encoder.finish()?,
+            Self::Zstd(encoder) => encoder.finish()?,
+        };
+        let file = writer.into_inner().map_err(io::IntoInnerError::into_error)?;
+        make_readable(&file)?;
+        file.as_file().sync_all()?;
+        file.persist(target)?;
+        Ok(())
+    }
+}
+
+/// Temporary files are made for their owner alone; a published one gets the usual mode.
+#[cfg(unix)]
+fn make_readable(file: &tempfile::NamedTempFile) -> io::Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+    file.as_file().set_permissions(std::fs::Permissions::from_mode(0o644))
+}
+
+#[cfg(not(unix))]
+fn make_readable(_: &tempfile::NamedTempFile) -> io::Result<()> {
+    Ok(())
+}

@@ -1,0 +1,5 @@
+//! Arrays of numbers in memory and in safetensors files, and random ones.
+
+pub mod aligned;
+pub mod rng;
+pub mod tensors;

@@ -1,0 +1,340 @@
+//! Safetensors files read and written one tensor at a time: neither side ever holds a second copy of all weights.
+
+use std::fs::File;
+use std::io::{self, BufWriter, Write};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use half::{bf16, f16};
+use memmap2::{MmapMut, MmapOptions};
+use rayon::prelude::*;
+use rustix::fs::{FallocateFlags, fallocate};
+use rustix::io::{Errno, retry_on_intr};
+use safetensors::Dtype;
+use safetensors::tensor::{Metadata, TensorInfo};
+use serde_json::{Value, json};
+
+use crate::error::{Error, Result};
+use crate::numbers::aligned::{Number, Numbers};
+
+/// Bytes of the header's length at the start of a file.
+const LENGTH_BYTES: usize = 8;
+
+/// Numbers read or written at once.
+const CHUNK: usize = 1 << 16;
+
+/// What the data's place in the file is a multiple of: a cache line [bytes].
+const ALIGNMENT: usize = 64;
+
+/// The longest header that is read [bytes]; the safetensors format's own limit.
+const MAX_HEADER_BYTES: u64 = 100_000_000;
+
+/// An open safetensors file, its header read and its length checked.
+pub struct TensorFile {
+    path: PathBuf,
+    file: File,
+    data_start: u64,
+    metadata: Metadata,
+}
+
+impl TensorFile {
+    /// Opens a file and reads its header.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when it cannot be read, [`Error::Model`] when it is no whole safetensors file.
+    pub fn open(path: &Path) -> Result<Self> {
+        let file = File::open(path).map_err(Error::io(path))?;
+        let bytes = file.metadata().map_err(Error::io(path))?.len();
+        let mut length = [0; LENGTH_BYTES];
+        if bytes < length.len() as u64 {
+            return Err(Error::model(path, "not a safetensors file: too short"));
+        }
+        file.read_exact_at(&mut length, 0).map_err(Error::io(path))?;
+        let length = u64::from_le_bytes(length);
+        let data_start = LENGTH_BYTES as u64 + length;
+        if length > MAX_HEADER_BYTES || data_start > bytes {
+            return Err(Error::model(path, "not a safetensors file: header longer than the file"));
+        }
+        let mut header = vec![0; length as usize];
+        file.read_exact_at(&mut header, LENGTH_BYTES as u64).map_err(Error::io(path))?;
+        let metadata: Metadata = serde_json::from_slice(&header)
+            .map_err(|err| Error::model(path, format!("not a safetensors file: {err}")))?;
+        let expected = data_start + metadata.data_len() as u64;
+        if expected != bytes {
+            return Err(Error::model(path, format!("{bytes} bytes where its header says {expected}: truncated?")));
+        }
+        Ok(Self { path: path.to_path_buf(), file, data_start, metadata })
+    }
+
+    /// A value of the file's own metadata, such as `format`.
+    #[must_use]
+    pub fn note(&self, key: &str) -> Option<&str> {
+        self.metadata.metadata().as_ref()?.get(key).map(String::as_str)
+    }
+
+    /// Names of all tensors, in the order of their bytes.
+    #[must_use]
+    pub fn names(&self) -> Vec<String> {
+        self.metadata.offset_keys()
+    }
+
+    /// Dimensions of a tensor.
+    ///
+    /// # Errors
+    /// [`Error::Model`] when the file has no tensor of that name.
+    pub fn shape(&self, name: &str) -> Result<&[usize]> {
+        Ok(&self.info(name)?.shape)
+    }
+
+    /// How a tensor's numbers are stored, and the byte of the file at which they start.
+    ///
+    /// # Errors
+    /// [`Error::Model`] when the file has no tensor of that name.
+    pub fn place(&self, name: &str) -> Result<(Dtype, u64)> {
+        let info = self.info(name)?;
+        Ok((info.dtype, self.data_start + info.data_offsets.0 as u64))
+    }
+
+    /// The numbers of a tensor, widened, or rounded to the nearest, where they are stored as others.
+    ///
+    /// # Errors
+    /// [`Error::Model`] when the file has no tensor of that name in f32, bf16 or f16; [`Error::Io`] when it cannot be read.
+    pub fn read<T: Number>(&self, name: &str) -> Result<Numbers<T>> {
+        let info = self.info(name)?;
+        let convert: fn(&[u8], &mut [T]) = match info.dtype {
+            Dtype::F32 => |from, to| convert(from, to, f32::from_le_bytes),
+            Dtype::BF16 => |from, to| convert(from, to, |bytes| bf16::from_le_bytes(bytes).widen()),
+            Dtype::F16 => |from, to| convert(from, to, |bytes| f16::from_le_bytes(bytes).to_f32()),
+            other => {
+                return Err(Error::model(
+                    &self.path,
+                    format!("{name} is {other}; this program reads f32, bf16 and f16"),
+                ));
+            }
+        };
+        let (width, start) = (info.dtype.bitsize() / 8, self.data_start + info.data_offsets.0 as u64);
+        let mut numbers = Numbers::zeros(info.shape.iter().product());
+        numbers.par_chunks_mut(CHUNK).enumerate().try_for_each(|(i, chunk)| {
+            let mut bytes = vec![0; width * chunk.len()];
+            self.file.read_exact_at(&mut bytes, start + (i * width * CHUNK) as u64).map_err(Error::io(&self.path))?;
+            convert(&bytes, chunk);
+            Ok(())
+        })?;
+        Ok(numbers)
+    }
+
+    fn info(&self, name: &str) -> Result<&TensorInfo> {
+        self.metadata.info(name).ok_or_else(|| Error::model(&self.path, format!("no tensor {name}")))
+    }
+}
+
+fn convert<T: Number, const WIDTH: usize>(from: &[u8], to: &mut [T], decode: impl Fn([u8; WIDTH]) -> f32) {
+    to.iter_mut().zip(from.as_chunks().0).for_each(|(to, from)| *to = T::of(decode(*from)));
+}
+
+/// How numbers are stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Storage {
+    /// 32 bits: what is trained.
+    F32,
+    /// 16 bits with the range of f32 and 8 bits of precision.
+    Bf16,
+    /// 16 bits with 11 bits of precision and a largest number of 65504.
+    F16,
+}
+
+impl Storage {
+    /// The name that `config.json` and PyTorch use.
+    #[must_use]
+    pub fn torch_name(self) -> &'static str {
+        match self {
+            Self::F32 => "float32",
+            Self::Bf16 => "bfloat16",
+            Self::F16 => "float16",
+        }
+    }
+
+    /// Whether it can store a number: finite ones, as far as the type reaches.
+    #[must_use]
+    pub fn holds(self, value: f32) -> bool {
+        match self {
+            Self::F32 => value.is_finite(),
+            Self::Bf16 => bf16::from_f32(value).is_finite(),
+            Self::F16 => f16::from_f32(value).is_finite(),
+        }
+    }
+
+    fn dtype(self) -> Dtype {
+        match self {
+            Self::F32 => Dtype::F32,
+            Self::Bf16 => Dtype::BF16,
+            Self::F16 => Dtype::F16,
+        }
+    }
+
+    fn bytes(self) -> usize {
+        self.dtype().bitsize() / 8
+    }
+
+    /// So many numbers fill `bytes`.
+    fn encode<T: Number>(self, values: &[T], bytes: &mut [u8]) {
+        match self {
+            Self::F32 => encode(values, bytes, f32::to_le_bytes),
+            Self::Bf16 => encode(values, bytes, |value| bf16::from_f32(value).to_le_bytes()),
+            Self::F16 => encode(values, bytes, |value| f16::from_f32(value).to_le_bytes()),
+        }
+    }
+}
+
+fn encode<T: Number, const WIDTH: usize>(from: &[T], to: &mut [u8], encode: impl Fn(f32) -> [u8; WIDTH]) {
+    from.iter().zip(to.as_chunks_mut().0).for_each(|(from, to)| *to = encode(from.widen()));
+}
+
+/// A tensor on its way into a file.
+#[derive(Debug, Clone)]
+pub struct Tensor<'a, T = f32> {
+    /// Its name.
+    pub name: String,
+    /// Dimensions; their product is the count of numbers.
+    pub shape: Vec<usize>,
+    /// The numbers.
+    pub values: &'a [T],
+}
+
+/// Writes a safetensors file with one entry of metadata, the tensors in their order. The caller renames it into place, and brings
+/// it to the disk before if it has to last.
+///
+/// The data start at a cache line, so that a map of the file is read at full speed; the safetensors crate aligns to 8 bytes only,
+/// and wants all bytes of a tensor at once.
+///
+/// # Errors
+/// [`Error::Io`] when it cannot be written.
+pub fn write<T: Number>(path: &Path, note: (&str, &str), storage: Storage, tensors: &[Tensor<'_, T>]) -> Result<()> {
+    let (head, _) = head(note, storage, tensors);
+    let write = || {
+        let mut out = BufWriter::with_capacity(1 << 20, File::create(path)?);
+        out.write_all(&head)?;
+        let mut bytes = vec![0; storage.bytes() * CHUNK];
+        for chunk in tensors.iter().flat_map(|tensor| tensor.values.chunks(CHUNK)) {
+            let bytes = &mut bytes[..storage.bytes() * chunk.len()];
+            storage.encode(chunk, bytes);
+            out.write_all(bytes)?;
+        }
+        out.flush()
+    };
+    write().map_err(Error::io(path))
+}
+
+/// The same bytes by way of a map, on all threads, into a new file or over one that nobody reads any more: in a file system in memory
+/// a copy at the memory's speed, when its pages are there already.
+///
+/// # Errors
+/// As [`write`].
+pub fn write_mapped<T: Number>(
+    path: &Path,
+    note: (&str, &str),
+    storage: Storage,
+    tensors: &[Tensor<'_, T>],
+) -> Result<()> {
+    let (head, data) = head(note, storage, tensors);
+    let Some(mut map) = map_whole(path, head.len() + data).map_err(Error::io(path))? else {
+        return write(path, note, storage, tensors);
+    };
+    let (start, mut rest) = map.split_at_mut(head.len());
+    start.copy_from_slice(&head);
+    for Tensor { values, .. } in tensors {
+        let (bytes, after) = rest.split_at_mut(storage.bytes() * values.len());
+        let chunks = bytes.par_chunks_mut(storage.bytes() * CHUNK).zip(values.par_chunks(CHUNK));
+        chunks.for_each(|(bytes, values)| storage.encode(values, bytes));
+        rest = after;
+    }
+    Ok(())
+}
+
+/// A map of a file of so many bytes that are there: a page that a full disk lacks would end the process when it is written to. `None`
+/// where the file system cannot promise them.
+#[allow(unsafe_code)]
+fn map_whole(path: &Path, bytes: usize) -> io::Result<Option<MmapMut>> {
+    let file = File::options().read(true).write(true).create(true).truncate(false).open(path)?;
+    file.set_len(bytes as u64)?;
+    // A signal interrupts it in a file system in memory.
+    match retry_on_intr(|| fallocate(&file, FallocateFlags::empty(), 0, bytes as u64)) {
+        Ok(()) => {}
+        Err(Errno::OPNOTSUPP) => return Ok(None),
+        Err(err) => return Err(err.into()),
+    }
+    // SAFETY: the caller's file, which nobody else writes to or shortens.
+    unsafe { MmapOptions::new().populate().map_mut(&file) }.map(Some)
+}
+
+/// What the file holds before the data, and how many bytes these are.
+fn head<T>((key, value): (&str, &str), storage: Storage, tensors: &[Tensor<'_, T>]) -> (Vec<u8>, usize) {
+    let mut header = serde_json::Map::new();
+    header.insert("__metadata__".into(), json!({ key: value }));
+    let mut from = 0;
+    for Tensor { name, shape, values } in tensors {
+        assert_eq!(shape.iter().product::<usize>(), values.len(), "{name}");
+        let to = from + storage.bytes() * values.len();
+        header.insert(
+            name.clone(),
+            json!(TensorInfo { dtype: storage.dtype(), shape: shape.clone(), data_offsets: (from, to) }),
+        );
+        from = to;
+    }
+    let mut header = Value::Object(header).to_string().into_bytes();
+    let end = (LENGTH_BYTES + header.len()).next_multiple_of(ALIGNMENT);
+    header.resize(end - LENGTH_BYTES, b' ');
+    ([&(header.len() as u64).to_le_bytes()[..], &header].concat(), from)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tensor<'a>(name: &str, values: &'a [f32]) -> Tensor<'a> {
+        Tensor { name: name.into(), shape: vec![values.len()], values }
+    }
+
+    #[test]
+    fn numbers_come_back_as_they_were_stored() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.safetensors");
+        let values = [1.0, -0.1, 3e-30, 65_504.0];
+        let stored = |storage| -> Numbers<f32> {
+            write(&path, ("step", "7"), storage, &[tensor("first", &[0.0; 3]), tensor("a", &values)]).unwrap();
+            let file = TensorFile::open(&path).unwrap();
+            assert_eq!((file.note("step"), file.names()), (Some("7"), vec!["first".to_owned(), "a".to_owned()]));
+            assert_eq!(file.data_start % ALIGNMENT as u64, 0);
+            assert!(file.read::<f32>("d").unwrap_err().to_string().ends_with("no tensor d"));
+            file.read("a").unwrap()
+        };
+        assert_eq!(*stored(Storage::F32), values);
+        assert_eq!(stored(Storage::Bf16)[1], -0.100_097_656);
+        assert_eq!(*stored(Storage::F16), [1.0, -0.099_975_586, 0.0, 65_504.0]);
+    }
+
+    #[test]
+    fn by_way_of_a_map_the_bytes_are_the_same_in_a_new_file_and_over_a_longer_or_a_shorter_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let (plain, mapped) = (dir.path().join("plain"), dir.path().join("mapped"));
+        for (storage, len) in [(Storage::F32, CHUNK + 5), (Storage::F32, 3), (Storage::Bf16, 2 * CHUNK)] {
+            let values: Vec<f32> = (0..len).map(|i| i as f32 * 0.37 - 9.0).collect();
+            let tensors = [tensor("a", &values), tensor("b", &values[..2])];
+            write(&plain, ("step", "7"), storage, &tensors).unwrap();
+            write_mapped(&mapped, ("step", "7"), storage, &tensors).unwrap();
+            assert_eq!(std::fs::read(&mapped).unwrap(), std::fs::read(&plain).unwrap());
+        }
+    }
+
+    #[test]
+    fn a_truncated_file_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.safetensors");
+        write(&path, ("format", "pt"), Storage::F32, &[tensor("a", &[1.0; 8])]).unwrap();
+        let bytes = std::fs::read(&path).unwrap();
+        for length in [0, 4, 20, bytes.len() - 1] {
+            std::fs::write(&path, &bytes[..length]).unwrap();
+            assert_eq!(TensorFile::open(&path).err().map(|err| err.exit_code()), Some(1), "{length} bytes");
+        }
+    }
+}

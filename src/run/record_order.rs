@@ -1,0 +1,120 @@
+//! The order that the records of a run come in: its prompts one after the other, the samples of each from 0 on.
+//!
+//! A stage between sampler and trainer that loses, repeats or reorders records would otherwise show as a wait without end, or as a
+//! run that gives other bytes each time.
+
+use std::path::Path;
+
+use crate::error::{Error, Result};
+use crate::lines::jsonl::Input;
+use crate::lines::prompt::Names;
+use crate::lines::record::{Line, Record};
+
+/// Which record comes next.
+pub struct Order {
+    prompts: Input,
+    names: Names,
+    /// The prompt that comes after that.
+    next: Option<Line>,
+    /// The prompt of the group that is under way.
+    prompt_id: String,
+    /// The sample that comes next; 0 between groups.
+    sample: u64,
+}
+
+impl Order {
+    /// The order of the prompts in a file, of which so many were trained on already, with so many in each step.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when the file cannot be read, [`Error::Data`] when it has fewer prompts.
+    pub fn new(prompts: &Path, consumed: u64, groups_per_step: usize) -> Result<Self> {
+        let mut prompts = Input::open(prompts)?;
+        prompts.skip_consumed(consumed)?;
+        let next = prompts.next().transpose()?;
+        Ok(Self { prompts, next, names: Names::new(Some(groups_per_step)), prompt_id: String::new(), sample: 0 })
+    }
+
+    /// Whether all prompts have had their turn.
+    #[must_use]
+    pub fn is_over(&self) -> bool {
+        self.next.is_none() && self.sample == 0
+    }
+
+    /// Takes the next record, one of `group_size` of its prompt.
+    ///
+    /// # Errors
+    /// [`Error::Record`] with the record that came and the one that should have.
+    pub fn check(&mut self, record: &Record<'_>, sample: u64, group_size: usize) -> Result<()> {
+        if self.sample == 0 {
+            let next = self.next.take().ok_or_else(|| self.no_more(record))?;
+            self.prompt_id = self.names.name_of(&next.record()?)?;
+            self.next = self.prompts.next().transpose()?;
+        }
+        let prompt_id: String = record.get("prompt_id")?;
+        if (&prompt_id, sample) != (&self.prompt_id, self.sample) {
+            let came = format!("prompt {prompt_id}, sample {sample}");
+            let due = format!("prompt {}, sample {}", self.prompt_id, self.sample);
+            return Err(record
+                .error(format!("{came}, where {due} comes next; a stage before lost, repeated or reordered records")));
+        }
+        self.sample = (sample + 1) % group_size.max(1) as u64;
+        Ok(())
+    }
+
+    fn no_more(&self, record: &Record<'_>) -> Error {
+        record.error(format!("a record after those of the last prompt in {}", self.prompts.name()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A prompt and the number of a sample of it.
+    type Sample = (&'static str, u64);
+
+    fn refusal(records: &[Sample]) -> Option<String> {
+        let dir = tempfile::tempdir().unwrap();
+        let prompts = dir.path().join("prompts.jsonl");
+        std::fs::write(&prompts, "{\"prompt_id\":\"old\"}\n{\"prompt_id\":\"a\"}\n{\"prompt_id\":\"b\"}\n").unwrap();
+        let mut order = Order::new(&prompts, 1, 2).unwrap();
+        records.iter().find_map(|(prompt, sample)| {
+            let text = format!("{{\"prompt_id\":\"{prompt}\"}}");
+            let line = Line { path: "-".into(), number: 1, text };
+            order.check(&line.record().unwrap(), *sample, 2).err().map(|err| err.to_string())
+        })
+    }
+
+    #[test]
+    fn what_is_lost_repeated_or_reordered_is_named() {
+        assert_eq!(refusal(&[("a", 0), ("a", 1), ("b", 0), ("b", 1)]), None);
+        let cases: [(&[Sample], &str, &str); 5] = [
+            (&[("a", 0), ("b", 0)], "b, sample 0", "a, sample 1"),
+            (&[("a", 1)], "a, sample 1", "a, sample 0"),
+            (&[("b", 0)], "b, sample 0", "a, sample 0"),
+            (&[("a", 0), ("a", 0)], "a, sample 0", "a, sample 1"),
+            (&[("a", 0), ("a", 1), ("a", 1)], "a, sample 1", "b, sample 0"),
+        ];
+        for (records, came, due) in cases {
+            let message = refusal(records).unwrap();
+            assert!(message.starts_with(&format!("-:1: prompt {came}, where prompt {due} comes next; ")), "{message}");
+        }
+        let message = refusal(&[("a", 0), ("a", 1), ("b", 0), ("b", 1), ("c", 0)]).unwrap();
+        assert!(message.starts_with("-:1: a record after those of the last prompt in "), "{message}");
+    }
+
+    #[test]
+    fn prompts_without_an_id_have_the_names_that_rollout_gives_them_also_after_a_resume() {
+        let dir = tempfile::tempdir().unwrap();
+        let prompts = dir.path().join("prompts.jsonl");
+        std::fs::write(&prompts, "{\"prompt\":\"a\"}\n".repeat(6)).unwrap();
+        for consumed in [0, 2, 4] {
+            let mut order = Order::new(&prompts, consumed, 2).unwrap();
+            for name in ["80e4477e72d4f291", "80e4477e72d4f291-2"].repeat((6 - consumed as usize) / 2) {
+                let line = Line { path: "-".into(), number: 1, text: format!("{{\"prompt_id\":\"{name}\"}}") };
+                order.check(&line.record().unwrap(), 0, 1).unwrap();
+            }
+            assert!(order.is_over());
+        }
+    }
+}

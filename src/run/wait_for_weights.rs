@@ -1,0 +1,144 @@
+//! How those who sample wait for those who train: for the next weights, never for a trainer that is gone.
+
+use std::path::PathBuf;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use super::{Lock, Role, Run};
+use crate::error::{Error, Result};
+use crate::lines::jsonl::stdout_is_closed;
+use crate::process::cancel::Stop;
+
+/// Between two looks for the weights, at first and at last; on the way a fraction of the wait so far.
+const LOOK: Duration = Duration::from_micros(500);
+const LAST_LOOK: Duration = Duration::from_millis(10);
+
+/// Between two looks for the trainer while waiting.
+const PROBE: Duration = Duration::from_millis(100);
+
+/// A wait this long is explained, and a trainer that has not begun by then is not waited for.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// An eye on the trainer at the other end of the pipe.
+pub struct TrainerWatch<'a> {
+    run: &'a Run,
+    say: &'a dyn Fn(&str),
+    stop: &'a Stop,
+    began: Instant,
+    seen: bool,
+    waited: Duration,
+}
+
+impl<'a> TrainerWatch<'a> {
+    /// Of this run; `say` is told when it keeps one waiting, `stop` ends the wait.
+    #[must_use]
+    pub fn of(run: &'a Run, say: &'a dyn Fn(&str), stop: &'a Stop) -> Self {
+        Self { run, say, stop, began: Instant::now(), seen: false, waited: Duration::ZERO }
+    }
+
+    /// Time spent waiting so far.
+    #[must_use]
+    pub fn waited(&self) -> Duration {
+        self.waited
+    }
+
+    /// Refuses to go on without a trainer.
+    ///
+    /// # Errors
+    /// [`Error::Run`] when it was there and is gone, or has not come in time, or when the pipe to it is broken; that of the stop.
+    pub fn check(&mut self) -> Result<()> {
+        self.stop.check()?;
+        if stdout_is_closed() {
+            return Err(Error::Abandoned);
+        }
+        if Lock::is_held(self.run, Role::Train)? {
+            self.seen = true;
+        } else if self.seen {
+            return Err(Error::run(self.run.dir(), "its trainer, grpo-step --follow, is gone; see what that said"));
+        } else if self.began.elapsed() >= PATIENCE {
+            return Err(Error::run(
+                self.run.dir(),
+                "nobody trains it: start grpo-step --follow at the end of the pipe",
+            ));
+        }
+        Ok(())
+    }
+
+    /// Waits until no weights of `step` are there: those of a run that was killed, before any record of this one could lead to them.
+    ///
+    /// # Errors
+    /// As [`TrainerWatch::check`].
+    pub fn wait_for_start(&mut self, step: u64) -> Result<()> {
+        let (place, dir) = (self.run.live(step), self.run.dir().display());
+        let reason = || format!("waiting for grpo-step --follow {dir} to start, and to remove {}", place.display());
+        self.wait(&reason, &|| !place.exists())
+    }
+
+    /// Waits for the weights of a step, and gives their directory.
+    ///
+    /// # Errors
+    /// As [`TrainerWatch::check`].
+    pub fn wait_for_weights(&mut self, step: u64) -> Result<PathBuf> {
+        let place = self.run.live(step);
+        let reason = || {
+            format!(
+                "waiting for the weights of step {step}: all rollouts that come before them are written, so the trainer is \
+                 still at work, or a stage between is buffering its output or lost records"
+            )
+        };
+        self.wait(&reason, &|| place.exists())?;
+        Ok(place)
+    }
+
+    fn wait(&mut self, reason: &dyn Fn() -> String, is_over: &dyn Fn() -> bool) -> Result<()> {
+        let began = Instant::now();
+        let (mut probed, mut explained) = (None::<Instant>, false);
+        while !is_over() {
+            if probed.is_none_or(|probed| probed.elapsed() >= PROBE) {
+                self.check()?;
+                probed = Some(Instant::now());
+            }
+            if !explained && began.elapsed() >= PATIENCE {
+                (self.say)(&reason());
+                explained = true;
+            }
+            sleep((began.elapsed() / 64).clamp(LOOK, LAST_LOOK));
+        }
+        self.waited += began.elapsed();
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn weights_that_come_end_the_wait_and_a_trainer_that_goes_ends_it_in_an_error() {
+        let dir = tempfile::tempdir().unwrap();
+        let run = Run::new(dir.path());
+        let silent = |words: &str| panic!("said {words}");
+        let stop = Stop::default();
+        let mut trainer = TrainerWatch::of(&run, &silent, &stop);
+        trainer.wait_for_start(1).unwrap();
+        let lock = Lock::take(&run, Role::Train).unwrap();
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                sleep(Duration::from_millis(20));
+                std::fs::create_dir_all(run.live(1)).unwrap();
+            });
+            assert_eq!(trainer.wait_for_weights(1).unwrap(), run.live(1));
+        });
+        assert!(trainer.waited() >= Duration::from_millis(10));
+        let began = Instant::now();
+        std::thread::scope(|scope| {
+            scope.spawn(move || {
+                sleep(Duration::from_millis(20));
+                drop(lock);
+            });
+            let message = trainer.wait_for_weights(2).unwrap_err().to_string();
+            assert!(message.contains("its trainer, grpo-step --follow, is gone"), "{message}");
+        });
+        assert!(began.elapsed() < Duration::from_secs(2));
+    }
+}

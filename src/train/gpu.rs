@@ -1,0 +1,148 @@
+//! Training on a GPU: the passes of [`crate::gpu::packed`], the same numbers to publish as from the processor.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+
+use crate::error::Result;
+use crate::gpu::Weights;
+use crate::gpu::adamw::Optimizer;
+use crate::gpu::driver::{Driver, Dtype};
+use crate::gpu::packed::{Gradients, Learner, Plan};
+use crate::model::{Config, Model, TokenStats};
+use crate::optim::{LossScale, Moments, Rule};
+use crate::process::cancel::Stop;
+use crate::train::backend::{Machine, Of, Slope};
+use crate::train::microbatch::MicroBatch;
+
+/// A GPU.
+pub struct Gpu {
+    driver: Arc<dyn Driver>,
+    /// The weights for those who read them on the host, up to date where `is_current`.
+    model: Model,
+    is_current: bool,
+    weights: Weights,
+    reference: Option<Weights>,
+    learner: Learner,
+    gradients: Gradients,
+    optimizer: Optimizer,
+    tokens: usize,
+    /// Of gradients in f16.
+    loss_scale: Option<LossScale>,
+    stop: Stop,
+}
+
+impl Gpu {
+    /// With a policy, computing in `dtype` within the memory of `plan`.
+    ///
+    /// # Errors
+    /// [`crate::Error::Device`] when the shape does not suit the kernels, there is no room, or the device fails.
+    pub fn new(driver: Arc<dyn Driver>, model: Model, dtype: Dtype, plan: &Plan) -> Result<Self> {
+        let positions = model.config().positions();
+        let weights = Weights::of(&driver, &model, dtype, positions)?;
+        Ok(Self {
+            learner: Learner::new(&driver, &weights, plan.keep, plan.logits_bytes)?,
+            gradients: Gradients::zeros(&driver, model.config())?,
+            optimizer: Optimizer::new(&driver, &model)?,
+            driver,
+            model,
+            is_current: true,
+            weights,
+            reference: None,
+            tokens: plan.tokens,
+            loss_scale: (dtype == Dtype::F16).then(LossScale::default),
+            stop: Stop::default(),
+        })
+    }
+
+    /// What gradients are scaled by.
+    fn scale(&self) -> f32 {
+        self.loss_scale.map_or(1.0, |scale| scale.factor as f32) // exact: a power of two
+    }
+}
+
+impl Machine for Gpu {
+    fn config(&self) -> &Config {
+        self.model.config()
+    }
+
+    fn kind(&self) -> Option<&'static str> {
+        Some(self.weights.matrices.dtype().suffix())
+    }
+
+    fn default_tokens(&self) -> usize {
+        self.tokens
+    }
+
+    fn weights(&mut self) -> Result<&Model> {
+        if !self.is_current {
+            self.optimizer.weights_to(&mut self.model)?;
+            self.is_current = true;
+        }
+        Ok(&self.model)
+    }
+
+    fn offer(&mut self) -> Result<Option<Vec<u8>>> {
+        Ok(Some(serde_json::to_vec(&self.weights.offer()?).expect("plain data serialises")))
+    }
+
+    fn settle(&mut self) -> Result<()> {
+        self.driver.wait(&self.driver.mark()?)
+    }
+
+    fn hold_reference(&mut self, model: Model) -> Result<()> {
+        let dtype = self.weights.matrices.dtype();
+        self.reference = Some(Weights::of(&self.driver, &model, dtype, model.config().positions())?);
+        Ok(())
+    }
+
+    fn stop_with(&mut self, stop: &Stop) {
+        self.stop = stop.clone();
+    }
+
+    fn logprobs(&mut self, of: Of, batch: &MicroBatch, temperature: f32) -> Result<Vec<TokenStats>> {
+        self.stop.check()?;
+        let weights = match of {
+            Of::Policy => &self.weights,
+            Of::Reference => self.reference.as_ref().expect("asked for where there is one"),
+        };
+        self.learner.logprobs(weights, &batch.packed, (&batch.targets, temperature))
+    }
+
+    fn accumulate(&mut self, batch: &MicroBatch, temperature: f32, slope: Slope<'_>) -> Result<Vec<TokenStats>> {
+        self.stop.check()?;
+        let (targets, scale) = ((&batch.targets[..], temperature), self.scale());
+        let scaled = |target, logprob| scale * slope(target, logprob);
+        self.learner.accumulate(&self.weights, &batch.packed, targets, (&self.gradients, &scaled))
+    }
+
+    fn gradient_norms(&mut self) -> Result<Vec<f64>> {
+        let scale = f64::from(self.scale());
+        Ok(self.optimizer.norms(&self.gradients)?.into_iter().map(|norm| norm / scale).collect())
+    }
+
+    fn loss_scale(&mut self) -> Option<&mut LossScale> {
+        self.loss_scale.as_mut()
+    }
+
+    fn clear_gradients(&mut self) -> Result<()> {
+        self.gradients.numbers.clear()
+    }
+
+    fn has_moments(&self) -> bool {
+        self.optimizer.has_moments()
+    }
+
+    fn take_moments(&mut self, moments: Moments) -> Result<()> {
+        self.optimizer.take_moments(&moments)
+    }
+
+    fn moments(&mut self) -> Result<Option<Cow<'_, Moments>>> {
+        Ok(self.optimizer.moments(self.model.config())?.map(Cow::Owned))
+    }
+
+    fn update(&mut self, mut rule: Rule) -> Result<()> {
+        self.is_current = false;
+        rule.gradient_scale /= self.scale();
+        self.optimizer.update(&rule, &self.gradients, &self.weights)
+    }
+}

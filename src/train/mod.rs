@@ -1,0 +1,80 @@
+//! Tokens and rewards to weights: one step of group relative policy optimisation (GRPO), or of supervised training.
+
+pub mod backend;
+pub mod device;
+pub mod gpu;
+pub mod grpo_step;
+pub mod microbatch;
+pub mod resident;
+mod step_writer;
+pub mod supervised;
+pub mod trainer;
+
+use crate::error::{Error, Result};
+
+/// How far an input went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Taken {
+    /// Steps made.
+    pub steps: usize,
+    /// Items at the end that were too few for a step.
+    pub left_over: usize,
+}
+
+/// Gives `size` items at a time to `step`; all of them at once without a size.
+///
+/// A step never takes fewer: an input that ends early may be that of a stage that died, and a step on half a batch would never be
+/// made good.
+///
+/// # Errors
+/// Those of the items and of `step`; [`Error::Data`] when there are items, but too few for one step.
+pub fn in_steps<T>(
+    items: impl Iterator<Item = Result<T>>,
+    size: Option<usize>,
+    step: &mut dyn FnMut(&[T]) -> Result<()>,
+) -> Result<Taken> {
+    let size_or_all = size.unwrap_or(usize::MAX);
+    let (mut steps, mut batch) = (0, Vec::new());
+    for item in items {
+        batch.push(item?);
+        if batch.len() == size_or_all {
+            step(&batch)?;
+            steps += 1;
+            batch.clear();
+        }
+    }
+    match (size, batch.len()) {
+        (_, 0) => Ok(Taken { steps, left_over: 0 }),
+        (None, _) => step(&batch).map(|()| Taken { steps: 1, left_over: 0 }),
+        (Some(size), found) if steps == 0 => {
+            Err(Error::Data(format!("the input ended after {found} of the {size} that a step takes")))
+        }
+        (Some(_), left_over) => Ok(Taken { steps, left_over }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sizes(count: u32, size: Option<usize>) -> (Result<Taken>, Vec<usize>) {
+        let mut seen = Vec::new();
+        let taken = in_steps((0..count).map(Ok), size, &mut |batch| {
+            seen.push(batch.len());
+            Ok(())
+        });
+        (taken, seen)
+    }
+
+    #[test]
+    fn steps_are_full_or_not_made() {
+        let (taken, seen) = sizes(7, Some(3));
+        assert_eq!((taken.unwrap(), seen), (Taken { steps: 2, left_over: 1 }, vec![3, 3]));
+        let (taken, seen) = sizes(2, Some(3));
+        let error = taken.unwrap_err();
+        assert_eq!((error.exit_code(), seen.len()), (3, 0));
+        assert_eq!(error.to_string(), "the input ended after 2 of the 3 that a step takes");
+        assert_eq!(sizes(7, None).1, [7]);
+        assert_eq!(sizes(0, None).0.unwrap().steps, 0);
+    }
+}
