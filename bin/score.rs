@@ -6,7 +6,7 @@ use clap::Parser;
 use grpo_pipes::lines::jsonl::Input;
 use grpo_pipes::lines::map::map_lines;
 use grpo_pipes::process::command::{InputArgs, OutputArgs, run_filter};
-use grpo_pipes::reward::{Scorer, Semantics, Weights};
+use grpo_pipes::reward::{REWARDS, RewardWeights, Scorer, Semantics};
 
 /// Add rewards to rollouts
 ///
@@ -27,10 +27,18 @@ struct Args {
     /// How the rewards are read
     #[arg(long, value_enum, default_value_t = Semantics::Fixed)]
     semantics: Semantics,
-    /// Rewards to compute, with their weights in the sum: correctness (at most 2), int, strict_format, soft_format, xmlcount (each at
-    /// most 0.5), math (at most 1) [default: the first five with weight 1]
-    #[arg(long, value_name = "NAME=WEIGHT,...", allow_hyphen_values = true)]
-    reward: Option<Weights>,
+    #[arg(long, value_name = "NAME=WEIGHT,...", allow_hyphen_values = true, help = rewards())]
+    reward: Option<RewardWeights>,
+}
+
+fn rewards() -> String {
+    let at_most: Vec<_> = REWARDS.iter().map(|reward| format!("{} (at most {})", reward.name, reward.most)).collect();
+    let default: Vec<_> = REWARDS.iter().filter(|reward| reward.by_default).map(|reward| reward.name).collect();
+    format!(
+        "Rewards to compute, with their weights in the sum: {} [default: {}, each with weight 1]",
+        at_most.join(", "),
+        default.join(", ")
+    )
 }
 
 fn main() -> ExitCode {

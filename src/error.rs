@@ -1,4 +1,4 @@
-//! What can go wrong, in one line a user can act on, and the exit code that a pipeline can act on.
+//! Errors: one line that a user can act on, and an exit code that a pipeline can act on.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 /// The library's result.
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// Everything that ends a command other than success.
+/// Why a command ends without success.
 ///
 /// The message is one line, lower case, and says where and what to do. [`Error::exit_code`] is the contract with pipelines.
 #[derive(Debug, thiserror::Error)]
@@ -31,7 +31,7 @@ pub enum Error {
         /// What is wrong with it, and the remedy where there is one.
         what: String,
     },
-    /// A run cannot go on: its directory, or another command at work on it.
+    /// A run cannot continue because of its directory, or because another command is using it.
     #[error("{}: {what}", dir.display())]
     Run {
         /// The run's directory.
@@ -39,7 +39,7 @@ pub enum Error {
         /// What is wrong, and the remedy where there is one.
         what: String,
     },
-    /// The Hub, or a cache of it, did not give what was asked for.
+    /// The Hub, or its cache, does not provide what was asked for.
     #[error("hub: {repo}: {what}")]
     Hub {
         /// `owner/name`.
@@ -47,7 +47,7 @@ pub enum Error {
         /// What happened, and the remedy where there is one.
         what: String,
     },
-    /// The machine cannot do what was asked: device, memory, threads.
+    /// The machine cannot do what was asked: its device, memory or threads.
     #[error("{0}")]
     Device(String),
     /// Options that contradict each other or the input as a whole.
@@ -63,7 +63,7 @@ pub enum Error {
         /// What is wrong with it.
         what: String,
     },
-    /// A signal asked to end.
+    /// A signal asked the command to end.
     #[error("ended by {}", signal_hook::low_level::signal_name(*signal).unwrap_or("a signal"))]
     Interrupted {
         /// Its number.
@@ -72,7 +72,7 @@ pub enum Error {
     /// The other end of the pipe went away before the work was done; it has an error of its own.
     #[error("the other end of the pipe is gone; see what that said")]
     Abandoned,
-    /// Input that is wrong as a whole, not in one line.
+    /// The input is wrong as a whole, not in one line.
     #[error("{0}")]
     Data(String),
     /// Loss, gradient or probabilities are not finite, or sampler and trainer disagree; nothing was published.
@@ -97,7 +97,7 @@ impl Error {
         Self::Run { dir: dir.as_ref().to_path_buf(), what: what.into() }
     }
 
-    /// The process exit code: 1 could not run, 2 usage, 3 bad input data, 4 numerics, 128 and its number for a signal.
+    /// The process exit code: 1 could not run, 2 usage, 3 bad input data, 4 numerics, 128 plus the number of a signal.
     #[must_use]
     pub fn exit_code(&self) -> u8 {
         match self {

@@ -1,4 +1,4 @@
-//! The fold: scored rollouts in any order, from any number of files, into counts a group.
+//! Folds scored rollouts, in any order and from any number of files, into counts per group.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -13,13 +13,13 @@ use crate::lines::prompt::{self, Names};
 use crate::lines::record::{Line, Record};
 use crate::reward::number::Number;
 
-/// The most rewards by name: each record's are looked up among them one by one.
+/// The most rewards a file may name: each record's are looked up by a linear search.
 const MAX_REWARDS: usize = 1000;
 
-/// What has been seen so far; its size grows with the number of groups, not of completions.
+/// The counts so far. Memory grows with the number of groups, not of completions.
 #[derive(Debug, Default)]
 pub struct Fold {
-    /// In the order of their first record, so that sums over them are the same doubles in every run.
+    /// In the order of their first record, so that every run sums the same doubles in the same order.
     groups: Vec<Group>,
     index: HashMap<String, usize>,
     reward: Mean,
@@ -42,7 +42,7 @@ pub(super) struct Group {
     pub truncated: Counts,
 }
 
-/// A field that is reported when all records agree on it.
+/// A field that the summary reports if all records agree on it.
 #[derive(Debug, Clone, Default, PartialEq)]
 enum Uniform {
     #[default]
@@ -55,8 +55,8 @@ impl Fold {
     /// Adds one scored rollout.
     ///
     /// # Errors
-    /// [`Error::Record`] when nothing tells its prompt, it has no `completion`, neither `rewards` nor `reward`, or a field is not of
-    /// its type.
+    /// [`Error::Record`] when the record does not identify its prompt, has no `completion`, has neither `rewards` nor `reward`, or has a
+    /// field of the wrong type.
     pub fn add(&mut self, line: &Line) -> Result<()> {
         let record = line.record()?;
         let group_id = group(&record)?;
@@ -91,7 +91,7 @@ impl Fold {
         Ok(())
     }
 
-    /// The totals.
+    /// Sums up all groups.
     ///
     /// # Errors
     /// [`Error::Data`] when nothing was added.
@@ -109,7 +109,7 @@ impl Fold {
         Ok(summary)
     }
 
-    /// Adds to the means; returns whether a reward of this record was earned, `None` where it is missing or null.
+    /// Adds the record's rewards to the means. Returns whether the named reward was earned, `None` when it is missing or null.
     fn add_rewards<'r>(
         &mut self,
         record: &Record<'_>,
@@ -136,7 +136,7 @@ impl Fold {
     }
 }
 
-/// What tells the completions of one prompt from others: the sampler's group, or where it names none the prompt's id, or the prompt.
+/// The key of a group: the sampler's `group_id`, else the prompt's id, else the prompt itself.
 fn group<'a>(record: &Record<'a>) -> Result<Cow<'a, str>> {
     for name in ["group_id", "prompt_id"] {
         if let Some(id) = record.get_written(name)? {
@@ -149,7 +149,7 @@ fn group<'a>(record: &Record<'a>) -> Result<Cow<'a, str>> {
     Ok(Cow::Owned(Names::new(None).name_of(record)?))
 }
 
-/// Whether the last number of the completion is the answer; where the answer is no number, what `strict` says.
+/// Whether the completion's last number is the answer. If the answer is not a number, the strict judgement stands.
 fn is_flexibly_correct(record: &Record<'_>, strict: Option<bool>) -> Result<Option<bool>> {
     let completion = prompt::completion(record)?.ok_or_else(|| record.error("no field \"completion\""))?;
     let Some(answer) = record.answer()? else {
@@ -162,7 +162,7 @@ fn is_flexibly_correct(record: &Record<'_>, strict: Option<bool>) -> Result<Opti
 }
 
 impl Counts {
-    /// Counts one sample; `None` was not judged.
+    /// Counts one sample; `None` means that it was not judged.
     fn add(&mut self, passed: Option<bool>) {
         self.total += u32::from(passed.is_some());
         self.passed += u32::from(passed == Some(true));

@@ -1,6 +1,6 @@
-//! Scored rollouts folded into what a model is worth: accuracies, rewards, rates, lengths, pass@k.
+//! Evaluates a model from its scored rollouts: accuracies, rewards, rates, lengths and pass@k.
 //!
-//! Knows nothing of tokens (it counts them), tensors, models.
+//! Knows nothing of tensors or models, and of tokens only their number.
 
 mod fold;
 mod stats;

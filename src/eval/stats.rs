@@ -1,16 +1,16 @@
-//! Rates with confidence intervals, and pass@k, over prompts that were each sampled one or more times.
+//! Computes rates with confidence intervals, and pass@k, over prompts sampled one or more times each.
 
 use serde::Serialize;
 
 /// The normal quantile of a 95 % interval.
 const Z: f64 = 1.959_963_984_540_054;
 
-/// One prompt's samples: how many were judged, and how many passed.
+/// How many of a prompt's samples were judged, and how many passed.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Counts {
     /// Samples judged.
     pub total: u32,
-    /// Those that passed.
+    /// Samples that passed.
     pub passed: u32,
 }
 
@@ -27,10 +27,10 @@ pub struct Rate {
 
 /// The fraction of all samples that passed; `None` without samples.
 ///
-/// With one sample a prompt the interval is Wilson's. Samples of one prompt are not independent, so with more the interval is Wilson's for the
-/// effective number of samples: the number of independent ones whose mean would vary as much as this mean does from prompt to prompt
-/// (linearised variance of a ratio over clusters). It is at most the number of samples. Where variance cannot be seen, because all passed or
-/// none did, or there is one prompt, it is the number of prompts.
+/// With one sample per prompt the interval is Wilson's. Samples of one prompt are not independent, so with more the interval is Wilson's for
+/// the effective number of samples: the number of independent samples whose mean would vary as much as this mean varies between prompts
+/// (linearised variance of a ratio over clusters). It is at most the number of samples. If the variance cannot be estimated, because all
+/// samples passed, none did, or there is one prompt, the effective number is the number of prompts.
 ///
 /// # Source
 /// Wilson 1927, <https://doi.org/10.1080/01621459.1927.10502953>; effective size in Wilson's interval: Franco et al. 2019,
@@ -123,7 +123,7 @@ mod tests {
         let eight: Vec<_> = once.iter().map(|&(_, passed)| (8, passed * 8)).collect();
         let (once, eight) = (prompts(&once).unwrap(), prompts(&eight).unwrap());
         assert_eq!(once.value, eight.value);
-        // The variance between prompts is divided by one less than their number, hence not equal.
+        // The variance between prompts divides by n - 1, so the two differ slightly.
         assert!(eight.low <= once.low && once.low - eight.low < 0.002, "{once:?} {eight:?}");
         let all = prompts(&[(8, 8); 20]).unwrap();
         close(all.low, 1.0 - 0.161_125_16);

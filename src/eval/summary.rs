@@ -1,4 +1,4 @@
-//! What a fold came to, as JSON and as a table to read.
+//! The summary of an evaluation, as JSON and as a table.
 
 use std::fmt::{self, Display, Formatter};
 
@@ -8,16 +8,16 @@ use serde_json::{Map, Value};
 use super::fold::Group;
 use super::stats::{Counts, Rate, pass_at_k, rate};
 
-/// The numbers of a set of scored rollouts; what could not be computed is `None`, null in JSON.
+/// The summary of a set of scored rollouts. A number that cannot be computed is `None`, and null in JSON.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Summary {
-    /// Groups: prompts, once for each policy step they were sampled at.
+    /// Number of groups: prompts, counted once for each policy step that sampled them.
     pub num_prompts: usize,
     /// Completions of all prompts.
     pub num_completions: usize,
     /// Completions whose `correctness`, or without it `math`, is known.
     pub num_judged: usize,
-    /// The policy step of all records; `"mixed"` where they differ, null where none has it. So the next two.
+    /// The policy step of all records: `"mixed"` if they differ, null if none has one. The same holds for the next two.
     pub policy_step: Value,
     /// The policy's id.
     pub policy_id: Value,
@@ -29,19 +29,19 @@ pub struct Summary {
     pub accuracy_flexible: Option<Rate>,
     /// Fraction with `rewards.strict_format` above 0.
     pub format_rate: Option<Rate>,
-    /// Fraction that ended by `finish_reason` `length`.
+    /// Fraction whose `finish_reason` is `length`.
     pub truncation_rate: Option<Rate>,
-    /// Mean length of a completion [tokens], the end token included.
+    /// Mean length of a completion (tokens), including the end token.
     pub mean_length_tokens: Option<f64>,
     /// Mean of `reward` where it is not null.
     pub reward: Option<f64>,
-    /// Mean of each of `rewards` where it is not null.
+    /// Mean of each entry of `rewards` where it is not null.
     pub rewards: Map<String, Value>,
     /// Mean over prompts of pass@k by strict accuracy, k = 1, 2, 4, ... up to the smallest group's judged completions; empty when that is 1.
     pub pass_at_k: Map<String, Value>,
 }
 
-/// A mean of the numbers that were there.
+/// A mean over the numbers that are present.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Mean {
     sum: f64,
@@ -49,13 +49,13 @@ pub struct Mean {
 }
 
 impl Mean {
-    /// Adds one number; `None` does not count.
+    /// Adds a number; `None` is ignored.
     pub fn add(&mut self, value: Option<f64>) {
         self.sum += value.unwrap_or(0.0);
         self.count += u64::from(value.is_some());
     }
 
-    /// The mean; `None` of nothing.
+    /// The mean, `None` if nothing was added.
     #[must_use]
     pub fn value(self) -> Option<f64> {
         (self.count > 0).then(|| self.sum / self.count as f64)
@@ -69,7 +69,7 @@ impl Summary {
         serde_json::to_string(self).expect("plain data serialises")
     }
 
-    /// What groups alone say; the rest is empty.
+    /// A summary of what the groups tell; the other fields stay empty.
     pub(super) fn of_groups(groups: &[Group]) -> Self {
         let of = |part: fn(&Group) -> Counts| rate(groups.iter().map(part));
         Self {
@@ -100,7 +100,7 @@ fn mean_pass_at_k(groups: &[Group]) -> Map<String, Value> {
 }
 
 impl Display for Summary {
-    /// Lines of a name and its values, aligned; the last has no line end.
+    /// Aligned lines of a name and its values, without a final line end.
     fn fmt(&self, out: &mut Formatter<'_>) -> fmt::Result {
         writeln!(out, "{:<20}{:>8}", "prompts", self.num_prompts)?;
         write!(out, "{:<20}{:>8}", "completions", self.num_completions)?;

@@ -1,29 +1,29 @@
-//! Which columns of a data set are question and answer, and how an answer stands in its column.
+//! Finds the question and answer columns of a data set, and the answer inside its column.
 
 use super::{final_answer, strip};
 use crate::reward::math;
 
-/// Names of questions that are looked for, in this order.
+/// Names of question columns, in order of preference.
 const QUESTIONS: [&str; 5] = ["question", "problem", "instruction", "query", "prompt"];
 
-/// Names of answers.
+/// Names of answer columns, in order of preference.
 const ANSWERS: [&str; 7] = ["answer", "solution", "final_answer", "output", "response", "ground_truth", "completion"];
 
-/// What continues an `instruction`, as in Alpaca's data.
+/// The column that continues an `instruction`, as in Alpaca's data.
 const INPUT: &str = "input";
 
-/// The worked solution beside an answer that is the result alone.
+/// The column with the worked solution, where the answer is the bare result.
 const SOLUTION: &str = "solution";
 
-/// A text longer than this, or of several lines, is no answer as a whole: it is prose.
+/// A text that is longer than this, or has several lines, is prose and not an answer (characters).
 const LONGEST_ANSWER: usize = 60;
 
-/// Columns as somebody asked for them.
+/// The columns that the user asked for.
 #[derive(Debug, Clone, Default)]
 pub struct Asked {
-    /// The question's.
+    /// Of the question.
     pub question: Option<String>,
-    /// The answer's.
+    /// Of the answer.
     pub answer: Option<String>,
 }
 
@@ -32,39 +32,39 @@ pub struct Asked {
 pub struct Columns {
     question: String,
     answer: String,
-    /// Whether the answer's column was asked for, and so may be an answer as a whole however long it is.
+    /// Whether the user named the answer column: then its whole text may be the answer, however long.
     is_asked_for: bool,
 }
 
-/// What a row says in its columns.
+/// The question and answer of a row.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Said {
     /// The question.
     pub question: String,
-    /// Reasoning, `####` and the answer; what stands in the column where no answer is found.
+    /// Reasoning, `####` and the answer; the column's text if no answer is found.
     pub answer: String,
     /// How the answer was found.
     pub found: Found,
 }
 
-/// Where an answer stood.
+/// Where an answer was found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Found {
-    /// Behind `####`.
+    /// After `####`.
     Marked,
     /// In the last `\boxed{}`.
     Boxed,
-    /// As the whole column.
+    /// The whole column.
     Whole,
-    /// There is none.
+    /// Nowhere.
     Nowhere,
 }
 
 impl Columns {
-    /// Those asked for, and where nobody asked the first that `has` knows.
+    /// The columns that were asked for, else the first known names for which `has` is true.
     ///
     /// # Errors
-    /// What is missing.
+    /// A message that names what is missing.
     pub fn find(asked: &Asked, has: impl Fn(&str) -> bool) -> Result<Self, String> {
         if asked.answer.is_none() && has("prompt") && has("reward_model") {
             return Err("prompts in verl's form, which `rollout` reads as they are, as JSONL".into());
@@ -82,16 +82,16 @@ impl Columns {
         Ok(Self { question, answer, is_asked_for: asked.answer.is_some() })
     }
 
-    /// The columns whose content is taken, so that it need not be kept.
+    /// The columns whose content the prompt record takes over.
     #[must_use]
     pub fn taken(&self) -> [&str; 2] {
         [&self.question, if self.answer == SOLUTION { "" } else { &self.answer }]
     }
 
-    /// What a row says; `text` gives a column's text.
+    /// Reads a row; `text` returns a column's text.
     ///
     /// # Errors
-    /// Those of `text`, and that a column is missing. An answer may be null.
+    /// The errors of `text`, and a missing column. An answer may be null.
     pub fn read<E>(
         &self,
         has: impl Fn(&str) -> bool,
@@ -110,7 +110,7 @@ impl Columns {
         let Some(answer) = answer.filter(|_| found != Found::Marked) else {
             return Ok(Said { question, answer: written, found });
         };
-        // In GSM8K's form. A result alone has its reasoning in the solution beside it, if there is one.
+        // In GSM8K's form. The reasoning for a bare result is in the solution column, if there is one.
         let beside = if found == Found::Whole && self.answer != SOLUTION { text(SOLUTION)? } else { None };
         let reasoning = match found {
             Found::Boxed => written.replace("####", ""),
@@ -119,11 +119,11 @@ impl Columns {
         Ok(Said { question, answer: format!("{reasoning}\n#### {answer}"), found })
     }
 
-    /// How the answer stands in its column, and what it is.
+    /// Where the answer stands in its column, and the answer.
     fn result<'a>(&self, text: &'a str) -> (Found, Option<&'a str>) {
         let is_whole = |whole: &str| {
             let is_short = whole.chars().count() <= LONGEST_ANSWER;
-            // A box that is empty or cut off is no answer, and neither is what stands around it.
+            // An empty or truncated box is not an answer, and neither is the text around it.
             (is_short || self.is_asked_for) && !whole.contains('\n') && !whole.contains("\\boxed")
         };
         let (found, answer) = match (final_answer(text), math::boxed(text)) {
@@ -135,7 +135,7 @@ impl Columns {
         if answer.is_empty() { (Found::Nowhere, None) } else { (found, Some(answer)) }
     }
 
-    /// What was taken, for whoever wonders; nothing where it is as in GSM8K.
+    /// A message that names the columns taken; `None` for GSM8K's own.
     #[must_use]
     pub fn describe(&self, found: Found) -> Option<String> {
         let how = match found {

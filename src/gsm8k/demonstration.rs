@@ -1,18 +1,18 @@
-//! Completions made from the rows' own reasoning, for a supervised start; some of them sloppy, to leave GRPO something to do.
+//! Makes completions from the rows' own reasoning for a supervised start, some of them sloppy, to leave GRPO something to improve.
 
 use super::draw::Draws;
 use super::{Row, final_answer, strip};
 
-/// How often a demonstration is not as it should be; the two are independent.
+/// How often a demonstration is sloppy. The two fractions are independent.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Sloppiness {
-    /// Fraction in a broken format, 0 to 1. Which one depends on the wording: each wording has a favourite, a second, and so on.
+    /// Fraction in a broken format, 0 to 1. The wording decides which: each has a favourite, a second choice, and so on.
     pub format: f64,
     /// Fraction with a wrong result, 0 to 1.
     pub arithmetic: f64,
 }
 
-/// Ways to break the format. From all but the first two, what follows the last `<answer>` is still the answer.
+/// Ways to break the format. In all but the first two, the text after the last `<answer>` is still the answer.
 const FORMATS: [fn(&str, &str) -> String; 7] = [
     |reasoning, answer| format!("{reasoning}\n{answer}\n"),
     |reasoning, answer| format!("<reasoning>\n{reasoning}\n</reasoning>\n{answer}\n"),
@@ -29,9 +29,9 @@ pub fn in_format(reasoning: &str, answer: &str) -> String {
     format!("<reasoning>\n{reasoning}\n</reasoning>\n<answer>\n{answer}\n</answer>\n")
 }
 
-/// A completion for a row: what stands before `####` without the calculator's marks, then the answer.
+/// Makes the completion of a row: its reasoning without the calculator annotations, then the answer.
 ///
-/// What is sloppy is a function of (seed, epoch, row), so a row that is seen again can be done well the next time.
+/// Sloppiness is a function of (seed, epoch, row), so a row may be sloppy in one epoch and right in the next.
 #[must_use]
 pub fn demonstration(row: &Row, sloppy: Sloppiness, seed: u64, epoch: u64) -> String {
     let mut draws = Draws::new(seed, &format!("demonstration {epoch}"), row.index as u64);
@@ -51,7 +51,7 @@ pub fn demonstration(row: &Row, sloppy: Sloppiness, seed: u64, epoch: u64) -> St
     FORMATS[preference[rank]](&reasoning, &answer)
 }
 
-/// Removes the calculator's marks: `48/2 = <<48/2=24>>24` becomes `48/2 = 24`.
+/// Removes calculator annotations: `48/2 = <<48/2=24>>24` becomes `48/2 = 24`.
 fn without_marks(text: &str) -> String {
     let mut kept = String::with_capacity(text.len());
     let mut rest = text;
@@ -63,14 +63,14 @@ fn without_marks(text: &str) -> String {
     kept + rest
 }
 
-/// A whole number from 0 up that differs by one or two; `None` for what is no whole number.
+/// A non-negative whole number that differs by one or two; `None` if the text is not a whole number.
 fn off_by_one_or_two(answer: &str, draws: &mut Draws) -> Option<String> {
     let right: i64 = answer.replace(',', "").parse().ok()?;
     let wrong: Vec<i64> = [-2, -1, 1, 2].into_iter().filter_map(|d| right.checked_add(d)).filter(|&n| n >= 0).collect();
     (!wrong.is_empty()).then(|| wrong[draws.below(wrong.len())].to_string())
 }
 
-/// Replaces the last place where `number` stands as a number of its own.
+/// Replaces the last occurrence of `number` that is not part of a longer number.
 fn replace_last_number(text: &str, number: &str, by: &str) -> String {
     let in_number = |c: char| c.is_ascii_digit();
     let place = text.rmatch_indices(number).find(|(at, _)| {

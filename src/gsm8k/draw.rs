@@ -1,12 +1,12 @@
-//! Random choices as a pure function of (seed, purpose, index): no generator state outlives one decision.
+//! Makes random choices as a pure function of (seed, purpose, index): no generator state outlives a decision.
 
-/// The choices that belong to one (seed, purpose, index): BLAKE3's output stream under that key, read from its start.
+/// The choices of one (seed, purpose, index): BLAKE3's output stream under that key, read from its start.
 pub struct Draws {
     stream: blake3::OutputReader,
 }
 
 impl Draws {
-    /// The choices of `purpose` (what they decide, so that two decisions about one row are independent) for `index`.
+    /// Starts the choices for `index`. `purpose` says what they decide, so that two decisions about one row are independent.
     #[must_use]
     pub fn new(seed: u64, purpose: &str, index: u64) -> Self {
         let mut hasher = blake3::Hasher::new_derive_key("grpo-pipes gsm8k 1");

@@ -1,4 +1,4 @@
-//! Word problems of our own in GSM8K's form: small enough for a model of 124 thousand parameters, and as many as are wanted.
+//! Generates word problems in GSM8K's form, simple enough for a model of 124 thousand parameters.
 
 use std::collections::HashSet;
 
@@ -13,23 +13,23 @@ const TEST_SHARE: u64 = 8;
 /// The smallest limit on numbers that every template can meet: 2 * 2 + 1.
 pub const LEAST_MAX_NUMBER: u32 = 5;
 
-/// The most problems of a split. Even of numbers to 5 there are many times as many test questions, so looking for new ones stays
+/// The most problems per split. Even numbers up to 5 give many times as many test questions, so the search for new ones stays
 /// quick.
 pub const MAX_COUNT: usize = 100_000;
 
-/// What is generated.
+/// What to generate.
 #[derive(Debug, Clone, Copy)]
 pub struct Problems {
-    /// How many; at most [`MAX_COUNT`].
+    /// How many problems; at most [`MAX_COUNT`].
     pub count: usize,
     /// No number in a problem, its reasoning or its answer is larger; at least [`LEAST_MAX_NUMBER`].
     pub max_number: u32,
-    /// Which problems; the same (seed, index) always gives the same one.
+    /// The same (seed, index) always gives the same problem.
     pub seed: u64,
 }
 
-/// The split that a question belongs to: a property of its text, so that no seed and no count makes a test question a
-/// training question. Validation questions are training questions here; they are held out by the order of rows.
+/// The split of a question. It depends on the text alone, so that no seed and no count turns a test question into a training
+/// question. Validation questions are training questions here; the order of rows holds them out.
 #[must_use]
 pub fn split_of(question: &str) -> Split {
     let hash = blake3::derive_key("grpo-pipes gsm8k split 1", question.as_bytes());
@@ -37,10 +37,10 @@ pub fn split_of(question: &str) -> Split {
     if head % TEST_SHARE == 0 { Split::Test } else { Split::Train }
 }
 
-/// Distinct problems of one split. Fewer of them are a prefix of more.
+/// Distinct problems of one split. A smaller count gives a prefix of a larger one.
 ///
 /// # Errors
-/// [`Error::Usage`] when too many are asked for, or the numbers may not be large enough.
+/// [`Error::Usage`] when the count is too large, or the largest number too small.
 pub fn generate(problems: Problems, split: Split) -> Result<Vec<Row>> {
     if problems.max_number < LEAST_MAX_NUMBER {
         return Err(Error::Usage(format!("--max-number must be at least {LEAST_MAX_NUMBER}")));
@@ -61,7 +61,7 @@ pub fn generate(problems: Problems, split: Split) -> Result<Vec<Row>> {
     Ok(rows)
 }
 
-/// The candidate problem of a number; `index` is its place among the accepted.
+/// The candidate problem with a number; `index` is its place among the accepted ones.
 fn problem(problems: Problems, candidate: u64, index: usize) -> Row {
     let mut draws = Draws::new(problems.seed, "problem", candidate);
     let template = &TEMPLATES[draws.below(TEMPLATES.len())];
@@ -72,7 +72,7 @@ fn problem(problems: Problems, candidate: u64, index: usize) -> Row {
     Row { index, question, answer, wording, extra: Vec::new() }
 }
 
-/// Numbers for a template, uniform among those that fit, and the result of each step: at least 1 on the way, 0 at the end.
+/// Draws numbers for a template uniformly among those that fit, with the result of each step: at least 1 midway, at least 0 at the end.
 fn numbers(template: &Template, max: i64, draws: &mut Draws) -> ([i64; 3], Vec<i64>) {
     let least = |name| if template.steps.contains(&('*', name)) { 2 } else { 1 };
     loop {

@@ -1,4 +1,4 @@
-//! GSM8K rows, read or generated, into prompts. Text only: knows no tokens, tensors or models.
+//! Turns GSM8K rows, read or generated, into prompts. Text only: knows no tokens, tensors or models.
 
 pub mod columns;
 pub mod demonstration;
@@ -24,14 +24,14 @@ pub struct Row {
     pub question: String,
     /// Reasoning, `####`, and the answer.
     pub answer: String,
-    /// Rows with the same number ask alike: with the same first word, or of generated ones for the same steps.
+    /// Rows with the same number ask in the same way: with the same first word or, if generated, for the same steps.
     pub wording: u64,
-    /// Further fields of the row, as they stood.
+    /// The row's other fields, unchanged.
     pub extra: Vec<(String, Box<RawValue>)>,
 }
 
 impl Row {
-    /// A row of a file; its wording is told by its first word.
+    /// A row of a file; its first word gives its wording.
     #[must_use]
     pub fn new(index: usize, question: String, answer: String) -> Self {
         let first = question.split_whitespace().next().unwrap_or_default();
@@ -44,16 +44,16 @@ impl Row {
 /// A part of the data.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Split {
-    /// To train on: without the rows held out for validation
+    /// Training rows, without those held out for validation
     Train,
-    /// To test once, at the end
+    /// Test rows: use them once, at the end
     Test,
-    /// The rows of the train split that --holdout holds out
+    /// The training rows that --holdout holds out
     Validation,
 }
 
 impl Split {
-    /// The published split that the rows come from, as in file names and prompt ids: validation rows are train rows.
+    /// The published split with these rows, as in file names and prompt ids: validation rows come from `train`.
     #[must_use]
     pub fn published(self) -> &'static str {
         match self {
@@ -63,7 +63,7 @@ impl Split {
     }
 }
 
-/// What follows the first `####` up to a second one, stripped; `None` without one.
+/// The text after the first `####`, up to a second one, stripped; `None` without one.
 ///
 /// # Source
 /// Python's `text.split("####")[1].strip()`.

@@ -1,4 +1,4 @@
-//! Which rows, in which order: holdout, shuffle, limit, epochs.
+//! Decides which rows come in which order: holdout, shuffle, limit, epochs.
 
 use super::Split;
 use super::draw::Draws;
@@ -7,23 +7,23 @@ use crate::error::{Error, Result};
 /// The order of a data set's rows, a pure function of these numbers and of how many rows there are.
 #[derive(Debug, Clone, Copy)]
 pub struct Order {
-    /// The part that is wanted.
+    /// The split to take.
     pub split: Split,
-    /// How many rows of the shuffled train split are for validation: its last.
+    /// How many rows at the end of the shuffled train split are for validation.
     pub holdout: usize,
-    /// Whether rows are shuffled, each epoch differently.
+    /// Whether to shuffle the rows, each epoch differently.
     pub shuffle: bool,
     /// Seed of every shuffle.
     pub seed: u64,
-    /// How often each row is wanted.
+    /// How often each row comes.
     pub epochs: u64,
-    /// At most so many rows: the first of the first epoch, the same in each.
+    /// The most rows: the first ones of the first epoch, the same in each epoch.
     pub limit: Option<usize>,
 }
 
 impl Order {
     /// # Errors
-    /// [`Error::Usage`] for options that contradict each other.
+    /// [`Error::Usage`] if options contradict each other.
     pub fn check(&self) -> Result<()> {
         let what = match (self.split, self.holdout) {
             (Split::Validation, 0) => "--split validation needs --holdout N: it is the rows that --holdout holds out",
@@ -33,18 +33,18 @@ impl Order {
         Err(Error::Usage(what.into()))
     }
 
-    /// Whether this is the order in which rows come, so that none has to wait for another.
+    /// Whether rows come in the order of the file, so that none waits for another.
     #[must_use]
     pub fn is_natural(&self) -> bool {
         !self.shuffle && self.holdout == 0 && self.epochs == 1
     }
 
-    /// Positions of an epoch's rows among `count` rows.
+    /// Indices of an epoch's rows among `count` rows.
     ///
     /// The holdout is the end of the first epoch's shuffle, whether or not the output is shuffled.
     ///
     /// # Errors
-    /// [`Error::Usage`] when the holdout is all there is.
+    /// [`Error::Usage`] when the holdout takes all rows.
     pub fn epoch(&self, count: usize, epoch: u64) -> Result<Vec<usize>> {
         let mut all: Vec<usize> = (0..count).collect();
         if self.shuffle || self.holdout > 0 {

@@ -1,4 +1,4 @@
-//! Rows of parquet files, with what their columns hold, nested or not, as JSON.
+//! Reads the rows of parquet files as JSON, nested columns included.
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -17,7 +17,7 @@ use crate::process::command::note;
 /// The rows of a file, numbered from 0.
 ///
 /// # Errors
-/// [`Error::Io`] when it cannot be opened, [`Error::Data`] when it is no parquet file.
+/// [`Error::Io`] if the file cannot be opened, [`Error::Data`] if it is not a parquet file.
 pub fn rows(path: &Path, mut reader: Reader) -> Result<Rows> {
     let file = File::open(path).map_err(Error::io(path))?;
     let name = path.display().to_string();
@@ -84,7 +84,7 @@ fn write(value: &Field, json: &mut String) -> Option<()> {
         Field::Float(value) => json.push_str(&serde_json::to_string(value).ok()?),
         Field::Double(value) => json.push_str(&serde_json::to_string(value).ok()?),
         Field::Float16(value) => json.push_str(&serde_json::to_string(&value.to_f32()).ok()?),
-        // As Arrow's own writer has them: decimals and times are texts.
+        // Decimals and times are strings, as Arrow's own JSON writer has them.
         Field::Decimal(_)
         | Field::Date(_)
         | Field::TimeMillis(_)
@@ -96,7 +96,7 @@ fn write(value: &Field, json: &mut String) -> Option<()> {
     Some(())
 }
 
-/// Values between brackets, each behind its key where it has one.
+/// Writes values between brackets, each after its key if it has one.
 fn list<'a>(
     json: &mut String,
     ends: [char; 2],

@@ -1,18 +1,18 @@
-//! Who generated problems are about.
+//! The people in generated problems.
 
 use super::draw::Draws;
 
-/// Somebody, and how one speaks of them.
+/// A person or group, with the words that refer to them.
 pub(super) struct Person {
-    /// What stands where they are named.
+    /// The name, or a description.
     pub name: String,
-    /// Subject, possessive, object.
+    /// Pronouns: subject, possessive, object.
     pub he: &'static str,
     pub his: &'static str,
     pub him: &'static str,
-    /// Whether verbs end in -s.
+    /// Whether a verb takes -s.
     pub is_third: bool,
-    /// Whether they can be named again, and own things with 's.
+    /// Whether later sentences may repeat the name, also with 's.
     pub has_name: bool,
 }
 
@@ -32,7 +32,7 @@ const MEN: [&str; 60] = [
     "Oliver", "Liam", "Ethan", "Lucas",
 ];
 
-/// Somebody without a name: a woman or girl, and a man or boy.
+/// Descriptions of a woman or girl, and of a man or boy.
 const FEMALE_ROLES: [&str; 10] = [
     "my sister",
     "a girl",
@@ -60,18 +60,18 @@ const MALE_ROLES: [&str; 12] = [
     "a student",
 ];
 
-/// Several at once.
+/// Groups of people.
 const GROUPS: [&str; 8] =
     ["the children", "my friends", "the boys", "the girls", "they", "two friends", "my parents", "the kids"];
 
-/// Somebody of somebody's: follows a possessive.
+/// Relatives and friends: each follows a possessive.
 const RELATIVES: [&str; 16] = [
     "mom", "dad", "sister", "brother", "friend", "aunt", "uncle", "cousin", "teacher", "neighbor", "grandma",
     "grandpa", "mother", "father", "son", "daughter",
 ];
 
 impl Person {
-    /// Whom a problem is about: mostly a name, at times the one who asks, or somebody without a name.
+    /// Draws the main person of a problem: usually a name, sometimes the speaker or a description.
     pub fn draw(draws: &mut Draws) -> Self {
         match draws.below(20) {
             0..=2 => Self::speaker("I", "my", "me"),
@@ -84,7 +84,7 @@ impl Person {
         }
     }
 
-    /// Somebody with a name that `who` has not.
+    /// Draws a person whose name differs from `who`'s.
     pub fn other_than(who: &Self, draws: &mut Draws) -> Self {
         loop {
             let other = Self::named(draws);
@@ -118,7 +118,7 @@ impl Person {
     }
 }
 
-/// Somebody of `who`'s, like "his aunt", or a name.
+/// Draws a relative or friend of `who`, like "his aunt", or a name.
 pub(super) fn relative(who: &Person, draws: &mut Draws) -> String {
     if draws.happens(0.3) {
         return Person::other_than(who, draws).name;

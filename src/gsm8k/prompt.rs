@@ -1,4 +1,4 @@
-//! A row as a prompt record.
+//! Turns a row into a prompt record.
 
 use serde::Serialize;
 
@@ -6,7 +6,7 @@ use super::demonstration::{Sloppiness, demonstration, in_format};
 use super::{Row, final_answer};
 use crate::lines::record::Message;
 
-/// The system prompt of the notebooks this project replaces, line breaks at both ends included.
+/// The system prompt of the notebooks that this project replaces, including the line breaks at both ends.
 pub const SYSTEM_PROMPT: &str = "
 Respond in the following format:
 <reasoning>
@@ -22,18 +22,18 @@ const EXAMPLE_QUESTION: &str =
 const EXAMPLE_REASONING: &str = "Three trays hold 3 * 12 = 36 rolls.\nAfter the sale 36 - 20 = 16 rolls are left.";
 const EXAMPLE_ANSWER: &str = "16";
 
-/// What is made of each row.
+/// How to turn rows into records.
 #[derive(Debug, Clone)]
 pub struct PromptStyle {
-    /// First part of each `prompt_id`: the data set's name.
+    /// The data set's name, which begins each `prompt_id`.
     pub name: String,
-    /// The system message; none when empty.
+    /// The system message; no message if empty.
     pub system: String,
-    /// Whether a worked example comes before the question.
+    /// Whether a worked example precedes the question.
     pub one_shot: bool,
-    /// Whether a completion is added, and how well it is made.
+    /// Whether to add a demonstration, and how sloppy it may be.
     pub demonstrations: Option<Sloppiness>,
-    /// Seed of everything random in a demonstration.
+    /// Seed of the demonstrations' sloppiness.
     pub seed: u64,
 }
 
@@ -46,11 +46,11 @@ struct PromptRecord<'a> {
     completion: Option<String>,
 }
 
-/// The fields that a prompt record sets itself.
+/// The fields that a prompt record defines.
 const OWN_FIELDS: [&str; 4] = ["prompt_id", "prompt", "answer", "completion"];
 
 impl PromptStyle {
-    /// Whether a row has what its record needs: an answer, and for a demonstration reasoning.
+    /// Whether a row has what its record needs: an answer and, for a demonstration, reasoning.
     #[must_use]
     pub fn suits(&self, row: &Row) -> bool {
         let reasoning = row.answer.split("####").next().unwrap_or_default();
@@ -58,8 +58,8 @@ impl PromptStyle {
             && (self.demonstrations.is_none() || !reasoning.trim().is_empty())
     }
 
-    /// The record of a row as one line of JSON, `None` when the row has no answer. `split` is the published one. A prompt is the
-    /// same in each epoch, a sloppy demonstration is not.
+    /// The record of a row as one line of JSON, `None` if the row has no answer. `split` is the published split. A prompt is the same in
+    /// each epoch; a sloppy demonstration is not.
     #[must_use]
     pub fn record(&self, row: &Row, split: &str, epoch: u64) -> Option<Vec<u8>> {
         let record = PromptRecord {

@@ -1,4 +1,4 @@
-//! The command's work: rows in an order, each as a record.
+//! Writes rows as records in the order asked for: the work of `gsm8k-prep`.
 
 use super::Row;
 use super::order::Order;
@@ -7,12 +7,12 @@ use super::source::Rows;
 use crate::error::Result;
 use crate::lines::jsonl::Output;
 
-/// Writes the records of `rows`; returns how many rows had no answer, or not the reasoning that was wanted, and were skipped.
+/// Writes the records of `rows`. Returns how many rows it skipped because they lack an answer, or the reasoning that a demonstration needs.
 ///
-/// Rows that are wanted as they come are written as they come. An order needs them all first.
+/// Rows stream through if the order keeps that of the file; a shuffle reads them all first.
 ///
 /// # Errors
-/// Those of the rows, of the order, and of the output.
+/// The errors of the rows, the order and the output.
 pub fn prepare(rows: Rows, order: &Order, style: &PromptStyle, out: &mut Output) -> Result<usize> {
     order.check()?;
     let mut skipped = 0;

@@ -1,4 +1,4 @@
-//! Rows from files: .parquet, .jsonl, also compressed, and directories of them.
+//! Reads rows from .parquet and .jsonl files, compressed or not, and from directories of them.
 
 use std::borrow::Cow;
 use std::collections::BTreeSet;
@@ -10,22 +10,22 @@ use crate::error::{Error, Result};
 use crate::lines::jsonl::Input;
 use crate::process::command::note;
 
-/// What a name on the command line means.
+/// The source of rows that a command line names.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Source {
     /// A file, or `-` for standard input.
     File(PathBuf),
-    /// A directory with a file or files for each split.
+    /// A directory with one or more files per split.
     Directory(PathBuf),
     /// A data set on the Hub, `owner/name`.
     Hub(String),
 }
 
-/// The endings that are read.
+/// The file name endings that can be read.
 const ENDINGS: [&str; 5] = [".parquet", ".jsonl", ".jsonl.zst", ".jsonl.gz", ".json"];
 
 impl Source {
-    /// What is there as a file or directory is that; `owner/name` that is not is a data set; the rest is a file that is missing.
+    /// An existing path is a file or directory; `owner/name` is otherwise a data set; anything else is a missing file.
     #[must_use]
     pub fn parse(name: &str) -> Self {
         let path = PathBuf::from(name);
@@ -37,7 +37,7 @@ impl Source {
     }
 }
 
-/// The published split that a file name speaks of: `train.jsonl`, `test-00000-of-00001.parquet`.
+/// The published split in a file name: `train.jsonl`, `test-00000-of-00001.parquet`.
 fn split_of_name(name: &str) -> Option<&'static str> {
     ["train", "test"]
         .into_iter()
@@ -48,10 +48,10 @@ fn ending(name: &str) -> Option<&'static str> {
     ENDINGS.into_iter().find(|ending| name.ends_with(ending))
 }
 
-/// The split to read from one file: what is asked for, else what its name says, else train.
+/// The split to read from one file: the one asked for, else the one in its name, else train.
 ///
 /// # Errors
-/// [`Error::Usage`] when the name speaks of another split than the one asked for.
+/// [`Error::Usage`] if the name holds another split than the one asked for.
 pub fn split_of_file(path: &Path, asked: Option<Split>) -> Result<Split> {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     match (asked, split_of_name(&name)) {
@@ -65,10 +65,10 @@ pub fn split_of_file(path: &Path, asked: Option<Split>) -> Result<Split> {
     }
 }
 
-/// A split's files among names in a data set, in the order of their names; a clone of `openai/gsm8k` has them in `main/`.
+/// The files of a split among the names in a data set, sorted; a clone of `openai/gsm8k` has them in `main/`.
 ///
 /// # Errors
-/// The reason when there are none, or when two formats leave open which is meant.
+/// The reason if there are none, or if the split exists in two formats.
 pub fn files_of_split(names: &[String], split: Split) -> std::result::Result<Vec<String>, String> {
     let split = split.published();
     for folder in ["", "main/"] {
@@ -91,7 +91,7 @@ pub fn files_of_split(names: &[String], split: Split) -> std::result::Result<Vec
 /// The files of a split in a directory.
 ///
 /// # Errors
-/// [`Error::Io`] when it cannot be read, [`Error::Data`] when it has no such files.
+/// [`Error::Io`] if the directory cannot be read, [`Error::Data`] if it has no such files.
 pub fn files_in(dir: &Path, split: Split) -> Result<Vec<PathBuf>> {
     let mut names = Vec::new();
     for (folder, prefix) in [(dir.to_path_buf(), ""), (dir.join("main"), "main/")] {
@@ -106,13 +106,13 @@ pub fn files_in(dir: &Path, split: Split) -> Result<Vec<PathBuf>> {
     Ok(files.into_iter().map(|name| dir.join(name)).collect())
 }
 
-/// Rows as they come; the first error is the last item that means anything.
+/// A stream of rows; nothing after the first error means anything.
 pub type Rows = Box<dyn Iterator<Item = Result<Row>>>;
 
 /// The rows of a file, `-` for JSONL on standard input, numbered from 0.
 ///
 /// # Errors
-/// [`Error::Io`] when it cannot be opened, [`Error::Data`] when it is no parquet file.
+/// [`Error::Io`] if the file cannot be opened, [`Error::Data`] if it is not a parquet file.
 pub fn rows(path: &Path, asked: &Asked) -> Result<Rows> {
     if path.extension().is_some_and(|ext| ext == "parquet") {
         return parquet::rows(path, Reader::new(asked));
@@ -129,7 +129,7 @@ pub fn rows(path: &Path, asked: &Asked) -> Result<Rows> {
     })))
 }
 
-/// Reads rows by columns and a place of the answer that the first of them decide, and says once which these are.
+/// Reads rows. The first ones decide which columns to take and where the answer stands; a message says so once.
 pub(super) struct Reader {
     asked: Asked,
     columns: Option<Columns>,
@@ -153,7 +153,7 @@ impl Reader {
         };
         let said = columns.read(has, text, wrong)?;
         match self.place {
-            // In a set whose answers are marked, what is not is no answer.
+            // In a data set whose answers are marked, an unmarked text is not an answer.
             Some(place) if place != said.found && place != Found::Whole => {
                 return Ok(Said { answer: String::new(), found: Found::Nowhere, ..said });
             }
@@ -171,10 +171,10 @@ impl Reader {
     }
 }
 
-/// The rows of several files as of one.
+/// Chains the rows of several files.
 ///
 /// # Errors
-/// As [`rows`], for the first file; a later file's errors come when it is reached.
+/// Those of [`rows`] for the first file; a later file's errors come when it is reached.
 pub fn rows_of_all(files: Vec<PathBuf>, asked: &Asked) -> Result<Rows> {
     let mut files = files.into_iter();
     let first = files.next().map(|path| rows(&path, asked)).transpose()?;

@@ -1,6 +1,6 @@
-//! What generated problems count.
+//! The things that generated problems count.
 
-/// One of them, and several.
+/// A thing in singular and plural.
 #[rustfmt::skip] // one a line would be pages
 pub(super) const THINGS: [(&str, &str); 189] = [
     ("apple", "apples"), ("pen", "pens"), ("egg", "eggs"), ("book", "books"), ("card", "cards"), ("cup", "cups"),

@@ -1,4 +1,4 @@
-//! The words of generated problems: templates whose parts vary, as different people would put them.
+//! Words generated problems: templates whose parts vary as different people would put them.
 
 use std::sync::LazyLock;
 
@@ -6,29 +6,29 @@ use super::draw::Draws;
 use super::people::{Person, relative};
 use super::things::THINGS;
 
-/// A way to tell a problem.
+/// A template of a problem.
 pub(super) struct Template {
-    /// Starting from the first number, the operations one after the other; each operand is one of the numbers.
+    /// The operations, applied in turn from the first number on; each operand is one of the numbers.
     pub steps: Vec<(char, char)>,
     /// The question, in the notation that `wording.txt` explains.
     text: String,
 }
 
-/// Of one step and of two.
+/// The templates of one step and of two steps.
 pub(super) static TEMPLATES: LazyLock<Vec<Template>> = LazyLock::new(|| {
     let lines = || include_str!("wording.txt").lines().filter(|line| !line.is_empty() && !line.starts_with('#'));
     let parts: Vec<_> = lines().filter_map(|line| line.split_once(" = ")).collect();
     lines().filter(|line| !line.contains(" = ")).map(|line| Template::parse(line, &parts)).collect()
 });
 
-/// Of so many problems one is written as in a hurry: without capitals, or without the question mark.
+/// One problem in this many looks hastily typed: without capitals, or without the question mark.
 const HURRY: f64 = 0.1;
 
-/// How often a person is called by the name again where a pronoun would do.
+/// How often the name is repeated where a pronoun would do.
 const NAME_AGAIN: f64 = 0.2;
 
 impl Template {
-    /// `+b-c: text`, each part in it replaced by what it stands for.
+    /// Parses `+b-c: text`.
     fn parse(line: &str, parts: &[(&str, &str)]) -> Self {
         let (steps, text) = line.split_once(": ").expect("steps, then a text");
         let steps: Vec<char> = steps.chars().collect();
@@ -42,7 +42,7 @@ impl Template {
         Self { steps: steps.chunks(2).map(|step| (step[0], step[1])).collect(), text }
     }
 
-    /// The question about these numbers.
+    /// The question with these numbers.
     pub fn tell(&self, numbers: [i64; 3], draws: &mut Draws) -> String {
         let who = Person::draw(draws);
         let other = Person::other_than(&who, draws);
@@ -66,7 +66,7 @@ impl Template {
     }
 }
 
-/// Chooses among the alternatives of a text, from the inside out, and the forms of verbs for `who`.
+/// Chooses among a text's alternatives, innermost first, and the verb forms that fit `who`.
 fn choose(text: &str, who: &Person, draws: &mut Draws) -> String {
     let mut text = text.to_owned();
     while let Some(end) = text.find(')') {
@@ -84,7 +84,7 @@ fn choose(text: &str, who: &Person, draws: &mut Draws) -> String {
     text
 }
 
-/// One space between words, capitals where sentences begin; or less care.
+/// Normalises spaces and capitals, unless the problem looks hastily typed.
 fn in_style(text: &str, draws: &mut Draws) -> String {
     let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
     let text = [",", ".", "?", ";", ":"].iter().fold(text, |text, mark| text.replace(&format!(" {mark}"), mark));

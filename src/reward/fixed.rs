@@ -1,15 +1,16 @@
-//! The same five rewards with the notebook's faults mended: what our own recipes train on.
+//! The five rewards without the notebook's faults: what our recipes train on.
 //!
-//! Reasoning may have many lines, each tag must stand exactly once, answers compare by value, trailing text is charged once.
+//! Reasoning may have many lines, each tag must occur exactly once, answers compare by value, trailing text costs once.
 
 use super::number::{self, Number};
 
 const TAGS: [&str; 4] = ["<reasoning>", "</reasoning>", "<answer>", "</answer>"];
 
-/// A completion with the places of its tags.
+/// A completion with the positions of its tags.
+#[derive(Debug)]
 pub struct Tagged<'a> {
     text: &'a str,
-    /// Where each of `TAGS` starts, if it stands exactly once.
+    /// Where each of `TAGS` starts, if it occurs exactly once (bytes).
     at: [Option<usize>; 4],
 }
 
@@ -30,13 +31,13 @@ impl<'a> Tagged<'a> {
         Self { text, at }
     }
 
-    /// What stands between `<answer>` and `</answer>` without the white space around it, when both stand once and in order.
+    /// The text between `<answer>` and `</answer>`, trimmed, if both occur once and in order.
     #[must_use]
     pub fn extract(&self) -> Option<&'a str> {
         self.between(2).map(str::trim)
     }
 
-    /// Whether the text is reasoning and answer, each tag on a line of its own, and nothing else but at most one final newline.
+    /// Whether the text is reasoning and answer, each tag on a line of its own, followed by at most one newline.
     #[must_use]
     pub fn is_strict_format(&self) -> bool {
         let in_lines = |part: Option<&str>| {
@@ -49,7 +50,7 @@ impl<'a> Tagged<'a> {
             && matches!(self.after_answer(), Some("" | "\n"))
     }
 
-    /// Whether the text starts with reasoning and an answer; white space may stand around them, anything after them.
+    /// Whether the text starts with reasoning and an answer, separated by white space at most; anything may follow.
     #[must_use]
     pub fn is_soft_format(&self) -> bool {
         let blank = |part: &str| part.trim().is_empty();
@@ -59,7 +60,7 @@ impl<'a> Tagged<'a> {
             && self.between(2).is_some()
     }
 
-    /// 0.125 for each tag that stands once and with its newlines, less 0.001 for each code point after the answer's line.
+    /// 0.125 for each tag that occurs once and with its newlines, minus 0.001 for each code point after the answer's line.
     #[must_use]
     pub fn count_xml(&self) -> f64 {
         let newlines_after = (0..3).filter(|&tag| self.rest(tag).is_some_and(|rest| rest.starts_with('\n')));
@@ -70,7 +71,7 @@ impl<'a> Tagged<'a> {
         opened as f64 * 0.125 + trailing.map_or(0.0, |len| 0.125 - len as f64 * 0.001)
     }
 
-    /// What follows a tag.
+    /// The text after a tag.
     fn rest(&self, tag: usize) -> Option<&'a str> {
         self.at[tag].map(|at| &self.text[at + TAGS[tag].len()..])
     }
@@ -79,13 +80,13 @@ impl<'a> Tagged<'a> {
         self.rest(3)
     }
 
-    /// What stands between a tag and the one after it, when they are in that order.
+    /// The text between a tag and the next of `TAGS`, if they are in that order.
     fn between(&self, tag: usize) -> Option<&'a str> {
         self.text.get(self.at[tag]? + TAGS[tag].len()..self.at[tag + 1]?)
     }
 }
 
-/// Whether the extracted answer is the right one: by value for numbers, else as text.
+/// Whether the extracted answer equals the reference: by value for numbers, else as text.
 #[must_use]
 pub fn is_correct(extracted: Option<&str>, answer: &str) -> bool {
     extracted.is_some_and(|extracted| number::same_answer(extracted, answer))

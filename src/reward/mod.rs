@@ -2,66 +2,115 @@
 //!
 //! | reward | most | `seed`, as the notebook's Python | `fixed`, the default |
 //! |---|---|---|---|
-//! | `correctness` | 2 | text after the last `<answer>` is the answer, character by character | text in the one `<answer>` is the answer, by value (`1,000` = `$1,000` = `1000.0`) |
-//! | `int` | 0.5 | that text is `str.isdigit` | that text is a whole number, `-5` and `1,000` too |
+//! | `correctness` | 2 | the text after the last `<answer>` equals the answer, character by character | the text in the one `<answer>` equals the answer by value (`1,000` = `$1,000` = `1000.0`) |
+//! | `int` | 0.5 | that text is `str.isdigit` | that text is a whole number; `-5` and `1,000` are |
 //! | `strict_format` | 0.5 | `<reasoning>`, one line, `</reasoning>`, `<answer>`, one line, `</answer>`, each on its own line, and a final newline or two | the same with any number of lines in each part, each tag exactly once, final newline or not |
-//! | `soft_format` | 0.5 | starts so, on one line or with white space between the parts only | the same over many lines, each tag exactly once |
-//! | `xmlcount` | 0.5 | 0.125 for each tag that stands once with its newlines, less 0.001 for each code point after the answer, counted twice | the same, each tag exactly once anywhere, trailing code points counted once |
+//! | `soft_format` | 0.5 | begins with both parts, on one line or with nothing but white space between them | the same over many lines, each tag exactly once |
+//! | `xmlcount` | 0.5 | 0.125 for each tag that occurs once with its newlines, minus 0.001 for each code point after the answer, counted twice | the same, each tag exactly once anywhere, trailing code points counted once |
+//! | `math` | 1 | the answer, however it is marked and written, equals the reference answer ([`math`] has the rules) | the same |
 //!
-//! | `math` | 1 | the answer, however it is marked and written, is the reference answer ([`math`] has the rules) | the same |
+//! Each is 0 or its most, except `xmlcount`, which has steps and no lower bound. Without an `answer` in the record, `correctness` and
+//! `math` are null. To add a reward, add a row to [`REWARDS`].
 //!
-//! All are 0 or the most but `xmlcount`, which has steps and no lower bound. Without an `answer` in the record `correctness` and `math` are null.
-//! `math` is computed only where it is asked for.
-//! Knows nothing of tokens, tensors, models.
+//! Knows nothing of tokens, tensors or models.
 
 pub mod fixed;
 pub mod math;
 pub mod number;
 pub mod python;
+mod reading;
 mod score;
 pub mod seed;
 mod weights;
 
+use reading::Reading;
 pub use score::{Score, Scorer};
-pub use weights::{MAX_WEIGHT, Weights};
+pub use weights::{MAX_WEIGHT, RewardWeights};
 
-/// One of the rewards.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Reward {
-    /// The extracted answer is the right one.
-    Correctness,
-    /// The extracted answer is a whole number.
-    Int,
-    /// The text has the format, line by line.
-    StrictFormat,
-    /// The text has the format, white space aside.
-    SoftFormat,
-    /// Each tag of the format for itself.
-    XmlCount,
-    /// The answer is the right one, however it is marked and written.
-    Math,
+/// What one reward gives a completion; `None` when the record lacks what it needs.
+type Value = fn(&Reading<'_>) -> Option<f64>;
+
+/// A reward: a row of [`REWARDS`].
+#[derive(Debug)]
+pub struct Reward {
+    /// Its name in records and options.
+    pub name: &'static str,
+    /// The most it gives.
+    pub most: f64,
+    /// Whether it counts, with weight 1, when no weights are given.
+    pub by_default: bool,
+    seed: Value,
+    fixed: Value,
+}
+
+/// All rewards, in the order of the five functions of the notebook.
+pub static REWARDS: [Reward; 6] = [
+    Reward {
+        name: "correctness",
+        most: 2.0,
+        by_default: true,
+        seed: |it| it.answer.map(|answer| all(2.0, it.extracted == Some(answer))),
+        fixed: |it| it.answer.map(|answer| all(2.0, fixed::is_correct(it.extracted, answer))),
+    },
+    Reward {
+        name: "int",
+        most: 0.5,
+        by_default: true,
+        seed: |it| Some(all(0.5, it.extracted.is_some_and(python::is_digit))),
+        fixed: |it| Some(all(0.5, fixed::is_integer(it.extracted))),
+    },
+    Reward {
+        name: "strict_format",
+        most: 0.5,
+        by_default: true,
+        seed: |it| Some(all(0.5, seed::is_strict_format(it.text))),
+        fixed: |it| Some(all(0.5, it.tagged.is_strict_format())),
+    },
+    Reward {
+        name: "soft_format",
+        most: 0.5,
+        by_default: true,
+        seed: |it| Some(all(0.5, seed::is_soft_format(it.text))),
+        fixed: |it| Some(all(0.5, it.tagged.is_soft_format())),
+    },
+    Reward {
+        name: "xmlcount",
+        most: 0.5,
+        by_default: true,
+        seed: |it| Some(seed::count_xml(it.text)),
+        fixed: |it| Some(it.tagged.count_xml()),
+    },
+    Reward { name: MATH, most: 1.0, by_default: false, seed: right_in_math, fixed: right_in_math },
+];
+
+/// The reward for answers of any form.
+const MATH: &str = "math";
+
+fn right_in_math(it: &Reading<'_>) -> Option<f64> {
+    it.answer.map(|answer| all(1.0, math::is_correct(it.math_answer(), answer)))
+}
+
+/// All of a reward or nothing.
+fn all(most: f64, earned: bool) -> f64 {
+    if earned { most } else { 0.0 }
 }
 
 impl Reward {
-    /// All of them, in the order in which records hold them.
-    pub const ALL: [Self; 6] =
-        [Self::Correctness, Self::Int, Self::StrictFormat, Self::SoftFormat, Self::XmlCount, Self::Math];
-
-    /// Its name in records and options.
+    /// The reward of this name.
     #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Correctness => "correctness",
-            Self::Int => "int",
-            Self::StrictFormat => "strict_format",
-            Self::SoftFormat => "soft_format",
-            Self::XmlCount => "xmlcount",
-            Self::Math => "math",
+    pub fn named(name: &str) -> Option<&'static Self> {
+        REWARDS.iter().find(|reward| reward.name == name)
+    }
+
+    fn value(&self, semantics: Semantics, reading: &Reading<'_>) -> Option<f64> {
+        match semantics {
+            Semantics::Seed => (self.seed)(reading),
+            Semantics::Fixed => (self.fixed)(reading),
         }
     }
 }
 
-/// Which reading of the rewards.
+/// Which version of the rewards.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Semantics {
     /// Bug for bug what the notebook's Python computes

@@ -2,15 +2,15 @@
 //!
 //! Exact at any length: digits are compared as text, nothing is rounded to a float.
 
-/// A decimal number in a text; two are equal when their values are.
+/// A decimal number in a text; equality compares values.
 #[derive(Debug, Clone, Copy)]
 pub struct Number<'a> {
     pub(super) negative: bool,
-    /// Digits, in groups with something between them or not.
+    /// Digits before the point, possibly with group separators.
     pub(super) whole: &'a str,
     /// Digits after the point.
     pub(super) fraction: &'a str,
-    /// The power of ten that the digits are multiplied with; only `math` reads one.
+    /// The power of ten that multiplies the digits; only `math` reads one.
     pub(super) exponent: i64,
 }
 
@@ -18,11 +18,11 @@ const CURRENCY: [char; 3] = ['$', '\u{20ac}', '\u{a3}'];
 const MINUS: [char; 2] = ['-', '\u{2212}'];
 
 impl<'a> Number<'a> {
-    /// The number that `text` is, if it is nothing else.
+    /// Parses `text` if it is a number and nothing else.
     ///
-    /// Taken: white space around it, one sign (`-`, `+`, U+2212) and one of `$`, euro and pound before it in either order, commas
+    /// Accepts white space around it, one sign (`-`, `+`, U+2212) and one of `$`, euro and pound before it in either order, commas
     /// between groups of exactly three digits, a fraction with or without digits before the point, then `%` (a unit, as `$` is: `50%` is 50),
-    /// then a full stop. Not taken: other units and words, exponents, fractions with `/`, digits other than ASCII's, `12,34`.
+    /// then a full stop. Rejects other units and words, exponents, fractions with `/`, digits other than ASCII's, `12,34`.
     #[must_use]
     pub fn parse(text: &'a str) -> Option<Self> {
         let (negative, unsigned) = split_sign(text.trim());
@@ -33,9 +33,9 @@ impl<'a> Number<'a> {
         rest.is_empty().then_some(Self { negative, ..number })
     }
 
-    /// The last number in `text`, whatever stands around it.
+    /// The last number in `text`, whatever surrounds it.
     ///
-    /// A minus counts as its sign when it touches the number (or its `$`) and no operand stands before it: `= -5` is -5, `10-5` ends in 5.
+    /// A minus is its sign if it touches the number (or its `$`) and follows no operand: `= -5` is -5, `10-5` ends in 5.
     #[must_use]
     pub fn last_in(text: &'a str) -> Option<Self> {
         let mut last = None;
@@ -60,7 +60,7 @@ impl<'a> Number<'a> {
         self.fraction.bytes().all(|digit| digit == b'0')
     }
 
-    /// The longest unsigned number that `text` starts with, and what follows it.
+    /// The longest unsigned number at the start of `text`, and the rest.
     fn prefix(text: &'a str) -> Option<(Self, &'a str)> {
         let whole = &text[..whole_len(text)];
         let rest = &text[whole.len()..];
@@ -72,7 +72,7 @@ impl<'a> Number<'a> {
         Some((Self { negative: false, whole, fraction, exponent: 0 }, &rest[point + fraction.len()..]))
     }
 
-    /// The digits from the first to the last that is not zero.
+    /// The digits from the first nonzero one to the last nonzero one.
     pub(super) fn significant_digits(&self) -> impl Iterator<Item = u8> {
         let fraction = self.fraction.trim_end_matches('0');
         let is_nonzero = |c: char| matches!(c, '1'..='9');
@@ -80,7 +80,7 @@ impl<'a> Number<'a> {
         whole.bytes().chain(fraction.bytes()).filter(u8::is_ascii_digit).skip_while(|&digit| digit == b'0')
     }
 
-    /// The power of ten just above the number, whose first significant digit stands after the point.
+    /// The smallest power of ten above the number: its digits are 0.d1d2... times 10 to this power.
     pub(super) fn magnitude(&self) -> i64 {
         let mut digits = self.whole.bytes().filter(u8::is_ascii_digit).skip_while(|&digit| digit == b'0').peekable();
         let places = match digits.peek() {
@@ -109,7 +109,7 @@ impl PartialEq for Number<'_> {
 
 impl Eq for Number<'_> {}
 
-/// Whether two answers are the same: by value when both are numbers, else by their text without the white space around it.
+/// Whether two answers are equal: by value if both are numbers, else by their trimmed text.
 #[must_use]
 pub fn same_answer(left: &str, right: &str) -> bool {
     match (Number::parse(left), Number::parse(right)) {
@@ -118,7 +118,7 @@ pub fn same_answer(left: &str, right: &str) -> bool {
     }
 }
 
-/// Takes one sign and one currency symbol off the front, in either order.
+/// Strips one sign and one currency symbol, in either order.
 fn split_sign(text: &str) -> (bool, &str) {
     let strip_currency = |text| str::strip_prefix(text, CURRENCY).map_or(text, str::trim_start);
     let outer = strip_currency(text);
@@ -130,7 +130,7 @@ fn split_sign(text: &str) -> (bool, &str) {
     (sign != '+', inner)
 }
 
-/// Whether a number that stands after `before` is negative.
+/// Whether a number that follows `before` is negative.
 fn has_minus(before: &str) -> bool {
     let before = before.strip_suffix(CURRENCY).unwrap_or(before);
     let operand = |c: char| c.is_alphanumeric() || matches!(c, ')' | ']' | '%');
@@ -141,7 +141,7 @@ fn digits_len(text: &str) -> usize {
     text.bytes().take_while(u8::is_ascii_digit).count()
 }
 
-/// Bytes of the whole part that `text` starts with: digits, or one to three digits and groups of exactly three after commas.
+/// Length of the whole part at the start of `text`: digits, or one to three digits and groups of exactly three after commas (bytes).
 fn whole_len(text: &str) -> usize {
     let mut len = digits_len(text);
     if !(1..=3).contains(&len) {

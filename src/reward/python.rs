@@ -1,6 +1,6 @@
-//! What Python's `str` means by white space, digits and length, where Rust's means something else.
+//! White space, digits and length as Python's `str` defines them, where Rust's differ.
 
-/// `str.isspace` of one character, which is also what `str.strip` removes and `\s` matches in `re`.
+/// `str.isspace` for one character: `str.strip` removes the same, and `\s` matches it in `re`.
 ///
 /// Unicode's `White_Space`, and the four information separators that Python counts by their bidirectional class.
 #[must_use]
@@ -30,13 +30,13 @@ pub fn len(text: &str) -> usize {
 #[must_use]
 pub fn decimal(c: char) -> Option<u8> {
     let (low, high) = digit_run(c)?;
-    // Runs of subscripts, of digits with a full stop, and of circled digits are no decimals; New Tai Lue has a second one at its end.
+    // Runs of subscripts, of digits with a full stop, and of circled digits are not decimal; New Tai Lue ends with a second digit one.
     let tens = (high - low + 1) / 10 * 10;
     let offset = u32::from(c) - low;
     (offset < tens && !matches!(low, 0x2080 | 0x1f100)).then_some((offset % 10) as u8)
 }
 
-/// The run of digits that a character is in.
+/// The run of digits that contains a character.
 fn digit_run(c: char) -> Option<(u32, u32)> {
     let after = DIGITS.partition_point(|&(low, _)| low <= u32::from(c));
     let run = DIGITS[after.checked_sub(1)?];
@@ -94,7 +94,7 @@ mod tests {
         for c in ['a', '/', '\u{b2}', '\u{2082}', '\u{2460}', '\u{19da}', '\u{1f101}', '\u{bd}'] {
             assert_eq!(decimal(c), None, "{c}");
         }
-        // As many as Python 3.11 has of category Nd.
+        // The number of characters of category Nd in Python 3.11.
         assert_eq!(('\0'..=char::MAX).filter_map(decimal).count(), 660);
     }
 

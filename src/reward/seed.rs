@@ -1,11 +1,11 @@
-//! The rewards of the GRPO demo notebook, bug for bug as its Python computes them.
+//! The rewards of the GRPO demo notebook, bug for bug.
 //!
-//! Source: <https://gist.github.com/willccbb/4676755236bb08cab5f4e54a0475d6fb>. The patterns are matched by hand: they are few, and
-//! Rust's `regex` differs from Python's `re` in what `\s` and `$` match.
+//! Source: <https://gist.github.com/willccbb/4676755236bb08cab5f4e54a0475d6fb>. The patterns are matched by hand,
+//! because `\s` and `$` match something else in Rust's `regex` than in Python's `re`.
 
 use super::python;
 
-/// `extract_xml_answer`: what stands between the last `<answer>` and the next `</answer>`; without tags, the whole text.
+/// `extract_xml_answer`: the text between the last `<answer>` and the next `</answer>`; without tags, the whole text.
 #[must_use]
 pub fn extract(completion: &str) -> &str {
     let from = completion.rfind("<answer>").map_or(0, |at| at + "<answer>".len());
@@ -15,7 +15,7 @@ pub fn extract(completion: &str) -> &str {
 
 /// `^<reasoning>\n.*?\n</reasoning>\n<answer>\n.*?\n</answer>\n$` without DOTALL: reasoning and answer of one line each.
 ///
-/// `$` also matches before a final newline, so one more is let through.
+/// `$` also matches before a final newline, so one more newline may follow.
 #[must_use]
 pub fn is_strict_format(completion: &str) -> bool {
     let rest = completion
@@ -25,7 +25,7 @@ pub fn is_strict_format(completion: &str) -> bool {
     matches!(rest, Some("" | "\n"))
 }
 
-/// What follows one line of anything and then `tags`.
+/// The text after one line of anything followed by `tags`.
 fn after_line<'a>(text: &'a str, tags: &str) -> Option<&'a str> {
     text.split_once('\n')?.1.strip_prefix(tags)
 }
@@ -38,7 +38,7 @@ pub fn is_soft_format(completion: &str) -> bool {
     };
     let line_end = text.find('\n').unwrap_or(text.len());
     let last_close = text[..line_end].rfind("</answer>");
-    // Any </reasoning> of the first line may be the one that ends the reasoning; .*? tries them in turn.
+    // Any </reasoning> in the first line may end the reasoning; .*? tries them in turn.
     text[..line_end].match_indices("</reasoning>").any(|(at, tag)| {
         let after = &text[at + tag.len()..];
         let Some(answer) = after.trim_start_matches(python::is_space).strip_prefix("<answer>") else {
@@ -52,9 +52,9 @@ pub fn is_soft_format(completion: &str) -> bool {
     })
 }
 
-/// `count_xml`: 0.125 for each tag that stands once on its line, less 0.001 for each code point after the answer, twice over.
+/// `count_xml`: 0.125 for each tag that occurs once on its line, minus 0.001 for each code point after the answer, counted twice.
 ///
-/// The sums are made in the notebook's order, so that they are its doubles. Without a `\n</answer>\n` the whole text counts as following it.
+/// Adds in the notebook's order, to get its doubles. Without a `\n</answer>\n` the whole text counts as trailing.
 #[must_use]
 pub fn count_xml(completion: &str) -> f64 {
     let last_len = |tag| completion.split(tag).last().map_or(0, python::len) as f64;
@@ -76,7 +76,7 @@ pub fn count_xml(completion: &str) -> f64 {
     count
 }
 
-/// `text.count(tag) == 1`: occurrences do not overlap, taken from the left.
+/// `text.count(tag) == 1`: occurrences from the left, without overlap.
 fn stands_once(text: &str, tag: &str) -> bool {
     let mut found = text.matches(tag);
     found.next().is_some() && found.next().is_none()

@@ -1,58 +1,57 @@
-//! Which rewards count, and how much: `correctness=1,int=0.5`.
+//! The weights of rewards: `correctness=1,int=0.5`.
 
 use std::str::FromStr;
 
-use super::Reward;
+use super::{REWARDS, Reward};
 
-/// The largest weight in size; keeps the sum of weighted rewards finite.
+/// The largest absolute weight; it keeps the weighted sum finite.
 pub const MAX_WEIGHT: f64 = 1e9;
 
-/// The rewards that are computed, with their weights in the sum, in the order given.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Weights(Vec<(Reward, f64)>);
+/// The rewards to compute, with their weights in the sum, in the order given.
+#[derive(Debug, Clone)]
+pub struct RewardWeights(Vec<(&'static Reward, f64)>);
 
-impl Weights {
+impl RewardWeights {
     /// Each reward with its weight.
-    pub fn iter(&self) -> impl Iterator<Item = (Reward, f64)> {
-        self.0.iter().copied()
+    pub fn iter(&self) -> std::slice::Iter<'_, (&'static Reward, f64)> {
+        self.0.iter()
     }
 
-    /// Whether a reward is among them.
+    /// Whether the reward of this name is among them.
     #[must_use]
-    pub fn has(&self, reward: Reward) -> bool {
-        self.0.iter().any(|(other, _)| *other == reward)
+    pub fn has(&self, name: &str) -> bool {
+        self.0.iter().any(|(reward, _)| reward.name == name)
     }
 }
 
-impl Default for Weights {
-    /// The notebook's five with weight 1, as TRL sums them.
+impl Default for RewardWeights {
+    /// The notebook's five rewards with weight 1, as TRL sums them.
     fn default() -> Self {
-        let notebook = Reward::ALL.into_iter().filter(|reward| *reward != Reward::Math);
-        Self(notebook.map(|reward| (reward, 1.0)).collect())
+        Self(REWARDS.iter().filter(|reward| reward.by_default).map(|reward| (reward, 1.0)).collect())
     }
 }
 
-impl FromStr for Weights {
+impl FromStr for RewardWeights {
     type Err = String;
 
     /// Reads `name=weight,...`.
     fn from_str(text: &str) -> Result<Self, String> {
-        let mut weights = Vec::new();
+        let mut weights = Self(Vec::new());
         for part in text.split(',') {
             let (name, weight) = part.split_once('=').ok_or_else(|| format!("\"{part}\" is not name=weight"))?;
             let reward = reward_named(name.trim())?;
-            if weights.iter().any(|(other, _)| *other == reward) {
-                return Err(format!("{} stands twice", reward.name()));
+            if weights.has(reward.name) {
+                return Err(format!("{} occurs twice", reward.name));
             }
-            weights.push((reward, parse_weight(weight.trim())?));
+            weights.0.push((reward, parse_weight(weight.trim())?));
         }
-        Ok(Self(weights))
+        Ok(weights)
     }
 }
 
-fn reward_named(name: &str) -> Result<Reward, String> {
-    Reward::ALL.into_iter().find(|reward| reward.name() == name).ok_or_else(|| {
-        let names = Reward::ALL.map(Reward::name).join(", ");
+fn reward_named(name: &str) -> Result<&'static Reward, String> {
+    Reward::named(name).ok_or_else(|| {
+        let names = REWARDS.iter().map(|reward| reward.name).collect::<Vec<_>>().join(", ");
         format!("no reward \"{name}\"; there are {names}")
     })
 }
@@ -70,17 +69,18 @@ mod tests {
 
     #[test]
     fn weights_are_read_in_their_order() {
-        let weights: Weights = "int=-0.5, correctness=2".parse().unwrap();
-        assert_eq!(weights.0, [(Reward::Int, -0.5), (Reward::Correctness, 2.0)]);
-        assert_eq!(Weights::default().0.len(), 5);
+        let weights: RewardWeights = "int=-0.5, correctness=2".parse().unwrap();
+        let named: Vec<_> = weights.iter().map(|(reward, weight)| (reward.name, *weight)).collect();
+        assert_eq!(named, [("int", -0.5), ("correctness", 2.0)]);
+        assert_eq!(RewardWeights::default().0.len(), 5);
     }
 
     #[test]
     fn what_is_no_weight_is_refused() {
         for text in ["", "int", "int=", "int=x", "int=nan", "int=inf", "int=1e10", "int=1,int=2", "speed=1", "int=1,"] {
-            assert!(text.parse::<Weights>().is_err(), "{text}");
+            assert!(text.parse::<RewardWeights>().is_err(), "{text}");
         }
-        let unknown = "speed=1".parse::<Weights>().unwrap_err();
-        assert!(Reward::ALL.iter().all(|reward| unknown.contains(reward.name())), "{unknown}");
+        let unknown = "speed=1".parse::<RewardWeights>().unwrap_err();
+        assert!(REWARDS.iter().all(|reward| unknown.contains(reward.name)), "{unknown}");
     }
 }

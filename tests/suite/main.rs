@@ -19,6 +19,7 @@ mod grpo_step;
 mod gsm8k_prep;
 mod health;
 mod hub;
+mod layering;
 mod model;
 mod model_dirs;
 mod numerics;

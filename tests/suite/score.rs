@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 use std::sync::mpsc;
 use std::time::Duration;
 
-use grpo_pipes::reward::{Reward, Scorer, Semantics, Weights, math};
+use grpo_pipes::reward::{REWARDS, RewardWeights, Scorer, Semantics, math};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
@@ -26,7 +26,7 @@ fn scored(args: &[&str], records: &[Value]) -> Vec<Value> {
 }
 
 fn scorer(semantics: Semantics) -> Scorer {
-    Scorer { semantics, weights: Weights::default() }
+    Scorer { semantics, weights: RewardWeights::default() }
 }
 
 #[test]
@@ -41,8 +41,8 @@ fn seed_rewards_are_the_doubles_that_python_computes() {
         let score = scorer.score(text("completion"), Some(text("answer")));
         assert_eq!(score.extracted, Some(text("extracted")), "{line}");
         for (reward, value) in score.rewards {
-            let want = record["rewards"][reward.name()].as_f64();
-            assert_eq!(value.map(f64::to_bits), want.map(f64::to_bits), "{} of {line}", reward.name());
+            let want = record["rewards"][reward.name].as_f64();
+            assert_eq!(value.map(f64::to_bits), want.map(f64::to_bits), "{} of {line}", reward.name);
         }
     }
 }
@@ -161,7 +161,7 @@ fn math_stands_alone_or_beside_the_others_and_not_among_the_defaults() {
 fn an_unknown_reward_is_a_usage_error_that_lists_the_known_ones() {
     let done = run(SCORE, &["--reward", "speed=1"], "");
     assert_eq!(done.code, Some(2));
-    assert!(Reward::ALL.iter().all(|reward| done.stderr.contains(reward.name())), "{}", done.stderr);
+    assert!(REWARDS.iter().all(|reward| done.stderr.contains(reward.name)), "{}", done.stderr);
 }
 
 #[test]

@@ -1,8 +1,8 @@
-//! Digits with what people all over the world put between them.
+//! Digits with the separators that people around the world put between them.
 
 use super::super::number::Number;
 
-/// Bytes of digits and of separators before digits that `text` starts with.
+/// Length of the digits, and separators followed by digits, at the start of `text` (bytes).
 #[must_use]
 pub fn digits_len(text: &str) -> usize {
     let bytes = text.as_bytes();
@@ -18,10 +18,11 @@ pub fn digits_len(text: &str) -> usize {
     len
 }
 
-/// The decimal that digits and separators are.
+/// Parses digits and separators as a decimal.
 ///
-/// One comma or full stop is a decimal point, but for a comma before exactly three digits. Where both stand, the last one is, if it stands
-/// once. All others, spaces, apostrophes and underscores are between groups: of three digits, or as in India of two before the last three.
+/// A single comma or full stop is the decimal point, except a comma before exactly three digits. If both occur, the last is the point,
+/// provided that it occurs once. All others, and spaces, apostrophes and underscores, separate groups: of three digits or, as in India, of two
+/// before the last three.
 #[must_use]
 pub fn decimal(digits: &str) -> Option<Number<'_>> {
     let count = |separator: u8| digits.bytes().filter(|byte| *byte == separator).count();
@@ -43,7 +44,7 @@ pub fn decimal(digits: &str) -> Option<Number<'_>> {
     is_number.then_some(Number { negative: false, whole, fraction, exponent: 0 })
 }
 
-/// Whether this separator stands between groups of digits, of which the first is not 0 alone.
+/// Whether this separator separates groups of digits whose first is not a lone 0.
 fn is_grouped(whole: &str, separator: u8) -> bool {
     let separator = char::from(separator);
     let is_digits = |group: &str, size: usize| group.len() == size && group.bytes().all(|byte| byte.is_ascii_digit());

@@ -10,19 +10,19 @@ mod typography;
 mod unit;
 mod words;
 
-/// The answer that a completion gives, as it stands there.
+/// The answer in a completion, verbatim.
 #[must_use]
 pub fn extract(completion: &str) -> Option<&str> {
     find::in_completion(completion)
 }
 
-/// The content of a text's last `\boxed{}`, the whole list where it ends one.
+/// The content of a text's last `\boxed{}`, or the whole list that it ends.
 #[must_use]
 pub fn boxed(text: &str) -> Option<&str> {
     find::boxed(text)
 }
 
-/// Whether the extracted answer is the reference answer.
+/// Whether the extracted answer equals the reference answer.
 #[must_use]
 pub fn is_correct(extracted: Option<&str>, reference: &str) -> bool {
     let reference = find::in_reference(reference);

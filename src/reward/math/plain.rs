@@ -1,16 +1,16 @@
-//! An answer as plain text: without LaTeX, Markdown and the typography of other scripts.
+//! Turns an answer into plain text, without LaTeX, Markdown and the typography of other scripts.
 //!
 //! `\dfrac{1}{2}` becomes `1/2`, `18\text{ cm}^2` becomes `18 cm^2`, full-width and Arabic digits become ASCII's. Each character is read once,
-//! and braces are followed to a fixed depth, so that the time grows with the length alone.
+//! and braces nest to a fixed depth, so that the time is linear in the length.
 
 use std::iter;
 
 use super::typography;
 
-/// Braces nested deeper are left as they stand.
+/// Braces nested deeper stay as they are.
 const MAX_DEPTH: usize = 16;
 
-/// The text without decoration, each run of white space one space.
+/// The text without decoration, with single spaces.
 #[must_use]
 pub fn plain(text: &str) -> String {
     let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b' ' | b'.' | b',' | b'-' | b'/' | b'%');
@@ -30,7 +30,7 @@ pub fn plain(text: &str) -> String {
     if plain.contains("^\u{b0}") { plain.replace("^\u{b0}", "\u{b0}") } else { plain }
 }
 
-/// What a `$` without a backslash is: in pairs they stand around formulas, else it is a currency.
+/// What an unescaped `$` means: pairs enclose formulas, a single one is a currency.
 fn dollar(text: &str) -> char {
     let mut escaped = false;
     let mut paired = true;
@@ -41,16 +41,16 @@ fn dollar(text: &str) -> char {
     if paired { ' ' } else { '$' }
 }
 
-/// How the content of braces is written.
+/// How to write the content of braces.
 #[derive(Clone, Copy, PartialEq)]
 enum Braces {
     /// As it is: `\text{18 cm}`.
     Text,
-    /// In parentheses unless it is a single word or number, with a sign or not: `^{-1}`.
+    /// In parentheses unless it is a single word or number, signed or not: `^{-1}`.
     Script,
     /// In parentheses unless it is a single word or number: `\frac{a+b}{2}`.
     Operand,
-    /// As an operand, or as a set when commas are in it: `{1,2}`.
+    /// As an operand, or as a set if it has commas: `{1,2}`.
     Bare,
 }
 
@@ -61,7 +61,7 @@ struct Reader<'a> {
 }
 
 impl Reader<'_> {
-    /// Reads what stands next: a character, a command, a group. False at the end.
+    /// Reads the next character, command or group. Returns false at the end.
     fn unit(&mut self, depth: usize) -> bool {
         let Some(c) = self.rest.chars().next() else {
             return false;
@@ -78,19 +78,19 @@ impl Reader<'_> {
         true
     }
 
-    /// What braces that no command precedes are: after `^` and `_` a script, else a group that does not show.
+    /// What braces without a command are: a script after `^` and `_`, else an invisible group.
     fn braces_here(&self) -> Braces {
         if self.out.ends_with(['^', '_']) { Braces::Script } else { Braces::Bare }
     }
 
-    /// Reads a group whose brace is behind.
+    /// Reads a group after its opening brace.
     fn group(&mut self, depth: usize, braces: Braces) {
         let start = self.out.len();
         while !self.rest.is_empty() && !self.rest.starts_with('}') {
             self.unit(depth);
         }
         let Some(rest) = self.rest.strip_prefix('}') else {
-            // Cut off, which must show: `\frac{1}{2` may have been 1/24.
+            // Truncated, which must show: `\frac{1}{2` may have been 1/24.
             self.out.insert(start, '{');
             return;
         };
@@ -112,7 +112,7 @@ impl Reader<'_> {
         self.out.push(close);
     }
 
-    /// Bold, which does not show, or a power as Python writes it.
+    /// Reads bold marks, which are dropped, or Python's power operator.
     fn stars(&mut self) {
         let after = self.rest.trim_start_matches('*');
         let is_power = self.rest.len() - after.len() == 1
@@ -122,7 +122,7 @@ impl Reader<'_> {
         self.out.push(if is_power { '^' } else { ' ' });
     }
 
-    /// A command whose backslash is behind.
+    /// Reads a command after its backslash.
     fn command(&mut self, depth: usize) {
         let len = self.rest.bytes().take_while(u8::is_ascii_alphabetic).count();
         let (name, rest) = self.rest.split_at(len);
@@ -149,7 +149,7 @@ impl Reader<'_> {
         }
     }
 
-    /// A command that stands for a character, or one that is kept.
+    /// Writes a command that stands for a character, or keeps the command.
     fn named(&mut self, name: &str) {
         match typography::named(name) {
             Some(text) => self.out.push_str(text),
@@ -160,7 +160,7 @@ impl Reader<'_> {
         }
     }
 
-    /// A command of one character that is no letter.
+    /// Reads a command of one non-letter.
     fn symbol(&mut self) {
         let Some(c) = self.rest.chars().next() else {
             return;
@@ -169,12 +169,12 @@ impl Reader<'_> {
         match c {
             '!' | '-' => {}
             '$' | '%' | '#' | '&' | '_' | '{' | '}' => self.out.push(c),
-            // Spaces, ends of lines, and what stands around a formula.
+            // Spaces, line breaks and formula delimiters.
             _ => self.out.push(' '),
         }
     }
 
-    /// `\frac` with two arguments, in braces or of one character each: `\frac12`.
+    /// Reads the two arguments of `\frac`, in braces or single characters: `\frac12`.
     fn fraction(&mut self, depth: usize) {
         if self.out.ends_with(char::is_alphanumeric) {
             self.out.push(' ');
@@ -185,7 +185,7 @@ impl Reader<'_> {
         self.part();
     }
 
-    /// What a command applies to: a group, a command or a character. A font without braces reaches further, which changes nothing here.
+    /// Reads what a command applies to: a group, a command or a character. A font without braces reaches further, which makes no difference.
     fn argument(&mut self, depth: usize, braces: Braces) {
         let rest = self.rest.trim_start();
         match rest.strip_prefix('{') {
@@ -202,7 +202,7 @@ impl Reader<'_> {
         }
     }
 
-    /// A character that means nothing to LaTeX: itself, or what it is in ASCII.
+    /// Writes a character that means nothing to LaTeX, in ASCII if it has an equivalent.
     fn character(&mut self, c: char) {
         if c.is_ascii() {
             self.out.push(c);
@@ -223,7 +223,7 @@ impl Reader<'_> {
         }
     }
 
-    /// Parts what is written from what would run into it: `x^{2}3` is not `x^23`.
+    /// Separates the output from text that would run into it: `x^{2}3` is not `x^23`.
     fn part(&mut self) {
         if self.rest.starts_with(char::is_alphanumeric) {
             self.out.push(' ');
@@ -231,7 +231,7 @@ impl Reader<'_> {
     }
 }
 
-/// Whether the content of braces needs no parentheses in their place: a word, a number, a letter with a root before it.
+/// Whether the content of braces needs no parentheses: a word, a number, a letter under a root.
 fn is_atom(content: &str, braces: Braces) -> bool {
     let content = content.trim();
     let content = if braces == Braces::Script { content.strip_prefix('-').unwrap_or(content) } else { content };

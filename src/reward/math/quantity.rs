@@ -1,4 +1,4 @@
-//! Numbers as people write them all over the world, with their unit.
+//! Numbers as people around the world write them, with their unit.
 
 use super::super::number::Number;
 use super::decimal::{decimal, digits_len};
@@ -6,10 +6,10 @@ use super::ratio::Value;
 use super::unit::Unit;
 use super::words::currency;
 
-/// The most digits of an exponent, so that sums of exponents fit their type.
+/// The most digits of an exponent, so that sums of exponents cannot overflow.
 const MAX_EXPONENT_DIGITS: usize = 15;
 
-/// A number and what it counts.
+/// A number and its unit.
 #[derive(Debug, Clone)]
 pub struct Quantity<'a> {
     value: Value<'a>,
@@ -17,7 +17,7 @@ pub struct Quantity<'a> {
 }
 
 impl<'a> Quantity<'a> {
-    /// The number with its unit that plain text (see [`super::plain`]) is, if it is nothing else.
+    /// Parses plain text (see [`super::plain`]) if it is a number with its unit and nothing else.
     #[must_use]
     pub fn parse(text: &'a str) -> Option<Self> {
         let (outer, rest) = sign(text);
@@ -29,7 +29,7 @@ impl<'a> Quantity<'a> {
         Some(Self { value: value.shifted(exponent), unit: Unit::parse(symbol, rest)? })
     }
 
-    /// Whether both are the same number, of the same unit where both have one; of percent and a bare number either reading is good.
+    /// Whether both are the same number with agreeing units. A percentage equals a bare number in either reading.
     #[must_use]
     pub fn equals(&self, other: &Self) -> bool {
         if self.value == other.value {
@@ -43,14 +43,14 @@ impl<'a> Quantity<'a> {
     }
 }
 
-/// Takes one sign off the front, which may be a word.
+/// Strips one sign, which may be a word.
 fn sign(text: &str) -> (bool, &str) {
     let minus = ["-", "minus ", "negative "].into_iter().find_map(|minus| text.strip_prefix(minus));
     let rest = minus.or_else(|| text.strip_prefix('+')).unwrap_or(text);
     (minus.is_some(), rest.trim_start())
 }
 
-/// The value that `text` starts with, and what follows it.
+/// The value at the start of `text`, and the rest.
 fn value(text: &str, negative: bool) -> Option<(Value<'_>, &str)> {
     let above = Operand::first(text)?;
     let below = above.rest.trim_start().strip_prefix('/').and_then(|rest| Operand::first(rest.trim_start()));
@@ -75,7 +75,7 @@ fn value(text: &str, negative: bool) -> Option<(Value<'_>, &str)> {
     Some((Value::Decimal(Number { negative, exponent, ..decimal(above.digits)? }), rest))
 }
 
-/// Digits with what separates them, in parentheses or not.
+/// Digits with separators, in parentheses or not.
 struct Operand<'a> {
     negative: bool,
     digits: &'a str,
@@ -83,7 +83,7 @@ struct Operand<'a> {
 }
 
 impl<'a> Operand<'a> {
-    /// The one that `text` starts with.
+    /// Parses the start of `text`.
     fn first(text: &'a str) -> Option<Self> {
         let Some((inner, rest)) = text.strip_prefix('(').and_then(|text| text.split_once(')')) else {
             let len = digits_len(text);
@@ -95,7 +95,7 @@ impl<'a> Operand<'a> {
     }
 }
 
-/// The power of ten behind a number, and what follows it: `e3`, `* 10^3`, `x 10^(-3)`.
+/// The power of ten after a number, and the rest: `e3`, `* 10^3`, `x 10^(-3)`.
 fn scientific(text: &str) -> Option<(i64, &str)> {
     if let Some(text) = text.strip_prefix(['e', 'E']) {
         return integer(text);
@@ -120,7 +120,7 @@ fn integer(text: &str) -> Option<(i64, &str)> {
     Some((if text.starts_with('-') { -exponent } else { exponent }, rest))
 }
 
-/// The power of ten of words like `million` behind a number, and what follows them.
+/// The power of ten of words like `million` after a number, and the rest.
 fn scale(mut text: &str) -> (i64, &str) {
     let mut exponent = 0;
     while let Some((word, power)) = SCALES.iter().find(|(word, _)| starts_with_word(text, word)) {

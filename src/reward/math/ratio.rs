@@ -1,16 +1,16 @@
-//! Exact values of any size: decimals as their digits, fractions as two large whole numbers.
+//! Exact values of any size: decimals as digits, fractions as two big integers.
 
 use num_bigint::BigUint;
 
 use super::super::number::Number;
 
-/// The most digits of a numerator or denominator. Products of longer ones would take time that grows with the square of the text.
+/// The most digits of a numerator or denominator: products of longer ones would take quadratic time.
 const MAX_DIGITS: usize = 1000;
 
-/// More digits than a decimal has that equals a fraction within [`MAX_DIGITS`]: 1/2^3321 has 3,321 places.
+/// More digits than a decimal needs to equal a fraction within [`MAX_DIGITS`]: 1/2^3321 has 3,321 places.
 const MAX_PLACES: usize = 5000;
 
-/// The value of a number; two are equal when they are the same rational number.
+/// The value of a number; equality compares rational numbers.
 #[derive(Debug, Clone)]
 pub enum Value<'a> {
     /// Digits with a power of ten, at any length.
@@ -25,12 +25,12 @@ pub struct Ratio {
     negative: bool,
     numerator: BigUint,
     denominator: BigUint,
-    /// The power of ten that it is multiplied with.
+    /// The power of ten that multiplies it.
     exponent: i64,
 }
 
 impl Value<'_> {
-    /// A fraction; `None` when a part is too long or the denominator is 0.
+    /// A fraction; `None` if a part is too long or the denominator is 0.
     #[must_use]
     pub fn fraction(numerator: &Number<'_>, denominator: &Number<'_>) -> Option<Self> {
         let (above, below) = (Ratio::of(numerator, MAX_DIGITS)?, Ratio::of(denominator, MAX_DIGITS)?);
@@ -43,8 +43,8 @@ impl Value<'_> {
         }))
     }
 
-    /// A whole number and a fraction, as in `1 1/2`; its sign is the whole number's. `None` when a part is too long or no whole
-    /// number, or the denominator is 0.
+    /// A mixed number such as `1 1/2`, with the sign of its whole part. `None` if a part is too long or not a whole number, or the
+    /// denominator is 0.
     #[must_use]
     pub fn mixed(whole: &Number<'_>, numerator: &Number<'_>, denominator: &Number<'_>) -> Option<Self> {
         let (above, below) = (whole_number(numerator)?, whole_number(denominator)?);
@@ -82,7 +82,7 @@ impl PartialEq for Value<'_> {
 }
 
 impl Ratio {
-    /// A decimal as a fraction; `None` when it has more significant digits than `most`.
+    /// A decimal as a fraction; `None` if it has more significant digits than `most`.
     fn of(number: &Number<'_>, most: usize) -> Option<Self> {
         let digits: Vec<u8> = number.significant_digits().take(most + 1).collect();
         if digits.len() > most {
@@ -101,7 +101,7 @@ impl Ratio {
         if left == BigUint::ZERO || right == BigUint::ZERO {
             return left == right;
         }
-        // Neither product has so many digits, so that a larger power cannot make them equal.
+        // Neither product has this many digits, so no larger power can make them equal.
         let shift = self.exponent - other.exponent;
         let Some(power) = u32::try_from(shift.abs()).ok().filter(|power| *power as usize <= MAX_DIGITS + MAX_PLACES)
         else {
@@ -113,7 +113,7 @@ impl Ratio {
     }
 }
 
-/// The whole number that a decimal without point and power of ten is.
+/// A decimal without point and exponent as a whole number.
 fn whole_number(number: &Number<'_>) -> Option<BigUint> {
     let digits: Vec<u8> = number.whole.bytes().filter(u8::is_ascii_digit).take(MAX_DIGITS + 1).collect();
     let is_whole = number.fraction.is_empty() && number.exponent == 0 && digits.len() <= MAX_DIGITS;
@@ -173,7 +173,7 @@ mod tests {
         let long = "7".repeat(1001);
         assert!(Value::fraction(&number(&long), &number("2")).is_none());
         assert!(Value::fraction(&number(&long[1..]), &number("2")).is_some());
-        // 1/2^3321 = 5^3321 / 10^3321 has as many places as its exponent.
+        // 1/2^3321 = 5^3321 / 10^3321 has 3,321 places.
         let two = BigUint::from(2_u32).pow(3321).to_string();
         let places = format!("0.{:0>3321}", BigUint::from(5_u32).pow(3321).to_string());
         assert_eq!(fraction("1", &two), Value::Decimal(number(&places)));

@@ -1,11 +1,11 @@
-//! Whether two answers in plain text are the same: as numbers, as lists, or as text.
+//! Compares two answers in plain text: as numbers, as lists, or as text.
 
 use super::quantity::Quantity;
 use super::words::is_no_unit;
 
-/// Whether two answers, each in plain text, are the same.
+/// Whether two answers in plain text are equal.
 ///
-/// Lists are the same when their brackets are and their parts are, in order. What is a number is never the same as what is none.
+/// Lists are equal if their brackets and their parts are, in order. A number never equals something that is not a number.
 #[must_use]
 pub fn same(left: &str, right: &str) -> bool {
     let (left, right) = (bare(left), bare(right));
@@ -20,15 +20,15 @@ fn same_part(left: &str, right: &str) -> bool {
     }
 }
 
-/// The answer without what may stand around it: one final punctuation mark, quotes, emphasis, parentheses around a single
-/// thing, `####`, and the name or calculation that it is said of.
+/// The answer without its surroundings: one final punctuation mark, quotes, emphasis, parentheses around a single item, `####`,
+/// and the name or calculation that it is the value of.
 #[must_use]
 pub fn bare(text: &str) -> &str {
     let mut text = text.trim().trim_start_matches('#').trim_start();
     if text.ends_with(['.', ',', ';', ':']) && !text.ends_with("..") {
         text = text[..text.len() - 1].trim_end();
     }
-    // Each turn takes two characters, and there is no reason to write more than these.
+    // Each round strips two characters; nobody writes more layers than this.
     for _ in 0..4 {
         let inner = enclosed(text);
         let inner = result(inner);
@@ -40,7 +40,7 @@ pub fn bare(text: &str) -> &str {
     text
 }
 
-/// What stands between a pair of marks that says nothing.
+/// The text inside a pair of decorative marks.
 fn enclosed(text: &str) -> &str {
     for (open, close) in [("__", "__"), ("*", "*"), ("_", "_"), ("\"", "\""), ("'", "'"), ("(", ")"), ("", ")")] {
         let inner = text.strip_prefix(open).and_then(|text| text.strip_suffix(close));
@@ -52,8 +52,8 @@ fn enclosed(text: &str) -> &str {
     text
 }
 
-/// What is said of a name (`x`, `Total cost`, `f(3)`) or of a calculation (`9 * 2`): the last side of an equation, what follows a
-/// colon, or the set that the name is in.
+/// The value given to a name (`x`, `Total cost`, `f(3)`) or a calculation (`9 * 2`): the last side of an equation, the text after a
+/// colon, or the set that contains the name.
 fn result(text: &str) -> &str {
     let Some((before, last)) = text.rsplit_once(['=', '\u{2208}']).or_else(|| text.split_once(": ")) else {
         return text;
@@ -77,7 +77,7 @@ fn is_calculation(side: &str) -> bool {
     side.contains(signs) && side.chars().all(|c| c.is_ascii_digit() || signs.contains(&c) || " .,()$%".contains(c))
 }
 
-/// Whether both are lists with the same brackets, or none, and the same parts.
+/// Whether both are lists with equal brackets, or none, and equal parts.
 fn same_list(left: &str, right: &str) -> bool {
     let (left_brackets, left) = brackets(left);
     let (right_brackets, right) = brackets(right);
@@ -94,7 +94,7 @@ fn same_list(left: &str, right: &str) -> bool {
     }
 }
 
-/// The brackets around a list, and what is in them.
+/// The brackets around a list, and its content.
 fn brackets(text: &str) -> (&str, &str) {
     for pair in ["()", "[]", "{}", "[)", "(]"] {
         let inner = text.strip_prefix(&pair[..1]).and_then(|text| text.strip_suffix(&pair[1..]));
@@ -105,7 +105,7 @@ fn brackets(text: &str) -> (&str, &str) {
     ("", text)
 }
 
-/// The parts between commas that stand in no brackets.
+/// The parts between commas outside brackets.
 fn parts(list: &str) -> impl Iterator<Item = &str> {
     let mut depth = 0_i64;
     list.split(move |c| {
@@ -118,8 +118,8 @@ fn parts(list: &str) -> impl Iterator<Item = &str> {
     })
 }
 
-/// The characters by which texts are compared: lower case, without full stops that touch no digit, and without spaces but those between two
-/// letters or two digits.
+/// The characters that decide whether texts are equal: lower case, without full stops that touch no digit, and with spaces only
+/// between two letters or two digits.
 fn letters(text: &str) -> impl Iterator<Item = char> + '_ {
     let mut before = ' ';
     let mut rest = text.chars().peekable();

@@ -1,12 +1,12 @@
-//! Characters that people write for ASCII's, and LaTeX's names of characters.
+//! Characters that people write in place of ASCII, and LaTeX's names of characters.
 
 use super::super::python;
 
-/// What a character is in ASCII, itself when it is nothing there; `None` when it shows nothing.
+/// A character's ASCII equivalent, or itself without one; `None` if it is invisible.
 #[must_use]
 pub fn ascii(c: char) -> Option<char> {
     Some(match c {
-        // Marks of direction and width.
+        // Direction marks and zero-width characters.
         '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2060}'..='\u{2069}' | '\u{feff}' => return None,
         '\u{2010}'..='\u{2015}' | '\u{2212}' | '\u{fe63}' => '-',
         '\u{66b}' | '\u{3002}' => '.',
@@ -24,20 +24,20 @@ pub fn ascii(c: char) -> Option<char> {
     })
 }
 
-/// A fraction that is one character.
+/// Fractions that are one character.
 #[must_use]
 pub fn fraction(c: char) -> Option<&'static str> {
     FRACTIONS.iter().find(|(other, _)| *other == c).map(|(_, fraction)| *fraction)
 }
 
-/// The digit or minus that a superscript is.
+/// The digit or minus of a superscript.
 #[must_use]
 pub fn superscript(c: char) -> Option<char> {
     let at = SUPERSCRIPTS.iter().position(|other| *other == c)?;
     Some(char::from(b"0123456789-"[at]))
 }
 
-/// The character that a command of LaTeX stands for, where people also write the character itself.
+/// The character of a LaTeX command, if people also write the character itself.
 #[must_use]
 pub fn named(command: &str) -> Option<&'static str> {
     NAMED.iter().find(|(names, _)| names.contains(&command)).map(|(_, text)| *text)

@@ -1,4 +1,4 @@
-//! What a number counts: `dollars`, `km/h`, `apples left`; and which words beside a number are no unit.
+//! Units of numbers: `dollars`, `km/h`, `apples left`; and words next to a number that are not units.
 
 use std::borrow::Cow;
 
@@ -7,20 +7,20 @@ use super::words::{is_no_unit, known};
 /// The unit of a number.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Unit {
-    /// None is given, or one that the table below does not know: it agrees with any.
+    /// None, or one that the table does not know: it agrees with any other.
     Any,
-    /// Percent, which may also be meant as hundredths.
+    /// Percent, which may also mean hundredths.
     Percent,
-    /// One that the table knows, in its spelling: it disagrees with another one.
+    /// One from the table, in its spelling: it disagrees with any other.
     Known(Cow<'static, str>),
 }
 
-/// What is longer is a sentence.
+/// A longer text is a sentence (words).
 const MAX_WORDS: usize = 5;
 const MAX_BYTES: usize = 200;
 
 impl Unit {
-    /// Whether both can be meant: dollars may be those per day, and are no cents.
+    /// Whether both may mean the same: dollars may be dollars per day, but not cents.
     #[must_use]
     pub fn agrees(&self, other: &Self) -> bool {
         match (self, other) {
@@ -33,9 +33,9 @@ impl Unit {
         }
     }
 
-    /// The unit that a text behind a number is, a symbol before the number included; `None` when it is anything else.
+    /// Parses the text after a number, with a symbol before it, as a unit; `None` if it is anything else.
     ///
-    /// A letter that touches the number is a factor, as in `18x`, and no unit unless the table knows the whole word: `18cm`.
+    /// A letter that touches the number is a factor, as in `18x`, unless the table knows the whole word, as in `18cm`.
     #[must_use]
     pub fn parse(symbol: Option<&'static str>, text: &str) -> Option<Self> {
         let attached = !text.starts_with(' ');
@@ -65,21 +65,21 @@ impl Unit {
     }
 }
 
-/// A unit as far as its words have been read.
+/// A unit while its words are being read.
 #[derive(Default)]
 struct Phrase {
-    /// The words as the table spells them.
+    /// The words in the table's spelling.
     spelled: String,
     words: usize,
-    /// Whether the table lacks one of them.
+    /// Whether the table lacks a word.
     has_unknown: bool,
     is_percent: bool,
-    /// `^2` after `square`, until the word that it belongs to.
+    /// `^2` after `square`, until the word that it applies to.
     power: &'static str,
 }
 
 impl Phrase {
-    /// Takes one more word; `None` when it is none that a unit has there.
+    /// Adds a word; `None` if a unit cannot have it there.
     fn add(&mut self, word: &str, attached: bool) -> Option<()> {
         let first = self.words == 0;
         self.words += 1;
@@ -125,7 +125,7 @@ impl Phrase {
     }
 }
 
-/// Whether a word that the table lacks may be what a number counts; the first one is no short name, as variables have.
+/// Whether a word outside the table may be a unit. The first word of a unit is not short, as names of variables are.
 fn is_thing(word: &str, first: bool) -> bool {
     let least = if first { 3 } else { 2 };
     let long = word.chars().nth(least - 1).is_some() || (first && word == "of");

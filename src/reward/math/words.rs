@@ -1,6 +1,6 @@
-//! The words of units and currencies, and those that are neither.
+//! Words of units and currencies, and words that are neither.
 
-/// The spelling of a currency that `text` starts with, as it stands before a number, and what follows.
+/// The table's spelling of a currency at the start of `text`, before a number, and the rest.
 #[must_use]
 pub fn currency(text: &str) -> Option<(&'static str, &str)> {
     let is_letter = |c: char| c.is_alphabetic() || c == '.';
@@ -16,23 +16,22 @@ pub fn currency(text: &str) -> Option<(&'static str, &str)> {
     Some((row[0], rest))
 }
 
-/// How the table of units spells one of its words.
+/// The table's spelling of a word.
 #[must_use]
 pub fn known(word: &str) -> Option<&'static str> {
     UNITS.iter().find(|row| row.contains(&word)).map(|row| row[0])
 }
 
-/// Whether a word between or beside numbers says something else than what they count.
+/// Whether a word next to a number is something other than its unit.
 #[must_use]
 pub fn is_no_unit(word: &str) -> bool {
     NO_UNIT.contains(&word)
 }
 
-/// How many rows of the table, from its start, are currencies.
+/// Number of currencies, which are the table's first rows.
 const CURRENCIES: usize = 8;
 
-/// Units in the spelling by which they are compared, and its other spellings in lower case. `pound` is not among them: it is a currency
-/// and a weight.
+/// Units in the spelling that comparisons use, with other spellings in lower case. `pound` is missing: it is a currency and a weight.
 const UNITS: &[&[&str]] = &[
     &["$", "us$", "usd", "dollar", "dollars", "buck", "bucks"],
     &["\u{20ac}", "eur", "euro", "euros"],
@@ -76,7 +75,7 @@ const UNITS: &[&[&str]] = &[
     &["unit", "units"],
 ];
 
-/// Words that say something else about a number than what it counts, or that another number follows.
+/// Words next to a number that are not its unit, or that announce another number.
 #[rustfmt::skip]
 const NO_UNIT: &[&str] = &[
     "and", "or", "to", "und", "oder", "et", "ou", "with", "without", "plus", "minus", "times", "over", "by",

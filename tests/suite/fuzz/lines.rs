@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use grpo_pipes::reward::number::Number;
-use grpo_pipes::reward::{Scorer, Semantics, Weights};
+use grpo_pipes::reward::{RewardWeights, Scorer, Semantics};
 
 use crate::fixtures::directory;
 use crate::process::run;
@@ -138,7 +138,7 @@ fn a_text_of_100_mb_is_scored_in_time_that_grows_with_its_length() {
         for text in [body.repeat(2), format!("<reasoning>{body}</reasoning><answer>{body}</answer>")] {
             let began = computed();
             for semantics in [Semantics::Fixed, Semantics::Seed] {
-                let score = Scorer { semantics, weights: Weights::default() }.score(&text, Some("1,111"));
+                let score = Scorer { semantics, weights: RewardWeights::default() }.score(&text, Some("1,111"));
                 assert!(score.reward.is_some_and(f64::is_finite));
             }
             let _ = Number::last_in(&text);

@@ -18,7 +18,7 @@ use grpo_pipes::model::{Config, Model, Transformer};
 use grpo_pipes::numbers::tensors::Storage;
 use grpo_pipes::optim::{Moments, StateType};
 use grpo_pipes::reward::number::Number;
-use grpo_pipes::reward::{Scorer, Semantics, Weights};
+use grpo_pipes::reward::{RewardWeights, Scorer, Semantics};
 use grpo_pipes::rollout::{Format, Limits, LongPrompt, Prompts, Source};
 use grpo_pipes::tokenizer::{Tokenizer, stop_ids};
 use grpo_pipes::train::supervised;
@@ -161,7 +161,7 @@ fn texts(place: &mut Place, dice: &mut Dice) {
     let text = String::from_utf8_lossy(&mutate(dice, &place.texts, &words)).into_owned();
     let answer = String::from_utf8_lossy(&mutate(dice, &[b"1,000".to_vec(), b"-72".to_vec()], &words)).into_owned();
     for semantics in [Semantics::Fixed, Semantics::Seed] {
-        let score = Scorer { semantics, weights: Weights::default() }.score(&text, Some(&answer));
+        let score = Scorer { semantics, weights: RewardWeights::default() }.score(&text, Some(&answer));
         assert!(score.reward.is_some_and(|reward| reward.is_finite() && reward <= 4.0), "{score:?}");
         assert!(score.extracted.is_none_or(|extracted| text.contains(extracted)));
     }
@@ -195,7 +195,7 @@ fn records(place: &mut Place, dice: &mut Dice) {
             assert!(groups::part_means(&groups).len() < 1000);
         }
         2 => {
-            let scorer = Scorer { semantics: Semantics::Fixed, weights: Weights::default() };
+            let scorer = Scorer { semantics: Semantics::Fixed, weights: RewardWeights::default() };
             for line in lines() {
                 let mut json = Vec::new();
                 if refused(scorer.score_line(&line, &mut json)).is_some() {
