@@ -8,7 +8,7 @@ use super::columns::{Asked, Columns, Found, Said};
 use super::{Row, Split, parquet};
 use crate::error::{Error, Result};
 use crate::lines::jsonl::Input;
-use crate::process::command::note;
+use crate::process::message::note;
 
 /// What a name on the command line means.
 #[derive(Debug, Clone, PartialEq, Eq)]

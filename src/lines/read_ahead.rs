@@ -152,7 +152,7 @@ impl<T> Maker<T> {
 impl<T> Drop for Maker<T> {
     fn drop(&mut self) {
         if thread::panicking() {
-            self.add(Err(Error::Device("broke down on the input, as is said above".into())));
+            self.add(Err(Error::Panicked("the thread that reads the input")));
             self.give();
         }
     }
@@ -173,7 +173,7 @@ mod tests {
     fn a_maker_that_breaks_down_is_an_error_and_no_end() {
         let items = (0..3).map(|i| if i < 2 { Ok(i) } else { panic!("no") });
         let taken: Vec<Result<i32>> = Ahead::of(items, 0).collect();
-        assert!(matches!(taken[..], [Ok(0), Ok(1), Err(Error::Device(_))]), "{taken:?}");
+        assert!(matches!(taken[..], [Ok(0), Ok(1), Err(Error::Panicked(_))]), "{taken:?}");
     }
 
     #[test]

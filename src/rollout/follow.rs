@@ -18,9 +18,9 @@ use crate::lines::jsonl::{Input, Output};
 use crate::lines::read_ahead::Ahead;
 use crate::lines::record::Line;
 use crate::process::cancel::Stop;
-use crate::process::command::note;
+use crate::process::message::note;
 use crate::process::progress::Progress;
-use crate::process::stopwatch::Spent;
+use crate::process::stopwatch::Stopwatch;
 use crate::run::{Lock, Offers, PartnerWatch, Role, Run, TrainerWatch, sampled_from};
 
 /// How the prompts of a run become steps.
@@ -61,28 +61,28 @@ fn sample(job: Job, run: &Run, steps: Steps, mut input: Input, out: &mut Output)
         watch.wait_for_start(start + 1)?;
     }
     let mut offers = Offers::of(run);
-    let mut spent = Spent::on(["sampling", "waiting for weights", "loading them"]);
+    let mut stopwatch = Stopwatch::new(["sampling", "waiting for weights", "loading them"]);
     while !batch.is_empty() {
         let weights = sampled_from(settings.step, steps.ahead, oldest);
         if weights != origin.identity.step {
             let (began, waited) = (Instant::now(), watch.waited());
             origin.identity = next_weights(&mut watch, weights, &mut seat)?;
             let waited = watch.waited() - waited;
-            spent.add("waiting for weights", waited);
-            spent.add("loading them", began.elapsed() - waited);
+            stopwatch.add("waiting for weights", waited);
+            stopwatch.add("loading them", began.elapsed() - waited);
         }
         origin.step = settings.step;
         look_for_an_offer(&mut offers, &mut seat, &say)?;
         let records = Records::new(origin.clone(), Arc::clone(&tokenizer), out, &mut progress);
         let mut sink = Watched { records, watch: &mut watch };
         let sample = || seat.sample(&settings, Ahead::ready(batch), &mut sink);
-        spent.time("sampling", sample).map_err(|err| in_a_pipe(err, &stop))?;
-        spent.end_round();
+        stopwatch.time("sampling", sample).map_err(|err| in_a_pipe(err, &stop))?;
+        stopwatch.end_round();
         batch = next_batch(&mut requests, steps.groups)?;
         settings.step += 1;
     }
     progress.note(&format!("done in {:.1} s", progress.seconds()));
-    spent.tell(&say);
+    stopwatch.report(&say);
     Ok(())
 }
 

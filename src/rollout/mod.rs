@@ -17,7 +17,7 @@ use crate::lines::jsonl::{Input, Output};
 use crate::lines::read_ahead::Ahead;
 use crate::model::Config;
 use crate::process::cancel::Stop;
-use crate::process::command::note;
+use crate::process::message::note;
 use crate::process::progress::Progress;
 use crate::tokenizer::{Tokenizer, stop_ids};
 

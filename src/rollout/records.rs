@@ -76,7 +76,7 @@ impl Sink<Line> for Records<'_> {
 
     fn progress(&mut self, work: Work) -> Result<()> {
         let seconds = self.progress.seconds();
-        self.progress.tell(|| speed(work, seconds));
+        self.progress.update(|| speed(work, seconds));
         Ok(())
     }
 }

@@ -112,7 +112,7 @@ pub fn train(job: &Job, input: Input, place: Place<'_>, listeners: Listeners<'_>
     if whole {
         finished.and_then(|()| keeper.commit(grpo.trainer()))?;
     }
-    ended.map(|()| keeper.spent.tell(say)).map_err(|err| cause(err, holder))
+    ended.map(|()| keeper.stopwatch.report(say)).map_err(|err| cause(err, holder))
 }
 
 /// A sampler on the same card may copy the weights from where they are trained. They hold still while it does: the next update waits
@@ -152,7 +152,7 @@ fn steps(
             notice(line).iter().for_each(|words| (listeners.say)(words));
             lines.push(health.mark(line, groups).to_json());
         };
-        let stepped = keeper.spent.time("training", || grpo.step(groups, &mut line));
+        let stepped = keeper.stopwatch.time("training", || grpo.step(groups, &mut line));
         // A record that is refused, or a wish to end before the update, has changed nothing; any other failure leaves weights that
         // are worth nothing.
         let harmless = matches!(stepped, Err(Error::Record { .. } | Error::Interrupted { .. } | Error::Abandoned));
@@ -161,7 +161,7 @@ fn steps(
         keeper.keep(grpo.trainer(), groups, &lines)?;
         whole = true;
         health.tell(listeners.say);
-        keeper.spent.end_round();
+        keeper.stopwatch.end_round();
         lines.iter().try_for_each(|line| (listeners.metrics)(line))
     });
     (taken, whole)
