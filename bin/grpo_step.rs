@@ -10,8 +10,8 @@ use grpo_pipes::error::{Error, Result};
 use grpo_pipes::grpo::groups::Groups;
 use grpo_pipes::grpo::health::Health;
 use grpo_pipes::grpo::metrics::Metrics;
+use grpo_pipes::lines::batches::read_ahead;
 use grpo_pipes::lines::jsonl::Input;
-use grpo_pipes::lines::read_ahead::Ahead;
 use grpo_pipes::lines::record::{Line, Message};
 use grpo_pipes::model::Model;
 use grpo_pipes::optim::OptimizerConfig;
@@ -184,7 +184,7 @@ fn train_supervised(
     let config = SupervisedConfig { loss_on_prompt: args.loss_on_prompt, micro_batch_tokens: args.tokens(trainer) };
     let encode = demonstrations_of(policy)?;
     let example = move |line: Line| supervised::example(&line, &shape, &*encode).map(Some);
-    let examples = Ahead::of_lines(input, example);
+    let examples = read_ahead(input, example);
     let mut progress = Progress::new(NAME);
     train::in_steps(examples, args.size(), &mut |examples| {
         let line = supervised::step(trainer, config, examples)?;

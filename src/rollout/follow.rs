@@ -14,12 +14,13 @@ use super::{Job, Ready};
 use crate::checkpoint::{Identity, State, identity};
 use crate::engine::{Completion, Request, Sink, Work};
 use crate::error::{Error, Result};
+use crate::lines::batches::read_ahead;
 use crate::lines::jsonl::{Input, Output};
-use crate::lines::read_ahead::Ahead;
 use crate::lines::record::Line;
 use crate::process::cancel::Stop;
 use crate::process::message::note;
 use crate::process::progress::Progress;
+use crate::process::read_ahead::ReadAhead;
 use crate::process::stopwatch::Stopwatch;
 use crate::run::{Lock, Offers, PartnerWatch, Role, Run, TrainerWatch, sampled_from};
 
@@ -51,7 +52,7 @@ fn sample(job: Job, run: &Run, steps: Steps, mut input: Input, out: &mut Output)
     let stop = job.stop.clone();
     let Ready { mut seat, mut settings, mut origin, tokenizer, mut source } =
         Ready::new(job, &dir, Some(steps.groups))?;
-    let mut requests = Ahead::of_lines(input, move |line| source.request(line));
+    let mut requests = read_ahead(input, move |line| source.request(line));
     let say = |words: &str| note("rollout", words);
     let _trainer = PartnerWatch::start(run, Role::Train, &stop);
     let mut watch = TrainerWatch::of(run, &say, &stop);
@@ -75,7 +76,7 @@ fn sample(job: Job, run: &Run, steps: Steps, mut input: Input, out: &mut Output)
         look_for_an_offer(&mut offers, &mut seat, &say)?;
         let records = Records::new(origin.clone(), Arc::clone(&tokenizer), out, &mut progress);
         let mut sink = Watched { records, watch: &mut watch };
-        let sample = || seat.sample(&settings, Ahead::ready(batch), &mut sink);
+        let sample = || seat.sample(&settings, ReadAhead::ready(batch), &mut sink);
         stopwatch.time("sampling", sample).map_err(|err| in_a_pipe(err, &stop))?;
         stopwatch.end_round();
         batch = next_batch(&mut requests, steps.groups)?;
@@ -121,7 +122,7 @@ fn made(dir: &Path) -> Option<(u64, SystemTime)> {
 }
 
 /// The prompts of the next step; none at the end.
-fn next_batch(requests: &mut Ahead<Request<Line>>, size: usize) -> Result<Vec<Request<Line>>> {
+fn next_batch(requests: &mut ReadAhead<Request<Line>>, size: usize) -> Result<Vec<Request<Line>>> {
     let batch = requests.take(size).collect::<Result<Vec<_>>>()?;
     let found = batch.len();
     if 0 < found && found < size {

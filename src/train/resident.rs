@@ -14,10 +14,10 @@ use crate::grpo::groups::{Group, Groups, Staleness};
 use crate::grpo::health::Health;
 use crate::grpo::metrics::Metrics;
 use crate::lines::jsonl::Input;
-use crate::lines::read_ahead::Ahead;
 use crate::model::Config;
 use crate::optim::OptimizerConfig;
 use crate::process::cancel::Stop;
+use crate::process::read_ahead::ReadAhead;
 use crate::run::record_order::Order;
 use crate::run::{Holder, Keep, Live, Lock, MOST_AHEAD, PartnerWatch, Role, Run};
 use crate::train::grpo_step::{GrpoConfig, GrpoTrainer};
@@ -84,7 +84,7 @@ pub fn train(job: &Job, input: Input, place: Place<'_>, listeners: Listeners<'_>
     let mut keeper = Keeper::new(job, &sampler, live, step)?;
     // A sampler that is ahead is not to wait for a trainer at work to read.
     let groups = Groups::new(input, shape).in_order(order);
-    let mut groups = Ahead::of(groups, ahead as usize * job.groups_per_step).peekable();
+    let mut groups = ReadAhead::new(groups, ahead as usize * job.groups_per_step).peekable();
     if ahead == 0 {
         groups.peek(); // who has sampled has its part of a GPU's memory; what is left can be planned for
     }
