@@ -4,9 +4,9 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
+use grpo_pipes::command::{OutputArgs, run_filter};
 use grpo_pipes::eval::Fold;
 use grpo_pipes::lines::jsonl::Input;
-use grpo_pipes::process::command::{OutputArgs, run_filter};
 
 /// Fold scored rollouts into accuracies, rates, means and pass@k
 ///

@@ -7,8 +7,8 @@ use clap::Parser;
 use grpo_pipes::Result;
 use grpo_pipes::checkpoint::export::{self, Card};
 use grpo_pipes::checkpoint::{self, hub};
+use grpo_pipes::command::report;
 use grpo_pipes::numbers::tensors::Storage;
-use grpo_pipes::process::command::report;
 
 /// Write a checkpoint as a model directory that transformers, vLLM and llama.cpp's converter load
 ///

@@ -5,17 +5,18 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use grpo_pipes::checkpoint;
+use grpo_pipes::command::{self, InputArgs, OutputArgs, Report};
 use grpo_pipes::error::{Error, Result};
 use grpo_pipes::grpo::groups::Groups;
 use grpo_pipes::grpo::health::Health;
 use grpo_pipes::grpo::metrics::Metrics;
+use grpo_pipes::lines::batches::read_ahead;
 use grpo_pipes::lines::jsonl::Input;
-use grpo_pipes::lines::read_ahead::Ahead;
 use grpo_pipes::lines::record::{Line, Message};
 use grpo_pipes::model::Model;
 use grpo_pipes::optim::OptimizerConfig;
 use grpo_pipes::process::cancel::Stop;
-use grpo_pipes::process::command::{self, InputArgs, OutputArgs, Report};
+use grpo_pipes::process::message::note;
 use grpo_pipes::process::progress::Progress;
 use grpo_pipes::run::{Keep, Run};
 use grpo_pipes::tokenizer::{Tokenizer, stop_ids};
@@ -110,7 +111,7 @@ fn run(args: Args) -> Result<()> {
 }
 
 fn say(words: &str) {
-    command::note(NAME, words);
+    note(NAME, words);
 }
 
 fn train_run(args: &Args, dir: &Path, place: &Opened, report: &mut Report) -> Result<()> {
@@ -150,7 +151,7 @@ fn train_once(args: &Args, policy: &Path, (input, place): (Input, &Opened), repo
         return Err(Error::Data("no records in the input".into()));
     }
     if taken.left_over > 0 {
-        command::note(NAME, &format!("the last {} were too few for a step, and not trained on", taken.left_over));
+        note(NAME, &format!("the last {} were too few for a step, and not trained on", taken.left_over));
     }
     if let Some(out) = &args.out {
         trainer.publish(out, args.weights_only, std::env::args().collect())?;
@@ -183,7 +184,7 @@ fn train_supervised(
     let config = SupervisedConfig { loss_on_prompt: args.loss_on_prompt, micro_batch_tokens: args.tokens(trainer) };
     let encode = demonstrations_of(policy)?;
     let example = move |line: Line| supervised::example(&line, &shape, &*encode).map(Some);
-    let examples = Ahead::of_lines(input, example);
+    let examples = read_ahead(input, example);
     let mut progress = Progress::new(NAME);
     train::in_steps(examples, args.size(), &mut |examples| {
         let line = supervised::step(trainer, config, examples)?;
@@ -195,7 +196,7 @@ fn train_supervised(
 fn tell(line: &Metrics, report: &mut Report, progress: &mut Progress) {
     notice(line).iter().for_each(|words| progress.note(words));
     report.write(&line.to_json());
-    progress.tell(|| line.brief());
+    progress.update(|| line.brief());
 }
 
 /// A demonstration is what `rollout` would have sampled: the chat as prompt, then the text and the token that ends a turn.

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use grpo_pipes::checkpoint::hub;
+use grpo_pipes::command::{self, OutputArgs};
 use grpo_pipes::gsm8k::columns::Asked;
 use grpo_pipes::gsm8k::demonstration::Sloppiness;
 use grpo_pipes::gsm8k::generate::{Problems, generate};
@@ -13,7 +14,7 @@ use grpo_pipes::gsm8k::prompt::{PromptStyle, SYSTEM_PROMPT};
 use grpo_pipes::gsm8k::source::{self, Rows, Source};
 use grpo_pipes::gsm8k::{Split, run};
 use grpo_pipes::lines::jsonl::Output;
-use grpo_pipes::process::command::{self, OutputArgs};
+use grpo_pipes::process::message::note;
 use grpo_pipes::{Error, Result};
 
 /// Turns GSM8K rows, or generated problems in their form, into prompts
@@ -104,7 +105,7 @@ fn prepare(args: &Args, out: &mut Output) -> Result<()> {
     let skipped = run::prepare(rows, &order, &style, out)?;
     if skipped > 0 {
         let what = if args.demonstrations { "an answer and reasoning" } else { "an answer" };
-        command::note("gsm8k-prep", &format!("skipped {skipped} rows without {what}"));
+        note("gsm8k-prep", &format!("skipped {skipped} rows without {what}"));
     }
     Ok(())
 }

@@ -3,9 +3,9 @@
 use std::process::ExitCode;
 
 use clap::Parser;
+use grpo_pipes::command::{InputArgs, OutputArgs, run_filter};
 use grpo_pipes::lines::jsonl::Input;
 use grpo_pipes::lines::map::map_lines;
-use grpo_pipes::process::command::{InputArgs, OutputArgs, run_filter};
 use grpo_pipes::reward::{REWARDS, RewardWeights, Scorer, Semantics};
 
 /// Add rewards to rollouts

@@ -20,7 +20,7 @@ pub enum Error {
         /// What the operating system said.
         source: io::Error,
     },
-    /// The command's own output could not be written; a closed pipe of a pure filter is no error (see [`crate::process::command`]).
+    /// The command's own output could not be written; a closed pipe of a pure filter is no error (see [`crate::command`]).
     #[error("cannot write the output: {0}")]
     Output(#[source] io::Error),
     /// A model directory or checkpoint cannot be used.
@@ -63,6 +63,12 @@ pub enum Error {
         /// What is wrong with it.
         what: String,
     },
+    /// The handlers of signals could not be installed.
+    #[error("cannot handle signals: {0}")]
+    Signals(#[source] io::Error),
+    /// A thread panicked: a bug, or a dependency that cannot take its input.
+    #[error("{0} panicked; the message above says where")]
+    Panicked(&'static str),
     /// A signal asked the command to end.
     #[error("ended by {}", signal_hook::low_level::signal_name(*signal).unwrap_or("a signal"))]
     Interrupted {
@@ -102,7 +108,7 @@ impl Error {
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Io { .. } | Self::Output(_) | Self::Model { .. } | Self::Run { .. } => 1,
-            Self::Hub { .. } | Self::Device(_) | Self::Abandoned => 1,
+            Self::Hub { .. } | Self::Device(_) | Self::Signals(_) | Self::Panicked(_) | Self::Abandoned => 1,
             Self::Usage(_) => 2,
             Self::Record { .. } | Self::Data(_) => 3,
             Self::Numerics(_) => 4,

@@ -2,6 +2,7 @@
 //!
 //! The modules stand in the order of the flow; what each must not know is in its own header.
 
+pub mod command;
 pub mod error;
 
 pub mod lines;

@@ -16,9 +16,9 @@ use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use crate::error::{Error, Result};
-use crate::lines::read_ahead::Ahead;
 use crate::numbers::rng::Stream;
 use crate::process::cancel::Stop;
+use crate::process::read_ahead::ReadAhead;
 
 pub use cpu::CpuDecoder;
 pub use decoder::{Decoder, Drawn, Prompt};
@@ -173,7 +173,7 @@ impl<'d> Engine<'d> {
     ///
     /// # Errors
     /// That of a request, of the sink or of the stop, [`Error::Numerics`] when logits are not finite, [`Error::Device`] of a decoder.
-    pub fn run<T: Send>(&mut self, requests: Ahead<Request<T>>, sink: &mut dyn Sink<T>) -> Result<Work> {
+    pub fn run<T: Send>(&mut self, requests: ReadAhead<Request<T>>, sink: &mut dyn Sink<T>) -> Result<Work> {
         let (sender, events) = sync_channel(EVENTS);
         let mut outcome = Ok(());
         // On a thread of the pool, where each step's parallel loops start without a switch of threads; the sink stays on this one.
@@ -187,7 +187,7 @@ impl<'d> Engine<'d> {
         taken.and(outcome).map(|()| self.work)
     }
 
-    fn work_through<T>(&mut self, mut requests: Ahead<Request<T>>, events: SyncSender<Event<T>>) -> Result<()> {
+    fn work_through<T>(&mut self, mut requests: ReadAhead<Request<T>>, events: SyncSender<Event<T>>) -> Result<()> {
         let mut scheduler = Scheduler::new(self.settings.max_sequences, self.settings.group_size);
         let mut groups = Groups { waiting: VecDeque::new(), left: 0 };
         let mut ended: Option<Result<()>> = None;

@@ -12,7 +12,7 @@ use serde_json::value::RawValue;
 use super::Row;
 use super::source::{Reader, Rows};
 use crate::error::{Error, Result};
-use crate::process::command::note;
+use crate::process::message::note;
 
 /// The rows of a file, numbered from 0.
 ///

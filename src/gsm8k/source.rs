@@ -8,7 +8,7 @@ use super::columns::{Asked, Columns, Found, Said};
 use super::{Row, Split, parquet};
 use crate::error::{Error, Result};
 use crate::lines::jsonl::Input;
-use crate::process::command::note;
+use crate::process::message::note;
 
 /// The source of rows that a command line names.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -172,7 +172,7 @@ impl Read for Stdin {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let mut stdin = io::stdin().lock();
         while !is_ready(&stdin, PollFlags::IN, STDIN_LOOK)? {
-            if self.stop.is_wished() {
+            if self.stop.is_requested() {
                 return Err(io::Error::other("ended while waiting"));
             }
         }

@@ -1,8 +1,8 @@
 //! JSONL: lines of text in and out, the records on them, and the threads that read ahead.
 
+pub mod batches;
 pub mod jsonl;
 pub mod map;
 mod memory_limit;
 pub mod prompt;
-pub mod read_ahead;
 pub mod record;

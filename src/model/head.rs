@@ -52,7 +52,7 @@ impl Head<'_> {
         logits.reuse(chunk * v);
         let mut stats = Vec::with_capacity(rows);
         for from in (0..rows).step_by(chunk) {
-            if self.stop.is_wished() {
+            if self.stop.is_requested() {
                 break;
             }
             let n = chunk.min(rows - from);

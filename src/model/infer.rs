@@ -77,7 +77,7 @@ impl<W: Number> Transformer<W> {
         let positions = packed.positions();
         let (mut kept, mut scratch) = (Activations::new(self.config(), tokens), Scratch::new(self.config(), tokens));
         for layer in 0..self.config().num_hidden_layers {
-            if self.stop().is_wished() {
+            if self.stop().is_requested() {
                 break;
             }
             let mut attend_prompts = |layer: usize, qkv: &[f32], out: &mut [f32], log_sum: &mut [f32]| {

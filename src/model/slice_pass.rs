@@ -70,7 +70,7 @@ impl Workspace {
         if d_hidden.iter().any(|&d| d != 0.0) {
             picked.backward(model, span, &d_hidden, (x, &mut gradients[model.final_norm_index()]));
             for (layer, kept) in kept.iter_mut().enumerate().rev() {
-                if model.stop().is_wished() {
+                if model.stop().is_requested() {
                     break;
                 }
                 let rows = Rows { d: x, positions: &positions, layout: span.packed.layout() };
@@ -94,7 +94,7 @@ impl Workspace {
             attend_packed(heads, qkv, span.packed.layout(), out, log_sum);
         };
         for layer in 0..model.config().num_hidden_layers {
-            if model.stop().is_wished() {
+            if model.stop().is_requested() {
                 break;
             }
             let kept = &mut self.kept[layer % keep];

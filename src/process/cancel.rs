@@ -1,6 +1,6 @@
-//! A wish that long work ends before it is done: a signal, or a partner in a pipe that is gone.
+//! Cooperative cancellation: by a signal, or because the next command in the pipe is gone.
 //!
-//! Who works long looks at a [`Stop`] often, and ends with its error. What is half done is dropped.
+//! Long computations check a [`Stop`] often and return its error. What is half done is dropped.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -12,40 +12,39 @@ use crate::error::{Error, Result};
 /// Not the number of a signal.
 const ABANDONED: usize = usize::MAX;
 
-/// Shared by all who should end together. The default one is never asked for unless by [`Stop::abandon`].
+/// A request to stop, shared by every part of a command. The default one is only requested by [`Stop::abandon`].
 #[derive(Debug, Clone, Default)]
 pub struct Stop(Arc<AtomicUsize>);
 
 impl Stop {
-    /// Takes SIGINT and SIGTERM as the wish, from now on and for the whole process.
+    /// Installs handlers of SIGINT and SIGTERM, for the whole process, that request a stop instead of killing it.
     ///
     /// # Errors
-    /// [`Error::Device`] when the system has no such signals to give.
+    /// [`Error::Signals`] when the system refuses.
     pub fn on_signals() -> Result<Self> {
         let stop = Self::default();
         for signal in [SIGINT, SIGTERM] {
-            signal_hook::flag::register_usize(signal, Arc::clone(&stop.0), signal as usize)
-                .map_err(|err| Error::Device(format!("cannot take signals: {err}")))?;
+            signal_hook::flag::register_usize(signal, Arc::clone(&stop.0), signal as usize).map_err(Error::Signals)?;
         }
         Ok(stop)
     }
 
-    /// Nobody will take what is being made.
+    /// Requests a stop because nothing will read the results.
     pub fn abandon(&self) {
         // A signal that came before is the better reason.
         let _ = self.0.compare_exchange(0, ABANDONED, Ordering::Relaxed, Ordering::Relaxed);
     }
 
-    /// Whether to end.
+    /// Whether a stop was requested.
     #[must_use]
-    pub fn is_wished(&self) -> bool {
+    pub fn is_requested(&self) -> bool {
         self.0.load(Ordering::Relaxed) != 0
     }
 
-    /// Ends who calls it, if that is wished.
+    /// Returns an error if a stop was requested.
     ///
     /// # Errors
-    /// [`Error::Interrupted`] or [`Error::Abandoned`].
+    /// [`Error::Interrupted`] after a signal, [`Error::Abandoned`] after [`Stop::abandon`].
     pub fn check(&self) -> Result<()> {
         match self.0.load(Ordering::Relaxed) {
             0 => Ok(()),
@@ -63,7 +62,7 @@ mod tests {
     fn a_signal_is_a_better_reason_than_being_abandoned() {
         let stop = Stop::default();
         let other = stop.clone();
-        assert!(stop.check().is_ok() && !stop.is_wished());
+        assert!(stop.check().is_ok() && !stop.is_requested());
         other.abandon();
         assert!(matches!(stop.check(), Err(Error::Abandoned)));
         stop.0.store(SIGTERM as usize, Ordering::Relaxed);

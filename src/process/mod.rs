@@ -1,6 +1,9 @@
-//! What a command is to the system: its options and exit code, its messages, interrupts and clock.
+//! What every long-running command needs from its process: cancellation, messages, progress, timings and threads that read ahead.
+//!
+//! Knows nothing of records or files.
 
 pub mod cancel;
-pub mod command;
+pub mod message;
 pub mod progress;
+pub mod read_ahead;
 pub mod stopwatch;

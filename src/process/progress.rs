@@ -1,20 +1,20 @@
-//! How far a command is, on stderr: a moving line on a terminal, else a plain line each few seconds.
+//! Progress on stderr: a live line on a terminal, else a plain line every few seconds.
 
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressFinish, ProgressStyle};
 
-use crate::process::command::note;
+use crate::process::message::note;
 
 const LINE_INTERVAL: Duration = Duration::from_secs(5);
 const BAR_INTERVAL: Duration = Duration::from_millis(100);
 
-/// Reports of work under way.
+/// Shows how far a command is.
 pub struct Progress {
     name: &'static str,
     started: Instant,
-    said: Instant,
+    shown: Instant,
     bar: Option<ProgressBar>,
 }
 
@@ -27,7 +27,7 @@ impl Progress {
             ProgressBar::new_spinner().with_style(style).with_prefix(name).with_finish(ProgressFinish::AndClear)
         });
         let now = Instant::now();
-        Self { name, started: now, said: now, bar }
+        Self { name, started: now, shown: now, bar }
     }
 
     /// Seconds since the start.
@@ -36,13 +36,13 @@ impl Progress {
         self.started.elapsed().as_secs_f64()
     }
 
-    /// After each piece of work; asks for the words only when it is time to say something.
-    pub fn tell(&mut self, words: impl FnOnce() -> String) {
+    /// Call after each piece of work. `words` is called only when a message is due.
+    pub fn update(&mut self, words: impl FnOnce() -> String) {
         let interval = if self.bar.is_some() { BAR_INTERVAL } else { LINE_INTERVAL };
-        if self.said.elapsed() < interval {
+        if self.shown.elapsed() < interval {
             return;
         }
-        self.said = Instant::now();
+        self.shown = Instant::now();
         match &self.bar {
             Some(bar) => {
                 bar.set_message(words());
@@ -52,7 +52,7 @@ impl Progress {
         }
     }
 
-    /// A line that stays.
+    /// Prints a line that stays.
     pub fn note(&self, words: &str) {
         match &self.bar {
             Some(bar) => bar.suspend(|| note(self.name, words)),

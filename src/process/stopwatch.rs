@@ -1,41 +1,44 @@
-//! Where the time of a loop goes.
+//! Measures where the time of a loop goes.
 
 use std::fmt;
 use std::time::{Duration, Instant};
 
-/// Time by what it was spent on, since the first round ended: a start has other costs.
-pub struct Spent {
-    /// None in the first round.
+/// Time per part of a loop. The first round is not counted: it has the costs of starting up.
+pub struct Stopwatch {
+    /// The end of the first round.
     began: Option<Instant>,
     rounds: usize,
     parts: Vec<(&'static str, Duration)>,
 }
 
-impl Spent {
-    /// Nothing, on parts that are told in this order.
+impl Stopwatch {
+    /// Starts at zero for each part; they are reported in this order.
     #[must_use]
-    pub fn on<const N: usize>(parts: [&'static str; N]) -> Self {
+    pub fn new<const N: usize>(parts: [&'static str; N]) -> Self {
         Self { began: None, rounds: 0, parts: parts.map(|part| (part, Duration::ZERO)).into() }
     }
 
-    /// Does some work, of one of the parts.
+    /// Runs `work` and counts its time for `part`.
     ///
     /// # Panics
-    /// When there is no such part, as with what follows.
+    /// When [`Stopwatch::new`] named no such part.
     pub fn time<T>(&mut self, part: &str, work: impl FnOnce() -> T) -> T {
         let began = Instant::now();
-        let made = work();
+        let result = work();
         self.add(part, began.elapsed());
-        made
+        result
     }
 
-    /// Time that was taken elsewhere.
+    /// Counts time that was measured elsewhere for `part`.
+    ///
+    /// # Panics
+    /// When [`Stopwatch::new`] named no such part.
     pub fn add(&mut self, part: &str, time: Duration) {
         let (_, spent) = self.parts.iter_mut().find(|(name, _)| *name == part).expect("a part that was named");
         *spent += time;
     }
 
-    /// A round ends.
+    /// Marks the end of a round.
     pub fn end_round(&mut self) {
         if self.began.is_none() {
             self.began = Some(Instant::now());
@@ -44,8 +47,8 @@ impl Spent {
         self.rounds += 1;
     }
 
-    /// Says it, if there was more than one round.
-    pub fn tell(&self, say: &dyn Fn(&str)) {
+    /// Passes the summary to `say` if there was more than one round.
+    pub fn report(&self, say: &dyn Fn(&str)) {
         let words = self.to_string();
         if !words.is_empty() {
             say(&words);
@@ -53,8 +56,8 @@ impl Spent {
     }
 }
 
-/// Empty before the second round's end.
-impl fmt::Display for Spent {
+/// One line; empty until the second round ends.
+impl fmt::Display for Stopwatch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Some(began) = self.began.filter(|_| self.rounds > 1) else { return Ok(()) };
         let whole = began.elapsed();
@@ -73,16 +76,16 @@ mod tests {
 
     #[test]
     fn the_first_round_does_not_count_and_what_nothing_was_spent_on_is_the_rest() {
-        let mut spent = Spent::on(["training", "waiting"]);
+        let mut stopwatch = Stopwatch::new(["training", "waiting"]);
         let sleep = |milliseconds| move || std::thread::sleep(Duration::from_millis(milliseconds));
-        spent.time("training", sleep(200));
-        spent.end_round();
-        assert_eq!(spent.to_string(), "");
-        assert_eq!(spent.time("waiting", || 7), 7);
-        spent.time("training", sleep(20));
+        stopwatch.time("training", sleep(200));
+        stopwatch.end_round();
+        assert_eq!(stopwatch.to_string(), "");
+        assert_eq!(stopwatch.time("waiting", || 7), 7);
+        stopwatch.time("training", sleep(20));
         sleep(10)();
-        spent.end_round();
-        let text = spent.to_string();
+        stopwatch.end_round();
+        let text = stopwatch.to_string();
         let second = |part: &str| -> f64 {
             let after = text.split_once(part).unwrap().1.trim_start();
             after.split(' ').next().unwrap().parse().unwrap()

@@ -10,11 +10,11 @@ use crate::engine::{CpuDecoder, Decoder, Engine, GpuDecoder, OnGpu, Request, Set
 use crate::error::{Error, Result};
 use crate::gpu::device::{Dtype, Found};
 use crate::gpu::driver::Driver;
-use crate::lines::read_ahead::Ahead;
 use crate::lines::record::Line;
 use crate::model::{Model, Transformer, has_weights};
 use crate::numbers::aligned::Number;
 use crate::process::cancel::Stop;
+use crate::process::read_ahead::ReadAhead;
 
 /// Where and how to compute.
 #[derive(Clone)]
@@ -70,7 +70,7 @@ impl Seat {
     pub fn sample(
         &mut self,
         settings: &Settings,
-        requests: Ahead<Request<Line>>,
+        requests: ReadAhead<Request<Line>>,
         sink: &mut dyn Sink<Line>,
     ) -> Result<Work> {
         let run =

@@ -14,13 +14,14 @@ use super::{Job, Ready};
 use crate::checkpoint::{Identity, State, identity};
 use crate::engine::{Completion, Request, Sink, Work};
 use crate::error::{Error, Result};
+use crate::lines::batches::read_ahead;
 use crate::lines::jsonl::{Input, Output};
-use crate::lines::read_ahead::Ahead;
 use crate::lines::record::Line;
 use crate::process::cancel::Stop;
-use crate::process::command::note;
+use crate::process::message::note;
 use crate::process::progress::Progress;
-use crate::process::stopwatch::Spent;
+use crate::process::read_ahead::ReadAhead;
+use crate::process::stopwatch::Stopwatch;
 use crate::run::{Lock, Offers, PartnerWatch, Role, Run, TrainerWatch, sampled_from};
 
 /// How the prompts of a run become steps.
@@ -51,7 +52,7 @@ fn sample(job: Job, run: &Run, steps: Steps, mut input: Input, out: &mut Output)
     let stop = job.stop.clone();
     let Ready { mut seat, mut settings, mut origin, tokenizer, mut source } =
         Ready::new(job, &dir, Some(steps.groups))?;
-    let mut requests = Ahead::of_lines(input, move |line| source.request(line));
+    let mut requests = read_ahead(input, move |line| source.request(line));
     let say = |words: &str| note("rollout", words);
     let _trainer = PartnerWatch::start(run, Role::Train, &stop);
     let mut watch = TrainerWatch::of(run, &say, &stop);
@@ -61,28 +62,28 @@ fn sample(job: Job, run: &Run, steps: Steps, mut input: Input, out: &mut Output)
         watch.wait_for_start(start + 1)?;
     }
     let mut offers = Offers::of(run);
-    let mut spent = Spent::on(["sampling", "waiting for weights", "loading them"]);
+    let mut stopwatch = Stopwatch::new(["sampling", "waiting for weights", "loading them"]);
     while !batch.is_empty() {
         let weights = sampled_from(settings.step, steps.ahead, oldest);
         if weights != origin.identity.step {
             let (began, waited) = (Instant::now(), watch.waited());
             origin.identity = next_weights(&mut watch, weights, &mut seat)?;
             let waited = watch.waited() - waited;
-            spent.add("waiting for weights", waited);
-            spent.add("loading them", began.elapsed() - waited);
+            stopwatch.add("waiting for weights", waited);
+            stopwatch.add("loading them", began.elapsed() - waited);
         }
         origin.step = settings.step;
         look_for_an_offer(&mut offers, &mut seat, &say)?;
         let records = Records::new(origin.clone(), Arc::clone(&tokenizer), out, &mut progress);
         let mut sink = Watched { records, watch: &mut watch };
-        let sample = || seat.sample(&settings, Ahead::ready(batch), &mut sink);
-        spent.time("sampling", sample).map_err(|err| in_a_pipe(err, &stop))?;
-        spent.end_round();
+        let sample = || seat.sample(&settings, ReadAhead::ready(batch), &mut sink);
+        stopwatch.time("sampling", sample).map_err(|err| in_a_pipe(err, &stop))?;
+        stopwatch.end_round();
         batch = next_batch(&mut requests, steps.groups)?;
         settings.step += 1;
     }
     progress.note(&format!("done in {:.1} s", progress.seconds()));
-    spent.tell(&say);
+    stopwatch.report(&say);
     Ok(())
 }
 
@@ -121,7 +122,7 @@ fn made(dir: &Path) -> Option<(u64, SystemTime)> {
 }
 
 /// The prompts of the next step; none at the end.
-fn next_batch(requests: &mut Ahead<Request<Line>>, size: usize) -> Result<Vec<Request<Line>>> {
+fn next_batch(requests: &mut ReadAhead<Request<Line>>, size: usize) -> Result<Vec<Request<Line>>> {
     let batch = requests.take(size).collect::<Result<Vec<_>>>()?;
     let found = batch.len();
     if 0 < found && found < size {

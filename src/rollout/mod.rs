@@ -13,11 +13,11 @@ use std::sync::atomic::Ordering;
 use crate::checkpoint;
 use crate::engine::Settings;
 use crate::error::Result;
+use crate::lines::batches::read_ahead;
 use crate::lines::jsonl::{Input, Output};
-use crate::lines::read_ahead::Ahead;
 use crate::model::Config;
 use crate::process::cancel::Stop;
-use crate::process::command::note;
+use crate::process::message::note;
 use crate::process::progress::Progress;
 use crate::tokenizer::{Tokenizer, stop_ids};
 
@@ -53,7 +53,7 @@ pub fn run(job: Job, dir: &Path, input: Input, out: &mut Output) -> Result<()> {
     let Ready { mut seat, settings, origin, tokenizer, mut source } = Ready::new(job, dir, None)?;
     let skipped = source.skipped();
     let mut progress = Progress::new("rollout");
-    let requests = Ahead::of_lines(input, move |line| source.request(line));
+    let requests = read_ahead(input, move |line| source.request(line));
     let mut records = Records::new(origin, tokenizer, out, &mut progress);
     let work = seat.sample(&settings, requests, &mut records)?;
     records.finish(work, skipped.load(Ordering::Relaxed));

@@ -9,7 +9,7 @@ use crate::engine::Request;
 use crate::error::{Error, Result};
 use crate::lines::prompt::{Names, Prompt};
 use crate::lines::record::{Line, Message, Record};
-use crate::process::command::note;
+use crate::process::message::note;
 use crate::tokenizer::Tokenizer;
 
 /// What to do with a prompt of too many tokens.

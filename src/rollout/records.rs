@@ -6,7 +6,7 @@ use crate::checkpoint::Identity;
 use crate::engine::{Completion, Request, Sink, Work};
 use crate::error::Result;
 use crate::lines::jsonl::Output;
-use crate::lines::record::Line;
+use crate::lines::record::{Line, Record};
 use crate::process::progress::Progress;
 use crate::tokenizer::Tokenizer;
 
@@ -46,21 +46,25 @@ impl<'a> Records<'a> {
         self.progress.note(&speed(work, self.progress.seconds()));
     }
 
-    fn write(&mut self, request: &Request<Line>, sample: usize, group_size: usize, one: &Completion) -> Result<()> {
+    /// Sets the fields that all samples of a group share. `sample_index` gets its place among them.
+    fn set_shared(&self, record: &mut Record<'_>, request: &Request<Line>, group_size: usize) {
         let Origin { identity, step, seed, temperature } = &self.origin;
-        let text = &one.tokens[..one.tokens.len() - usize::from(one.stopped)];
-        let mut record = request.payload.record()?;
         record.set("group_id", &format!("{step}:{}", request.prompt_id));
         record.set("group_size", &group_size);
-        record.set("sample_index", &sample);
+        record.set("sample_index", &0);
         record.set("policy_id", &identity.policy_id);
         record.set("policy_step", &identity.step);
         record.set("seed", seed);
         record.set("temperature", temperature);
         record.set("prompt_token_ids", &request.tokens);
-        record.set("completion_token_ids", &one.tokens);
-        record.set("logprobs", &one.logprobs);
-        record.set("finish_reason", if one.stopped { "stop" } else { "length" });
+    }
+
+    fn write(&mut self, record: &mut Record<'_>, sample: usize, completion: &Completion) -> Result<()> {
+        let text = &completion.tokens[..completion.tokens.len() - usize::from(completion.stopped)];
+        record.set("sample_index", &sample);
+        record.set("completion_token_ids", &completion.tokens);
+        record.set("logprobs", &completion.logprobs);
+        record.set("finish_reason", if completion.stopped { "stop" } else { "length" });
         record.set("completion", &self.tokenizer.decode(text)?);
         self.out.write_line(&record.to_json())
     }
@@ -68,15 +72,17 @@ impl<'a> Records<'a> {
 
 impl Sink<Line> for Records<'_> {
     fn group(&mut self, request: Request<Line>, completions: Vec<Completion>) -> Result<()> {
+        let mut record = request.payload.record()?;
+        self.set_shared(&mut record, &request, completions.len());
         for (sample, completion) in completions.iter().enumerate() {
-            self.write(&request, sample, completions.len(), completion)?;
+            self.write(&mut record, sample, completion)?;
         }
         self.out.flush()
     }
 
     fn progress(&mut self, work: Work) -> Result<()> {
         let seconds = self.progress.seconds();
-        self.progress.tell(|| speed(work, seconds));
+        self.progress.update(|| speed(work, seconds));
         Ok(())
     }
 }

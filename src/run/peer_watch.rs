@@ -81,14 +81,14 @@ mod tests {
             assert_eq!(watch.became().unwrap(), Holder::Nobody);
             let lock = Lock::take(&run, Role::Sample).unwrap();
             thread::sleep(2 * PROBE);
-            assert!(!stop.is_wished());
+            assert!(!stop.is_requested());
             lock.leave(&ended);
             assert_eq!(watch.became().unwrap(), holder);
             let left = Instant::now();
-            while !stop.is_wished() && left.elapsed() < 5 * PROBE {
+            while !stop.is_requested() && left.elapsed() < 5 * PROBE {
                 thread::sleep(Duration::from_millis(1));
             }
-            assert_eq!(stop.is_wished(), holder == Holder::Gone);
+            assert_eq!(stop.is_requested(), holder == Holder::Gone);
         }
     }
 }

@@ -14,10 +14,10 @@ use crate::grpo::groups::{Group, Groups, Staleness};
 use crate::grpo::health::Health;
 use crate::grpo::metrics::Metrics;
 use crate::lines::jsonl::Input;
-use crate::lines::read_ahead::Ahead;
 use crate::model::Config;
 use crate::optim::OptimizerConfig;
 use crate::process::cancel::Stop;
+use crate::process::read_ahead::ReadAhead;
 use crate::run::record_order::Order;
 use crate::run::{Holder, Keep, Live, Lock, MOST_AHEAD, PartnerWatch, Role, Run};
 use crate::train::grpo_step::{GrpoConfig, GrpoTrainer};
@@ -84,7 +84,7 @@ pub fn train(job: &Job, input: Input, place: Place<'_>, listeners: Listeners<'_>
     let mut keeper = Keeper::new(job, &sampler, live, step)?;
     // A sampler that is ahead is not to wait for a trainer at work to read.
     let groups = Groups::new(input, shape).in_order(order);
-    let mut groups = Ahead::of(groups, ahead as usize * job.groups_per_step).peekable();
+    let mut groups = ReadAhead::new(groups, ahead as usize * job.groups_per_step).peekable();
     if ahead == 0 {
         groups.peek(); // who has sampled has its part of a GPU's memory; what is left can be planned for
     }
@@ -112,7 +112,7 @@ pub fn train(job: &Job, input: Input, place: Place<'_>, listeners: Listeners<'_>
     if whole {
         finished.and_then(|()| keeper.commit(grpo.trainer()))?;
     }
-    ended.map(|()| keeper.spent.tell(say)).map_err(|err| cause(err, holder))
+    ended.map(|()| keeper.stopwatch.report(say)).map_err(|err| cause(err, holder))
 }
 
 /// A sampler on the same card may copy the weights from where they are trained. They hold still while it does: the next update waits
@@ -152,7 +152,7 @@ fn steps(
             notice(line).iter().for_each(|words| (listeners.say)(words));
             lines.push(health.mark(line, groups).to_json());
         };
-        let stepped = keeper.spent.time("training", || grpo.step(groups, &mut line));
+        let stepped = keeper.stopwatch.time("training", || grpo.step(groups, &mut line));
         // A record that is refused, or a wish to end before the update, has changed nothing; any other failure leaves weights that
         // are worth nothing.
         let harmless = matches!(stepped, Err(Error::Record { .. } | Error::Interrupted { .. } | Error::Abandoned));
@@ -161,7 +161,7 @@ fn steps(
         keeper.keep(grpo.trainer(), groups, &lines)?;
         whole = true;
         health.tell(listeners.say);
-        keeper.spent.end_round();
+        keeper.stopwatch.end_round();
         lines.iter().try_for_each(|line| (listeners.metrics)(line))
     });
     (taken, whole)

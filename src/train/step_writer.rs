@@ -11,7 +11,7 @@ use crate::checkpoint::{copy_files, sync};
 use crate::error::{Error, Result};
 use crate::grpo::groups::Group;
 use crate::lines::jsonl::write_zst;
-use crate::process::stopwatch::Spent;
+use crate::process::stopwatch::Stopwatch;
 use crate::run::{Holder, Live, PartnerWatch, Run, sampled_from};
 use crate::train::resident::Job;
 use crate::train::trainer::Trainer;
@@ -35,7 +35,7 @@ pub struct Keeper<'a> {
     written: Vec<PathBuf>,
     /// The checkpoint that is being written while training goes on, and its step.
     writing: Option<(u64, JoinHandle<Result<()>>)>,
-    pub spent: Spent,
+    pub stopwatch: Stopwatch,
 }
 
 impl<'a> Keeper<'a> {
@@ -52,7 +52,7 @@ impl<'a> Keeper<'a> {
             committed: step,
             written: Vec::new(),
             writing: None,
-            spent: Spent::on(["training", "handing over", "keeping"]),
+            stopwatch: Stopwatch::new(["training", "handing over", "keeping"]),
         })
     }
 
@@ -80,11 +80,11 @@ impl<'a> Keeper<'a> {
         if self.sampler.became()? == Holder::Working || self.ahead() > 0 {
             let (step, by_file) = (trainer.state.step, !self.live.is_taken());
             let publish = || self.live.publish(step, |dir| trainer.save_for_sampling(dir, by_file));
-            self.spent.time("handing over", publish)?;
+            self.stopwatch.time("handing over", publish)?;
         }
         let began = Instant::now();
         self.write(trainer, groups, metrics)?;
-        self.spent.add("keeping", began.elapsed());
+        self.stopwatch.add("keeping", began.elapsed());
         Ok(())
     }
 

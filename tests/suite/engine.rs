@@ -1,8 +1,8 @@
 //! The engine on the tiny model: the same completions in any batch, the trainer's log-probabilities, the ends of a run.
 
 use grpo_pipes::engine::{Completion, CpuDecoder, Engine, Request, Sampling, Settings, Sink, Work};
-use grpo_pipes::lines::read_ahead::Ahead;
 use grpo_pipes::model::{Model, Packed, Target};
+use grpo_pipes::process::read_ahead::ReadAhead;
 use grpo_pipes::{Error, Result};
 
 use crate::fixtures::{Reference, directory, ids};
@@ -48,13 +48,13 @@ impl Sink<()> for Groups {
     }
 }
 
-fn requests(prompts: &[(String, Vec<u32>)]) -> Ahead<Request<()>> {
+fn requests(prompts: &[(String, Vec<u32>)]) -> ReadAhead<Request<()>> {
     let request = |(prompt_id, tokens): &(String, Vec<u32>)| Request {
         prompt_id: prompt_id.clone(),
         tokens: tokens.clone(),
         payload: (),
     };
-    Ahead::ready(prompts.iter().map(request).collect())
+    ReadAhead::ready(prompts.iter().map(request).collect())
 }
 
 fn sampled(model: &Model, settings: Settings, prompts: &[(String, Vec<u32>)]) -> Vec<(String, Vec<Completion>)> {
@@ -155,7 +155,7 @@ fn what_came_before_a_bad_request_is_sampled() {
     let sink = Groups::default();
     let (model, mut sink) = (tiny(), sink);
     let outcome =
-        Engine::new(&mut CpuDecoder::new(&model, &settings()), settings()).run(Ahead::of(requests, 3), &mut sink);
+        Engine::new(&mut CpuDecoder::new(&model, &settings()), settings()).run(ReadAhead::new(requests, 3), &mut sink);
     assert_eq!(outcome.unwrap_err().exit_code(), 3);
     assert_eq!(sink.groups.len(), 2);
 }

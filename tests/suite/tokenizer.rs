@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use grpo_pipes::gsm8k::prompt::SYSTEM_PROMPT;
 use grpo_pipes::lines::record::Message;
-use grpo_pipes::process::command::note;
+use grpo_pipes::process::message::note;
 use grpo_pipes::tokenizer::{Tokenizer, stop_ids};
 use serde_json::{Value, json};
 use tempfile::TempDir;

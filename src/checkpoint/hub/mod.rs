@@ -15,6 +15,7 @@ use serde::Deserialize;
 use crate::checkpoint;
 use crate::error::{Error, Result};
 use crate::model::{self, ADAPTER, CONFIG, Config, INDEX, WEIGHTS};
+use crate::process::message::one_line;
 use api::{Api, Fault, Kind, Object};
 
 /// A model's directory: `spec` itself if it is one, else the Hub's `owner/name`, downloaded if it is not in the cache.
@@ -345,10 +346,6 @@ fn shards(index: &Path) -> std::result::Result<BTreeSet<String>, String> {
     };
     let index: Index = serde_json::from_str(&text).map_err(|err| format!("{INDEX}: {err}"))?;
     Ok(index.weight_map.into_values().collect())
-}
-
-fn one_line(text: &str) -> String {
-    text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
 #[cfg(test)]

@@ -5,8 +5,8 @@ use grpo_pipes::engine::{
 };
 use grpo_pipes::gpu::Weights;
 use grpo_pipes::gpu::driver::Dtype;
-use grpo_pipes::lines::read_ahead::Ahead;
 use grpo_pipes::model::Model;
+use grpo_pipes::process::read_ahead::ReadAhead;
 use grpo_pipes::{Error, Result};
 
 use super::{SHIM, gpu};
@@ -49,7 +49,7 @@ fn sampled(decoder: &mut dyn Decoder, settings: Settings, prompts: usize) -> Res
         let tokens = (0..1 + 4 * i % 15).map(|j| (j * 37 + i * 11) % 317).collect();
         Request { prompt_id: format!("p/{i}"), tokens, payload: () }
     };
-    let requests = Ahead::ready((0..prompts as u32).map(request).collect());
+    let requests = ReadAhead::ready((0..prompts as u32).map(request).collect());
     let mut sink = Groups(Vec::new());
     Engine::new(decoder, settings).run(requests, &mut sink)?;
     Ok(sink.0)

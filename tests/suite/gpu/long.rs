@@ -9,8 +9,8 @@ use grpo_pipes::gpu::decode::kernels::head_rows;
 use grpo_pipes::gpu::driver::{Driver, Dtype};
 use grpo_pipes::gpu::packed::{Forward, Keep};
 use grpo_pipes::gpu::{Buffer, Numbers, Weights};
-use grpo_pipes::lines::read_ahead::Ahead;
 use grpo_pipes::model::{Config, Model, Packed};
+use grpo_pipes::process::read_ahead::ReadAhead;
 
 use super::{DTYPES, SHIM, gpu, numbers};
 
@@ -126,7 +126,7 @@ impl Sampled {
             let tokens = tokens(self.longest)[i % self.longest..].to_vec();
             Request { prompt_id: i.to_string(), tokens, payload: () }
         };
-        let requests = Ahead::ready((0..count).map(|i| request(i % 50)).collect());
+        let requests = ReadAhead::ready((0..count).map(|i| request(i % 50)).collect());
         Engine::new(&mut self.decoder, self.settings.clone()).run(requests, sink).unwrap();
     }
 }

@@ -1,11 +1,12 @@
-//! What the six commands share at their edges: option groups, and the way from a result to an exit code.
+//! The parts every command is made of: shared options, the way from a result to an exit code, and what becomes of output lines.
 
-use std::io::{self, Write};
+use std::io;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use crate::error::{Error, Result};
 use crate::lines::jsonl::Output;
+use crate::process::message::{note, one_line};
 
 /// Where records come from.
 #[derive(Debug, clap::Args)]
@@ -38,7 +39,7 @@ pub fn run_filter(name: &str, args: &OutputArgs, body: impl FnOnce(&mut Output) 
     }
 }
 
-/// The exit code of a finished command, with the error's one line on stderr.
+/// Returns the exit code of a finished command, after printing its error, if any, as one line on stderr.
 pub fn report(name: &str, outcome: Result<()>) -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
@@ -49,41 +50,23 @@ pub fn report(name: &str, outcome: Result<()>) -> ExitCode {
     }
 }
 
-/// Characters of an error that are told of its beginning, and of its end.
-const ERROR_CHARS: usize = 1000;
-
-/// An error as one line: what it quotes of an input may hold line ends, or a terminal's commands, or megabytes.
-fn one_line(error: &str) -> String {
-    let escape = |c: char| if c.is_control() { c.escape_default().collect::<String>() } else { c.into() };
-    let count = error.chars().count();
-    if count <= 2 * ERROR_CHARS {
-        return error.chars().map(escape).collect();
-    }
-    let begin = error.chars().take(ERROR_CHARS);
-    begin.chain(" ... ".chars()).chain(error.chars().skip(count - ERROR_CHARS)).map(escape).collect()
-}
-
-/// One line on stderr, `NAME: message`, in one piece: several commands speak there. A stderr that is gone is nobody's error.
-pub fn note(name: &str, message: &str) {
-    let _ = io::stderr().write_all(format!("{name}: {message}\n").as_bytes());
-}
-
-/// Output lines of a command whose effect is on the disk: a line that nobody takes is an error, but the last one.
+/// Output lines of a command that also changes the disk. A line that cannot be written does not stop the work: it is an error,
+/// reported once, at the end.
 pub struct Report {
     output: Option<Output>,
     lost: Option<Error>,
 }
 
 impl Report {
-    /// Lines to standard output, or to the file of `args`.
+    /// Opens standard output, or the file that `args` names.
     ///
     /// # Errors
-    /// As [`Output::create`].
+    /// See [`Output::create`].
     pub fn create(args: &OutputArgs) -> Result<Self> {
         Ok(Self { output: Some(Output::create(args.output.as_deref())?), lost: None })
     }
 
-    /// Writes a line at once. After a failure, the rest goes nowhere until [`Report::finish`] tells of it.
+    /// Writes and flushes a line. After a failure, later lines are dropped and [`Report::finish`] returns the error.
     pub fn write(&mut self, line: &[u8]) {
         if let Some(output) = &mut self.output
             && let Err(err) = output.write_line(line).and_then(|()| output.flush())
@@ -94,18 +77,18 @@ impl Report {
         }
     }
 
-    /// Says whether a line was lost so far.
+    /// Returns the error of the first line that was lost, if there is one.
     ///
     /// # Errors
-    /// As [`Report::finish`].
+    /// See [`Report::finish`].
     pub fn check(&mut self) -> Result<()> {
         self.lost.take().map_or(Ok(()), Err)
     }
 
-    /// Flushes, and says whether a line was lost.
+    /// Flushes and publishes the output.
     ///
     /// # Errors
-    /// [`Error::Output`] or [`Error::Io`], also when the reader of a pipe went away.
+    /// [`Error::Output`] or [`Error::Io`] when a line was lost, also when the reader of a pipe went away.
     pub fn finish(mut self) -> Result<()> {
         self.check()?;
         self.output.map_or(Ok(()), Output::finish)
