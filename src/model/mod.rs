@@ -29,7 +29,8 @@ use std::sync::OnceLock;
 
 use crate::error::Result;
 use crate::numbers::aligned::{Floats, Number};
-use crate::numbers::tensors::{self, Storage, Tensor};
+use crate::numbers::dtype::Dtype;
+use crate::numbers::tensors::{self, Tensor};
 use crate::process::cancel::Stop;
 use matmul::Weight;
 use weights::Weights;
@@ -199,7 +200,7 @@ impl Model {
     ///
     /// # Errors
     /// [`crate::Error::Io`].
-    pub fn save(&self, path: &Path, storage: Storage) -> Result<()> {
+    pub fn save(&self, path: &Path, storage: Dtype) -> Result<()> {
         tensors::write(path, FORMAT, storage, &self.tensors())
     }
 
@@ -208,7 +209,7 @@ impl Model {
     /// # Errors
     /// [`crate::Error::Io`].
     pub fn hand_over(&self, path: &Path) -> Result<()> {
-        tensors::write_mapped(path, FORMAT, Storage::F32, &self.tensors())
+        tensors::write_mapped(path, FORMAT, Dtype::F32, &self.tensors())
     }
 
     fn tensors(&self) -> Vec<Tensor<'_>> {

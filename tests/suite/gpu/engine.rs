@@ -4,9 +4,9 @@ use grpo_pipes::engine::{
     Completion, CpuDecoder, Decoder, Engine, GpuDecoder, OnGpu, Request, Sampling, Settings, Sink, Work,
 };
 use grpo_pipes::gpu::Weights;
-use grpo_pipes::gpu::driver::Dtype;
 use grpo_pipes::lines::read_ahead::Ahead;
 use grpo_pipes::model::Model;
+use grpo_pipes::numbers::dtype::Dtype;
 use grpo_pipes::{Error, Result};
 
 use super::{SHIM, gpu};
