@@ -6,10 +6,11 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use grpo_pipes::checkpoint::{self, hub};
-use grpo_pipes::engine::{Sampling, Settings};
+use grpo_pipes::engine::Settings;
 use grpo_pipes::gpu::device::{Device, DtypeChoice};
 use grpo_pipes::gsm8k::prompt::SYSTEM_PROMPT;
 use grpo_pipes::lines::jsonl::{Input, Output};
+use grpo_pipes::model::Sampling;
 use grpo_pipes::process::cancel::Stop;
 use grpo_pipes::process::command::{InputArgs, OutputArgs, run_filter};
 use grpo_pipes::rollout::{Asked, Format, Job, LongPrompt, Place, Prompts, Steps, follow, run};

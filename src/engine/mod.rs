@@ -17,13 +17,14 @@ use std::time::{Duration, Instant};
 
 use crate::error::{Error, Result};
 use crate::lines::read_ahead::Ahead;
+use crate::model::Sampling;
 use crate::numbers::rng::Stream;
 use crate::process::cancel::Stop;
 
 pub use cpu::CpuDecoder;
 pub use decoder::{Decoder, Drawn, Prompt};
 pub use gpu::{GpuDecoder, OnGpu};
-pub use sampler::{Sampler, Sampling};
+pub use sampler::Sampler;
 pub use scheduler::{Scheduler, Start};
 
 /// Groups made ahead of a sink that is slow to take them.

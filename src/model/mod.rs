@@ -1,6 +1,6 @@
 //! Tensors only: the Qwen2 transformer, written once for sampling and training.
 //!
-//! Knows nothing of text, records, sampling or losses. Shapes are given in the letters of [`Config`]: T tokens, D width, F MLP
+//! Knows nothing of text, records or losses. Shapes are given in the letters of [`Config`]: T tokens, D width, F MLP
 //! width, H query heads, K key and value heads, E head width, V vocabulary, L layers.
 //!
 //! On plain f32 slices with kernels of our own: sampler and trainer run the same products in the same order, so the
@@ -18,6 +18,7 @@ mod infer;
 mod matmul;
 mod ops;
 mod rope;
+mod sampling;
 mod simd;
 mod slice_pass;
 mod threads;
@@ -41,6 +42,7 @@ pub use directory::{ADAPTER, INDEX, WEIGHTS, check, has_weights, not_a_directory
 pub use head::Normalizer;
 pub use infer::DecodeRow;
 pub use rope::{RopeParameters, Scaling, Yarn};
+pub use sampling::Sampling;
 pub use train::{Gradients, Packed, Target, TokenStats};
 
 /// A transformer whose weights are held as `W`, memory-mapped from a checkpoint that stores them so. Whatever they are held as, it

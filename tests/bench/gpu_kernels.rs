@@ -5,7 +5,6 @@
 
 use std::sync::Arc;
 
-use grpo_pipes::engine::Sampling;
 use grpo_pipes::error::Result;
 use grpo_pipes::gpu::decode::kernels::{
     Warps, decode_attention, embed_slots, head_rows, linear_rows, splits, swiglu_rows,
@@ -15,6 +14,7 @@ use grpo_pipes::gpu::driver::{Address, Driver, Matrix, Product};
 use grpo_pipes::gpu::kernels::{Partial, add_norm};
 use grpo_pipes::gpu::packed::{Batch, Gradients, kernels};
 use grpo_pipes::gpu::{Buffer, Numbers, Weights};
+use grpo_pipes::model::Sampling;
 use grpo_pipes::numbers::dtype::Dtype;
 
 use super::{Bench, GROUP, KV, Limits, NEW, PROMPT, gpu_train, numbers, timed};

@@ -12,9 +12,9 @@ use super::draw::{Drawers, Ends, Logits, Summed, draw};
 use super::kernels::{Warps, decode_attention, embed_slots, head_rows, linear_rows, splits, swiglu_rows};
 use super::log::Log;
 use super::slots::{Shape, Slots};
-use crate::engine::Sampling;
 use crate::error::Result;
 use crate::model::Config;
+use crate::model::Sampling;
 use crate::numbers::dtype::Dtype;
 
 /// A row that has no slot.

@@ -3,10 +3,11 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use grpo_pipes::engine::{Sampling, Settings};
+use grpo_pipes::engine::Settings;
 use grpo_pipes::gpu::device::{DtypeChoice, Found};
 use grpo_pipes::gpu::driver::Driver;
 use grpo_pipes::lines::jsonl::{Input, Output};
+use grpo_pipes::model::Sampling;
 use grpo_pipes::process::cancel::Stop;
 use grpo_pipes::rollout::{Asked, Format, Job, LongPrompt, Place, Prompts, run};
 use grpo_pipes::{Error, Result};
