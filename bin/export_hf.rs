@@ -8,7 +8,7 @@ use grpo_pipes::Result;
 use grpo_pipes::checkpoint::export::{self, Card};
 use grpo_pipes::checkpoint::{self, hub};
 use grpo_pipes::command::report;
-use grpo_pipes::numbers::tensors::Storage;
+use grpo_pipes::numbers::dtype::Dtype;
 
 /// Write a checkpoint as a model directory that transformers, vLLM and llama.cpp's converter load
 ///
@@ -21,8 +21,8 @@ struct Args {
     /// Directory, or with --zip the file, to make; it appears when it is whole
     out: PathBuf,
     /// How to store the weights; f32 is what was trained, bit for bit
-    #[arg(long, value_enum, default_value_t = Storage::F32)]
-    dtype: Storage,
+    #[arg(long, value_enum, default_value_t = Dtype::F32)]
+    dtype: Dtype,
     /// The run's metrics; the last line goes into the model card
     #[arg(long, value_name = "FILE")]
     metrics: Option<PathBuf>,

@@ -7,10 +7,11 @@ use std::process::ExitCode;
 use clap::Parser;
 use grpo_pipes::checkpoint::{self, hub};
 use grpo_pipes::command::{InputArgs, OutputArgs, run_filter};
-use grpo_pipes::engine::{Sampling, Settings};
-use grpo_pipes::gpu::device::{Device, Dtype};
+use grpo_pipes::engine::Settings;
+use grpo_pipes::gpu::device::{Device, DtypeChoice};
 use grpo_pipes::gsm8k::prompt::SYSTEM_PROMPT;
 use grpo_pipes::lines::jsonl::{Input, Output};
+use grpo_pipes::model::Sampling;
 use grpo_pipes::process::cancel::Stop;
 use grpo_pipes::rollout::{Asked, Format, Job, LongPrompt, Place, Prompts, Steps, follow, run};
 use grpo_pipes::run::{MOST_AHEAD, Run};
@@ -95,8 +96,8 @@ struct Args {
     #[arg(long, value_name = "auto|cpu|cuda[:N]", default_value_t = Device::Auto)]
     device: Device,
     /// How weights are held, and on a GPU caches
-    #[arg(long, value_enum, default_value_t = Dtype::Auto)]
-    dtype: Dtype,
+    #[arg(long, value_enum, default_value_t = DtypeChoice::Auto)]
+    dtype: DtypeChoice,
     /// On a GPU: the same bits of a completion whatever else is sampled. Without it so they are among up to 128 sequences, but for
     /// prompts run together
     #[arg(long)]

@@ -5,12 +5,12 @@ use std::sync::Arc;
 
 use rayon::prelude::*;
 
+use super::Settings;
 use super::decoder::{Decoder, Drawn, Prompt};
 use super::sampler::Sampler;
 use super::scheduler::Start;
-use super::{Sampling, Settings};
 use crate::error::Result;
-use crate::model::{DecodeRow, KvCache, Transformer};
+use crate::model::{DecodeRow, KvCache, Sampling, Transformer};
 use crate::numbers::aligned::Number;
 use crate::numbers::rng::Stream;
 

@@ -10,10 +10,11 @@ use super::scheduler::Start;
 use crate::error::{Error, Result};
 use crate::gpu::decode::kernels::{cache_rows, check, head_rows};
 use crate::gpu::decode::{Begin, Entry, Plan, Shape, Slots, Stepper};
-use crate::gpu::driver::{Driver, Dtype, Mark};
+use crate::gpu::driver::{Driver, Mark};
 use crate::gpu::packed::{Forward, Keep};
 use crate::gpu::{Buffer, Numbers, Offer, Opened, Weights};
 use crate::model::{Config, Model, Packed};
+use crate::numbers::dtype::Dtype;
 
 /// Most tokens of prompts packed together: enough for products at full speed, and bounds memory [tokens].
 const PREFILL_TOKENS: usize = 8192;

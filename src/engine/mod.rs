@@ -16,6 +16,7 @@ use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use crate::error::{Error, Result};
+use crate::model::Sampling;
 use crate::numbers::rng::Stream;
 use crate::process::cancel::Stop;
 use crate::process::read_ahead::ReadAhead;
@@ -23,7 +24,7 @@ use crate::process::read_ahead::ReadAhead;
 pub use cpu::CpuDecoder;
 pub use decoder::{Decoder, Drawn, Prompt};
 pub use gpu::{GpuDecoder, OnGpu};
-pub use sampler::{Sampler, Sampling};
+pub use sampler::Sampler;
 pub use scheduler::{Scheduler, Start};
 
 /// Groups made ahead of a sink that is slow to take them.

@@ -3,51 +3,7 @@
 
 use std::cmp::Ordering;
 
-use crate::error::{Error, Result};
-use crate::model::Normalizer;
-
-/// The distribution to sample from.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Sampling {
-    /// Logits are divided by it; 0 takes the likeliest token.
-    pub temperature: f32,
-    /// Only the so many likeliest tokens; 0 is off.
-    pub top_k: usize,
-    /// Only the likeliest tokens whose probabilities reach this sum; 1 is off.
-    pub top_p: f32,
-    /// Only tokens at least so likely as this fraction of the likeliest; 0 is off.
-    pub min_p: f32,
-    /// Positive logits of tokens that occurred already, in the prompt or since, are divided by it, negative ones multiplied; 1 is
-    /// off.
-    pub repetition_penalty: f32,
-}
-
-impl Default for Sampling {
-    fn default() -> Self {
-        Self { temperature: 1.0, top_k: 0, top_p: 1.0, min_p: 0.0, repetition_penalty: 1.0 }
-    }
-}
-
-impl Sampling {
-    /// Refuses what is no distribution.
-    ///
-    /// # Errors
-    /// [`Error::Usage`] naming the number that is out of range.
-    pub fn check(&self) -> Result<()> {
-        let wrong = if !(self.temperature == 0.0 || (1e-4..=1e4).contains(&self.temperature)) {
-            "temperature is neither 0 nor from 0.0001 to 10000"
-        } else if !(self.top_p > 0.0 && self.top_p <= 1.0) {
-            "top-p is not above 0 and at most 1"
-        } else if !(0.0..=1.0).contains(&self.min_p) {
-            "min-p is not from 0 to 1"
-        } else if !(self.repetition_penalty > 0.0 && self.repetition_penalty.is_finite()) {
-            "repetition-penalty is not above 0"
-        } else {
-            return Ok(());
-        };
-        Err(Error::Usage(wrong.into()))
-    }
-}
+use crate::model::{Normalizer, Sampling};
 
 /// Tokens whose weights are summed at once when a draw is looked up.
 const BLOCK: usize = 1024;

@@ -4,11 +4,12 @@ use std::sync::Arc;
 
 use super::packed::Gradients;
 use crate::error::Result;
-use crate::gpu::driver::{Argument, Driver, Dtype, Grid};
+use crate::gpu::driver::{Argument, Driver, Grid};
 use crate::gpu::{Buffer, Layout, Numbers, Weights};
 use crate::model::{Config, Model};
 use crate::numbers::aligned::Number;
-use crate::optim::{CHUNK, Held, Means, Moments, Rule, StateType};
+use crate::numbers::dtype::Dtype;
+use crate::optim::{CHUNK, Held, Means, Moments, Rule};
 
 /// The weights in training, in f32.
 pub struct Optimizer {
@@ -95,7 +96,7 @@ impl Optimizer {
             Argument::U32(rule.key[0]),
             Argument::U32(rule.key[1]),
         ];
-        let name = format!("adamw_{}_{}", weights.matrices.dtype().suffix(), first.dtype().suffix());
+        let name = format!("adamw_{}_{}", weights.matrices.dtype().name(), first.dtype().name());
         self.driver.launch(
             &name,
             Grid { blocks: [blocks, 1, 1], threads: 256, shared: 0, early: false },
@@ -152,8 +153,7 @@ impl Optimizer {
     /// See [`Optimizer::new`].
     pub fn moments(&self, config: &Config) -> Result<Option<Moments>> {
         let Some(numbers) = &self.moments else { return Ok(None) };
-        let state = if numbers[0].dtype() == Dtype::F32 { StateType::F32 } else { StateType::Bf16 };
-        let mut moments = Moments::zeros(&config.parameters(), state);
+        let mut moments = Moments::zeros(&config.parameters(), numbers[0].dtype());
         moments.steps = self.steps;
         match &mut moments.held {
             Held::F32(means) => self.download(numbers, means)?,

@@ -8,8 +8,9 @@ use half::slice::{HalfBitsSliceExt, HalfFloatSliceExt};
 use half::{bf16, f16};
 use rayon::prelude::*;
 
-use super::driver::{Address, Driver, Dtype, Matrix, Ticket};
+use super::driver::{Address, Driver, Matrix, Ticket};
 use crate::error::Result;
+use crate::numbers::dtype::Dtype;
 
 /// Numbers that a thread rounds at a time.
 const PART: usize = 1 << 16;
@@ -151,7 +152,7 @@ impl Numbers {
     /// # Errors
     /// See [`Buffer::new`].
     pub fn new(driver: &Arc<dyn Driver>, dtype: Dtype, len: usize) -> Result<Self> {
-        Ok(Self { bytes: Buffer::new(driver, len * dtype.bytes())?, dtype })
+        Ok(Self { bytes: Buffer::new(driver, len * dtype.size())?, dtype })
     }
 
     /// The same, that another process may open.
@@ -159,7 +160,7 @@ impl Numbers {
     /// # Errors
     /// See [`Buffer::new`].
     pub fn to_share(driver: &Arc<dyn Driver>, dtype: Dtype, len: usize) -> Result<Self> {
-        Ok(Self { bytes: Buffer::to_share(driver, len * dtype.bytes())?, dtype })
+        Ok(Self { bytes: Buffer::to_share(driver, len * dtype.size())?, dtype })
     }
 
     /// All of them, as bytes.
@@ -187,7 +188,7 @@ impl Numbers {
     /// Numbers there is room for.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.bytes.len() / self.dtype.bytes()
+        self.bytes.len() / self.dtype.size()
     }
 
     /// Whether there is room for none.
@@ -199,7 +200,7 @@ impl Numbers {
     /// Where number `index` is; one past the last is allowed.
     #[must_use]
     pub fn at(&self, index: usize) -> Address {
-        self.bytes.at(index * self.dtype.bytes())
+        self.bytes.at(index * self.dtype.size())
     }
 
     /// The rows of `stride` numbers that start at number `index`.
@@ -230,7 +231,7 @@ impl Numbers {
     /// # Errors
     /// See [`Buffer::new`].
     pub fn upload_bytes(&self, index: usize, bytes: &[u8]) -> Result<()> {
-        self.bytes.upload(index * self.dtype.bytes(), bytes)
+        self.bytes.upload(index * self.dtype.size(), bytes)
     }
 
     /// Reads numbers from `index` on as they lie in memory, after all work asked for so far.
@@ -238,7 +239,7 @@ impl Numbers {
     /// # Errors
     /// See [`Buffer::new`].
     pub fn download_bytes(&self, index: usize, bytes: &mut [u8]) -> Result<()> {
-        self.bytes.download(index * self.dtype.bytes(), bytes)
+        self.bytes.download(index * self.dtype.size(), bytes)
     }
 
     /// Zeroes.

@@ -1,6 +1,7 @@
 //! Matrices as a library sees them that stores columns after each other, as cuBLAS does: every row-major matrix is its transpose.
 
-use super::driver::{Dtype, Matrix, Product};
+use super::driver::{Matrix, Product};
+use crate::numbers::dtype::Dtype;
 
 /// A stored matrix, columns after each other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

@@ -6,7 +6,8 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use crate::error::{Error, Result};
-use crate::gpu::driver::{Driver, Dtype as Numbers};
+use crate::gpu::driver::Driver;
+use crate::numbers::dtype::Dtype;
 
 /// What was asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -19,9 +20,9 @@ pub enum Device {
     Cuda(usize),
 }
 
-/// Type of the numbers that products read: `--dtype`.
+/// `--dtype`: the type that matrix products read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-pub enum Dtype {
+pub enum DtypeChoice {
     /// bf16 where the card has it, else f16; on the processor f32: a sampler's log-probabilities are the trainer's, bit for bit
     Auto,
     /// 32 bits
@@ -32,22 +33,22 @@ pub enum Dtype {
     F16,
 }
 
-impl Dtype {
+impl DtypeChoice {
     /// What it is on a card.
     ///
     /// # Errors
     /// [`Error::Device`] when the card does not have it.
-    pub fn on(self, gpu: &dyn Driver) -> Result<Numbers> {
+    pub fn on(self, gpu: &dyn Driver) -> Result<Dtype> {
         let numbers = match self {
-            Self::Auto if gpu.supports(Numbers::Bf16) => Numbers::Bf16,
-            Self::Auto | Self::F16 => Numbers::F16,
-            Self::F32 => Numbers::F32,
-            Self::Bf16 => Numbers::Bf16,
+            Self::Auto if gpu.supports(Dtype::Bf16) => Dtype::Bf16,
+            Self::Auto | Self::F16 => Dtype::F16,
+            Self::F32 => Dtype::F32,
+            Self::Bf16 => Dtype::Bf16,
         };
         if gpu.supports(numbers) {
             return Ok(numbers);
         }
-        Err(Error::Device(format!("the {} has no {}: --dtype f16", gpu.name(), numbers.suffix())))
+        Err(Error::Device(format!("the {} has no {}: --dtype f16", gpu.name(), numbers.name())))
     }
 }
 
@@ -74,8 +75,8 @@ impl Found {
 
     /// What a command says of computing on a GPU in these numbers.
     #[must_use]
-    pub fn on_gpu(gpu: &dyn Driver, numbers: Numbers) -> String {
-        format!("computing on the GPU ({}, {})", gpu.name(), numbers.suffix())
+    pub fn on_gpu(gpu: &dyn Driver, numbers: Dtype) -> String {
+        format!("computing on the GPU ({}, {})", gpu.name(), numbers.name())
     }
 }
 

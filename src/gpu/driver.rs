@@ -8,6 +8,7 @@ use std::any::Any;
 use serde::{Deserialize, Serialize};
 
 use crate::error::Result;
+use crate::numbers::dtype::Dtype;
 
 /// A place in the device's memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -18,38 +19,6 @@ impl Address {
     #[must_use]
     pub fn offset(self, bytes: usize) -> Self {
         Self(self.0 + bytes as u64)
-    }
-}
-
-/// Numbers on the device.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Dtype {
-    /// 32 bits, for checks.
-    F32,
-    /// The upper half of an f32.
-    Bf16,
-    /// IEEE half precision, for cards without bf16.
-    F16,
-}
-
-impl Dtype {
-    /// Of one number.
-    #[must_use]
-    pub fn bytes(self) -> usize {
-        match self {
-            Self::F32 => 4,
-            Self::Bf16 | Self::F16 => 2,
-        }
-    }
-
-    /// How kernels for it are called: `name_bf16`.
-    #[must_use]
-    pub fn suffix(self) -> &'static str {
-        match self {
-            Self::F32 => "f32",
-            Self::Bf16 => "bf16",
-            Self::F16 => "f16",
-        }
     }
 }
 

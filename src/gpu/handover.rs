@@ -31,7 +31,7 @@ impl Weights {
     /// [`Error::Device`] when the device cannot share memory.
     pub fn offer(&self) -> Result<Offer> {
         Ok(Offer {
-            dtype: self.matrices.dtype().suffix().into(),
+            dtype: self.matrices.dtype().name().into(),
             lens: [self.matrices.len(), self.vectors.len()],
             matrices: self.matrices.bytes().ticket()?,
             vectors: self.vectors.ticket()?,
@@ -43,7 +43,7 @@ impl Weights {
     /// # Errors
     /// [`Error::Device`] when they are of another type, shape or card, or the device cannot open them.
     pub fn open(&self, driver: &dyn Driver, offer: &Offer) -> Result<Opened> {
-        let (dtype, lens) = (self.matrices.dtype().suffix(), [self.matrices.len(), self.vectors.len()]);
+        let (dtype, lens) = (self.matrices.dtype().name(), [self.matrices.len(), self.vectors.len()]);
         if (offer.dtype.as_str(), offer.lens) != (dtype, lens) {
             return Err(Error::Device(format!("the trainer's weights are {}, the sampler's {dtype}", offer.dtype)));
         }

@@ -5,9 +5,10 @@
 use std::sync::Arc;
 
 use super::buffer::{Buffer, Numbers};
-use super::driver::{Address, Driver, Dtype};
+use super::driver::{Address, Driver};
 use crate::error::{Error, Result};
 use crate::model::{Config, Model};
+use crate::numbers::dtype::Dtype;
 
 /// Kernels read 16 bytes at a time: every width is a multiple of so many numbers.
 const PACK: usize = 8;

@@ -1,6 +1,6 @@
 //! Tensors only: the Qwen2 transformer, written once for sampling and training.
 //!
-//! Knows nothing of text, records, sampling or losses. Shapes are given in the letters of [`Config`]: T tokens, D width, F MLP
+//! Knows nothing of text, records or losses. Shapes are given in the letters of [`Config`]: T tokens, D width, F MLP
 //! width, H query heads, K key and value heads, E head width, V vocabulary, L layers.
 //!
 //! On plain f32 slices with kernels of our own: sampler and trainer run the same products in the same order, so the
@@ -18,6 +18,7 @@ mod infer;
 mod matmul;
 mod ops;
 mod rope;
+mod sampling;
 mod simd;
 mod slice_pass;
 mod threads;
@@ -29,7 +30,8 @@ use std::sync::OnceLock;
 
 use crate::error::Result;
 use crate::numbers::aligned::{Floats, Number};
-use crate::numbers::tensors::{self, Storage, Tensor};
+use crate::numbers::dtype::Dtype;
+use crate::numbers::tensors::{self, Tensor};
 use crate::process::cancel::Stop;
 use matmul::Weight;
 use weights::Weights;
@@ -40,6 +42,7 @@ pub use directory::{ADAPTER, INDEX, WEIGHTS, check, has_weights, not_a_directory
 pub use head::Normalizer;
 pub use infer::DecodeRow;
 pub use rope::{RopeParameters, Scaling, Yarn};
+pub use sampling::Sampling;
 pub use train::{Gradients, Packed, Target, TokenStats};
 
 /// A transformer whose weights are held as `W`, memory-mapped from a checkpoint that stores them so. Whatever they are held as, it
@@ -199,7 +202,7 @@ impl Model {
     ///
     /// # Errors
     /// [`crate::Error::Io`].
-    pub fn save(&self, path: &Path, storage: Storage) -> Result<()> {
+    pub fn save(&self, path: &Path, storage: Dtype) -> Result<()> {
         tensors::write(path, FORMAT, storage, &self.tensors())
     }
 
@@ -208,7 +211,7 @@ impl Model {
     /// # Errors
     /// [`crate::Error::Io`].
     pub fn hand_over(&self, path: &Path) -> Result<()> {
-        tensors::write_mapped(path, FORMAT, Storage::F32, &self.tensors())
+        tensors::write_mapped(path, FORMAT, Dtype::F32, &self.tensors())
     }
 
     fn tensors(&self) -> Vec<Tensor<'_>> {

@@ -7,14 +7,15 @@ use std::ops::{Deref, DerefMut};
 
 use half::bf16;
 use memmap2::MmapMut;
-use safetensors::Dtype;
+
+use crate::numbers::dtype::Dtype;
 
 /// What numbers are held as.
 ///
 /// # Safety
 /// Any bytes are a number, and bytes of zero are zero.
 pub unsafe trait Number: Copy + PartialEq + std::fmt::Debug + Send + Sync + 'static {
-    /// Its name in a safetensors file.
+    /// The type in which these are stored.
     const DTYPE: Dtype;
     /// The nearest one, ties to even.
     fn of(x: f32) -> Self;
@@ -37,7 +38,7 @@ unsafe impl Number for f32 {
 
 // SAFETY: the upper half of an f32.
 unsafe impl Number for bf16 {
-    const DTYPE: Dtype = Dtype::BF16;
+    const DTYPE: Dtype = Dtype::Bf16;
     #[inline(always)]
     fn of(x: f32) -> Self {
         Self::from_f32(x)

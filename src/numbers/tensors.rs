@@ -10,12 +10,12 @@ use memmap2::{MmapMut, MmapOptions};
 use rayon::prelude::*;
 use rustix::fs::{FallocateFlags, fallocate};
 use rustix::io::{Errno, retry_on_intr};
-use safetensors::Dtype;
 use safetensors::tensor::{Metadata, TensorInfo};
 use serde_json::{Value, json};
 
 use crate::error::{Error, Result};
 use crate::numbers::aligned::{Number, Numbers};
+use crate::numbers::dtype::Dtype;
 
 /// Bytes of the header's length at the start of a file.
 const LENGTH_BYTES: usize = 8;
@@ -90,7 +90,7 @@ impl TensorFile {
     ///
     /// # Errors
     /// [`Error::Model`] when the file has no tensor of that name.
-    pub fn place(&self, name: &str) -> Result<(Dtype, u64)> {
+    pub fn place(&self, name: &str) -> Result<(safetensors::Dtype, u64)> {
         let info = self.info(name)?;
         Ok((info.dtype, self.data_start + info.data_offsets.0 as u64))
     }
@@ -101,18 +101,15 @@ impl TensorFile {
     /// [`Error::Model`] when the file has no tensor of that name in f32, bf16 or f16; [`Error::Io`] when it cannot be read.
     pub fn read<T: Number>(&self, name: &str) -> Result<Numbers<T>> {
         let info = self.info(name)?;
-        let convert: fn(&[u8], &mut [T]) = match info.dtype {
+        let unread =
+            |stored| Error::model(&self.path, format!("{name} is {stored}; this program reads f32, bf16 and f16"));
+        let dtype = Dtype::try_from(info.dtype).map_err(unread)?;
+        let convert: fn(&[u8], &mut [T]) = match dtype {
             Dtype::F32 => |from, to| convert(from, to, f32::from_le_bytes),
-            Dtype::BF16 => |from, to| convert(from, to, |bytes| bf16::from_le_bytes(bytes).widen()),
+            Dtype::Bf16 => |from, to| convert(from, to, |bytes| bf16::from_le_bytes(bytes).widen()),
             Dtype::F16 => |from, to| convert(from, to, |bytes| f16::from_le_bytes(bytes).to_f32()),
-            other => {
-                return Err(Error::model(
-                    &self.path,
-                    format!("{name} is {other}; this program reads f32, bf16 and f16"),
-                ));
-            }
         };
-        let (width, start) = (info.dtype.bitsize() / 8, self.data_start + info.data_offsets.0 as u64);
+        let (width, start) = (dtype.size(), self.data_start + info.data_offsets.0 as u64);
         let mut numbers = Numbers::zeros(info.shape.iter().product());
         numbers.par_chunks_mut(CHUNK).enumerate().try_for_each(|(i, chunk)| {
             let mut bytes = vec![0; width * chunk.len()];
@@ -132,57 +129,12 @@ fn convert<T: Number, const WIDTH: usize>(from: &[u8], to: &mut [T], decode: imp
     to.iter_mut().zip(from.as_chunks().0).for_each(|(to, from)| *to = T::of(decode(*from)));
 }
 
-/// How numbers are stored.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-pub enum Storage {
-    /// 32 bits: what is trained.
-    F32,
-    /// 16 bits with the range of f32 and 8 bits of precision.
-    Bf16,
-    /// 16 bits with 11 bits of precision and a largest number of 65504.
-    F16,
-}
-
-impl Storage {
-    /// The name that `config.json` and PyTorch use.
-    #[must_use]
-    pub fn torch_name(self) -> &'static str {
-        match self {
-            Self::F32 => "float32",
-            Self::Bf16 => "bfloat16",
-            Self::F16 => "float16",
-        }
-    }
-
-    /// Whether it can store a number: finite ones, as far as the type reaches.
-    #[must_use]
-    pub fn holds(self, value: f32) -> bool {
-        match self {
-            Self::F32 => value.is_finite(),
-            Self::Bf16 => bf16::from_f32(value).is_finite(),
-            Self::F16 => f16::from_f32(value).is_finite(),
-        }
-    }
-
-    fn dtype(self) -> Dtype {
-        match self {
-            Self::F32 => Dtype::F32,
-            Self::Bf16 => Dtype::BF16,
-            Self::F16 => Dtype::F16,
-        }
-    }
-
-    fn bytes(self) -> usize {
-        self.dtype().bitsize() / 8
-    }
-
-    /// So many numbers fill `bytes`.
-    fn encode<T: Number>(self, values: &[T], bytes: &mut [u8]) {
-        match self {
-            Self::F32 => encode(values, bytes, f32::to_le_bytes),
-            Self::Bf16 => encode(values, bytes, |value| bf16::from_f32(value).to_le_bytes()),
-            Self::F16 => encode(values, bytes, |value| f16::from_f32(value).to_le_bytes()),
-        }
+/// Rounds `values` to `dtype`; they fill `bytes`.
+fn encode_as<T: Number>(dtype: Dtype, values: &[T], bytes: &mut [u8]) {
+    match dtype {
+        Dtype::F32 => encode(values, bytes, f32::to_le_bytes),
+        Dtype::Bf16 => encode(values, bytes, |value| bf16::from_f32(value).to_le_bytes()),
+        Dtype::F16 => encode(values, bytes, |value| f16::from_f32(value).to_le_bytes()),
     }
 }
 
@@ -209,15 +161,15 @@ pub struct Tensor<'a, T = f32> {
 ///
 /// # Errors
 /// [`Error::Io`] when it cannot be written.
-pub fn write<T: Number>(path: &Path, note: (&str, &str), storage: Storage, tensors: &[Tensor<'_, T>]) -> Result<()> {
-    let (head, _) = head(note, storage, tensors);
+pub fn write<T: Number>(path: &Path, note: (&str, &str), dtype: Dtype, tensors: &[Tensor<'_, T>]) -> Result<()> {
+    let (head, _) = head(note, dtype, tensors);
     let write = || {
         let mut out = BufWriter::with_capacity(1 << 20, File::create(path)?);
         out.write_all(&head)?;
-        let mut bytes = vec![0; storage.bytes() * CHUNK];
+        let mut bytes = vec![0; dtype.size() * CHUNK];
         for chunk in tensors.iter().flat_map(|tensor| tensor.values.chunks(CHUNK)) {
-            let bytes = &mut bytes[..storage.bytes() * chunk.len()];
-            storage.encode(chunk, bytes);
+            let bytes = &mut bytes[..dtype.size() * chunk.len()];
+            encode_as(dtype, chunk, bytes);
             out.write_all(bytes)?;
         }
         out.flush()
@@ -230,22 +182,17 @@ pub fn write<T: Number>(path: &Path, note: (&str, &str), storage: Storage, tenso
 ///
 /// # Errors
 /// As [`write`].
-pub fn write_mapped<T: Number>(
-    path: &Path,
-    note: (&str, &str),
-    storage: Storage,
-    tensors: &[Tensor<'_, T>],
-) -> Result<()> {
-    let (head, data) = head(note, storage, tensors);
+pub fn write_mapped<T: Number>(path: &Path, note: (&str, &str), dtype: Dtype, tensors: &[Tensor<'_, T>]) -> Result<()> {
+    let (head, data) = head(note, dtype, tensors);
     let Some(mut map) = map_whole(path, head.len() + data).map_err(Error::io(path))? else {
-        return write(path, note, storage, tensors);
+        return write(path, note, dtype, tensors);
     };
     let (start, mut rest) = map.split_at_mut(head.len());
     start.copy_from_slice(&head);
     for Tensor { values, .. } in tensors {
-        let (bytes, after) = rest.split_at_mut(storage.bytes() * values.len());
-        let chunks = bytes.par_chunks_mut(storage.bytes() * CHUNK).zip(values.par_chunks(CHUNK));
-        chunks.for_each(|(bytes, values)| storage.encode(values, bytes));
+        let (bytes, after) = rest.split_at_mut(dtype.size() * values.len());
+        let chunks = bytes.par_chunks_mut(dtype.size() * CHUNK).zip(values.par_chunks(CHUNK));
+        chunks.for_each(|(bytes, values)| encode_as(dtype, values, bytes));
         rest = after;
     }
     Ok(())
@@ -268,16 +215,16 @@ fn map_whole(path: &Path, bytes: usize) -> io::Result<Option<MmapMut>> {
 }
 
 /// What the file holds before the data, and how many bytes these are.
-fn head<T>((key, value): (&str, &str), storage: Storage, tensors: &[Tensor<'_, T>]) -> (Vec<u8>, usize) {
+fn head<T>((key, value): (&str, &str), dtype: Dtype, tensors: &[Tensor<'_, T>]) -> (Vec<u8>, usize) {
     let mut header = serde_json::Map::new();
     header.insert("__metadata__".into(), json!({ key: value }));
     let mut from = 0;
     for Tensor { name, shape, values } in tensors {
         assert_eq!(shape.iter().product::<usize>(), values.len(), "{name}");
-        let to = from + storage.bytes() * values.len();
+        let to = from + dtype.size() * values.len();
         header.insert(
             name.clone(),
-            json!(TensorInfo { dtype: storage.dtype(), shape: shape.clone(), data_offsets: (from, to) }),
+            json!(TensorInfo { dtype: dtype.into(), shape: shape.clone(), data_offsets: (from, to) }),
         );
         from = to;
     }
@@ -300,28 +247,28 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("x.safetensors");
         let values = [1.0, -0.1, 3e-30, 65_504.0];
-        let stored = |storage| -> Numbers<f32> {
-            write(&path, ("step", "7"), storage, &[tensor("first", &[0.0; 3]), tensor("a", &values)]).unwrap();
+        let stored = |dtype| -> Numbers<f32> {
+            write(&path, ("step", "7"), dtype, &[tensor("first", &[0.0; 3]), tensor("a", &values)]).unwrap();
             let file = TensorFile::open(&path).unwrap();
             assert_eq!((file.note("step"), file.names()), (Some("7"), vec!["first".to_owned(), "a".to_owned()]));
             assert_eq!(file.data_start % ALIGNMENT as u64, 0);
             assert!(file.read::<f32>("d").unwrap_err().to_string().ends_with("no tensor d"));
             file.read("a").unwrap()
         };
-        assert_eq!(*stored(Storage::F32), values);
-        assert_eq!(stored(Storage::Bf16)[1], -0.100_097_656);
-        assert_eq!(*stored(Storage::F16), [1.0, -0.099_975_586, 0.0, 65_504.0]);
+        assert_eq!(*stored(Dtype::F32), values);
+        assert_eq!(stored(Dtype::Bf16)[1], -0.100_097_656);
+        assert_eq!(*stored(Dtype::F16), [1.0, -0.099_975_586, 0.0, 65_504.0]);
     }
 
     #[test]
     fn by_way_of_a_map_the_bytes_are_the_same_in_a_new_file_and_over_a_longer_or_a_shorter_one() {
         let dir = tempfile::tempdir().unwrap();
         let (plain, mapped) = (dir.path().join("plain"), dir.path().join("mapped"));
-        for (storage, len) in [(Storage::F32, CHUNK + 5), (Storage::F32, 3), (Storage::Bf16, 2 * CHUNK)] {
+        for (dtype, len) in [(Dtype::F32, CHUNK + 5), (Dtype::F32, 3), (Dtype::Bf16, 2 * CHUNK)] {
             let values: Vec<f32> = (0..len).map(|i| i as f32 * 0.37 - 9.0).collect();
             let tensors = [tensor("a", &values), tensor("b", &values[..2])];
-            write(&plain, ("step", "7"), storage, &tensors).unwrap();
-            write_mapped(&mapped, ("step", "7"), storage, &tensors).unwrap();
+            write(&plain, ("step", "7"), dtype, &tensors).unwrap();
+            write_mapped(&mapped, ("step", "7"), dtype, &tensors).unwrap();
             assert_eq!(std::fs::read(&mapped).unwrap(), std::fs::read(&plain).unwrap());
         }
     }
@@ -330,7 +277,7 @@ mod tests {
     fn a_truncated_file_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("x.safetensors");
-        write(&path, ("format", "pt"), Storage::F32, &[tensor("a", &[1.0; 8])]).unwrap();
+        write(&path, ("format", "pt"), Dtype::F32, &[tensor("a", &[1.0; 8])]).unwrap();
         let bytes = std::fs::read(&path).unwrap();
         for length in [0, 4, 20, bytes.len() - 1] {
             std::fs::write(&path, &bytes[..length]).unwrap();

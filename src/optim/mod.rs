@@ -10,10 +10,11 @@ use rayon::prelude::*;
 use serde::Serialize;
 
 use crate::error::{Error, Result};
+use crate::numbers::dtype::Dtype;
 
 pub use loss_scale::LossScale;
+pub use moments::Moments;
 pub(crate) use moments::{Held, Means};
-pub use moments::{Moments, StateType};
 pub use update::{Rule, update};
 
 /// Numbers that one thread updates at a time. Sums over chunks are added in order, so threads do not change a bit.
@@ -53,8 +54,8 @@ pub struct OptimizerConfig {
     #[arg(long, value_name = "NORM", default_value_t = 1.0)]
     pub max_grad_norm: f64,
     /// What AdamW's moments are held in between updates; those of a checkpoint are converted
-    #[arg(long, value_enum, value_name = "TYPE", default_value = "f32")]
-    pub optimizer_state: StateType,
+    #[arg(long, value_parser = moments::state_type(), value_name = "TYPE", default_value = "f32")]
+    pub optimizer_state: Dtype,
     /// Course of the learning rate
     #[arg(long, value_enum, default_value = "constant")]
     pub schedule: Schedule,
@@ -140,7 +141,7 @@ mod tests {
             adam_epsilon: 1e-8,
             weight_decay: 0.1,
             max_grad_norm: 0.0,
-            optimizer_state: StateType::F32,
+            optimizer_state: Dtype::F32,
             schedule: Schedule::Constant,
             warmup_ratio: 0.0,
             total_steps: None,

@@ -2,22 +2,13 @@
 
 use std::path::Path;
 
+use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use half::bf16;
-use serde::Serialize;
 
 use crate::error::{Error, Result};
 use crate::numbers::aligned::{Number, Numbers};
-use crate::numbers::tensors::{self, Storage, Tensor, TensorFile};
-
-/// What moments are held in between updates; these compute in f32.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, clap::ValueEnum)]
-#[serde(rename_all = "snake_case")]
-pub enum StateType {
-    /// As they are computed
-    F32,
-    /// In half the memory
-    Bf16,
-}
+use crate::numbers::dtype::Dtype;
+use crate::numbers::tensors::{self, Tensor, TensorFile};
 
 /// State of AdamW: running means of gradients and of their squares, in the parameters' shapes and order.
 #[derive(Debug, Clone, PartialEq)]
@@ -41,6 +32,15 @@ pub(crate) struct Means<T: Number> {
     pub(crate) second: Vec<Numbers<T>>,
 }
 
+const NO_F16: &str = "moments are held in f32 or bf16, which --optimizer-state checks";
+
+/// Parses `--optimizer-state`: the types in which moments are held between updates, which compute in f32.
+pub(super) fn state_type() -> impl TypedValueParser<Value = Dtype> {
+    let full = PossibleValue::new(Dtype::F32.name()).help("As they are computed");
+    let half = PossibleValue::new(Dtype::Bf16.name()).help("In half the memory");
+    PossibleValuesParser::new([full, half]).map(|name| if name == "bf16" { Dtype::Bf16 } else { Dtype::F32 })
+}
+
 /// Name and shape of each parameter.
 type Parameters = [(String, Vec<usize>)];
 
@@ -49,12 +49,13 @@ const FIRST: &str = "exp_avg.";
 const SECOND: &str = "exp_avg_sq.";
 
 impl Moments {
-    /// Before the first update.
+    /// Before the first update; `dtype` is f32 or bf16, as in [`Moments::load`].
     #[must_use]
-    pub fn zeros(parameters: &Parameters, state: StateType) -> Self {
-        let held = match state {
-            StateType::F32 => Held::F32(Means::zeros(parameters)),
-            StateType::Bf16 => Held::Bf16(Means::zeros(parameters)),
+    pub fn zeros(parameters: &Parameters, dtype: Dtype) -> Self {
+        let held = match dtype {
+            Dtype::F32 => Held::F32(Means::zeros(parameters)),
+            Dtype::Bf16 => Held::Bf16(Means::zeros(parameters)),
+            Dtype::F16 => unreachable!("{NO_F16}"),
         };
         Self { steps: 0, held }
     }
@@ -63,7 +64,7 @@ impl Moments {
     ///
     /// # Errors
     /// [`Error::Io`] or [`Error::Model`] when the file cannot be read or is of other parameters.
-    pub fn load(path: &Path, parameters: &Parameters, state: StateType) -> Result<Self> {
+    pub fn load(path: &Path, parameters: &Parameters, dtype: Dtype) -> Result<Self> {
         let file = TensorFile::open(path)?;
         let steps = file.note("step").and_then(|step| step.parse().ok());
         let steps = steps.ok_or_else(|| Error::model(path, "no step in its metadata"))?;
@@ -72,9 +73,10 @@ impl Moments {
                 return Err(Error::model(path, format!("{prefix}{name} is not of the model's shape {shape:?}")));
             }
         }
-        let held = match state {
-            StateType::F32 => Held::F32(Means::read(&file, parameters)?),
-            StateType::Bf16 => Held::Bf16(Means::read(&file, parameters)?),
+        let held = match dtype {
+            Dtype::F32 => Held::F32(Means::read(&file, parameters)?),
+            Dtype::Bf16 => Held::Bf16(Means::read(&file, parameters)?),
+            Dtype::F16 => unreachable!("{NO_F16}"),
         };
         Ok(Self { steps, held })
     }
@@ -86,8 +88,8 @@ impl Moments {
     pub fn save(&self, path: &Path, parameters: &Parameters) -> Result<()> {
         let steps = self.steps.to_string();
         match &self.held {
-            Held::F32(means) => tensors::write(path, ("step", &steps), Storage::F32, &means.tensors(parameters)),
-            Held::Bf16(means) => tensors::write(path, ("step", &steps), Storage::Bf16, &means.tensors(parameters)),
+            Held::F32(means) => tensors::write(path, ("step", &steps), Dtype::F32, &means.tensors(parameters)),
+            Held::Bf16(means) => tensors::write(path, ("step", &steps), Dtype::Bf16, &means.tensors(parameters)),
         }
     }
 }
@@ -126,7 +128,7 @@ mod tests {
         vec![("a.weight".into(), vec![2, 2]), ("a.bias".into(), vec![3])]
     }
 
-    fn some(state: StateType) -> Moments {
+    fn some(state: Dtype) -> Moments {
         let mut moments = Moments::zeros(&parameters(), state);
         moments.steps = 7;
         match &mut moments.held {
@@ -140,12 +142,12 @@ mod tests {
     fn moments_come_back_from_their_file_as_they_are_wanted_and_not_into_another_model() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("optimizer.safetensors");
-        for (state, bytes) in [(StateType::F32, 4), (StateType::Bf16, 2)] {
+        for (state, bytes) in [(Dtype::F32, 4), (Dtype::Bf16, 2)] {
             some(state).save(&path, &parameters()).unwrap();
             let file = TensorFile::open(&path).unwrap();
             assert_eq!(file.place("exp_avg.a.bias").unwrap().0.bitsize(), 8 * bytes);
             assert_eq!(Moments::load(&path, &parameters(), state).unwrap(), some(state));
-            assert_eq!(Moments::load(&path, &parameters(), StateType::Bf16).unwrap(), some(StateType::Bf16));
+            assert_eq!(Moments::load(&path, &parameters(), Dtype::Bf16).unwrap(), some(Dtype::Bf16));
             let other = [("a.weight".into(), vec![4, 1]), ("a.bias".into(), vec![3])];
             assert_eq!(Moments::load(&path, &other, state).unwrap_err().exit_code(), 1);
         }

@@ -156,9 +156,9 @@ fn each_part<T: Number>(tensors: Vec<Tensor<'_>>, means: &mut Means<T>, apply: i
 
 #[cfg(test)]
 mod tests {
-    use super::super::StateType;
     use super::super::tests::config;
     use super::*;
+    use crate::numbers::dtype::Dtype;
 
     fn parameters() -> Vec<(String, Vec<usize>)> {
         vec![("a.weight".into(), vec![2, 2]), ("a.bias".into(), vec![3])]
@@ -182,7 +182,7 @@ mod tests {
         let mut weights = [vec![1.0f32, -0.5, 0.25, 2.0], vec![0.3, 0.0, -1.0]];
         let start = weights.clone();
         let gradient = |step: u64, index: usize| ((step * 7 + index as u64 * 3) % 11) as f32 / 10.0 - 0.45;
-        let mut moments = Moments::zeros(&parameters(), StateType::F32);
+        let mut moments = Moments::zeros(&parameters(), Dtype::F32);
         for step in 0..5 {
             let gradients = [0, 1].map(|t| (0..weights[t].len()).map(|i| gradient(step, t + i)).collect::<Vec<_>>());
             let views = weights.iter_mut().map(Vec::as_mut_slice).collect();
@@ -222,7 +222,7 @@ mod tests {
     /// 4,096 numbers whose gradients were 1 and then 0: their moments after `steps` steps of 0.
     fn fading(steps: u64, seed: u64) -> Moments {
         let config = OptimizerConfig { adam_beta1: 0.9, adam_beta2: 0.999, ..config() };
-        let mut moments = Moments::zeros(&[("a".into(), vec![64, 64])], StateType::Bf16);
+        let mut moments = Moments::zeros(&[("a".into(), vec![64, 64])], Dtype::Bf16);
         let mut weights = vec![0.0f32; 4096];
         for step in 1..=steps + 1 {
             let gradients = [vec![if step == 1 { 1.0 } else { 0.0 }; 4096]];

@@ -8,7 +8,7 @@ use half::bf16;
 use super::Job;
 use crate::engine::{CpuDecoder, Decoder, Engine, GpuDecoder, OnGpu, Request, Settings, Sink, Work};
 use crate::error::{Error, Result};
-use crate::gpu::device::{Dtype, Found};
+use crate::gpu::device::{DtypeChoice, Found};
 use crate::gpu::driver::Driver;
 use crate::lines::record::Line;
 use crate::model::{Model, Transformer, has_weights};
@@ -22,7 +22,7 @@ pub struct Place {
     /// The processor or a GPU.
     pub device: Found,
     /// Of weights, and on a GPU of caches.
-    pub dtype: Dtype,
+    pub dtype: DtypeChoice,
     /// See [`OnGpu::batch_invariant`].
     pub batch_invariant: bool,
     /// Of the memory that is free when sampling begins, how much it may take.
@@ -136,15 +136,15 @@ impl At {
         job.settings.max_sequences = job.asked.sequences(|_| Ok(true))?;
         let device = &job.place.device;
         match job.place.dtype {
-            Dtype::Auto | Dtype::F32 => {
+            DtypeChoice::Auto | DtypeChoice::F32 => {
                 say(&device.on_cpu("weights in f32"));
                 load(dir, &job.stop).map(Self::Cpu)
             }
-            Dtype::Bf16 => {
+            DtypeChoice::Bf16 => {
                 say(&device.on_cpu("weights in bf16"));
                 load(dir, &job.stop).map(Self::CpuBf16)
             }
-            Dtype::F16 => Err(Error::Usage("--dtype f16: the CPU holds weights in f32 or bf16".into())),
+            DtypeChoice::F16 => Err(Error::Usage("--dtype f16: the CPU holds weights in f32 or bf16".into())),
         }
     }
 }

@@ -4,11 +4,11 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use crate::error::{Error, Result};
-use crate::gpu::device::{Device, Dtype, Found};
-use crate::gpu::driver::{Driver, Dtype as Numbers};
+use crate::gpu::device::{Device, DtypeChoice, Found};
+use crate::gpu::driver::Driver;
 use crate::gpu::packed::{Plan, Wish};
 use crate::model::Model;
-use crate::optim::StateType;
+use crate::numbers::dtype::Dtype;
 use crate::train::backend::Machine;
 use crate::train::gpu::Gpu;
 use crate::train::trainer::on_cpu;
@@ -21,8 +21,8 @@ pub struct PlaceArgs {
     #[arg(long, value_name = "auto|cpu|cuda[:N]", default_value_t = Device::Auto)]
     pub device: Device,
     /// Numbers that a GPU multiplies; sums, the residual stream, gradients and the weights in training are f32 in any case
-    #[arg(long, value_enum, default_value_t = Dtype::Auto)]
-    pub dtype: Dtype,
+    #[arg(long, value_enum, default_value_t = DtypeChoice::Auto)]
+    pub dtype: DtypeChoice,
     /// GPU memory to stay within, like 12GiB [default: what is free]
     #[arg(long, value_name = "BYTES")]
     pub memory_limit: Option<Bytes>,
@@ -59,12 +59,12 @@ pub struct Load {
     /// How many tokens run at once, where somebody has decided.
     pub tokens: Option<usize>,
     /// What the moments are held in.
-    pub optimizer_state: StateType,
+    pub optimizer_state: Dtype,
 }
 
 /// A place that was opened.
 pub struct Opened {
-    gpu: Option<(Arc<dyn Driver>, Numbers)>,
+    gpu: Option<(Arc<dyn Driver>, Dtype)>,
     limit: Option<usize>,
 }
 
@@ -77,7 +77,7 @@ impl PlaceArgs {
         let limit = self.memory_limit.map(|Bytes(bytes)| bytes);
         let found = self.device.open()?;
         let Some(driver) = found.gpu.clone() else {
-            if limit.is_some() || !matches!(self.dtype, Dtype::Auto | Dtype::F32) {
+            if limit.is_some() || !matches!(self.dtype, DtypeChoice::Auto | DtypeChoice::F32) {
                 return Err(Error::Usage("--memory-limit, --dtype bf16 and f16 are for a GPU".into()));
             }
             say(&found.on_cpu("f32"));
@@ -97,11 +97,7 @@ impl Opened {
         let Some((driver, dtype)) = &self.gpu else { return on_cpu(model) };
         let free = driver.memory()?.free;
         let limit = self.limit.map_or(free, |limit| limit.min(free));
-        let Load { reference, tokens, optimizer_state } = load;
-        let moments = match optimizer_state {
-            StateType::F32 => Numbers::F32,
-            StateType::Bf16 => Numbers::Bf16,
-        };
+        let Load { reference, tokens, optimizer_state: moments } = load;
         let wish = Wish { config: model.config(), dtype: *dtype, moments, reference, tokens, limit };
         let plan = Plan::choose(wish)?;
         say(&format!("{}, {}", Found::on_gpu(&**driver, *dtype), plan.describe()));
@@ -126,8 +122,8 @@ mod tests {
     #[test]
     fn what_only_a_gpu_has_is_refused_on_the_processor() {
         let args = |dtype, memory_limit| PlaceArgs { device: Device::Cpu, dtype, memory_limit };
-        assert!(args(Dtype::F32, None).open(&|_| ()).is_ok());
-        for args in [args(Dtype::Bf16, None), args(Dtype::Auto, Some(Bytes(1)))] {
+        assert!(args(DtypeChoice::F32, None).open(&|_| ()).is_ok());
+        for args in [args(DtypeChoice::Bf16, None), args(DtypeChoice::Auto, Some(Bytes(1)))] {
             assert_eq!(args.open(&|_| ()).err().unwrap().exit_code(), 2);
         }
     }

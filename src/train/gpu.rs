@@ -6,9 +6,10 @@ use std::sync::Arc;
 use crate::error::Result;
 use crate::gpu::Weights;
 use crate::gpu::adamw::Optimizer;
-use crate::gpu::driver::{Driver, Dtype};
+use crate::gpu::driver::Driver;
 use crate::gpu::packed::{Gradients, Learner, Plan};
 use crate::model::{Config, Model, TokenStats};
+use crate::numbers::dtype::Dtype;
 use crate::optim::{LossScale, Moments, Rule};
 use crate::process::cancel::Stop;
 use crate::train::backend::{Machine, Of, Slope};
@@ -66,7 +67,7 @@ impl Machine for Gpu {
     }
 
     fn kind(&self) -> Option<&'static str> {
-        Some(self.weights.matrices.dtype().suffix())
+        Some(self.weights.matrices.dtype().name())
     }
 
     fn default_tokens(&self) -> usize {

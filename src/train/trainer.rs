@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 use crate::grpo::metrics::Metrics;
 use crate::model::{Config, Model, has_weights};
 use crate::numbers::aligned;
-use crate::numbers::tensors::Storage;
+use crate::numbers::dtype::Dtype;
 use crate::optim::{self, LossScale, Moments, OptimizerConfig, Rule};
 use crate::train::backend::{Cpu, Machine};
 
@@ -285,7 +285,7 @@ impl Trainer {
     /// # Errors
     /// [`Error::Io`], and those of the machine.
     pub fn save_for_sampling(&mut self, dir: &Path, weights: bool) -> Result<()> {
-        checkpoint::write_config(&self.source, dir, Storage::F32.torch_name())?;
+        checkpoint::write_config(&self.source, dir, Dtype::F32.torch_name())?;
         let Identity { policy_id, step } = self.identity();
         State { policy_id, step, ..State::default() }.save(dir)?;
         if !weights {
@@ -319,9 +319,9 @@ impl Snapshot {
 }
 
 fn write_model(dir: &Path, source: &Path, weights: &Model) -> Result<()> {
-    checkpoint::copy_companions(source, dir, Storage::F32.torch_name())?;
+    checkpoint::copy_companions(source, dir, Dtype::F32.torch_name())?;
     refuse_not_finite(weights)?;
-    weights.save(&dir.join(checkpoint::WEIGHTS), Storage::F32)
+    weights.save(&dir.join(checkpoint::WEIGHTS), Dtype::F32)
 }
 
 fn write_training(dir: &Path, moments: &Moments, parameters: &[(String, Vec<usize>)], older: &[PathBuf]) -> Result<()> {

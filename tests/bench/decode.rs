@@ -7,8 +7,8 @@ use std::hint::black_box;
 use std::path::Path;
 use std::time::Instant;
 
-use grpo_pipes::engine::{Sampler, Sampling};
-use grpo_pipes::model::{DecodeRow, KvCache, Model, Transformer};
+use grpo_pipes::engine::Sampler;
+use grpo_pipes::model::{DecodeRow, KvCache, Model, Sampling, Transformer};
 use grpo_pipes::numbers::aligned::{Floats, Number};
 use half::bf16;
 use rayon::prelude::*;

@@ -14,10 +14,11 @@ mod gpu_train;
 use std::cell::OnceCell;
 use std::sync::Arc;
 
-use grpo_pipes::engine::{Decoder, Drawn, GpuDecoder, OnGpu, Prompt, Sampling, Settings, Start};
-use grpo_pipes::gpu::driver::{Driver, Dtype, Matrix, Product};
+use grpo_pipes::engine::{Decoder, Drawn, GpuDecoder, OnGpu, Prompt, Settings, Start};
+use grpo_pipes::gpu::driver::{Driver, Matrix, Product};
 use grpo_pipes::gpu::{Buffer, Numbers, Weights, cuda};
-use grpo_pipes::model::{Config, Model, RopeParameters, Scaling};
+use grpo_pipes::model::{Config, Model, RopeParameters, Sampling, Scaling};
+use grpo_pipes::numbers::dtype::Dtype;
 use grpo_pipes::numbers::rng::Stream;
 
 /// In the order in which they are run, the most wanted numbers first, with the cases each takes where none are given.

@@ -5,16 +5,17 @@
 
 use std::sync::Arc;
 
-use grpo_pipes::engine::Sampling;
 use grpo_pipes::error::Result;
 use grpo_pipes::gpu::decode::kernels::{
     Warps, decode_attention, embed_slots, head_rows, linear_rows, splits, swiglu_rows,
 };
 use grpo_pipes::gpu::decode::{Begin, Drawers, Ends, Log, Logits, Shape, Slots, Summed, draw};
-use grpo_pipes::gpu::driver::{Address, Driver, Dtype, Matrix, Product};
+use grpo_pipes::gpu::driver::{Address, Driver, Matrix, Product};
 use grpo_pipes::gpu::kernels::{Partial, add_norm};
 use grpo_pipes::gpu::packed::{Batch, Gradients, kernels};
 use grpo_pipes::gpu::{Buffer, Numbers, Weights};
+use grpo_pipes::model::Sampling;
+use grpo_pipes::numbers::dtype::Dtype;
 
 use super::{Bench, GROUP, KV, Limits, NEW, PROMPT, gpu_train, numbers, timed};
 
@@ -222,7 +223,7 @@ impl<'a> Pass<'a> {
         let weight = Matrix { at: weight, stride: deep, dtype: Dtype::Bf16 };
         let dw = Matrix { at: self.gradients.numbers.at(0), stride: deep, dtype: Dtype::F32 };
         let of = |a, a_turned, b, b_turned, out, shape| Product { a, a_turned, b, b_turned, out, shape, beta: 0.0 };
-        let bytes = |matrix: Matrix, numbers: usize| (matrix.dtype.bytes() * numbers) as f64;
+        let bytes = |matrix: Matrix, numbers: usize| (matrix.dtype.size() * numbers) as f64;
         let (m, n, k) = (rows * wide, wide * deep, rows * deep);
         let kinds = [
             ("", of(x, false, weight, true, y, [rows, wide, deep]), bytes(x, k + n) + bytes(y, m)),

@@ -3,9 +3,10 @@
 use std::sync::Arc;
 
 use grpo_pipes::gpu::adamw::Optimizer;
-use grpo_pipes::gpu::driver::{Driver, Dtype};
+use grpo_pipes::gpu::driver::Driver;
 use grpo_pipes::gpu::packed::{Gradients, Keep, Learner, Plan, Wish};
-use grpo_pipes::optim::{self, Moments, OptimizerConfig, Rule, Schedule, StateType};
+use grpo_pipes::numbers::dtype::Dtype;
+use grpo_pipes::optim::{self, Moments, OptimizerConfig, Rule, Schedule};
 use grpo_pipes::train::microbatch::{self, MicroBatch, Sequence};
 
 use super::{Bench, GROUP, HEAD, MATRICES, PROMPT, shape, timed, tokens};
@@ -44,7 +45,7 @@ pub fn run(bench: &Bench, names: &[&str]) {
 pub fn adamw(bench: &Bench) {
     let gradients = Gradients::zeros(&bench.gpu, &shape()).unwrap();
     let mut optimizer = Optimizer::new(&bench.gpu, bench.model()).unwrap();
-    for (name, state, bytes) in [("adamw", StateType::F32, UPDATE), ("adamw_bf16", StateType::Bf16, UPDATE - 8.0)] {
+    for (name, state, bytes) in [("adamw", Dtype::F32, UPDATE), ("adamw_bf16", Dtype::Bf16, UPDATE - 8.0)] {
         let seconds = update(bench, &mut optimizer, &gradients, state);
         let limit = bytes * gradients.layout.all as f64 / bench.limits.bandwidth;
         println!("{name}_limit_ms {:.3}\n{name}_ms {:.3}", limit * 1e3, seconds * 1e3);
@@ -58,7 +59,7 @@ pub fn logits_bytes(gpu: &Arc<dyn Driver>) -> usize {
     Plan::choose(wish).unwrap().logits_bytes
 }
 
-fn update(bench: &Bench, optimizer: &mut Optimizer, gradients: &Gradients, optimizer_state: StateType) -> f64 {
+fn update(bench: &Bench, optimizer: &mut Optimizer, gradients: &Gradients, optimizer_state: Dtype) -> f64 {
     let config = OptimizerConfig {
         learning_rate: 1e-6,
         adam_beta1: 0.9,

@@ -1,7 +1,7 @@
 //! The engine on the tiny model: the same completions in any batch, the trainer's log-probabilities, the ends of a run.
 
-use grpo_pipes::engine::{Completion, CpuDecoder, Engine, Request, Sampling, Settings, Sink, Work};
-use grpo_pipes::model::{Model, Packed, Target};
+use grpo_pipes::engine::{Completion, CpuDecoder, Engine, Request, Settings, Sink, Work};
+use grpo_pipes::model::{Model, Packed, Sampling, Target};
 use grpo_pipes::process::read_ahead::ReadAhead;
 use grpo_pipes::{Error, Result};
 

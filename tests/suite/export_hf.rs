@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 
 use grpo_pipes::checkpoint::{self, State};
 use grpo_pipes::model::{Config, Model};
-use grpo_pipes::numbers::tensors::{Storage, TensorFile};
+use grpo_pipes::numbers::dtype::Dtype;
+use grpo_pipes::numbers::tensors::TensorFile;
 use half::{bf16, f16};
 use serde_json::{Value, json};
 
@@ -36,7 +37,7 @@ fn checkpoint(dir: &Path, weight: f32) -> PathBuf {
     checkpoint::copy_companions(&tiny(), &path, "float32").unwrap();
     let mut model = Model::load(&tiny()).unwrap();
     model.parameters_mut()[4][1] = weight;
-    model.save(&path.join(checkpoint::WEIGHTS), Storage::F32).unwrap();
+    model.save(&path.join(checkpoint::WEIGHTS), Dtype::F32).unwrap();
     fs::write(path.join(checkpoint::OPTIMIZER), "moments").unwrap();
     let state = State {
         step: 7,
@@ -174,7 +175,7 @@ fn a_head_of_its_own_is_exported_and_a_tied_one_is_not() {
         config["tie_word_embeddings"] = tied.into();
         fs::write(from.join("config.json"), config.to_string()).unwrap();
         let model = Model::random(Config::load(&from).unwrap(), 1);
-        model.save(&from.join(checkpoint::WEIGHTS), Storage::F32).unwrap();
+        model.save(&from.join(checkpoint::WEIGHTS), Dtype::F32).unwrap();
         exported(&from, &out, &[]);
         let names = TensorFile::open(&out.join(checkpoint::WEIGHTS)).unwrap().names();
         assert_eq!(names.iter().filter(|name| *name == "lm_head.weight").count(), usize::from(!tied));

@@ -12,7 +12,8 @@ use grpo_pipes::grpo::metrics::Metrics;
 use grpo_pipes::grpo::pass_stats::Tally;
 use grpo_pipes::lines::jsonl::Input;
 use grpo_pipes::model::{Gradients, Model};
-use grpo_pipes::numbers::tensors::{Storage, TensorFile};
+use grpo_pipes::numbers::dtype::Dtype;
+use grpo_pipes::numbers::tensors::TensorFile;
 use grpo_pipes::optim::{OptimizerConfig, Schedule};
 use grpo_pipes::train::grpo_step::{GrpoConfig, GrpoTrainer};
 use grpo_pipes::train::microbatch::{self, Sequence};
@@ -294,7 +295,7 @@ fn noisy(dir: &Path) -> Model {
         parameter.iter_mut().enumerate().for_each(|(j, x)| *x *= 1.0 + 0.05 * ((i * 31 + j * 7) as f32).sin());
     }
     checkpoint::copy_companions(&tiny(), dir, "float32").unwrap();
-    model.save(&dir.join(checkpoint::WEIGHTS), Storage::F32).unwrap();
+    model.save(&dir.join(checkpoint::WEIGHTS), Dtype::F32).unwrap();
     model
 }
 

@@ -7,7 +7,7 @@ use std::sync::LazyLock;
 
 use grpo_pipes::checkpoint;
 use grpo_pipes::model::Model;
-use grpo_pipes::numbers::tensors::Storage;
+use grpo_pipes::numbers::dtype::Dtype;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -354,7 +354,7 @@ fn weights_that_are_not_finite_stop_the_step() {
         checkpoint::copy_companions(Path::new(&tiny()), Path::new(&broken), "float32").unwrap();
         let mut model = Model::load(Path::new(&tiny())).unwrap();
         model.parameters_mut()[5][3] = bad;
-        model.save(&Path::new(&broken).join(checkpoint::WEIGHTS), Storage::F32).unwrap();
+        model.save(&Path::new(&broken).join(checkpoint::WEIGHTS), Dtype::F32).unwrap();
         let done = folder.train(&broken, "next", "--max-staleness any", &lines(&SCORED));
         assert_eq!((done.code, done.stdout.as_str()), (Some(4), ""), "{}", done.stderr);
         assert!(done.stderr.contains("not finite; nothing was published"), "{}", done.stderr);

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use grpo_pipes::model::{Config, DecodeRow, Gradients, KvCache, Model, Packed, Target, Transformer};
 use grpo_pipes::numbers::aligned::Number;
-use grpo_pipes::numbers::tensors::Storage;
+use grpo_pipes::numbers::dtype::Dtype;
 use grpo_pipes::train::microbatch::{self, Sequence};
 use half::bf16;
 use serde_json::{Value, json};
@@ -216,7 +216,7 @@ fn the_row_of_the_padding_token_learns_only_from_a_tied_head() {
 fn a_row_has_the_same_bits_alone_in_any_batch_and_in_prefill() {
     for model in [tiny(), odd(), deep()] {
         check_rows(&model);
-        check_rows(&Transformer::<bf16>::load(saved(&model, Storage::Bf16).path()).unwrap());
+        check_rows(&Transformer::<bf16>::load(saved(&model, Dtype::Bf16).path()).unwrap());
     }
 }
 
@@ -243,7 +243,7 @@ fn check_rows<W: Number>(model: &Transformer<W>) {
 fn prompts_that_begin_alike_have_the_bits_of_prompts_run_whole() {
     for model in [tiny(), odd(), deep()] {
         check_stems(&model);
-        check_stems(&Transformer::<bf16>::load(saved(&model, Storage::Bf16).path()).unwrap());
+        check_stems(&Transformer::<bf16>::load(saved(&model, Dtype::Bf16).path()).unwrap());
     }
 }
 
@@ -338,11 +338,11 @@ fn order_and_cut_of_the_batch_leave_the_gradient_unchanged() {
 #[test]
 fn saved_weights_are_loaded_bit_for_bit() {
     let model = odd();
-    let loaded = Model::load(saved(&model, Storage::F32).path()).unwrap();
+    let loaded = Model::load(saved(&model, Dtype::F32).path()).unwrap();
     assert_eq!(model.parameters(), loaded.parameters());
 }
 
-fn saved(model: &Model, storage: Storage) -> TempDir {
+fn saved(model: &Model, storage: Dtype) -> TempDir {
     let dir = tempfile::tempdir().unwrap();
     std::fs::write(dir.path().join("config.json"), serde_json::to_string(model.config()).unwrap()).unwrap();
     model.save(&dir.path().join("model.safetensors"), storage).unwrap();
@@ -353,7 +353,7 @@ fn saved(model: &Model, storage: Storage) -> TempDir {
 #[test]
 fn weights_held_in_bf16_are_the_same_numbers_in_f32() {
     for model in [tiny(), odd(), deep()] {
-        for storage in [Storage::F32, Storage::Bf16, Storage::F16] {
+        for storage in [Dtype::F32, Dtype::Bf16, Dtype::F16] {
             let dir = saved(&model, storage);
             let mut rounded = Model::load(dir.path()).unwrap();
             let shapes = rounded.config().parameters();

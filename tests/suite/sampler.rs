@@ -1,6 +1,7 @@
 //! The sampler against a slow one that sorts, in f64, written from transformers' definitions.
 
-use grpo_pipes::engine::{Sampler, Sampling};
+use grpo_pipes::engine::Sampler;
+use grpo_pipes::model::Sampling;
 use grpo_pipes::numbers::rng::Stream;
 use proptest::prelude::*;
 

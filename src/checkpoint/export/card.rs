@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 use crate::checkpoint::State;
 use crate::error::{Error, Result};
 use crate::lines::jsonl::Input;
-use crate::numbers::tensors::Storage;
+use crate::numbers::dtype::Dtype;
 
 /// What a model card tells.
 #[derive(Debug)]
@@ -44,11 +44,11 @@ impl Card {
     }
 
     /// The card as Markdown, with the front matter that the Hub reads.
-    pub(super) fn render(&self, storage: Storage) -> String {
+    pub(super) fn render(&self, dtype: Dtype) -> String {
         let mut text =
             String::from("---\nlibrary_name: transformers\npipeline_tag: text-generation\ntags:\n- grpo\n---\n\n");
         let mut line = |words: std::fmt::Arguments<'_>| writeln!(text, "{words}").expect("a string takes all");
-        line(format_args!("# {}\n\nWeights in {}.", self.name, storage.torch_name()));
+        line(format_args!("# {}\n\nWeights in {}.", self.name, dtype.torch_name()));
         if let Some(state) = &self.state {
             line(format_args!(
                 "Trained by group relative policy optimisation with grpo-pipes {}: {} steps on {} groups, {} tokens, seed {}.\n\n\

@@ -13,7 +13,7 @@ use zip::{CompressionMethod, ZipWriter};
 use crate::checkpoint::{self, Publication};
 use crate::error::{Error, Result};
 use crate::model::Model;
-use crate::numbers::tensors::Storage;
+use crate::numbers::dtype::Dtype;
 
 pub use card::Card;
 
@@ -21,10 +21,10 @@ pub use card::Card;
 ///
 /// # Errors
 /// [`Error::Usage`] when `target` exists, [`Error::Io`] or [`Error::Model`] when the checkpoint cannot be read or the directory not
-/// be written, [`Error::Numerics`] when a weight is not finite in the storage asked for.
-pub fn directory(checkpoint: &Path, target: &Path, storage: Storage, card: &Card) -> Result<()> {
+/// be written, [`Error::Numerics`] when a weight is not finite in `dtype`.
+pub fn directory(checkpoint: &Path, target: &Path, dtype: Dtype, card: &Card) -> Result<()> {
     let publication = Publication::begin(target)?;
-    fill(checkpoint, publication.dir(), storage, card)?;
+    fill(checkpoint, publication.dir(), dtype, card)?;
     publication.publish()
 }
 
@@ -32,32 +32,32 @@ pub fn directory(checkpoint: &Path, target: &Path, storage: Storage, card: &Card
 ///
 /// # Errors
 /// As [`directory`].
-pub fn archive(checkpoint: &Path, target: &Path, storage: Storage, card: &Card) -> Result<()> {
+pub fn archive(checkpoint: &Path, target: &Path, dtype: Dtype, card: &Card) -> Result<()> {
     checkpoint::refuse_existing(target)?;
     let folder = target.file_stem().filter(|stem| ![".", ".."].map(OsStr::new).contains(stem)); // `..zip` and `...zip`
     let folder = folder.ok_or_else(|| Error::Usage(format!("{}: not a name", target.display())))?;
     let publication = Publication::begin(&target.with_extension("unzipped"))?;
     let files = publication.dir().join(folder);
     fs::create_dir(&files).map_err(Error::io(&files))?;
-    fill(checkpoint, &files, storage, card)?;
+    fill(checkpoint, &files, dtype, card)?;
     let zipped = publication.dir().join("zip");
     pack(&files, &folder.to_string_lossy(), &zipped).map_err(Error::io(target))?;
     checkpoint::refuse_existing(target)?;
     fs::rename(&zipped, target).map_err(Error::io(target))
 }
 
-fn fill(checkpoint: &Path, dir: &Path, storage: Storage, card: &Card) -> Result<()> {
+fn fill(checkpoint: &Path, dir: &Path, dtype: Dtype, card: &Card) -> Result<()> {
     let model = Model::load(checkpoint)?;
-    checkpoint::copy_companions(checkpoint, dir, storage.torch_name())?;
+    checkpoint::copy_companions(checkpoint, dir, dtype.torch_name())?;
     for ((name, _), values) in model.config().parameters().iter().zip(model.parameters()) {
-        if let Some(value) = values.iter().find(|value| !storage.holds(**value)) {
-            let dtype = storage.torch_name();
-            return Err(Error::Numerics(format!("{}: {name} has a {value}, not in {dtype}", checkpoint.display())));
+        if let Some(value) = values.iter().find(|value| !dtype.holds(**value)) {
+            let (place, dtype) = (checkpoint.display(), dtype.torch_name());
+            return Err(Error::Numerics(format!("{place}: {name} has a {value}, not in {dtype}")));
         }
     }
-    model.save(&dir.join(checkpoint::WEIGHTS), storage)?;
+    model.save(&dir.join(checkpoint::WEIGHTS), dtype)?;
     let path = dir.join("README.md");
-    fs::write(&path, card.render(storage)).map_err(Error::io(&path))
+    fs::write(&path, card.render(dtype)).map_err(Error::io(&path))
 }
 
 /// Weights hardly shrink, so nothing is compressed; entries in the order of their names, without a time, give the same bytes each

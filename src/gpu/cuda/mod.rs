@@ -26,8 +26,9 @@ use self::products::Products;
 use self::recorded::{Event, Graph};
 use self::shared::SharedMemory;
 use self::staging::Staging;
-use super::driver::{Address, Argument, Driver, Dtype, Grid, Mark, Memory, Product, Recording, Shared, Ticket};
+use super::driver::{Address, Argument, Driver, Grid, Mark, Memory, Product, Recording, Shared, Ticket};
 use crate::error::{Error, Result};
+use crate::numbers::dtype::Dtype;
 
 /// The kernels, for all cards: build.rs.
 static KERNELS: &Aligned<[u8]> = &Aligned(*include_bytes!(concat!(env!("OUT_DIR"), "/kernels.fatbin")));

@@ -12,7 +12,8 @@ use cudarc::driver;
 use super::context::{Context, failed};
 use crate::error::{Error, Result};
 use crate::gpu::columns::{Columns, Operand};
-use crate::gpu::driver::{Address, Dtype, Product};
+use crate::gpu::driver::{Address, Product};
+use crate::numbers::dtype::Dtype;
 
 /// What the library's authors advise for Hopper; elsewhere it needs less.
 const WORKSPACE: usize = 32 << 20;
@@ -45,7 +46,7 @@ impl Products {
     /// Asks for a product on the context's stream; the context is current.
     pub fn multiply(&self, context: &Context, product: &Product) -> Result<()> {
         let wrong = |err: CublasError| {
-            let ([m, n, k], of, to) = (product.shape, product.a.dtype.suffix(), product.out.dtype.suffix());
+            let ([m, n, k], of, to) = (product.shape, product.a.dtype.name(), product.out.dtype.name());
             Error::Device(format!("GPU: product of ({m}, {k}) and ({k}, {n}) of {of} into {to}: {err}"))
         };
         let matrices = [&product.b, &product.a, &product.out];

@@ -6,8 +6,8 @@ use super::super::buffer::Buffer;
 use super::super::driver::{Address, Argument, Driver, Grid};
 use super::log::Log;
 use super::slots::Slots;
-use crate::engine::Sampling;
 use crate::error::Result;
+use crate::model::Sampling;
 
 /// Whose tokens are drawn.
 #[derive(Clone, Copy)]

@@ -85,8 +85,8 @@ fn product_rows(
         splits.into(),
         Argument::from(largest.map_or(Address(0), |largest| largest.at(0))),
     ];
-    let kernel = format!("linear_rows_{}_{}", dtype.suffix(), tokens(rows));
-    driver.launch(&kernel, grid(rows, width, splits, dtype.bytes() == 4), &arguments)
+    let kernel = format!("linear_rows_{}_{}", dtype.name(), tokens(rows));
+    driver.launch(&kernel, grid(rows, width, splits, dtype.size() == 4), &arguments)
 }
 
 /// `out (rows, width) = silu(gate) * up` with gate and up from `x (rows, depth)` and `weight (2 width, depth)`.
@@ -101,8 +101,8 @@ pub fn swiglu_rows(
 ) -> Result<()> {
     assert!(x.len() >= rows * depth && out.len() >= rows * width && out.dtype() == x.dtype());
     let arguments = [weight.into(), x.at(0).into(), out.at(0).into(), rows.into(), width.into(), Argument::from(depth)];
-    let kernel = format!("swiglu_rows_{}_{}", x.dtype().suffix(), tokens(rows));
-    driver.launch(&kernel, grid(rows, 2 * width, 1, x.dtype().bytes() == 4), &arguments)
+    let kernel = format!("swiglu_rows_{}_{}", x.dtype().name(), tokens(rows));
+    driver.launch(&kernel, grid(rows, 2 * width, 1, x.dtype().size() == 4), &arguments)
 }
 
 /// The residual stream `x (rows, D)` of the slots' last tokens; zeroes `largest`, where [`head_rows`] or a
@@ -131,7 +131,7 @@ pub fn embed_slots(
     ];
     // The first kernel of a step, which the others rely on: not early.
     let grid = Grid { blocks: [rows as u32, 1, 1], threads: 128, shared: 0, early: false };
-    driver.launch(&format!("embed_slots_{}", weights.matrices.dtype().suffix()), grid, &arguments)
+    driver.launch(&format!("embed_slots_{}", weights.matrices.dtype().name()), grid, &arguments)
 }
 
 /// How many warps share the positions of a row and key head. What they have seen is added in their order, so that a row's bits follow from
@@ -183,7 +183,7 @@ pub fn decode_attention(
     ];
     let warps = warps as u32;
     let grid = Grid { blocks: [rows as u32, kv_heads as u32, 1], threads: 32 * warps, shared: 0, early: true };
-    driver.launch(&format!("decode_attention_{}_{dim}_{warps}", out.dtype().suffix()), grid, &arguments)
+    driver.launch(&format!("decode_attention_{}_{dim}_{warps}", out.dtype().name()), grid, &arguments)
 }
 
 /// Keys and values of packed prompts into the caches of a layer: row `i` of `qkv (rows, (H + 2 K) E)` goes to the prompt and the
@@ -213,7 +213,7 @@ pub fn cache_rows(
         Argument::from(dim),
     ];
     let grid = Grid { blocks: [rows as u32, 1, 1], threads: 128, shared: 0, early: false };
-    driver.launch(&format!("cache_rows_{}", qkv.dtype().suffix()), grid, &arguments)
+    driver.launch(&format!("cache_rows_{}", qkv.dtype().name()), grid, &arguments)
 }
 
 /// Refuses shapes that the kernels are not made for.

@@ -2,12 +2,12 @@
 
 use std::fmt;
 
-use super::super::driver::Dtype;
 use super::super::weights::Layout;
 use super::slots::{Shape, Slots};
 use super::step::Stepper;
 use crate::error::{Error, Result};
 use crate::model::Config;
+use crate::numbers::dtype::Dtype;
 
 /// Bytes of each part.
 #[derive(Debug, Clone, Copy)]
@@ -34,11 +34,11 @@ impl Plan {
         let in_f32 = d + (d + 2 * kv) + config.num_attention_heads; // residual stream, products, log-sum-exps
         let in_dtype = 2 * d + (d + 2 * kv) + 3 * f;
         Ok(Self {
-            weights: layout.matrices * dtype.bytes()
+            weights: layout.matrices * dtype.size()
                 + 4 * (layout.all - layout.matrices + positions * config.head_dim()),
             caches: Slots::cache_bytes(config, shape, dtype),
             step: Stepper::room_bytes(config, dtype, shape.slots) + 4 * shape.slots * config.vocab_size,
-            prefill: prefill_rows.max(shape.max_prompt_tokens) * (4 * in_f32 + dtype.bytes() * in_dtype),
+            prefill: prefill_rows.max(shape.max_prompt_tokens) * (4 * in_f32 + dtype.size() * in_dtype),
         })
     }
 

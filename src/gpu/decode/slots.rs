@@ -3,9 +3,10 @@
 use std::sync::Arc;
 
 use super::super::buffer::{Buffer, Numbers};
-use super::super::driver::{Address, Argument, Driver, Dtype, Grid};
+use super::super::driver::{Address, Argument, Driver, Grid};
 use crate::error::Result;
 use crate::model::Config;
+use crate::numbers::dtype::Dtype;
 
 /// Numbers of state a slot has, as `kernels/slots.cuh` names them.
 const FIELDS: usize = 8;
@@ -65,7 +66,7 @@ impl Slots {
     #[must_use]
     pub fn cache_bytes(config: &Config, shape: Shape, dtype: Dtype) -> usize {
         let tokens = shape.slots * (shape.max_prompt_tokens + shape.max_completion_tokens);
-        2 * config.num_hidden_layers * tokens * config.kv_dim() * dtype.bytes()
+        2 * config.num_hidden_layers * tokens * config.kv_dim() * dtype.size()
     }
 
     /// Idle slots.

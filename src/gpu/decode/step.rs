@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::super::buffer::{Buffer, Numbers};
-use super::super::driver::{Address, Driver, Dtype, Matrix, Recording};
+use super::super::driver::{Address, Driver, Matrix, Recording};
 use super::super::kernels::{Partial, add_norm};
 use super::super::packed::kernels as packed;
 use super::super::weights::Weights;
@@ -12,9 +12,10 @@ use super::draw::{Drawers, Ends, Logits, Summed, draw};
 use super::kernels::{Warps, decode_attention, embed_slots, head_rows, linear_rows, splits, swiglu_rows};
 use super::log::Log;
 use super::slots::{Shape, Slots};
-use crate::engine::Sampling;
 use crate::error::Result;
 use crate::model::Config;
+use crate::model::Sampling;
+use crate::numbers::dtype::Dtype;
 
 /// A row that has no slot.
 const NONE: u32 = u32::MAX;
@@ -95,7 +96,7 @@ impl Stepper {
         let (d, f, v) = (config.hidden_size, config.intermediate_size, config.vocab_size);
         let gate_up = if slots > FEW_ROWS { 2 * f } else { 0 };
         let numbers = 4 * (slots * (d + v) + Room::sums_len(config, slots)) + Summed::bytes(slots, v);
-        numbers + dtype.bytes() * slots * (2 * d + f + gate_up)
+        numbers + dtype.size() * slots * (2 * d + f + gate_up)
     }
 
     /// Room for `shape.slots` rows; `stops` are the tokens that end a completion. With `batch_invariant` a row's bits never depend

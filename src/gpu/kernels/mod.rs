@@ -53,5 +53,5 @@ pub fn add_norm(
     ];
     let blocks = [u32::try_from(rows).expect("blocks are below 2^32"), 1, 1];
     let grid = Grid { blocks, threads: 256, shared: 0, early: true };
-    driver.launch(&format!("add_norm_{}", normed.dtype().suffix()), grid, &arguments)
+    driver.launch(&format!("add_norm_{}", normed.dtype().name()), grid, &arguments)
 }

@@ -7,9 +7,10 @@ use super::forward::{Forward, Keep, wide};
 use super::gradients::Gradients;
 use super::kernels::{self, Attended, Attending, BLOCKS, Into, Norm, Normed, Rope, Segments, Sum};
 use crate::error::Result;
-use crate::gpu::driver::{Address, Driver, Dtype, Matrix, Product};
+use crate::gpu::driver::{Address, Driver, Matrix, Product};
 use crate::gpu::{Buffer, Numbers, Weights};
 use crate::model::Packed;
+use crate::numbers::dtype::Dtype;
 
 /// Memory of a backward.
 pub struct Backward {

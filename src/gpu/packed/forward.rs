@@ -5,9 +5,10 @@ use std::sync::Arc;
 use super::batch::Batch;
 use super::kernels::{self, Normed, Rope, Shape};
 use crate::error::Result;
-use crate::gpu::driver::{Address, Driver, Dtype, Matrix};
+use crate::gpu::driver::{Address, Driver, Matrix};
 use crate::gpu::{Buffer, Layer, Numbers, Weights};
 use crate::model::Packed;
+use crate::numbers::dtype::Dtype;
 
 /// What of each block stays until the backward; the rest is computed again there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

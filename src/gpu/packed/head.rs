@@ -10,9 +10,10 @@ use super::forward::Forward;
 use super::gradients::Gradients;
 use super::kernels::{self, Chunk, Into, Norm, Sum};
 use crate::error::Result;
-use crate::gpu::driver::{Driver, Dtype, Matrix};
+use crate::gpu::driver::{Driver, Matrix};
 use crate::gpu::{Buffer, Numbers, Weights};
 use crate::model::{Target, TokenStats};
+use crate::numbers::dtype::Dtype;
 
 /// dLoss / dlogprob of a target, by its index and its log-probability.
 pub type Slope<'a> = &'a dyn Fn(usize, f32) -> f32;
@@ -136,7 +137,7 @@ impl Head {
         let (driver, shape, dtype, d) = (&*self.driver, &forward.shape, forward.dtype, forward.shape.width);
         let slopes = Buffer::of(&self.driver, slopes)?;
         kernels::head_backward(driver, chunk, slopes.at(0), (shape, dtype))?;
-        let stride = kernels::stride(shape) * 4 / dtype.bytes();
+        let stride = kernels::stride(shape) * 4 / dtype.size();
         let d_logits = Matrix { at: self.logits.at(0), stride, dtype };
         let size = [chunk.rows, shape.vocabulary, d];
         let to = Matrix { at: d_hidden.at(from * d), stride: d, dtype: Dtype::F32 };

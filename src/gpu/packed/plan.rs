@@ -4,8 +4,8 @@ use super::forward::Keep;
 use super::kernels::Shape;
 use crate::error::{Error, Result};
 use crate::gpu::Layout;
-use crate::gpu::driver::Dtype;
 use crate::model::Config;
+use crate::numbers::dtype::Dtype;
 
 /// Logits held at once, where there is room for so many [bytes]: each chunk of them reads and writes the head's gradient once.
 const LOGITS: usize = 1 << 30;
@@ -77,10 +77,10 @@ impl Plan {
     /// [`Error::Device`] with the numbers when none does, or the shape does not suit the kernels.
     pub fn choose(wish: Wish<'_>) -> Result<Self> {
         let (shape, layout) = (Shape::of(wish.config)?, Layout::of(wish.config)?);
-        let copy = layout.matrices * wish.dtype.bytes() + 4 * (layout.all - layout.matrices);
+        let copy = layout.matrices * wish.dtype.size() + 4 * (layout.all - layout.matrices);
         let models = if wish.reference { 2 } else { 1 };
         let rope = 4 * wish.config.positions() * shape.dim;
-        let fixed = models * (copy + rope) + (4 + 4 + 2 * wish.moments.bytes()) * layout.all + ASIDE;
+        let fixed = models * (copy + rope) + (4 + 4 + 2 * wish.moments.size()) * layout.all + ASIDE;
         let row = 4 * super::kernels::stride(&shape);
         let choices = match wish.tokens {
             Some(tokens) => [Keep::All, Keep::NoMlp, Keep::Inputs].map(|keep| (keep, tokens)).to_vec(),
@@ -137,7 +137,7 @@ impl Plan {
 
 /// What one row takes: `Room::new`, `Backward::new`, and what the head holds of a target.
 fn row_bytes(shape: &Shape, (dtype, keep): (Dtype, Keep), layers: usize) -> usize {
-    let (b, d, f, qkv, heads) = (dtype.bytes(), shape.width, shape.mlp, shape.qkv(), shape.heads);
+    let (b, d, f, qkv, heads) = (dtype.size(), shape.width, shape.mlp, shape.qkv(), shape.heads);
     let (stream, gate_up) = (4 * d, 2 * b * f);
     let attention = b * (qkv + d) + 4 * heads + stream;
     let block = stream + attention + gate_up;

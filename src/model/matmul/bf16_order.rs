@@ -5,17 +5,17 @@ use std::cell::Cell;
 use std::ops::Range;
 
 use rayon::prelude::*;
-use safetensors::Dtype;
 
 use super::Shared;
 use super::dot::ROW_PANEL;
 use crate::model::simd::{self, Kernel, LANES, Simd};
 use crate::numbers::aligned::{Floats, Number};
+use crate::numbers::dtype::Dtype;
 
 /// Whether such weights are loaded even ones first.
 pub const fn is_halved<W: Number>() -> bool {
-    const { assert!(matches!(W::DTYPE, Dtype::F32 | Dtype::BF16), "the numbers that there are loads for") };
-    matches!(W::DTYPE, Dtype::BF16)
+    const { assert!(matches!(W::DTYPE, Dtype::F32 | Dtype::Bf16), "the numbers that there are loads for") };
+    matches!(W::DTYPE, Dtype::Bf16)
 }
 
 thread_local! {

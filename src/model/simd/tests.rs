@@ -4,7 +4,7 @@ use std::cell::Cell;
 
 use super::*;
 use crate::model::{Config, DecodeRow, Gradients, KvCache, Model, Packed, Target, Transformer};
-use crate::numbers::tensors::Storage;
+use crate::numbers::dtype::Dtype;
 
 thread_local! {
     /// Takes the place of what the processor has.
@@ -32,7 +32,7 @@ fn computed_on(level: Level, hidden: usize) -> [Vec<f32>; 2] {
 
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("config.json"), serde_json::to_string(model.config()).unwrap()).unwrap();
-        model.save(&dir.path().join("model.safetensors"), Storage::Bf16).unwrap();
+        model.save(&dir.path().join("model.safetensors"), Dtype::Bf16).unwrap();
         let half = Transformer::<bf16>::load(dir.path()).unwrap();
         logits.extend(half.prefill(&[], &[&tokens]).remove(0).1);
 

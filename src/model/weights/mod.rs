@@ -137,7 +137,7 @@ impl MappedFile {
         let ((stored, from), len) = (self.tensors.place(name)?, shape.iter().product());
         let bytes = self.map.get(from as usize..).and_then(|bytes| bytes.get(..size_of::<T>() * len));
         let aligned = bytes.is_some_and(|bytes| bytes.as_ptr().addr().is_multiple_of(align_of::<T>()));
-        if stored == T::DTYPE && aligned && cfg!(target_endian = "little") {
+        if stored == T::DTYPE.into() && aligned && cfg!(target_endian = "little") {
             return Ok(Tensor::Mapped { file: Arc::clone(&self.map), from: from as usize, len });
         }
         self.tensors.read(name).map(Tensor::Owned)

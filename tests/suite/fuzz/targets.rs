@@ -15,8 +15,8 @@ use grpo_pipes::gsm8k::source;
 use grpo_pipes::lines::jsonl::Input;
 use grpo_pipes::lines::record::Message;
 use grpo_pipes::model::{Config, Model, Transformer};
-use grpo_pipes::numbers::tensors::Storage;
-use grpo_pipes::optim::{Moments, StateType};
+use grpo_pipes::numbers::dtype::Dtype;
+use grpo_pipes::optim::Moments;
 use grpo_pipes::reward::number::Number;
 use grpo_pipes::reward::{RewardWeights, Scorer, Semantics};
 use grpo_pipes::rollout::{Format, Limits, LongPrompt, Prompts, Source};
@@ -111,9 +111,9 @@ fn small_model(dir: &Path) -> Vec<(&'static str, Vec<u8>)> {
     (config.num_attention_heads, config.num_key_value_heads, config.max_position_embeddings) = (2, 1, 64);
     fs::write(dir.join("config.json"), serde_json::to_vec(&config).unwrap()).unwrap();
     let model = Model::random(config.clone(), 1);
-    model.save(&dir.join(checkpoint::WEIGHTS), Storage::F32).unwrap();
+    model.save(&dir.join(checkpoint::WEIGHTS), Dtype::F32).unwrap();
     let parameters = config.parameters();
-    Moments::zeros(&parameters, StateType::F32).save(&dir.join(checkpoint::OPTIMIZER), &parameters).unwrap();
+    Moments::zeros(&parameters, Dtype::F32).save(&dir.join(checkpoint::OPTIMIZER), &parameters).unwrap();
     State { step: 3, policy_id: "p".into(), ..State::default() }.seal(dir).unwrap();
     FILES.map(|name| (name, fs::read(dir.join(name)).unwrap())).to_vec()
 }
@@ -253,7 +253,7 @@ fn weights(place: &mut Place, dice: &mut Dice) {
     let parameters = place.config.parameters();
     place.with(name, &bytes, |dir| {
         if name == checkpoint::OPTIMIZER {
-            refused(Moments::load(&dir.join(name), &parameters, StateType::F32));
+            refused(Moments::load(&dir.join(name), &parameters, Dtype::F32));
         } else if let Some(model) = refused(Model::load(dir)) {
             assert!(model.parameters().iter().map(|numbers| numbers.len()).sum::<usize>() < 10_000);
             refused(Transformer::<half::bf16>::load(dir));

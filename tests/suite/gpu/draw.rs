@@ -1,9 +1,9 @@
-use grpo_pipes::engine::{Sampler, Sampling};
+use grpo_pipes::engine::Sampler;
 use grpo_pipes::gpu::decode::kernels::head_rows;
 use grpo_pipes::gpu::decode::{Begin, Drawers, Ends, Entry, Log, Logits, Shape, Slots, Summed, draw};
-use grpo_pipes::gpu::driver::Dtype;
 use grpo_pipes::gpu::{Buffer, Numbers};
-use grpo_pipes::model::Config;
+use grpo_pipes::model::{Config, Sampling};
+use grpo_pipes::numbers::dtype::Dtype;
 use grpo_pipes::numbers::rng::Stream;
 
 use super::{DTYPES, gpu, numbers};

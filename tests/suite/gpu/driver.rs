@@ -4,8 +4,9 @@ use std::sync::Arc;
 
 use bytemuck::cast_slice;
 use grpo_pipes::Error;
-use grpo_pipes::gpu::driver::{Argument, Driver, Dtype, Grid, Memory, Product};
+use grpo_pipes::gpu::driver::{Argument, Driver, Grid, Memory, Product};
 use grpo_pipes::gpu::{Buffer, Numbers};
+use grpo_pipes::numbers::dtype::Dtype;
 
 use super::{DTYPES, gpu, numbers};
 

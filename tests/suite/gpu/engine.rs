@@ -1,11 +1,9 @@
 //! The whole engine on the shim, against the engine on the CPU.
 
-use grpo_pipes::engine::{
-    Completion, CpuDecoder, Decoder, Engine, GpuDecoder, OnGpu, Request, Sampling, Settings, Sink, Work,
-};
+use grpo_pipes::engine::{Completion, CpuDecoder, Decoder, Engine, GpuDecoder, OnGpu, Request, Settings, Sink, Work};
 use grpo_pipes::gpu::Weights;
-use grpo_pipes::gpu::driver::Dtype;
-use grpo_pipes::model::Model;
+use grpo_pipes::model::{Model, Sampling};
+use grpo_pipes::numbers::dtype::Dtype;
 use grpo_pipes::process::read_ahead::ReadAhead;
 use grpo_pipes::{Error, Result};
 

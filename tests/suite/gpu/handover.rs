@@ -3,9 +3,10 @@
 use std::process::Command;
 use std::sync::Arc;
 
-use grpo_pipes::gpu::driver::{Driver, Dtype};
+use grpo_pipes::gpu::driver::Driver;
 use grpo_pipes::gpu::{Offer, Weights};
 use grpo_pipes::model::{Config, Model};
+use grpo_pipes::numbers::dtype::Dtype;
 
 use super::{SHIM, gpu};
 use crate::fixtures::directory;

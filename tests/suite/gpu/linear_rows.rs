@@ -1,6 +1,6 @@
 use grpo_pipes::gpu::decode::kernels::{linear_rows, splits, swiglu_rows};
-use grpo_pipes::gpu::driver::Dtype;
 use grpo_pipes::gpu::{Buffer, Numbers};
+use grpo_pipes::numbers::dtype::Dtype;
 
 use super::{DTYPES, gpu, numbers, rounded, rounding};
 use crate::fixtures::distance;

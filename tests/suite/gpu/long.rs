@@ -4,12 +4,13 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use grpo_pipes::Result;
-use grpo_pipes::engine::{Completion, Engine, GpuDecoder, OnGpu, Request, Sampling, Settings, Sink, Work};
+use grpo_pipes::engine::{Completion, Engine, GpuDecoder, OnGpu, Request, Settings, Sink, Work};
 use grpo_pipes::gpu::decode::kernels::head_rows;
-use grpo_pipes::gpu::driver::{Driver, Dtype};
+use grpo_pipes::gpu::driver::Driver;
 use grpo_pipes::gpu::packed::{Forward, Keep};
 use grpo_pipes::gpu::{Buffer, Numbers, Weights};
-use grpo_pipes::model::{Config, Model, Packed};
+use grpo_pipes::model::{Config, Model, Packed, Sampling};
+use grpo_pipes::numbers::dtype::Dtype;
 use grpo_pipes::process::read_ahead::ReadAhead;
 
 use super::{DTYPES, SHIM, gpu, numbers};

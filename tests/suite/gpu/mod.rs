@@ -15,7 +15,8 @@ use std::io::Write;
 use std::process::Command;
 use std::sync::Arc;
 
-use grpo_pipes::gpu::driver::{Driver, Dtype};
+use grpo_pipes::gpu::driver::Driver;
+use grpo_pipes::numbers::dtype::Dtype;
 
 /// All tests named `on_a_gpu` on the shim, in a process that loads AddressSanitizer first.
 #[test]

@@ -3,10 +3,11 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use grpo_pipes::engine::{Sampling, Settings};
-use grpo_pipes::gpu::device::{Dtype, Found};
+use grpo_pipes::engine::Settings;
+use grpo_pipes::gpu::device::{DtypeChoice, Found};
 use grpo_pipes::gpu::driver::Driver;
 use grpo_pipes::lines::jsonl::{Input, Output};
+use grpo_pipes::model::Sampling;
 use grpo_pipes::process::cancel::Stop;
 use grpo_pipes::rollout::{Asked, Format, Job, LongPrompt, Place, Prompts, run};
 use grpo_pipes::{Error, Result};
@@ -16,7 +17,12 @@ use super::gpu;
 use crate::fixtures::directory;
 use crate::process::lines;
 
-fn sampled(dir: &Path, gpu: Option<Arc<dyn Driver>>, dtype: Dtype, gpu_memory_fraction: f64) -> Result<Vec<Value>> {
+fn sampled(
+    dir: &Path,
+    gpu: Option<Arc<dyn Driver>>,
+    dtype: DtypeChoice,
+    gpu_memory_fraction: f64,
+) -> Result<Vec<Value>> {
     let prompt =
         |i: u32| json!({"prompt_id": format!("p/{i}"), "prompt": [{"role": "user", "content": format!("{i} + {i}")}]});
     let (prompts, rollouts) = (dir.join("prompts.jsonl"), dir.join("rollouts.jsonl"));
@@ -53,16 +59,16 @@ fn records_are_the_cpus_on_a_gpu() {
         records.iter_mut().for_each(|record| drop(record.as_object_mut().unwrap().remove("logprobs").unwrap()));
         records
     };
-    let on_cpu = without_logprobs(sampled(dir.path(), None, Dtype::Auto, 0.9).unwrap());
+    let on_cpu = without_logprobs(sampled(dir.path(), None, DtypeChoice::Auto, 0.9).unwrap());
     assert_eq!(on_cpu.len(), 4);
-    assert_eq!(without_logprobs(sampled(dir.path(), Some(gpu()), Dtype::F32, 0.9).unwrap()), on_cpu);
+    assert_eq!(without_logprobs(sampled(dir.path(), Some(gpu()), DtypeChoice::F32, 0.9).unwrap()), on_cpu);
 }
 
 #[test]
 #[ignore = "run by kernels_run_under_sanitizers"]
 fn what_does_not_fit_is_refused_with_the_numbers_on_a_gpu() {
     let dir = tempfile::tempdir().unwrap();
-    let refused = sampled(dir.path(), Some(gpu()), Dtype::Auto, 1e-9).unwrap_err();
+    let refused = sampled(dir.path(), Some(gpu()), DtypeChoice::Auto, 1e-9).unwrap_err();
     assert!(matches!(refused, Error::Device(_)), "{refused}");
     assert!(refused.to_string().contains("do not fit into 0.00 GiB: lower --max-sequences"), "{refused}");
 }
@@ -70,7 +76,7 @@ fn what_does_not_fit_is_refused_with_the_numbers_on_a_gpu() {
 #[test]
 fn the_cpu_refuses_types_and_fractions_that_it_cannot_keep() {
     let dir = tempfile::tempdir().unwrap();
-    let halves = sampled(dir.path(), None, Dtype::F16, 0.9).unwrap_err();
-    let nothing = sampled(dir.path(), None, Dtype::Auto, 0.0).unwrap_err();
+    let halves = sampled(dir.path(), None, DtypeChoice::F16, 0.9).unwrap_err();
+    let nothing = sampled(dir.path(), None, DtypeChoice::Auto, 0.0).unwrap_err();
     assert_eq!((halves.exit_code(), nothing.exit_code()), (2, 2), "{halves}, {nothing}");
 }

@@ -10,8 +10,9 @@ use std::process::Command;
 use std::sync::{Mutex, MutexGuard, OnceLock};
 
 use grpo_pipes::gpu::driver::{
-    Address, Argument, Driver, Dtype, Grid, Mark, Matrix, Memory, Product, Recording, Shared, Ticket,
+    Address, Argument, Driver, Grid, Mark, Matrix, Memory, Product, Recording, Shared, Ticket,
 };
+use grpo_pipes::numbers::dtype::Dtype;
 use grpo_pipes::{Error, Result};
 use libloading::Library;
 
@@ -116,7 +117,7 @@ impl Shim {
         let matrix = |matrix: &Matrix, turned: bool| Operand {
             at: matrix.at.0,
             stride: matrix.stride as u64,
-            dtype: matrix.dtype.suffix().as_ptr().cast(),
+            dtype: matrix.dtype.name().as_ptr().cast(),
             turned: turned.into(),
         };
         let (a, b) = (matrix(&product.a, product.a_turned), matrix(&product.b, product.b_turned));

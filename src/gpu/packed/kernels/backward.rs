@@ -2,9 +2,10 @@
 
 use super::{Rope, Shape, count, rows};
 use crate::error::Result;
-use crate::gpu::driver::{Address, Driver, Dtype, Grid};
+use crate::gpu::driver::{Address, Driver, Grid};
 use crate::gpu::packed::Batch;
 use crate::gpu::{Buffer, Numbers};
+use crate::numbers::dtype::Dtype;
 
 /// Blocks that share out the rows of a sum over all rows, at most.
 pub const BLOCKS: usize = 512;
@@ -90,7 +91,7 @@ pub fn norm_backward(
         warps.into(),
     ];
     let grid = Grid { shared: super::count(4 * warps * shape.width), ..line(blocks, 32 * WARPS as u32) };
-    driver.launch(&format!("norm_backward_{}", dtype.suffix()), grid, &arguments)?;
+    driver.launch(&format!("norm_backward_{}", dtype.name()), grid, &arguments)?;
     norm.d_weight.finish(driver, blocks, shape.width)
 }
 
@@ -100,7 +101,7 @@ pub fn column_sums(driver: &dyn Driver, x: &Numbers, [rows, width]: [usize; 2], 
     assert!(x.len() >= rows * width && sum.partial.len() >= blocks * width);
     let arguments = [x.at(0).into(), sum.partial.at(0).into(), rows.into(), width.into()];
     let grid = Grid { blocks: [count(width.div_ceil(128)), count(blocks), 1], threads: 128, shared: 0, early: false };
-    driver.launch(&format!("column_sums_{}", x.dtype().suffix()), grid, &arguments)?;
+    driver.launch(&format!("column_sums_{}", x.dtype().name()), grid, &arguments)?;
     sum.finish(driver, blocks, width)
 }
 

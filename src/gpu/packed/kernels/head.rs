@@ -3,7 +3,8 @@
 use super::{Shape, rows};
 use crate::error::Result;
 use crate::gpu::Buffer;
-use crate::gpu::driver::{Address, Driver, Dtype, Grid};
+use crate::gpu::driver::{Address, Driver, Grid};
+use crate::numbers::dtype::Dtype;
 
 /// Some rows of logits, and of what belongs to them.
 #[derive(Clone, Copy)]

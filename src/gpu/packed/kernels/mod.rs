@@ -8,9 +8,10 @@ pub use head::*;
 
 use super::batch::{Batch, TileRows};
 use crate::error::{Error, Result};
-use crate::gpu::driver::{Address, Argument, Driver, Dtype, Grid, Matrix, Product};
+use crate::gpu::driver::{Address, Argument, Driver, Grid, Matrix, Product};
 use crate::gpu::{Buffer, Numbers};
 use crate::model::Config;
+use crate::numbers::dtype::Dtype;
 
 /// No array.
 const NONE: Address = Address(0);
@@ -72,7 +73,7 @@ impl Shape {
     /// `Tiling::WARPS` of `kernels/attend.cuh`.
     fn warps(&self, dtype: Dtype) -> usize {
         let wide = self.dim > 64;
-        match (dtype.bytes(), wide) {
+        match (dtype.size(), wide) {
             (2, true) | (4, false) => 2,
             (2, false) => 4,
             _ => 1,
@@ -95,7 +96,7 @@ impl Shape {
         let threads = 32 * self.warps(dtype) as u32;
         let blocks = [count(tiles), count(heads), 1];
         driver.launch(
-            &format!("{name}_{}_{}", dtype.suffix(), self.dim),
+            &format!("{name}_{}_{}", dtype.name(), self.dim),
             Grid { blocks, threads, shared: 0, early: false },
             arguments,
         )
@@ -122,7 +123,7 @@ pub(super) fn rows(
         return Ok(());
     }
     let grid = Grid { blocks: [count(blocks), 1, 1], threads: count(threads), shared: 0, early: false };
-    driver.launch(&format!("{}_{}", name.0, name.1.suffix()), grid, arguments)
+    driver.launch(&format!("{}_{}", name.0, name.1.name()), grid, arguments)
 }
 
 /// `x (T, D)` = rows of the embedding `table`.

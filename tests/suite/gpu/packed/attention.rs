@@ -1,10 +1,10 @@
 use std::ops::Range;
 
-use grpo_pipes::gpu::driver::Dtype;
 use grpo_pipes::gpu::packed::Batch;
 use grpo_pipes::gpu::packed::kernels::{Shape, attend};
 use grpo_pipes::gpu::{Buffer, Numbers};
 use grpo_pipes::model::Packed;
+use grpo_pipes::numbers::dtype::Dtype;
 
 use super::super::{DTYPES, gpu, numbers, rounding};
 use super::{family, packed};

@@ -1,12 +1,13 @@
 use std::sync::Arc;
 
-use grpo_pipes::gpu::driver::{Driver, Dtype};
+use grpo_pipes::gpu::driver::Driver;
 use grpo_pipes::gpu::packed::kernels::{
     Attended, Attending, Chunk, Rope, Shape, attend, attend_backward, head_backward, head_stats, stride,
 };
 use grpo_pipes::gpu::packed::{Batch, Gradients, Keep, Learner};
 use grpo_pipes::gpu::{Buffer, Numbers, Weights};
 use grpo_pipes::model::{self, Model, Packed, Target, TokenStats};
+use grpo_pipes::numbers::dtype::Dtype;
 
 use super::super::{DTYPES, gpu, numbers};
 use super::attention::{SHAPES, seen, shape};
@@ -116,11 +117,11 @@ fn logits_become_their_gradient_where_they_are_on_a_gpu() {
             head_stats(&*gpu, chunk, &shape).unwrap();
             head_backward(&*gpu, chunk, slopes.at(0), (&shape, dtype)).unwrap();
             let bytes = logits.to_vec().unwrap();
-            let numbers = Numbers::new(&gpu, dtype, rows * stride * 4 / dtype.bytes()).unwrap();
+            let numbers = Numbers::new(&gpu, dtype, rows * stride * 4 / dtype.size()).unwrap();
             numbers.upload_bytes(0, bytemuck::cast_slice(&bytes)).unwrap();
             let got = numbers.to_vec().unwrap();
             let got: Vec<f32> =
-                got.chunks_exact(stride * 4 / dtype.bytes()).flat_map(|row| row[..vocabulary].to_vec()).collect();
+                got.chunks_exact(stride * 4 / dtype.size()).flat_map(|row| row[..vocabulary].to_vec()).collect();
             let off = distance(&got, &want);
             assert!(off < 3.0 * super::super::rounding(dtype), "{vocabulary} {dtype:?}: {off}");
         }

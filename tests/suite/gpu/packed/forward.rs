@@ -1,9 +1,10 @@
 use std::sync::Arc;
 
-use grpo_pipes::gpu::driver::{Driver, Dtype, Matrix};
+use grpo_pipes::gpu::driver::{Driver, Matrix};
 use grpo_pipes::gpu::packed::{Forward, Keep, kernels};
 use grpo_pipes::gpu::{Buffer, Numbers, Weights};
 use grpo_pipes::model::{Model, Packed};
+use grpo_pipes::numbers::dtype::Dtype;
 
 use super::super::{DTYPES, gpu};
 use super::{cosine, family, model, unshared};

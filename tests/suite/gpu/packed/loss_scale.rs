@@ -5,8 +5,9 @@ use std::sync::Arc;
 
 use grpo_pipes::Result;
 use grpo_pipes::checkpoint::{self, State};
-use grpo_pipes::gpu::driver::{Driver, Dtype};
+use grpo_pipes::gpu::driver::Driver;
 use grpo_pipes::model::Model;
+use grpo_pipes::numbers::dtype::Dtype;
 use grpo_pipes::numbers::tensors::TensorFile;
 use grpo_pipes::optim::LossScale;
 use grpo_pipes::train::grpo_step::GrpoTrainer;

@@ -3,13 +3,14 @@ use std::sync::Arc;
 
 use clap::Parser;
 use grpo_pipes::gpu::adamw::Optimizer;
-use grpo_pipes::gpu::driver::{Driver, Dtype};
+use grpo_pipes::gpu::driver::Driver;
 use grpo_pipes::gpu::packed::{Gradients, Plan, Wish};
 use grpo_pipes::gpu::{Buffer, Weights};
 use grpo_pipes::grpo::groups::{Group, Groups};
 use grpo_pipes::lines::jsonl::Input;
 use grpo_pipes::model::Model;
-use grpo_pipes::optim::{self, Moments, OptimizerConfig, Rule, StateType};
+use grpo_pipes::numbers::dtype::Dtype;
+use grpo_pipes::optim::{self, Moments, OptimizerConfig, Rule};
 use grpo_pipes::train::backend::Machine;
 use grpo_pipes::train::gpu::Gpu;
 use grpo_pipes::train::grpo_step::{GrpoConfig, GrpoTrainer};
@@ -119,12 +120,12 @@ fn a_grpo_step_equals_the_cpus_whatever_the_cut_and_has_the_same_bytes_again_on_
 #[ignore = "run by kernels_run_under_sanitizers"]
 fn adamw_has_the_bits_of_the_cpus_on_the_gpu() {
     let gpu = gpu();
-    for (dtype, state) in DTYPES.into_iter().flat_map(|dtype| [(dtype, StateType::F32), (dtype, StateType::Bf16)]) {
+    for (dtype, state) in DTYPES.into_iter().flat_map(|dtype| [(dtype, Dtype::F32), (dtype, Dtype::Bf16)]) {
         adamw_has_the_bits_of_the_cpus(&gpu, dtype, state);
     }
 }
 
-fn adamw_has_the_bits_of_the_cpus(gpu: &Arc<dyn Driver>, dtype: Dtype, state: StateType) {
+fn adamw_has_the_bits_of_the_cpus(gpu: &Arc<dyn Driver>, dtype: Dtype, state: Dtype) {
     let config = Options::of("--learning-rate 1e-3 --weight-decay 0.1 --max-grad-norm 0.5").optimizer;
     let mut model = model([2, 1, 16], false);
     let weights = Weights::of(gpu, &model, dtype, 10).unwrap();
