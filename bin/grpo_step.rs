@@ -16,6 +16,7 @@ use grpo_pipes::lines::record::{Line, Message};
 use grpo_pipes::model::Model;
 use grpo_pipes::optim::OptimizerConfig;
 use grpo_pipes::process::cancel::Stop;
+use grpo_pipes::process::memory_limit::CountingAllocator;
 use grpo_pipes::process::message::note;
 use grpo_pipes::process::progress::Progress;
 use grpo_pipes::run::{Keep, Run};
@@ -88,6 +89,10 @@ struct Args {
     #[command(flatten)]
     output: OutputArgs,
 }
+
+// Limits the memory of chat templates and tokenizers.
+#[global_allocator]
+static ALLOCATOR: CountingAllocator = CountingAllocator;
 
 fn main() -> ExitCode {
     let args = Args::parse();

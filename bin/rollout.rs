@@ -13,6 +13,7 @@ use grpo_pipes::gsm8k::prompt::SYSTEM_PROMPT;
 use grpo_pipes::lines::jsonl::{Input, Output};
 use grpo_pipes::model::Sampling;
 use grpo_pipes::process::cancel::Stop;
+use grpo_pipes::process::memory_limit::CountingAllocator;
 use grpo_pipes::rollout::{Asked, Format, Job, LongPrompt, Place, Prompts, Steps, follow, run};
 use grpo_pipes::run::{MOST_AHEAD, Run};
 use grpo_pipes::{Error, Result};
@@ -106,6 +107,10 @@ struct Args {
     #[arg(long, value_name = "FRACTION", default_value_t = 0.9)]
     gpu_memory_fraction: f64,
 }
+
+// Limits the memory of chat templates and tokenizers.
+#[global_allocator]
+static ALLOCATOR: CountingAllocator = CountingAllocator;
 
 fn main() -> ExitCode {
     let args = Args::parse();

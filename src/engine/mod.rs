@@ -10,7 +10,6 @@ mod gpu;
 mod sampler;
 mod scheduler;
 
-use std::collections::VecDeque;
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::task::Poll;
 use std::time::{Duration, Instant};
@@ -113,39 +112,16 @@ struct Sequence {
     completion: Completion,
 }
 
-/// A group from its arrival until it leaves.
+/// A group until its last sample has finished.
 struct Group<T> {
     request: Request<T>,
     completions: Vec<Option<Completion>>,
-    /// Samples that have not ended.
-    unfinished: usize,
 }
 
-/// The groups that have arrived and not left.
-struct Groups<T> {
-    waiting: VecDeque<Group<T>>,
-    /// How many have left.
-    left: usize,
-}
-
-impl<T> Groups<T> {
-    fn arrive(&mut self, request: Request<T>, size: usize) {
-        self.waiting.push_back(Group { request, completions: vec![None; size], unfinished: size });
-    }
-
-    fn at(&self, group: usize) -> &Group<T> {
-        &self.waiting[group - self.left]
-    }
-
-    fn at_mut(&mut self, group: usize) -> &mut Group<T> {
-        &mut self.waiting[group - self.left]
-    }
-
-    fn leave(&mut self) -> Event<T> {
-        let group = self.waiting.pop_front().expect("a group that leaves has arrived");
-        self.left += 1;
-        let completions = group.completions.into_iter().map(|one| one.expect("all samples have ended"));
-        Event::Group(group.request, completions.collect())
+impl<T> Group<T> {
+    fn into_event(self) -> Event<T> {
+        let completions = self.completions.into_iter().map(|one| one.expect("all samples have finished"));
+        Event::Group(self.request, completions.collect())
     }
 }
 
@@ -190,7 +166,6 @@ impl<'d> Engine<'d> {
 
     fn work_through<T>(&mut self, mut requests: ReadAhead<Request<T>>, events: SyncSender<Event<T>>) -> Result<()> {
         let mut scheduler = Scheduler::new(self.settings.max_sequences, self.settings.group_size);
-        let mut groups = Groups { waiting: VecDeque::new(), left: 0 };
         let mut ended: Option<Result<()>> = None;
         let mut said = Instant::now();
         loop {
@@ -198,8 +173,7 @@ impl<'d> Engine<'d> {
                 let next = if scheduler.is_idle() { Poll::Ready(requests.next()) } else { requests.poll() };
                 match next {
                     Poll::Ready(Some(Ok(request))) => {
-                        scheduler.arrive();
-                        groups.arrive(request, self.settings.group_size);
+                        scheduler.add(Group { request, completions: vec![None; self.settings.group_size] });
                     }
                     Poll::Ready(Some(Err(err))) => ended = Some(Err(err)),
                     Poll::Ready(None) => ended = Some(Ok(())),
@@ -207,13 +181,13 @@ impl<'d> Engine<'d> {
                 }
             }
             self.stop.check()?;
-            self.start(&mut scheduler, &mut groups)?;
+            self.start(&mut scheduler)?;
             if self.slots.iter().any(Option::is_some) {
                 self.decoder.step(&mut self.drawn)?;
-                self.absorb(&mut scheduler, &mut groups)?;
+                self.absorb(&mut scheduler)?;
             }
-            while scheduler.leave().is_some() {
-                if events.send(groups.leave()).is_err() {
+            while let Some(group) = scheduler.take_finished() {
+                if events.send(group.into_event()).is_err() {
                     return Ok(()); // the sink has an error of its own
                 }
             }
@@ -230,13 +204,13 @@ impl<'d> Engine<'d> {
     }
 
     /// Fills free slots, after the prompts of groups whose first sample starts have been run.
-    fn start<T>(&mut self, scheduler: &mut Scheduler, groups: &mut Groups<T>) -> Result<()> {
+    fn start<T>(&mut self, scheduler: &mut Scheduler<Group<T>>) -> Result<()> {
         let starts: Vec<Start> = std::iter::from_fn(|| scheduler.start()).collect();
         if starts.is_empty() {
             return Ok(());
         }
         let first = starts.iter().filter(|start| start.sample == 0).map(|start| {
-            let request = &groups.at(start.group).request;
+            let request = &scheduler.group(start.group).request;
             let stream = Stream::new(self.settings.seed, self.settings.step, &request.prompt_id);
             Prompt { group: start.group, tokens: &request.tokens, stream }
         });
@@ -245,18 +219,19 @@ impl<'d> Engine<'d> {
             self.slots[start.slot] = Some(Sequence::new(*start, self.settings.max_completion_tokens));
         }
         self.decoder.begin(&starts, &mut self.drawn)?;
-        self.absorb(scheduler, groups)
+        self.absorb(scheduler)
     }
 
     /// Appends what was drawn, and takes completions that have ended out of their slots.
-    fn absorb<T>(&mut self, scheduler: &mut Scheduler, groups: &mut Groups<T>) -> Result<()> {
+    fn absorb<T>(&mut self, scheduler: &mut Scheduler<Group<T>>) -> Result<()> {
         for Drawn { slot, drawn } in self.drawn.drain(..) {
             let sequence = self.slots[slot].as_mut().expect("only slots with a sequence draw");
             let (group, sample) = (sequence.group, sequence.sample);
             let Some((token, logprob)) = drawn else {
-                let tokens = [&groups.at(group).request.tokens[..], &sequence.completion.tokens].concat();
+                let request = &scheduler.group(group).request;
+                let tokens = [&request.tokens[..], &sequence.completion.tokens].concat();
                 let layer = self.decoder.first_not_finite(&tokens)?;
-                let at = format!("prompt {}, sample {sample}", groups.at(group).request.prompt_id);
+                let at = format!("prompt {}, sample {sample}", request.prompt_id);
                 return Err(not_finite(self.settings.step, &at, sequence.completion.tokens.len(), layer));
             };
             sequence.completion.tokens.push(token);
@@ -269,11 +244,9 @@ impl<'d> Engine<'d> {
             self.work.sequences += 1;
             self.work.tokens += completion.tokens.len();
             self.decoder.end(slot);
-            scheduler.end(slot, group);
-            let whole = groups.at_mut(group);
+            let (whole, is_finished) = scheduler.finish(slot, group);
             whole.completions[sample] = Some(completion);
-            whole.unfinished -= 1;
-            if whole.unfinished == 0 {
+            if is_finished {
                 self.decoder.forget(group);
             }
         }

@@ -1,11 +1,11 @@
-//! Which sample runs in which slot, and which group is the next to leave: bookkeeping only, no tensor, no token.
+//! Decides which sample runs in which slot, and which group is the next to be handed over: bookkeeping only, no tensor, no token.
 //!
-//! Groups are numbered from 0 as they come. Their samples start in order as slots become free, end in any order, and groups leave
-//! in the order they came.
+//! Groups are numbered from 0 in the order they are added. Their samples wait for a slot, run in it, and finish. Samples start in
+//! order as slots become free and finish in any order; finished groups are taken in the order they were added.
 
 use std::collections::VecDeque;
 
-/// A sample to be started.
+/// A sample that starts to run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Start {
     /// Where it will run.
@@ -16,50 +16,53 @@ pub struct Start {
     pub sample: usize,
 }
 
-/// The state of all slots and groups.
+/// The state of all slots, and the groups that were added and not yet taken; `G` is what the caller keeps of a group.
 #[derive(Debug)]
-pub struct Scheduler {
+pub struct Scheduler<G> {
     group_size: usize,
     free: Vec<usize>,
     /// Samples started so far, over all groups: sample `i` is number `i % group_size` of group `i / group_size`.
     started: usize,
-    arrived: usize,
-    left: usize,
-    /// Samples still to end of each group from `left` on.
-    unfinished: VecDeque<usize>,
+    /// Number of groups taken: that of the first in `groups`.
+    taken: usize,
+    groups: VecDeque<Entry<G>>,
 }
 
-impl Scheduler {
+#[derive(Debug)]
+struct Entry<G> {
+    group: G,
+    /// Samples that wait or run.
+    unfinished: usize,
+}
+
+impl<G> Scheduler<G> {
     /// `slots` sequences at once, groups of `group_size` samples; both at least 1.
     #[must_use]
     pub fn new(slots: usize, group_size: usize) -> Self {
         assert!(slots > 0 && group_size > 0, "callers check both");
-        let free = (0..slots).rev().collect();
-        Self { group_size, free, started: 0, arrived: 0, left: 0, unfinished: VecDeque::new() }
+        Self { group_size, free: (0..slots).rev().collect(), started: 0, taken: 0, groups: VecDeque::new() }
     }
 
     /// Whether a slot would stay empty for want of samples.
     #[must_use]
     pub fn wants_group(&self) -> bool {
-        self.arrived * self.group_size - self.started < self.free.len()
+        self.waiting() < self.free.len()
     }
 
-    /// Whether there is nothing to do: no sample runs, and none waits for a slot.
+    /// Whether no sample runs, and none waits for a slot.
     #[must_use]
     pub fn is_idle(&self) -> bool {
-        self.unfinished.is_empty()
+        self.groups.is_empty()
     }
 
-    /// A new group; returns its number.
-    pub fn arrive(&mut self) -> usize {
-        self.unfinished.push_back(self.group_size);
-        self.arrived += 1;
-        self.arrived - 1
+    /// Adds a group, whose samples wait.
+    pub fn add(&mut self, group: G) {
+        self.groups.push_back(Entry { group, unfinished: self.group_size });
     }
 
-    /// The next sample for a free slot, if there are both.
+    /// Starts the next waiting sample in a free slot, if there are both.
     pub fn start(&mut self) -> Option<Start> {
-        if self.started == self.arrived * self.group_size {
+        if self.waiting() == 0 {
             return None;
         }
         let slot = self.free.pop()?;
@@ -68,20 +71,38 @@ impl Scheduler {
         Some(Start { slot, group, sample })
     }
 
-    /// A sample of `group` that ran in `slot` has ended.
-    pub fn end(&mut self, slot: usize, group: usize) {
-        self.free.push(slot);
-        self.unfinished[group - self.left] -= 1;
+    /// The group of this number.
+    ///
+    /// # Panics
+    /// When it was not added, or was taken.
+    #[must_use]
+    pub fn group(&self, group: usize) -> &G {
+        &self.groups[group - self.taken].group
     }
 
-    /// The next group in order, if all of its samples have ended; it counts as gone.
-    pub fn leave(&mut self) -> Option<usize> {
-        if self.unfinished.front() != Some(&0) {
+    /// Frees the slot of a sample that has finished. Returns its group, and whether all samples of it have finished.
+    ///
+    /// # Panics
+    /// As [`Scheduler::group`].
+    pub fn finish(&mut self, slot: usize, group: usize) -> (&mut G, bool) {
+        self.free.push(slot);
+        let entry = &mut self.groups[group - self.taken];
+        entry.unfinished -= 1;
+        (&mut entry.group, entry.unfinished == 0)
+    }
+
+    /// Takes the next group in order, if all of its samples have finished.
+    pub fn take_finished(&mut self) -> Option<G> {
+        if self.groups.front()?.unfinished > 0 {
             return None;
         }
-        self.unfinished.pop_front();
-        self.left += 1;
-        Some(self.left - 1)
+        self.taken += 1;
+        self.groups.pop_front().map(|entry| entry.group)
+    }
+
+    /// Samples that wait for a slot.
+    fn waiting(&self) -> usize {
+        (self.taken + self.groups.len()) * self.group_size - self.started
     }
 }
 
@@ -90,33 +111,38 @@ mod tests {
     use super::*;
 
     #[test]
-    fn slots_are_refilled_and_groups_leave_in_order() {
+    fn slots_are_refilled_and_groups_are_taken_in_order() {
         let mut scheduler = Scheduler::new(3, 2);
+        let mut names = ["a", "b", "c"].into_iter();
         while scheduler.wants_group() {
-            scheduler.arrive();
+            scheduler.add(names.next().unwrap());
         }
         let starts: Vec<Start> = std::iter::from_fn(|| scheduler.start()).collect();
         let as_started: Vec<_> = starts.iter().map(|start| (start.group, start.sample)).collect();
         assert_eq!(as_started, [(0, 0), (0, 1), (1, 0)]);
         assert!(!scheduler.wants_group());
 
-        scheduler.end(starts[2].slot, 1);
+        assert_eq!(scheduler.finish(starts[2].slot, 1), (&mut "b", false));
         assert!(!scheduler.wants_group(), "group 1 has a sample waiting");
         let refill = scheduler.start().unwrap();
         assert_eq!(refill, Start { slot: starts[2].slot, group: 1, sample: 1 });
-        scheduler.end(refill.slot, 1);
-        assert_eq!(scheduler.leave(), None, "group 0 goes first");
-        scheduler.end(starts[0].slot, 0);
-        scheduler.end(starts[1].slot, 0);
-        assert_eq!([scheduler.leave(), scheduler.leave(), scheduler.leave()], [Some(0), Some(1), None]);
+        assert_eq!(scheduler.finish(refill.slot, 1), (&mut "b", true));
+        assert_eq!(scheduler.take_finished(), None, "group 0 goes first");
+        scheduler.finish(starts[0].slot, 0);
+        assert_eq!(scheduler.finish(starts[1].slot, 0), (&mut "a", true));
+        let taken = [scheduler.take_finished(), scheduler.take_finished(), scheduler.take_finished()];
+        assert_eq!(taken, [Some("a"), Some("b"), None]);
         assert!(scheduler.is_idle());
+        scheduler.add("c");
+        assert_eq!(scheduler.start().unwrap().group, 2);
+        assert_eq!(scheduler.group(2), &"c");
     }
 
     #[test]
     fn a_group_that_waits_for_its_slots_is_work() {
         let mut scheduler = Scheduler::new(3, 2);
         assert!(scheduler.is_idle());
-        scheduler.arrive();
+        scheduler.add(());
         assert!(!scheduler.is_idle(), "or the engine would wait for a second group before it samples the first");
     }
 
@@ -125,7 +151,7 @@ mod tests {
         let mut scheduler = Scheduler::new(64, 16);
         let mut asked = 0;
         while scheduler.wants_group() {
-            scheduler.arrive();
+            scheduler.add(());
             asked += 1;
         }
         assert_eq!(asked, 4);

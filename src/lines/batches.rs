@@ -2,12 +2,13 @@
 
 use std::cell::RefCell;
 use std::iter;
+use std::rc::Rc;
 use std::sync::Arc;
 
 use crate::error::{Error, Result};
 use crate::lines::jsonl::Input;
-use crate::lines::memory_limit;
 use crate::lines::record::Line;
+use crate::process::memory_limit::limit_memory;
 use crate::process::read_ahead::{Producer, ReadAhead};
 
 /// Lines whose items are handed over together (bytes), some dozens: waking the thread that waits for them takes longer than making a
@@ -50,13 +51,14 @@ pub fn batches(mut input: Input, max_bytes: usize) -> impl Iterator<Item = Resul
 /// Makes an item of each line with `make`, on a thread of its own. Lines for which `make` returns `None` are left out. Items of lines
 /// that are there already never wait for those that a writer has yet to write.
 ///
-/// A line for which `make` wants more than 512 MiB of memory becomes an [`Error::Record`] (see [`memory_limit`]).
+/// A line for which `make` wants more than 512 MiB of memory becomes an [`Error::Record`] in a binary with
+/// a [`crate::process::memory_limit::CountingAllocator`].
 pub fn read_ahead<T: Send + 'static>(
     input: Input,
     mut make: impl FnMut(Line) -> Result<Option<T>> + Send + 'static,
 ) -> ReadAhead<T> {
     ReadAhead::spawn(BATCHES_AHEAD, move |producer| {
-        let producer = RefCell::new(producer);
+        let producer = Rc::new(RefCell::new(producer));
         for batch in batches(input, BATCH_BYTES) {
             let lines = match batch {
                 Ok(lines) => lines,
@@ -79,19 +81,19 @@ pub fn read_ahead<T: Send + 'static>(
     })
 }
 
-/// Runs `make` within [`LINE_MEMORY`]; what exceeds it is told to the receiver, because `make` does not return then.
-fn limited<T>(
-    producer: &RefCell<Producer<T>>,
+/// Runs `make` within [`LINE_MEMORY`]. When it wants more it does not return, so the error is sent from within.
+fn limited<T: 'static>(
+    producer: &Rc<RefCell<Producer<T>>>,
     line: Line,
     make: &mut impl FnMut(Line) -> Result<Option<T>>,
 ) -> Result<Option<T>> {
-    let (path, number) = (Arc::clone(&line.path), line.number);
-    let refuse = || {
+    let (producer, path, number) = (Rc::clone(producer), Arc::clone(&line.path), line.number);
+    let on_exceeded = move || {
         let memory = LINE_MEMORY >> 20;
         let what = format!("the model's chat template or tokenizer wants more than {memory} MiB of memory for it");
         producer.borrow_mut().push(Err(Error::Record { path: path.to_string(), line: number, what }));
     };
-    memory_limit::within(LINE_MEMORY, &refuse, || make(line))
+    limit_memory(LINE_MEMORY, Box::new(on_exceeded), || make(line))
 }
 
 #[cfg(test)]

@@ -3,6 +3,5 @@
 pub mod batches;
 pub mod jsonl;
 pub mod map;
-mod memory_limit;
 pub mod prompt;
 pub mod record;

@@ -1,8 +1,9 @@
-//! What every long-running command needs from its process: cancellation, messages, progress, timings and threads that read ahead.
+//! What every long-running command needs from its process: cancellation, limits, messages, progress, timings, threads that read ahead.
 //!
 //! Knows nothing of records or files.
 
 pub mod cancel;
+pub mod memory_limit;
 pub mod message;
 pub mod progress;
 pub mod read_ahead;
