@@ -2,10 +2,12 @@
 //!
 //! Knows nothing of tokens (it counts them), tensors, models.
 
+mod compare;
 mod fold;
 mod stats;
 mod summary;
 
+pub use compare::Comparison;
 pub use fold::Fold;
 pub use stats::{Counts, Rate, pass_at_k, rate};
 pub use summary::{Mean, Summary};

@@ -2,14 +2,14 @@
 
 use std::fmt::{self, Display, Formatter};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::fold::Group;
 use super::stats::{Counts, Rate, pass_at_k, rate};
 
 /// The numbers of a set of scored rollouts; what could not be computed is `None`, null in JSON.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Summary {
     /// Groups: prompts, once for each policy step they were sampled at.
     pub num_prompts: usize,
