@@ -6,7 +6,7 @@ use clap::Parser;
 use grpo_pipes::lines::jsonl::Input;
 use grpo_pipes::lines::map::map_lines;
 use grpo_pipes::process::command::{InputArgs, OutputArgs, run_filter};
-use grpo_pipes::reward::{Scorer, Semantics, Weights};
+use grpo_pipes::reward::{Placebo, Scorer, Semantics, Weights};
 
 /// Add rewards to rollouts
 ///
@@ -31,6 +31,10 @@ struct Args {
     /// most 0.5), math (at most 1) [default: the first five with weight 1]
     #[arg(long, value_name = "NAME=WEIGHT,...", allow_hyphen_values = true)]
     reward: Option<Weights>,
+    /// Deal the values of "reward" to other completions of their group, at random: the control of a training run, which must not
+    /// improve
+    #[arg(long, value_name = "SEED")]
+    placebo: Option<u64>,
 }
 
 fn main() -> ExitCode {
@@ -38,6 +42,9 @@ fn main() -> ExitCode {
     let scorer = Scorer { semantics: args.semantics, weights: args.reward.unwrap_or_default() };
     run_filter("score", &args.output, |out| {
         let input = Input::open(&args.input.file)?;
-        map_lines(input, out, |line, json| scorer.score_line(line, json))
+        match args.placebo {
+            Some(seed) => Placebo { scorer, seed }.score(input, out),
+            None => map_lines(input, out, |line, json| scorer.score_line(line, json)),
+        }
     })
 }

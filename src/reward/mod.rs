@@ -17,11 +17,13 @@
 pub mod fixed;
 pub mod math;
 pub mod number;
+mod placebo;
 pub mod python;
 mod score;
 pub mod seed;
 mod weights;
 
+pub use placebo::Placebo;
 pub use score::{Score, Scorer};
 pub use weights::{MAX_WEIGHT, Weights};
 
