@@ -24,7 +24,7 @@ fork: all
 
 # The control: the same run with rewards dealt to the wrong completions must not improve.
 placebo: all
-	NAME=$${NAME:-placebo} SCORER='bash pipelines/placebo.sh' bash pipelines/train.sh
+	NAME=$${NAME:-placebo} SCORER="score --placebo $${SEED:-1}" bash pipelines/train.sh
 
 test:
 	cargo test --release $(FEATURES)
@@ -59,7 +59,7 @@ bench: all
 bench-gpu: all
 	cargo build --release --features cuda --example bench-gpu
 	mkdir -p tests/bench/results
-	bash pipelines/bench-gpu.sh >tests/bench/results/.new
+	bash pipelines/bench/gpu.sh >tests/bench/results/.new
 	mv tests/bench/results/.new tests/bench/results/$$(date -u +%F)-gpu.md
 
 clean:

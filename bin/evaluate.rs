@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use grpo_pipes::command::{OutputArgs, run_filter};
-use grpo_pipes::eval::Fold;
+use grpo_pipes::eval::{Comparison, Fold};
 use grpo_pipes::lines::jsonl::Input;
 
 /// Fold scored rollouts into accuracies, rates, means and pass@k
@@ -26,11 +26,17 @@ struct Args {
     /// One JSON object instead of a table; rates are fractions of 1
     #[arg(long)]
     json: bool,
+    /// Print a table of the rates before and after, from two files that --json wrote; repeat it for another pair
+    #[arg(long, value_names = ["BEFORE", "AFTER"], num_args = 2, conflicts_with_all = ["files", "json"])]
+    compare: Vec<PathBuf>,
 }
 
 fn main() -> ExitCode {
     let args = Args::parse();
     run_filter("evaluate", &args.output, |out| {
+        if !args.compare.is_empty() {
+            return out.write_line(Comparison::read(&args.compare)?.to_string().as_bytes());
+        }
         let mut fold = Fold::default();
         for file in &args.files {
             for line in Input::open(file)? {

@@ -6,7 +6,7 @@ use clap::Parser;
 use grpo_pipes::command::{InputArgs, OutputArgs, run_filter};
 use grpo_pipes::lines::jsonl::Input;
 use grpo_pipes::lines::map::map_lines;
-use grpo_pipes::reward::{REWARDS, RewardWeights, Scorer, Semantics};
+use grpo_pipes::reward::{Placebo, REWARDS, RewardWeights, Scorer, Semantics};
 
 /// Add rewards to rollouts
 ///
@@ -29,6 +29,10 @@ struct Args {
     semantics: Semantics,
     #[arg(long, value_name = "NAME=WEIGHT,...", allow_hyphen_values = true, help = rewards())]
     reward: Option<RewardWeights>,
+    /// Deal the values of "reward" to other completions of their group at random: the control of a training run, whose accuracy must not
+    /// improve
+    #[arg(long, value_name = "SEED")]
+    placebo: Option<u64>,
 }
 
 fn rewards() -> String {
@@ -46,6 +50,9 @@ fn main() -> ExitCode {
     let scorer = Scorer { semantics: args.semantics, weights: args.reward.unwrap_or_default() };
     run_filter("score", &args.output, |out| {
         let input = Input::open(&args.input.file)?;
-        map_lines(input, out, |line, json| scorer.score_line(line, json))
+        match args.placebo {
+            Some(seed) => Placebo { scorer, seed }.score(input, out),
+            None => map_lines(input, out, |line, json| scorer.score_line(line, json)),
+        }
     })
 }

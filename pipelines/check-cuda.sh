@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Compiles, lints and links everything with CUDA on a machine without a GPU, says what each kernel takes of a card, and runs the
-# tests that such a machine can: what is missing is said in one line, and the CPU does the work.
+# Compiles, lints and links everything with CUDA on a machine without a GPU, prints what each kernel takes of a GPU, and runs the
+# tests that such a machine can run: the commands say in one line what is missing, and compute on the CPU.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -10,7 +10,11 @@ if [ -z "${NVCC:-}${CUDA_HOME:-}" ] && ! command -v nvcc >/dev/null && [ ! -x /u
 fi
 cargo clippy --all-targets --features cuda -- -D warnings
 cargo test --release --features cuda --lib --test suite --no-run
-# src/gpu/build.rs leaves what ptxas said beside what it compiled.
-out=$(cargo build --release --features cuda --message-format=json | sed -n 's/.*"out_dir":"\([^"]*\/grpo-pipes-[^"]*\)".*/\1/p')
-awk -f pipelines/kernels.awk "$out/kernels.txt"
+cargo build --release --features cuda
+# src/gpu/build.rs leaves what ptxas printed beside what it compiled; other builds may have left theirs.
+newest=
+for file in "${CARGO_TARGET_DIR:-target}"/release/build/grpo-pipes-*/out/kernels.txt; do
+    if [ "$file" -nt "$newest" ]; then newest=$file; fi
+done
+awk -f pipelines/kernels.awk "$newest"
 cargo test --release --features cuda --lib --test suite -- cuda device real_gpu

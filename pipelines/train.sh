@@ -102,16 +102,8 @@ number() {
     sed -n 's|.*"'"$1"'":\({"value":\)\{0,1\}\(-\{0,1\}[0-9][0-9.e-]*\).*|\2|p' | cut -c 1-8
 }
 
-percent() { number "$2" <"$RUN/eval/$1.json" | awk '{ printf "%.1f %%", 100 * $1 }'; }
-
-table() {
-    local row='%-34s %10s %10s\n'
-    printf "$row" "$TEST_PROMPTS held-out problems" before after
-    for kind in greedy sampled; do
-        for rate in accuracy_strict accuracy_flexible format_rate truncation_rate; do
-            printf "$row" "$kind: ${rate//_/ }" "$(percent "before.$kind" $rate)" "$(percent "after.$kind" $rate)"
-        done
-    done
+compare() {
+    evaluate --compare "$RUN"/eval/{before,after}.greedy.json --compare "$RUN"/eval/{before,after}.sampled.json
 }
 
 make_all() {
@@ -124,7 +116,7 @@ make_all() {
     train
     evaluate_as after
     [ -d "$RUN/export" ] || export-hf "$RUN/policy" "$RUN/export" --metrics "$RUN/metrics.jsonl" --evaluation "$RUN/eval/after.greedy.json"
-    table
+    compare
     say "model: $RUN/export ($((SECONDS - began)) s)"
 }
 

@@ -1,4 +1,4 @@
-# Sourced by bench-gpu.sh: runs of `make train`, and what they learned.
+# Sourced by gpu.sh: runs of `make train`, and what they learned.
 
 # train_as NAME NUMBER=...: a run of its own, its words only when it fails.
 train_as() {

@@ -1,4 +1,4 @@
-# Sourced by bench-gpu.sh: shares of the card's limits, and transformers' generate.
+# Sourced by gpu.sh: shares of the card's limits, and transformers' generate.
 
 SPEED=${SPEED-decode generate prefill train adamw handover invariant requests kernels train-kernels} # parts of bench-gpu; decode=1,64 takes those rows
 SPEED_PEERS=${SPEED_PEERS-generate generate_batch}

@@ -1,4 +1,4 @@
-# Sourced by bench-gpu.sh: a whole GRPO step of the 0.5B shape against TRL's without vLLM, and the memory of grpo-step.
+# Sourced by gpu.sh: a whole GRPO step of the 0.5B shape against TRL's without vLLM, and the memory of grpo-step.
 
 LEARN_ONCE=${LEARN_ONCE-plain lean leanest} # ways to hold a reference model that the memory of one step is measured of, each for about 15 s
 TRL_TIMES=${TRL_TIMES:-8}                   # steps of TRL's that count

@@ -1,6 +1,6 @@
 //! Computes rates with confidence intervals, and pass@k, over prompts sampled one or more times each.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// The normal quantile of a 95 % interval.
 const Z: f64 = 1.959_963_984_540_054;
@@ -15,7 +15,7 @@ pub struct Counts {
 }
 
 /// A fraction of completions with its 95 % interval, all in 0 to 1.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Rate {
     /// The fraction.
     pub value: f64,

@@ -2,14 +2,14 @@
 
 use std::fmt::{self, Display, Formatter};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::fold::Group;
 use super::stats::{Counts, Rate, pass_at_k, rate};
 
 /// The summary of a set of scored rollouts. A number that cannot be computed is `None`, and null in JSON.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Summary {
     /// Number of groups: prompts, counted once for each policy step that sampled them.
     pub num_prompts: usize,

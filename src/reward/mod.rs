@@ -17,12 +17,14 @@
 pub mod fixed;
 pub mod math;
 pub mod number;
+mod placebo;
 pub mod python;
 mod reading;
 mod score;
 pub mod seed;
 mod weights;
 
+pub use placebo::Placebo;
 use reading::Reading;
 pub use score::{Score, Scorer};
 pub use weights::{MAX_WEIGHT, RewardWeights};

@@ -1,5 +1,5 @@
 //! What sampling and training reach on a GPU, as a share of what the card can do, both measured in this run. Random weights in the shape of
-//! Qwen2.5-0.5B, lengths forced. Lines of `name value` on standard output, each as soon as it is known, for pipelines/bench-gpu.sh.
+//! Qwen2.5-0.5B, lengths forced. Lines of `name value` on standard output, each as soon as it is known, for pipelines/bench/gpu.sh.
 //!
 //!     bench-gpu [PART[=CASE,...]]...
 //!

@@ -91,6 +91,45 @@ fn the_table_reads_as_it_always_did() {
 }
 
 #[test]
+fn evaluations_before_and_after_are_compared_pair_by_pair() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let (before, after, greedy) = (path("before.json"), path("after.json"), path("greedy.json"));
+    let made = summary(&["--json"], &scored());
+    std::fs::write(&before, made.to_string()).unwrap();
+    let mut better = made.clone();
+    better["accuracy_strict"]["value"] = json!(1.0);
+    better["truncation_rate"] = Value::Null;
+    std::fs::write(&after, better.to_string()).unwrap();
+    let mut cold = made;
+    cold["temperature"] = json!(0.0);
+    std::fs::write(&greedy, cold.to_string()).unwrap();
+
+    let done = run(EVALUATE, &["--compare", &greedy, &greedy, "--compare", &before, &after], "");
+    let want = [
+        "2 held-out problems                    before      after",
+        "greedy: accuracy strict                50.0 %     50.0 %",
+        "greedy: accuracy flexible              62.5 %     62.5 %",
+        "greedy: format rate                    87.5 %     87.5 %",
+        "greedy: truncation rate                25.0 %     25.0 %",
+        "sampled: accuracy strict               50.0 %    100.0 %",
+        "sampled: accuracy flexible             62.5 %     62.5 %",
+        "sampled: format rate                   87.5 %     87.5 %",
+        "sampled: truncation rate               25.0 %          -",
+    ];
+    assert_eq!((done.code, done.stdout.lines().collect::<Vec<_>>()), (Some(0), want.to_vec()), "{}", done.stderr);
+
+    let done = run(EVALUATE, &["--compare", &greedy, &after], "");
+    assert_eq!(done.code, Some(3));
+    assert!(done.stderr.contains("compare evaluations that were made alike"), "{}", done.stderr);
+    std::fs::write(&after, "{}").unwrap();
+    let done = run(EVALUATE, &["--compare", &before, &after], "");
+    assert_eq!(done.code, Some(3));
+    assert!(done.stderr.contains("after.json: not what `evaluate --json` writes: "), "{}", done.stderr);
+    assert_eq!(run(EVALUATE, &["--compare", &before], "").code, Some(2));
+}
+
+#[test]
 fn what_cannot_be_judged_counts_nowhere() {
     let records = [
         json!({"group_id": "a", "completion": "7", "rewards": {"mine": 1}, "reward": null}),

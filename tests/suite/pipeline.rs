@@ -85,7 +85,7 @@ fn the_report_of_a_gpu_tells_what_runs_learned_also_without_one() {
     std::fs::create_dir(root.path("runs")).unwrap();
     let numbers =
         [("PARTS", "precision learn"), ("PRECISIONS", "f32"), ("LEARN", "tiny"), ("NUMBERS", "STEPS=2"), ("MODEL", "")];
-    let done = root.script("bench-gpu.sh", &numbers).output().unwrap();
+    let done = root.script("bench/gpu.sh", &numbers).output().unwrap();
     let (report, said) = (text(&done.stdout), text(&done.stderr));
     assert!(done.status.success(), "{said}");
     let rows = |start: &str| report.lines().filter(|line| line.starts_with(start)).collect::<Vec<_>>();

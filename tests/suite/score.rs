@@ -231,6 +231,53 @@ fn a_file_is_published_whole_or_not_at_all() {
 }
 
 #[test]
+fn a_placebo_deals_rewards_within_whole_groups_and_the_same_again() {
+    let record = |group: &str, sample: usize| {
+        let right = if sample < 3 { "7" } else { "8" };
+        json!({"group_id": group, "group_size": 6, "completion": format!("<answer>\n{right}\n</answer>"), "answer": "7"})
+    };
+    let input = lines(&(0..60).map(|at| record(&format!("3:{}", at / 6), at % 6)).collect::<Vec<_>>());
+    let score = |args: &[&str], input: &str| {
+        let done = run(SCORE, args, input);
+        assert_eq!(done.code, Some(0), "{}", done.stderr);
+        done.records()
+    };
+    let rewards = |records: &[Value]| records.iter().map(|one| one["reward"].as_f64().unwrap()).collect::<Vec<_>>();
+    let (honest, dealt) = (score(&[], &input), score(&["--placebo", "1"], &input));
+    let sorted = |rewards: &[f64]| {
+        let mut sorted = rewards.to_vec();
+        sorted.sort_by(f64::total_cmp);
+        sorted
+    };
+    let (real, wrong) = (rewards(&honest), rewards(&dealt));
+    for (real, wrong) in real.chunks(6).zip(wrong.chunks(6)) {
+        assert_eq!(sorted(real), sorted(wrong));
+    }
+    let moved = real.iter().zip(&wrong).filter(|(real, wrong)| real != wrong).count();
+    assert!((15..45).contains(&moved), "{moved} of 60 rewards moved");
+    let without = |records: &[Value]| {
+        let mut records = records.to_vec();
+        records.iter_mut().for_each(|one| drop(one.as_object_mut().unwrap().remove("reward")));
+        records
+    };
+    assert_eq!(without(&honest), without(&dealt));
+    // A run that is interrupted goes on with the same rewards; another seed deals others.
+    let later: String = input.lines().skip(30).map(|line| format!("{line}\n")).collect();
+    assert_eq!(score(&["--placebo", "1"], &later), dealt[30..]);
+    assert_ne!(rewards(&score(&["--placebo", "2"], &input)), wrong);
+
+    let cut: String = input.lines().take(8).map(|line| format!("{line}\n")).collect();
+    let done = run(SCORE, &["--placebo", "1"], &cut);
+    assert_eq!((done.code, done.records().len()), (Some(3), 6));
+    assert!(done.stderr.contains("the input ended after 2 of the 6 in a group"), "{}", done.stderr);
+    let lost: String =
+        input.lines().enumerate().filter(|(at, _)| *at != 3).map(|(_, line)| format!("{line}\n")).collect();
+    let done = run(SCORE, &["--placebo", "1"], &lost);
+    assert_eq!((done.code, done.records().len()), (Some(3), 0));
+    assert!(done.stderr.contains("-:6: group 3:0 has 5 of its 6 records"), "{}", done.stderr);
+}
+
+#[test]
 fn score_has_the_ends_of_a_filter() {
     let input = lines(&vec![rollout("7"); 500]);
     check_help(SCORE, "score");

@@ -3,7 +3,7 @@
 # model learns in minutes. A Markdown report on stdout. PYTHON has the packages of tests/bench/peers/requirements.txt; a peer that it lacks
 # is left out. MODEL is a directory with config.json and tokenizer of the 0.5B shape, which gets random weights. Needs no cargo:
 # `make CUDA=1 bench-gpu` has built all.
-. "$(dirname "$0")/common.sh"
+. "$(dirname "$0")/../common.sh"
 for part in measure report gpu-speed gpu-step gpu-learn; do . "pipelines/bench/$part.sh"; done
 
 PYTHON=${PYTHON:-python3}

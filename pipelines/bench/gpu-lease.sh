@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
 # A card that is lent for minutes, on a machine without cargo: everything is built here, and checked and measured there.
 #
-#   bash pipelines/gpu-lease.sh pack        here: binaries, model, a CPU's results and wheels into target/gpu-lease, below 60 MiB
-#   bash pipelines/gpu-lease.sh check       there, in a copy of this tree with target/gpu-lease: every test, then the first numbers
-#   bash pipelines/gpu-lease.sh measure     there: the tests again, all numbers, transformers and TRL in the same run
+#   bash pipelines/bench/gpu-lease.sh pack        here: binaries, model, a CPU's results and wheels into target/gpu-lease, below 60 MiB
+#   bash pipelines/bench/gpu-lease.sh check       there, in a copy of this tree with target/gpu-lease: every test, then the first numbers
+#   bash pipelines/bench/gpu-lease.sh measure     there: the tests again, all numbers, transformers and TRL in the same run
 #
 # Nothing of it is needed where there are a card, cargo and time: `make CUDA=1 test-gpu bench-gpu`. Each part has its own limit [s], none goes
 # on beyond END [s] after the start, and a failure ends its part alone. What is said and measured lies under OUT, written as it comes.
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 . pipelines/bench/measure.sh # random_model, made_up_rewards
 LEASE=$PWD/target/gpu-lease
 ARCHS=${CUDA_ARCHS:-90}
@@ -211,13 +211,13 @@ bench() { or_why "$WORK/bench.err" target/release/examples/bench-gpu "$@"; }
 
 whole_step() {
     export MODEL=$LEASE/model PYTHON=/bin/false PARTS=step LEARN_ONCE=${LEARN_ONCE-}
-    or_why "$WORK/step.err" bash pipelines/bench-gpu.sh
+    or_why "$WORK/step.err" bash pipelines/bench/gpu.sh
 }
 
 # A model that learns from nothing, as far as there is time.
 learn() {
     export PYTHON=/bin/false PARTS=learn
-    or_why "$WORK/learn.err" bash pipelines/bench-gpu.sh
+    or_why "$WORK/learn.err" bash pipelines/bench/gpu.sh
 }
 
 # or_why FILE COMMAND...: what it says of its failure is kept in FILE, and its end shown.
