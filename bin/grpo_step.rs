@@ -1,42 +1,29 @@
 //! Scored rollouts and a policy to the next policy.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
 use grpo_pipes::checkpoint;
 use grpo_pipes::command::{self, InputArgs, OutputArgs, Report};
-use grpo_pipes::error::{Error, Result};
-use grpo_pipes::grpo::groups::Groups;
-use grpo_pipes::grpo::health::Health;
-use grpo_pipes::grpo::metrics::Metrics;
-use grpo_pipes::lines::batches::read_ahead;
+use grpo_pipes::error::Result;
 use grpo_pipes::lines::jsonl::Input;
-use grpo_pipes::lines::record::{Line, Message};
-use grpo_pipes::model::Model;
 use grpo_pipes::optim::OptimizerConfig;
 use grpo_pipes::process::cancel::Stop;
 use grpo_pipes::process::memory_limit::CountingAllocator;
-use grpo_pipes::process::message::note;
-use grpo_pipes::process::progress::Progress;
 use grpo_pipes::run::{Keep, Run};
-use grpo_pipes::tokenizer::{Tokenizer, stop_ids};
-use grpo_pipes::train::backend::Machine;
-use grpo_pipes::train::device::{Load, Opened, PlaceArgs};
-use grpo_pipes::train::grpo_step::{GrpoConfig, GrpoTrainer};
-use grpo_pipes::train::resident::{self, Listeners};
-use grpo_pipes::train::supervised::{self, Encode, SupervisedConfig};
-use grpo_pipes::train::trainer::{Trainer, notice};
-use grpo_pipes::train::{self, Taken};
-
-const NAME: &str = "grpo-step";
+use grpo_pipes::train::COMMAND;
+use grpo_pipes::train::device::{Load, PlaceArgs};
+use grpo_pipes::train::grpo_step::GrpoConfig;
+use grpo_pipes::train::once::{self, Objective, OnceJob};
+use grpo_pipes::train::resident::{self, Job, Listeners};
 
 /// Train a policy on scored rollouts: groups, advantages, loss, AdamW, and the next checkpoint directory.
 ///
 /// One line of metrics an optimizer step goes to standard output. With --follow it is the end of a pipe that runs as long as the
 /// run: `rollout --follow RUN | score | grpo-step --follow RUN`.
 #[derive(Parser)]
-#[command(name = NAME, version)]
+#[command(name = COMMAND, version)]
 struct Args {
     #[command(flatten)]
     input: InputArgs,
@@ -97,134 +84,65 @@ static ALLOCATOR: CountingAllocator = CountingAllocator;
 fn main() -> ExitCode {
     let args = Args::parse();
     // On a thread of the pool, where the many short parallel loops of a small model start without a switch of threads.
-    rayon::scope(|_| command::report(NAME, run(args)))
+    rayon::scope(|_| command::report(COMMAND, run(&args)))
 }
 
-fn run(args: Args) -> Result<()> {
+fn run(args: &Args) -> Result<()> {
     args.optimizer.check()?;
     args.out.as_deref().map_or(Ok(()), checkpoint::refuse_existing)?;
+    let say = |words: &str| command::note(COMMAND, words);
     let place = args.place.open(&say)?;
+    let load = Load {
+        reference: args.grpo.reference.is_some(),
+        tokens: args.micro_batch_tokens,
+        optimizer_state: args.optimizer.optimizer_state,
+    };
+    let place = |model| place.machine(model, load, &say);
     let mut report = Report::create(&args.output)?;
-    match (&args.follow, &args.policy) {
-        (Some(dir), _) => train_run(&args, dir, &place, &mut report)?,
-        (None, Some(policy)) => {
-            train_once(&args, policy, (Input::open(&args.input.file)?, &place), &mut report)?;
-        }
-        (None, None) => unreachable!("clap asks for one of them"),
+    if let Some(dir) = &args.follow {
+        let job = args.resident(Run::new(dir), Stop::on_signals()?);
+        let input = Input::open_until(&args.input.file, &job.stop)?;
+        let mut metrics = |line: &[u8]| {
+            report.write(line);
+            report.check()
+        };
+        resident::train(&job, input, &place, Listeners { metrics: &mut metrics, say: &say })?;
+    } else {
+        once::train(&args.once(), Input::open(&args.input.file)?, &place, &mut report)?;
     }
     report.finish()
 }
 
-fn say(words: &str) {
-    note(NAME, words);
-}
-
-fn train_run(args: &Args, dir: &Path, place: &Opened, report: &mut Report) -> Result<()> {
-    let stop = Stop::on_signals()?;
-    let input = Input::open_until(&args.input.file, &stop)?;
-    let job = resident::Job {
-        run: Run::new(dir),
-        groups_per_step: args.size().expect("clap asks for it"),
-        keep: Keep { every: args.save_every.unwrap_or(1), count: args.keep.unwrap_or(3) },
-        grpo: args.grpo.clone(),
-        optimizer: args.optimizer.clone(),
-        micro_batch_tokens: args.micro_batch_tokens,
-        seed: args.seed,
-        command_line: std::env::args().collect(),
-        stop,
-    };
-    let mut metrics = |line: &[u8]| {
-        report.write(line);
-        report.check()
-    };
-    let machine = |model| args.machine(place, model);
-    resident::train(&job, input, &machine, Listeners { metrics: &mut metrics, say: &say })
-}
-
-fn train_once(args: &Args, policy: &Path, (input, place): (Input, &Opened), report: &mut Report) -> Result<()> {
-    let place = |model| args.machine(place, model);
-    let mut trainer = match args.init {
-        true => Trainer::random(policy, args.optimizer.clone(), args.seed.unwrap_or_default(), &place)?,
-        false => Trainer::open(policy, args.optimizer.clone(), args.seed, &place)?,
-    };
-    checkpoint::verify(policy)?;
-    let taken = match args.supervised {
-        true => train_supervised(args, policy, input, &mut trainer, report)?,
-        false => train_grpo(args, input, &mut trainer, report)?,
-    };
-    if taken.steps == 0 && !args.init {
-        return Err(Error::Data("no records in the input".into()));
-    }
-    if taken.left_over > 0 {
-        note(NAME, &format!("the last {} were too few for a step, and not trained on", taken.left_over));
-    }
-    if let Some(out) = &args.out {
-        trainer.publish(out, args.weights_only, std::env::args().collect())?;
-    }
-    Ok(())
-}
-
-fn train_grpo(args: &Args, input: Input, trainer: &mut Trainer, report: &mut Report) -> Result<Taken> {
-    let shape = trainer.machine.config().clone();
-    let tokens = args.tokens(trainer);
-    let mut grpo = GrpoTrainer::new(trainer, args.grpo.clone(), tokens, args.dry_run)?;
-    let groups = Groups::new(input, shape);
-    let mut progress = Progress::new(NAME);
-    let mut health = Health::of_steps(args.grpo.logprob_band);
-    train::in_steps(groups, args.size(), &mut |groups| {
-        grpo.step(groups, &mut |line: &Metrics| tell(&health.mark(line, groups), report, &mut progress))?;
-        health.tell(&|words| progress.note(words));
-        Ok(())
-    })
-}
-
-fn train_supervised(
-    args: &Args,
-    policy: &Path,
-    input: Input,
-    trainer: &mut Trainer,
-    report: &mut Report,
-) -> Result<Taken> {
-    let shape = trainer.machine.config().clone();
-    let config = SupervisedConfig { loss_on_prompt: args.loss_on_prompt, micro_batch_tokens: args.tokens(trainer) };
-    let encode = demonstrations_of(policy)?;
-    let example = move |line: Line| supervised::example(&line, &shape, &*encode).map(Some);
-    let examples = read_ahead(input, example);
-    let mut progress = Progress::new(NAME);
-    train::in_steps(examples, args.size(), &mut |examples| {
-        let line = supervised::step(trainer, config, examples)?;
-        tell(&line, report, &mut progress);
-        Ok(())
-    })
-}
-
-fn tell(line: &Metrics, report: &mut Report, progress: &mut Progress) {
-    notice(line).iter().for_each(|words| progress.note(words));
-    report.write(&line.to_json());
-    progress.update(|| line.brief());
-}
-
-/// A demonstration is what `rollout` would have sampled: the chat as prompt, then the text and the token that ends a turn.
-fn demonstrations_of(dir: &Path) -> Result<Box<Encode>> {
-    let (tokenizer, end) = (Tokenizer::load(dir)?, stop_ids(dir)?[0]);
-    Ok(Box::new(move |messages: &[Message], text: &str| {
-        let chat = tokenizer.chat(messages).map_err(|what| Error::Data(format!("chat template: {what}")))?;
-        let completion = tokenizer.encode(text)?.into_iter().chain([end]).collect();
-        Ok((tokenizer.encode(&chat)?, completion))
-    }))
-}
-
 impl Args {
-    fn size(&self) -> Option<usize> {
-        self.groups_per_step.map(|groups| groups as usize)
+    fn resident(&self, run: Run, stop: Stop) -> Job {
+        Job {
+            run,
+            groups_per_step: self.groups_per_step.expect("--follow requires it") as usize,
+            keep: Keep { every: self.save_every.unwrap_or(1), count: self.keep.unwrap_or(3) },
+            grpo: self.grpo.clone(),
+            optimizer: self.optimizer.clone(),
+            micro_batch_tokens: self.micro_batch_tokens,
+            seed: self.seed,
+            command_line: std::env::args().collect(),
+            stop,
+        }
     }
 
-    fn tokens(&self, trainer: &Trainer) -> usize {
-        self.micro_batch_tokens.unwrap_or_else(|| trainer.machine.default_tokens())
-    }
-
-    fn machine(&self, place: &Opened, model: Model) -> Result<Box<dyn Machine>> {
-        let (reference, tokens) = (self.grpo.reference.is_some(), self.micro_batch_tokens);
-        place.machine(model, Load { reference, tokens, optimizer_state: self.optimizer.optimizer_state }, &say)
+    fn once(&self) -> OnceJob {
+        OnceJob {
+            policy: self.policy.clone().expect("required without --follow"),
+            init: self.init,
+            out: self.out.clone(),
+            weights_only: self.weights_only,
+            groups_per_step: self.groups_per_step.map(|groups| groups as usize),
+            micro_batch_tokens: self.micro_batch_tokens,
+            seed: self.seed,
+            objective: match self.supervised {
+                true => Objective::Supervised { loss_on_prompt: self.loss_on_prompt },
+                false => Objective::Grpo { config: self.grpo.clone(), dry_run: self.dry_run },
+            },
+            optimizer: self.optimizer.clone(),
+            command_line: std::env::args().collect(),
+        }
     }
 }

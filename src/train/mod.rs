@@ -5,12 +5,16 @@ pub mod device;
 pub mod gpu;
 pub mod grpo_step;
 pub mod microbatch;
+pub mod once;
 pub mod resident;
 mod step_writer;
 pub mod supervised;
 pub mod trainer;
 
 use crate::error::{Error, Result};
+
+/// The command that trains, as it names itself to the user.
+pub const COMMAND: &str = "grpo-step";
 
 /// How far an input went.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,0 +1,155 @@
+//! Trains a policy on one input and publishes what comes out as a new directory: GRPO on scored rollouts, or cross-entropy on
+//! demonstrations.
+
+use std::path::{Path, PathBuf};
+
+use crate::checkpoint;
+use crate::command::Report;
+use crate::error::{Error, Result};
+use crate::grpo::groups::Groups;
+use crate::grpo::health::Health;
+use crate::grpo::metrics::Metrics;
+use crate::lines::jsonl::Input;
+use crate::lines::batches::read_ahead;
+use crate::lines::record::{Line, Message};
+use crate::optim::OptimizerConfig;
+use crate::process::message::note;
+use crate::process::progress::Progress;
+use crate::tokenizer::{Tokenizer, stop_ids};
+use crate::train::grpo_step::{GrpoConfig, GrpoTrainer};
+use crate::train::supervised::{self, Encode, SupervisedConfig};
+use crate::train::trainer::{Place, Trainer, notice};
+use crate::train::{COMMAND, Taken, in_steps};
+
+/// What to train, on what, and where the result goes.
+#[derive(Debug, Clone)]
+pub struct OnceJob {
+    /// Model directory to start from.
+    pub policy: PathBuf,
+    /// Start from random weights; `policy` then has `config.json` and the tokenizer only.
+    pub init: bool,
+    /// Directory to make; `None` makes none.
+    pub out: Option<PathBuf>,
+    /// Leave optimizer and state out of `out`: a starting model, at step 0.
+    pub weights_only: bool,
+    /// Groups or demonstrations per step; `None` takes the whole input for one step.
+    pub groups_per_step: Option<usize>,
+    /// The most tokens in the model at once; `None` leaves it to the device.
+    pub micro_batch_tokens: Option<usize>,
+    /// Seed of the run; `None` keeps a checkpoint's own.
+    pub seed: Option<u64>,
+    /// The loss.
+    pub objective: Objective,
+    /// The optimizer.
+    pub optimizer: OptimizerConfig,
+    /// Recorded in `out` as the command that made it.
+    pub command_line: Vec<String>,
+}
+
+/// What a step minimises.
+#[derive(Debug, Clone)]
+pub enum Objective {
+    /// The clipped surrogate loss on scored rollouts.
+    Grpo {
+        /// Numbers of the step.
+        config: GrpoConfig,
+        /// Measure each step, and change nothing.
+        dry_run: bool,
+    },
+    /// Cross-entropy on demonstrations.
+    Supervised {
+        /// Learn the tokens of the prompt too.
+        loss_on_prompt: bool,
+    },
+}
+
+/// Trains on `input` until it ends; each step's metrics go to `report`.
+///
+/// # Errors
+/// [`Error::Data`] when the input holds no step, [`Error::Record`] for a record that cannot be trained on, [`Error::Numerics`] as
+/// [`GrpoTrainer::step`], and those of opening the policy and of publishing.
+pub fn train(job: &OnceJob, input: Input, place: Place<'_>, report: &mut Report) -> Result<()> {
+    let mut trainer = match job.init {
+        true => Trainer::random(&job.policy, job.optimizer.clone(), job.seed.unwrap_or_default(), place)?,
+        false => Trainer::open(&job.policy, job.optimizer.clone(), job.seed, place)?,
+    };
+    checkpoint::verify(&job.policy)?;
+    let mut told = Told { report, progress: Progress::new(COMMAND) };
+    let taken = match &job.objective {
+        Objective::Grpo { config, dry_run } => train_grpo(job, input, &mut trainer, (config, *dry_run), &mut told)?,
+        Objective::Supervised { loss_on_prompt } => {
+            train_supervised(job, input, &mut trainer, *loss_on_prompt, &mut told)?
+        }
+    };
+    drop(told);
+    if taken.steps == 0 && !job.init {
+        return Err(Error::Data("no records in the input".into()));
+    }
+    if taken.left_over > 0 {
+        note(COMMAND, &format!("the last {} were too few for a step, and not trained on", taken.left_over));
+    }
+    if let Some(out) = &job.out {
+        trainer.publish(out, job.weights_only, job.command_line.clone())?;
+    }
+    Ok(())
+}
+
+/// Where the metrics of a step are told: on the output, and in short to a person who watches.
+struct Told<'a> {
+    report: &'a mut Report,
+    progress: Progress,
+}
+
+impl Told<'_> {
+    fn step(&mut self, line: &Metrics) {
+        notice(line).iter().for_each(|words| self.progress.note(words));
+        self.report.write(&line.to_json());
+        self.progress.tell(|| line.brief());
+    }
+}
+
+fn train_grpo(
+    job: &OnceJob,
+    input: Input,
+    trainer: &mut Trainer,
+    (config, dry_run): (&GrpoConfig, bool),
+    told: &mut Told<'_>,
+) -> Result<Taken> {
+    let groups = Groups::new(input, trainer.machine.config().clone());
+    let tokens = job.micro_batch_tokens.unwrap_or_else(|| trainer.machine.default_tokens());
+    let mut grpo = GrpoTrainer::new(trainer, config.clone(), tokens, dry_run)?;
+    let mut health = Health::of_steps(config.logprob_band);
+    in_steps(groups, job.groups_per_step, &mut |groups| {
+        grpo.step(groups, &mut |line| told.step(&health.mark(line, groups)))?;
+        health.tell(&|words| told.progress.note(words));
+        Ok(())
+    })
+}
+
+fn train_supervised(
+    job: &OnceJob,
+    input: Input,
+    trainer: &mut Trainer,
+    loss_on_prompt: bool,
+    told: &mut Told<'_>,
+) -> Result<Taken> {
+    let shape = trainer.machine.config().clone();
+    let micro_batch_tokens = job.micro_batch_tokens.unwrap_or_else(|| trainer.machine.default_tokens());
+    let config = SupervisedConfig { loss_on_prompt, micro_batch_tokens };
+    let encode = encoder(&job.policy)?;
+    let example = move |line: Line| supervised::example(&line, &shape, &*encode).map(Some);
+    in_steps(read_ahead(input, example), job.groups_per_step, &mut |examples| {
+        told.step(&supervised::step(trainer, config, examples)?);
+        Ok(())
+    })
+}
+
+/// Encodes a demonstration as `rollout` would have sampled it: the chat as prompt, then the text and the token that ends a turn.
+fn encoder(dir: &Path) -> Result<Box<Encode>> {
+    let (tokenizer, end) = (Tokenizer::load(dir)?, stop_ids(dir)?[0]);
+    Ok(Box::new(move |messages: &[Message], text: &str| {
+        let chat = tokenizer.chat(messages).map_err(|what| Error::Data(format!("chat template: {what}")))?;
+        let completion = tokenizer.encode(text)?.into_iter().chain([end]).collect();
+        Ok((tokenizer.encode(&chat)?, completion))
+    }))
+}
