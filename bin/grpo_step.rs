@@ -11,6 +11,7 @@ use grpo_pipes::lines::jsonl::Input;
 use grpo_pipes::optim::OptimizerConfig;
 use grpo_pipes::process::cancel::Stop;
 use grpo_pipes::process::memory_limit::CountingAllocator;
+use grpo_pipes::process::message::note;
 use grpo_pipes::run::{Keep, Run};
 use grpo_pipes::train::COMMAND;
 use grpo_pipes::train::device::{Load, PlaceArgs};
@@ -90,7 +91,7 @@ fn main() -> ExitCode {
 fn run(args: &Args) -> Result<()> {
     args.optimizer.check()?;
     args.out.as_deref().map_or(Ok(()), checkpoint::refuse_existing)?;
-    let say = |words: &str| command::note(COMMAND, words);
+    let say = |words: &str| note(COMMAND, words);
     let place = args.place.open(&say)?;
     let load = Load {
         reference: args.grpo.reference.is_some(),

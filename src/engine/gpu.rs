@@ -9,10 +9,10 @@ use super::decoder::{Decoder, Drawn, Prompt};
 use super::scheduler::Start;
 use crate::error::{Error, Result};
 use crate::gpu::decode::kernels::{cache_rows, check, head_rows};
-use crate::gpu::decode::{Begin, Entry, Plan, Shape, Slots, Stepper};
+use crate::gpu::decode::{DecodeStep, LogEntry, SampleStart, SamplingPlan, SlotCapacity, Slots};
 use crate::gpu::driver::{Driver, Mark};
-use crate::gpu::packed::{Forward, Keep};
-use crate::gpu::{Buffer, Numbers, Offer, Opened, Weights};
+use crate::gpu::packed::{ForwardPass, KeptActivations};
+use crate::gpu::{Buffer, DeviceWeights, DynBuffer, OpenedWeights, WeightsOffer};
 use crate::model::{Config, Model, Packed};
 use crate::numbers::dtype::Dtype;
 
@@ -25,12 +25,12 @@ const AHEAD: usize = 1;
 /// A model on a device, with a place for each sequence.
 pub struct GpuDecoder {
     driver: Arc<dyn Driver>,
-    weights: Weights,
+    weights: DeviceWeights,
     /// A trainer's weights.
-    offered: Option<Opened>,
-    forward: Forward,
+    offered: Option<OpenedWeights>,
+    forward: ForwardPass,
     slots: Slots,
-    stepper: Stepper,
+    stepper: DecodeStep,
     /// Of each prompt's last token, `(slots, V)`.
     prompt_logits: Buffer<f32>,
     prompts: HashMap<usize, Placed>,
@@ -67,12 +67,12 @@ impl OnGpu {
     ///
     /// # Errors
     /// [`crate::Error::Device`] when the kernels do not suit the model.
-    pub fn plan(&self, config: &Config, settings: &Settings) -> Result<Plan> {
-        Plan::of(config, self.shape(settings), self.dtype, PREFILL_TOKENS)
+    pub fn plan(&self, config: &Config, settings: &Settings) -> Result<SamplingPlan> {
+        SamplingPlan::new(config, self.shape(settings), self.dtype, PREFILL_TOKENS)
     }
 
-    fn shape(&self, settings: &Settings) -> Shape {
-        Shape {
+    fn shape(&self, settings: &Settings) -> SlotCapacity {
+        SlotCapacity {
             slots: settings.max_sequences,
             max_prompt_tokens: self.max_prompt_tokens,
             max_completion_tokens: settings.max_completion_tokens,
@@ -88,15 +88,15 @@ impl GpuDecoder {
     pub fn new(driver: &Arc<dyn Driver>, model: &Model, settings: &Settings, on: OnGpu) -> Result<Self> {
         let (shape, OnGpu { dtype, batch_invariant, .. }) = (on.shape(settings), on);
         let (slots, limit) = (shape.slots, shape.max_completion_tokens);
-        let weights = Weights::of(driver, model, dtype, shape.max_prompt_tokens + limit)?;
+        let weights = DeviceWeights::new(driver, model, dtype, shape.max_prompt_tokens + limit)?;
         check(&weights)?;
         let ends = (settings.sampling, &settings.stop_ids[..]);
         let penalised = settings.sampling.repetition_penalty != 1.0;
         Ok(Self {
             driver: Arc::clone(driver),
-            forward: Forward::new(driver, &weights, Keep::Nothing)?,
+            forward: ForwardPass::new(driver, &weights, KeptActivations::Nothing)?,
             slots: Slots::new(driver, model.config(), shape, dtype, penalised)?,
-            stepper: Stepper::new(driver, &weights, shape, ends, batch_invariant)?,
+            stepper: DecodeStep::new(driver, &weights, shape, ends, batch_invariant)?,
             prompt_logits: Buffer::new(driver, slots * model.config().vocab_size)?,
             weights,
             offered: None,
@@ -121,7 +121,7 @@ impl GpuDecoder {
     ///
     /// # Errors
     /// [`crate::Error::Device`] saying why they cannot be these.
-    pub fn accept(&mut self, offer: &Offer) -> Result<()> {
+    pub fn accept(&mut self, offer: &WeightsOffer) -> Result<()> {
         self.offered = Some(self.weights.open(&*self.driver, offer)?);
         Ok(())
     }
@@ -141,18 +141,18 @@ impl GpuDecoder {
         prompts.iter().for_each(|prompt| packed.lay(*prompt, None));
         let positions = prompts.iter().zip(places);
         let rows = positions.flat_map(|(prompt, &at)| (0..prompt.len() as u32).flat_map(move |i| [at as u32, i]));
-        let rows = Buffer::of(&self.driver, &rows.collect::<Vec<u32>>())?;
+        let rows = Buffer::from_slice(&self.driver, &rows.collect::<Vec<u32>>())?;
         let last: Vec<u32> = packed.starts[1..].iter().map(|&end| end as u32 - 1).collect();
         let batch = self.forward.batch(&packed)?;
         let Self { driver, weights, forward, slots, .. } = self;
         forward.run(weights, &batch, &mut |layer, qkv| cache_rows(&**driver, weights, (slots, layer), qkv, &rows))?;
-        self.logits_of(&Buffer::of(&self.driver, &last)?, places)
+        self.logits_of(&Buffer::from_slice(&self.driver, &last)?, places)
     }
 
     /// The logits of these rows of the last batch, each to its prompt's place.
     fn logits_of(&self, rows: &Buffer<u32>, places: &[usize]) -> Result<()> {
         let (d, v) = (self.weights.config.hidden_size, self.weights.config.vocab_size);
-        let hidden = Numbers::new(&self.driver, self.slots.dtype(), rows.len() * d)?;
+        let hidden = DynBuffer::new(&self.driver, self.slots.dtype(), rows.len() * d)?;
         self.forward.hidden(&self.weights, rows, &hidden)?;
         let logits = Buffer::new(&self.driver, rows.len() * v)?;
         head_rows(&*self.driver, (self.weights.head(), &hidden), &logits, None, [rows.len(), v, d])?;
@@ -171,8 +171,8 @@ impl GpuDecoder {
             {
                 *taken += 1;
                 let token = match entry {
-                    Entry::Token(token, logprob) => Some((token, logprob)),
-                    Entry::NotFinite => None,
+                    LogEntry::Token(token, logprob) => Some((token, logprob)),
+                    LogEntry::NotFinite => None,
                 };
                 drawn.push(Drawn { slot, drawn: token });
             }
@@ -190,7 +190,7 @@ impl Decoder for GpuDecoder {
             let placed = Placed { at, len: prompt.tokens.len(), key: prompt.stream.key() };
             self.prompts.insert(prompt.group, placed);
             if self.slots.words > 0 {
-                let tokens = Buffer::of(&self.driver, prompt.tokens)?;
+                let tokens = Buffer::from_slice(&self.driver, prompt.tokens)?;
                 self.slots.mark_seen(&*self.driver, at, (tokens.at(0), prompt.tokens.len()))?;
             }
         }
@@ -206,7 +206,7 @@ impl Decoder for GpuDecoder {
     fn begin(&mut self, starts: &[Start], _: &mut Vec<Drawn>) -> Result<()> {
         let samples = starts.iter().map(|start| {
             let Placed { at, len, key } = self.prompts[&start.group];
-            Begin { slot: start.slot, prompt: at, prompt_len: len, key, sample: start.sample }
+            SampleStart { slot: start.slot, prompt: at, prompt_len: len, key, sample: start.sample }
         });
         self.slots.begin(&*self.driver, &samples.collect::<Vec<_>>())?;
         for start in starts {

@@ -2,22 +2,22 @@
 
 use std::sync::Arc;
 
-use super::packed::Gradients;
+use super::packed::DeviceGradients;
 use crate::error::Result;
 use crate::gpu::driver::{Argument, Driver, Grid};
-use crate::gpu::{Buffer, Layout, Numbers, Weights};
+use crate::gpu::{Buffer, DeviceWeights, DynBuffer, ParameterLayout};
 use crate::model::{Config, Model};
 use crate::numbers::aligned::Number;
 use crate::numbers::dtype::Dtype;
 use crate::optim::{CHUNK, Held, Means, Moments, Rule};
 
 /// The weights in training, in f32.
-pub struct Optimizer {
+pub struct AdamW {
     driver: Arc<dyn Driver>,
-    layout: Layout,
+    layout: ParameterLayout,
     weights: Buffer<f32>,
     /// Running means of gradients and of their squares.
-    moments: Option<[Numbers; 2]>,
+    moments: Option<[DynBuffer; 2]>,
     /// Updates that they are of.
     steps: u64,
     /// Chunks of each parameter, and where each chunk starts.
@@ -26,13 +26,13 @@ pub struct Optimizer {
     sums: Buffer<f64>,
 }
 
-impl Optimizer {
+impl AdamW {
     /// Of a model's weights.
     ///
     /// # Errors
     /// [`crate::Error::Device`] when the device fails or has no room, as with all that follows.
     pub fn new(driver: &Arc<dyn Driver>, model: &Model) -> Result<Self> {
-        let layout = Layout::of(model.config())?;
+        let layout = ParameterLayout::new(model.config())?;
         let weights = Buffer::new(driver, layout.all)?;
         let (mut chunks, mut from) = (Vec::new(), Vec::new());
         for (numbers, at) in model.parameters().iter().zip(&layout.at) {
@@ -42,15 +42,15 @@ impl Optimizer {
                 from.push([*at + start, *at + (start + CHUNK).min(numbers.len())].map(|number| number as u64));
             }
         }
-        let (sums, from) = (Buffer::new(driver, from.len())?, Buffer::of(driver, from.as_flattened())?);
+        let (sums, from) = (Buffer::new(driver, from.len())?, Buffer::from_slice(driver, from.as_flattened())?);
         Ok(Self { driver: Arc::clone(driver), layout, weights, moments: None, steps: 0, chunks, from, sums })
     }
 
     /// The norm of each parameter's gradient, added as [`crate::optim::norms`] does it.
     ///
     /// # Errors
-    /// See [`Optimizer::new`].
-    pub fn norms(&self, gradients: &Gradients) -> Result<Vec<f64>> {
+    /// See [`AdamW::new`].
+    pub fn norms(&self, gradients: &DeviceGradients) -> Result<Vec<f64>> {
         let blocks = u32::try_from(self.sums.len()).expect("fewer than 2^32 chunks");
         let arguments = [gradients.numbers.at(0).into(), self.from.at(0).into(), self.sums.at(0).into()];
         self.driver.launch(
@@ -71,10 +71,10 @@ impl Optimizer {
     /// One update by `rule`; the gradients become zero, and `weights` the products' copy.
     ///
     /// # Errors
-    /// See [`Optimizer::new`].
-    pub fn update(&mut self, rule: &Rule, gradients: &Gradients, weights: &Weights) -> Result<()> {
+    /// See [`AdamW::new`].
+    pub fn update(&mut self, rule: &Rule, gradients: &DeviceGradients, weights: &DeviceWeights) -> Result<()> {
         let [first, second] = self.moments.as_ref().expect("given before the first update");
-        let Layout { matrices, all, .. } = self.layout;
+        let ParameterLayout { matrices, all, .. } = self.layout;
         let blocks = u32::try_from(all.div_ceil(4 * 256)).expect("fewer than 2^42 parameters");
         let arguments = [
             self.weights.at(0).into(),
@@ -109,7 +109,7 @@ impl Optimizer {
     /// Copies the weights to `model`.
     ///
     /// # Errors
-    /// See [`Optimizer::new`].
+    /// See [`AdamW::new`].
     pub fn weights_to(&self, model: &mut Model) -> Result<()> {
         let pairs = model.parameters_mut().into_iter().zip(&self.layout.at);
         pairs.into_iter().try_for_each(|(numbers, at)| self.weights.download(*at, numbers))
@@ -124,7 +124,7 @@ impl Optimizer {
     /// Takes moments, before the first update.
     ///
     /// # Errors
-    /// See [`Optimizer::new`].
+    /// See [`AdamW::new`].
     pub fn take_moments(&mut self, moments: &Moments) -> Result<()> {
         self.moments = Some(match &moments.held {
             Held::F32(means) => self.upload(Dtype::F32, means, moments.steps)?,
@@ -134,9 +134,9 @@ impl Optimizer {
         Ok(())
     }
 
-    fn upload<T: Number>(&self, dtype: Dtype, means: &Means<T>, steps: u64) -> Result<[Numbers; 2]> {
+    fn upload<T: Number>(&self, dtype: Dtype, means: &Means<T>, steps: u64) -> Result<[DynBuffer; 2]> {
         let [first, second] = [&means.first, &means.second].map(|means| -> Result<_> {
-            let numbers = Numbers::new(&self.driver, dtype, self.layout.all)?;
+            let numbers = DynBuffer::new(&self.driver, dtype, self.layout.all)?;
             if steps == 0 {
                 numbers.clear()?; // what is zero is not worth its way
             } else {
@@ -150,7 +150,7 @@ impl Optimizer {
     /// The moments as they are now, of a model of this shape; `None` where there are none.
     ///
     /// # Errors
-    /// See [`Optimizer::new`].
+    /// See [`AdamW::new`].
     pub fn moments(&self, config: &Config) -> Result<Option<Moments>> {
         let Some(numbers) = &self.moments else { return Ok(None) };
         let mut moments = Moments::zeros(&config.parameters(), numbers[0].dtype());
@@ -162,7 +162,7 @@ impl Optimizer {
         Ok(Some(moments))
     }
 
-    fn download<T: Number>(&self, [first, second]: &[Numbers; 2], means: &mut Means<T>) -> Result<()> {
+    fn download<T: Number>(&self, [first, second]: &[DynBuffer; 2], means: &mut Means<T>) -> Result<()> {
         for (from, to) in [(first, &mut means.first), (second, &mut means.second)] {
             self.layout.at.iter().zip(to).try_for_each(|(at, mean)| from.download_bytes(*at, mean.bytes_mut()))?;
         }

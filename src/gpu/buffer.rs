@@ -8,7 +8,7 @@ use half::slice::{HalfBitsSliceExt, HalfFloatSliceExt};
 use half::{bf16, f16};
 use rayon::prelude::*;
 
-use super::driver::{Address, Driver, Matrix, Ticket};
+use super::driver::{Address, Driver, IpcHandle, Matrix};
 use crate::error::Result;
 use crate::numbers::dtype::Dtype;
 
@@ -33,12 +33,12 @@ impl<N: Pod> Buffer<N> {
         Ok(Self { driver: Arc::clone(driver), at, len, of: PhantomData })
     }
 
-    /// The same, that another process may open; see [`Driver::ticket`].
+    /// The same, that another process may open; see [`Driver::ipc_handle`].
     ///
     /// # Errors
     /// See [`Buffer::new`].
-    pub fn to_share(driver: &Arc<dyn Driver>, len: usize) -> Result<Self> {
-        let at = driver.allocate_to_share((len * size_of::<N>()).max(1))?;
+    pub fn shareable(driver: &Arc<dyn Driver>, len: usize) -> Result<Self> {
+        let at = driver.allocate_shareable((len * size_of::<N>()).max(1))?;
         Ok(Self { driver: Arc::clone(driver), at, len, of: PhantomData })
     }
 
@@ -46,8 +46,8 @@ impl<N: Pod> Buffer<N> {
     ///
     /// # Errors
     /// See [`Buffer::new`].
-    pub fn ticket(&self) -> Result<Ticket> {
-        self.driver.ticket(self.at)
+    pub fn ipc_handle(&self) -> Result<IpcHandle> {
+        self.driver.ipc_handle(self.at)
     }
 
     /// Overwrites all numbers with as many of another process's memory.
@@ -72,7 +72,7 @@ impl<N: Pod> Buffer<N> {
     ///
     /// # Errors
     /// See [`Buffer::new`].
-    pub fn of(driver: &Arc<dyn Driver>, numbers: &[N]) -> Result<Self> {
+    pub fn from_slice(driver: &Arc<dyn Driver>, numbers: &[N]) -> Result<Self> {
         let buffer = Self::new(driver, numbers.len())?;
         buffer.upload(0, numbers)?;
         Ok(buffer)
@@ -141,12 +141,12 @@ impl<N> Drop for Buffer<N> {
 }
 
 /// Numbers in device memory whose type is known only at run time.
-pub struct Numbers {
+pub struct DynBuffer {
     bytes: Buffer<u8>,
     dtype: Dtype,
 }
 
-impl Numbers {
+impl DynBuffer {
     /// Room for `len` numbers, not cleared.
     ///
     /// # Errors
@@ -159,8 +159,8 @@ impl Numbers {
     ///
     /// # Errors
     /// See [`Buffer::new`].
-    pub fn to_share(driver: &Arc<dyn Driver>, dtype: Dtype, len: usize) -> Result<Self> {
-        Ok(Self { bytes: Buffer::to_share(driver, len * dtype.size())?, dtype })
+    pub fn shareable(driver: &Arc<dyn Driver>, dtype: Dtype, len: usize) -> Result<Self> {
+        Ok(Self { bytes: Buffer::shareable(driver, len * dtype.size())?, dtype })
     }
 
     /// All of them, as bytes.
@@ -173,7 +173,7 @@ impl Numbers {
     ///
     /// # Errors
     /// See [`Buffer::new`].
-    pub fn of(driver: &Arc<dyn Driver>, dtype: Dtype, numbers: &[f32]) -> Result<Self> {
+    pub fn from_f32(driver: &Arc<dyn Driver>, dtype: Dtype, numbers: &[f32]) -> Result<Self> {
         let buffer = Self::new(driver, dtype, numbers.len())?;
         buffer.upload(0, numbers)?;
         Ok(buffer)

@@ -1,11 +1,11 @@
 //! Matrices as a library sees them that stores columns after each other, as cuBLAS does: every row-major matrix is its transpose.
 
-use super::driver::{Matrix, Product};
+use super::driver::{Matrix, MatrixProduct};
 use crate::numbers::dtype::Dtype;
 
 /// A stored matrix, columns after each other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Operand {
+pub struct ColumnMajorMatrix {
     /// Numbers in a column, as stored.
     pub rows: usize,
     /// As stored.
@@ -15,36 +15,42 @@ pub struct Operand {
     /// Of its numbers.
     pub dtype: Dtype,
     /// Whether the product takes it transposed.
-    pub turned: bool,
+    pub transposed: bool,
 }
 
-/// The transpose of a [`Product`]: `out^T (n, m) = b^T (n, k) a^T (k, m)`.
+/// The transpose of a [`MatrixProduct`]: `out^T (n, m) = b^T (n, k) a^T (k, m)`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Columns {
+pub struct ColumnMajorProduct {
     /// b.
-    pub first: Operand,
+    pub first: ColumnMajorMatrix,
     /// a.
-    pub second: Operand,
+    pub second: ColumnMajorMatrix,
     /// `(n, m)`.
-    pub out: Operand,
+    pub out: ColumnMajorMatrix,
 }
 
-impl Columns {
+impl ColumnMajorProduct {
     /// The same product.
-    pub fn of(product: &Product) -> Self {
+    pub fn new(product: &MatrixProduct) -> Self {
         let [m, n, k] = product.shape;
         Self {
-            first: operand(&product.b, [k, n], product.b_turned),
-            second: operand(&product.a, [m, k], product.a_turned),
+            first: operand(&product.b, [k, n], product.b_transposed),
+            second: operand(&product.a, [m, k], product.a_transposed),
             out: operand(&product.out, [m, n], false),
         }
     }
 }
 
-/// `shape` is that of the factor, rows first; `turned` says that its transpose is stored.
-fn operand(matrix: &Matrix, shape: [usize; 2], turned: bool) -> Operand {
-    let [stored_rows, stored_columns] = if turned { [shape[1], shape[0]] } else { shape };
-    Operand { rows: stored_columns, columns: stored_rows, stride: matrix.stride, dtype: matrix.dtype, turned }
+/// `shape` is that of the factor, rows first; `transposed` says that its transpose is stored.
+fn operand(matrix: &Matrix, shape: [usize; 2], transposed: bool) -> ColumnMajorMatrix {
+    let [stored_rows, stored_columns] = if transposed { [shape[1], shape[0]] } else { shape };
+    ColumnMajorMatrix {
+        rows: stored_columns,
+        columns: stored_rows,
+        stride: matrix.stride,
+        dtype: matrix.dtype,
+        transposed,
+    }
 }
 
 #[cfg(test)]
@@ -53,8 +59,8 @@ mod tests {
     use crate::gpu::driver::Address;
 
     /// What BLAS reads at row `i`, column `j` of a factor.
-    fn factor(numbers: &[f64], operand: &Operand, i: usize, j: usize) -> f64 {
-        let [row, column] = if operand.turned { [j, i] } else { [i, j] };
+    fn factor(numbers: &[f64], operand: &ColumnMajorMatrix, i: usize, j: usize) -> f64 {
+        let [row, column] = if operand.transposed { [j, i] } else { [i, j] };
         assert!(row < operand.rows && column < operand.columns, "({row}, {column}) of {operand:?}");
         numbers[column * operand.stride + row]
     }
@@ -64,21 +70,29 @@ mod tests {
         let [m, n, k] = [2, 3, 4];
         let numbers = |seed: usize| -> Vec<f64> { (0..40).map(|i| ((seed * 31 + i * i * 7) % 11) as f64).collect() };
         let (a, b) = (numbers(1), numbers(2));
-        for (a_turned, b_turned) in [(false, false), (false, true), (true, false), (true, true)] {
+        for (a_transposed, b_transposed) in [(false, false), (false, true), (true, false), (true, true)] {
             let (a_stride, b_stride, out_stride) =
-                (if a_turned { m } else { k } + 1, if b_turned { k } else { n } + 2, n + 3);
+                (if a_transposed { m } else { k } + 1, if b_transposed { k } else { n } + 2, n + 3);
             let matrix = |stride| Matrix { at: Address(0), stride, dtype: Dtype::F32 };
             let [a_matrix, b_matrix, out] = [a_stride, b_stride, out_stride].map(matrix);
-            let product = Product { a: a_matrix, a_turned, b: b_matrix, b_turned, out, shape: [m, n, k], beta: 0.0 };
-            let Columns { first, second, out } = Columns::of(&product);
-            assert_eq!((out.rows, out.columns, out.stride, out.turned), (n, m, out_stride, false));
+            let product = MatrixProduct {
+                a: a_matrix,
+                a_transposed,
+                b: b_matrix,
+                b_transposed,
+                out,
+                shape: [m, n, k],
+                beta: 0.0,
+            };
+            let ColumnMajorProduct { first, second, out } = ColumnMajorProduct::new(&product);
+            assert_eq!((out.rows, out.columns, out.stride, out.transposed), (n, m, out_stride, false));
             for (row, column) in (0..m).flat_map(|row| (0..n).map(move |column| (row, column))) {
-                let in_a = |l| if a_turned { a[l * a_stride + row] } else { a[row * a_stride + l] };
-                let in_b = |l| if b_turned { b[column * b_stride + l] } else { b[l * b_stride + column] };
+                let in_a = |l| if a_transposed { a[l * a_stride + row] } else { a[row * a_stride + l] };
+                let in_b = |l| if b_transposed { b[column * b_stride + l] } else { b[l * b_stride + column] };
                 let want: f64 = (0..k).map(|l| in_a(l) * in_b(l)).sum();
                 // Row `row` of ours is column `row` of theirs.
                 let got: f64 = (0..k).map(|l| factor(&b, &first, column, l) * factor(&a, &second, l, row)).sum();
-                assert_eq!(got, want, "{a_turned} {b_turned}");
+                assert_eq!(got, want, "{a_transposed} {b_transposed}");
             }
         }
     }

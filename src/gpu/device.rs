@@ -54,14 +54,14 @@ impl DtypeChoice {
 
 /// Where one computes.
 #[derive(Clone)]
-pub struct Found {
+pub struct ComputeDevice {
     /// None is the processor.
     pub gpu: Option<Arc<dyn Driver>>,
     /// Why it is not the GPU that this machine has.
     pub why_not: Option<String>,
 }
 
-impl Found {
+impl ComputeDevice {
     /// What a command says of computing on the processor in this way.
     #[must_use]
     pub fn on_cpu(&self, how: &str) -> String {
@@ -85,17 +85,21 @@ impl Device {
     ///
     /// # Errors
     /// [`crate::Error::Device`] when a GPU that was asked for cannot be used.
-    pub fn open(self) -> Result<Found> {
+    pub fn open(self) -> Result<ComputeDevice> {
         self.open_with(open_gpu, has_gpu())
     }
 
-    fn open_with(self, open_gpu: impl FnOnce(usize) -> Result<Arc<dyn Driver>>, has_gpu: bool) -> Result<Found> {
+    fn open_with(
+        self,
+        open_gpu: impl FnOnce(usize) -> Result<Arc<dyn Driver>>,
+        has_gpu: bool,
+    ) -> Result<ComputeDevice> {
         match self {
-            Self::Cpu => Ok(Found { gpu: None, why_not: None }),
-            Self::Cuda(ordinal) => Ok(Found { gpu: Some(open_gpu(ordinal)?), why_not: None }),
+            Self::Cpu => Ok(ComputeDevice { gpu: None, why_not: None }),
+            Self::Cuda(ordinal) => Ok(ComputeDevice { gpu: Some(open_gpu(ordinal)?), why_not: None }),
             Self::Auto => match open_gpu(0) {
-                Ok(gpu) => Ok(Found { gpu: Some(gpu), why_not: None }),
-                Err(why) => Ok(Found { gpu: None, why_not: has_gpu.then(|| why.to_string()) }),
+                Ok(gpu) => Ok(ComputeDevice { gpu: Some(gpu), why_not: None }),
+                Err(why) => Ok(ComputeDevice { gpu: None, why_not: has_gpu.then(|| why.to_string()) }),
             },
         }
     }

@@ -73,15 +73,15 @@ pub struct Matrix {
 
 /// `out (m, n) = a (m, k) b (k, n) + beta out`, accumulated in f32; what is added to is f32.
 #[derive(Debug, Clone, Copy)]
-pub struct Product {
-    /// `(m, k)`, or `(k, m)` where `a_turned`.
+pub struct MatrixProduct {
+    /// `(m, k)`, or `(k, m)` where `a_transposed`.
     pub a: Matrix,
     /// Whether `a` is stored transposed.
-    pub a_turned: bool,
-    /// `(k, n)`, or `(n, k)` where `b_turned`: a weight `(out, in)` as it is stored.
+    pub a_transposed: bool,
+    /// `(k, n)`, or `(n, k)` where `b_transposed`: a weight `(out, in)` as it is stored.
     pub b: Matrix,
     /// Whether `b` is stored transposed.
-    pub b_turned: bool,
+    pub b_transposed: bool,
     /// `(m, n)`.
     pub out: Matrix,
     /// m, n, k.
@@ -90,7 +90,7 @@ pub struct Product {
     pub beta: f32,
 }
 
-impl Product {
+impl MatrixProduct {
     /// Whether it is one that drivers promise.
     #[must_use]
     pub fn is_promised(&self) -> bool {
@@ -111,7 +111,7 @@ pub struct Memory {
 
 /// Memory that host and device both see; the device writes, the host reads what [`Driver::wait`] has made sure of.
 #[derive(Debug, Clone, Copy)]
-pub struct Shared {
+pub struct PinnedMemory {
     /// As the device names it.
     pub at: Address,
     /// As the host names it.
@@ -122,9 +122,10 @@ pub struct Shared {
 
 /// By what another process opens memory of this one, on the same card.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Ticket {
+pub struct IpcHandle {
     /// The card, whatever a process calls it.
-    pub card: String,
+    #[serde(rename = "card")]
+    pub gpu: String,
     /// The driver's name for the allocation, in hexadecimal.
     pub handle: String,
     /// Where in it the memory begins [bytes].
@@ -157,18 +158,18 @@ pub trait Driver: Send + Sync {
     /// Gives memory back, after all work asked for so far.
     fn release(&self, at: Address);
 
-    /// The same, of the kind that [`Driver::ticket`] can be asked for.
-    fn allocate_to_share(&self, bytes: usize) -> Result<Address>;
+    /// The same, of the kind that [`Driver::ipc_handle`] can be asked for.
+    fn allocate_shareable(&self, bytes: usize) -> Result<Address>;
 
     /// By what another process opens this memory, while it is not released.
-    fn ticket(&self, of: Address) -> Result<Ticket>;
+    fn ipc_handle(&self, of: Address) -> Result<IpcHandle>;
 
     /// Memory of another process, which it may write or release at any time: who reads it knows from elsewhere that it does not. Open
     /// as long as the driver.
-    fn open_ticket(&self, ticket: &Ticket) -> Result<Address>;
+    fn open_ipc_handle(&self, handle: &IpcHandle) -> Result<Address>;
 
     /// Memory that the host sees too, zeroed; it lives as long as the driver.
-    fn allocate_shared(&self, bytes: usize) -> Result<Shared>;
+    fn allocate_pinned(&self, bytes: usize) -> Result<PinnedMemory>;
 
     /// Host to device; the bytes may change once it returns.
     fn upload(&self, to: Address, bytes: &[u8]) -> Result<()>;
@@ -187,8 +188,8 @@ pub trait Driver: Send + Sync {
     /// The arguments must be what the kernel takes, good for all that the grid reads and writes: [`super::kernels`] sees to it.
     fn launch(&self, kernel: &str, grid: Grid, arguments: &[Argument]) -> Result<()>;
 
-    /// A matrix product; [`Product::is_promised`].
-    fn product(&self, product: &Product) -> Result<()>;
+    /// A matrix product; [`MatrixProduct::is_promised`].
+    fn product(&self, product: &MatrixProduct) -> Result<()>;
 
     /// Records what `work` asks for instead of doing it.
     fn record(&self, work: &mut dyn FnMut() -> Result<()>) -> Result<Recording>;

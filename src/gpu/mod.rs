@@ -17,6 +17,6 @@ pub mod kernels;
 pub mod packed;
 mod weights;
 
-pub use buffer::{Buffer, Numbers};
-pub use handover::{Offer, Opened};
-pub use weights::{Layer, Layout, Weights};
+pub use buffer::{Buffer, DynBuffer};
+pub use handover::{OpenedWeights, WeightsOffer};
+pub use weights::{DeviceWeights, LayerAddresses, ParameterLayout};

@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use super::buffer::{Buffer, Numbers};
+use super::buffer::{Buffer, DynBuffer};
 use super::driver::{Address, Driver};
 use crate::error::{Error, Result};
 use crate::model::{Config, Model};
@@ -15,7 +15,7 @@ const PACK: usize = 8;
 
 /// Where each parameter lies among all of them.
 #[derive(Debug, Clone)]
-pub struct Layout {
+pub struct ParameterLayout {
     /// First number of each parameter, in the order of [`Config::parameters`].
     pub at: Vec<usize>,
     /// Numbers of all matrices, which come first.
@@ -26,7 +26,7 @@ pub struct Layout {
 
 /// Places of one block's parameters: matrices `(out, in)`, vectors `(out)`.
 #[derive(Debug, Clone, Copy)]
-pub struct Layer {
+pub struct LayerAddresses {
     /// `(D)`.
     pub input_norm: Address,
     /// `((H + 2 K) E, D)`.
@@ -44,13 +44,13 @@ pub struct Layer {
 }
 
 /// A model's parameters on a device.
-pub struct Weights {
+pub struct DeviceWeights {
     /// The shape.
     pub config: Config,
     /// Of `matrices` and `vectors` together.
-    pub layout: Layout,
+    pub layout: ParameterLayout,
     /// All matrices.
-    pub matrices: Numbers,
+    pub matrices: DynBuffer,
     /// All vectors.
     pub vectors: Buffer<f32>,
     /// Cosines, then sines, `(positions, E / 2)` each.
@@ -59,7 +59,7 @@ pub struct Weights {
     pub positions: usize,
 }
 
-impl Layer {
+impl LayerAddresses {
     /// Of block `layer`, by where each parameter is, in the order of [`Config::parameters`].
     pub(super) fn of(layer: usize, parameter: impl Fn(usize) -> Address) -> Self {
         let parameter = |i: usize| parameter(1 + LAYER * layer + i);
@@ -75,12 +75,12 @@ impl Layer {
     }
 }
 
-impl Layout {
+impl ParameterLayout {
     /// For a shape.
     ///
     /// # Errors
     /// [`Error::Device`] naming a width that the kernels cannot read.
-    pub fn of(config: &Config) -> Result<Self> {
+    pub fn new(config: &Config) -> Result<Self> {
         let widths = [
             ("hidden_size", config.hidden_size),
             ("intermediate_size", config.intermediate_size),
@@ -105,16 +105,16 @@ impl Layout {
     }
 }
 
-impl Weights {
+impl DeviceWeights {
     /// Copies a model's parameters to the device, with rope tables for `positions`.
     ///
     /// # Errors
     /// [`Error::Device`] when the shape does not suit the kernels, there is no room, or the device fails.
-    pub fn of(driver: &Arc<dyn Driver>, model: &Model, dtype: Dtype, positions: usize) -> Result<Self> {
-        let layout = Layout::of(model.config())?;
-        let matrices = Numbers::to_share(driver, dtype, layout.matrices)?;
-        let vectors = Buffer::to_share(driver, layout.all - layout.matrices)?;
-        let rope = Buffer::of(driver, &model.rope_table(positions))?;
+    pub fn new(driver: &Arc<dyn Driver>, model: &Model, dtype: Dtype, positions: usize) -> Result<Self> {
+        let layout = ParameterLayout::new(model.config())?;
+        let matrices = DynBuffer::shareable(driver, dtype, layout.matrices)?;
+        let vectors = Buffer::shareable(driver, layout.all - layout.matrices)?;
+        let rope = Buffer::from_slice(driver, &model.rope_table(positions))?;
         let weights = Self { config: model.config().clone(), layout, matrices, vectors, rope, positions };
         weights.upload(model)?;
         Ok(weights)
@@ -154,8 +154,8 @@ impl Weights {
 
     /// Of block `layer`.
     #[must_use]
-    pub fn layer(&self, layer: usize) -> Layer {
-        Layer::of(layer, |index| self.parameter(index))
+    pub fn layer(&self, layer: usize) -> LayerAddresses {
+        LayerAddresses::of(layer, |index| self.parameter(index))
     }
 
     fn parameter(&self, index: usize) -> Address {

@@ -8,7 +8,7 @@ use half::bf16;
 use super::Job;
 use crate::engine::{CpuDecoder, Decoder, Engine, GpuDecoder, OnGpu, Request, Settings, Sink, Work};
 use crate::error::{Error, Result};
-use crate::gpu::device::{DtypeChoice, Found};
+use crate::gpu::device::{ComputeDevice, DtypeChoice};
 use crate::gpu::driver::Driver;
 use crate::lines::record::Line;
 use crate::model::{Model, Transformer, has_weights};
@@ -20,7 +20,7 @@ use crate::process::read_ahead::ReadAhead;
 #[derive(Clone)]
 pub struct Place {
     /// The processor or a GPU.
-    pub device: Found,
+    pub device: ComputeDevice,
     /// Of weights, and on a GPU of caches.
     pub dtype: DtypeChoice,
     /// See [`OnGpu::batch_invariant`].
@@ -126,7 +126,7 @@ impl At {
         let plan = |max_sequences| on.plan(model.config(), &Settings { max_sequences, ..job.settings.clone() });
         let sequences = job.asked.sequences(|sequences| Ok(plan(sequences)?.check(room).is_ok()))?;
         let plan = plan(sequences)?;
-        say(&format!("{}, {plan} for {sequences} sequences at once", Found::on_gpu(&**gpu, on.dtype)));
+        say(&format!("{}, {plan} for {sequences} sequences at once", ComputeDevice::on_gpu(&**gpu, on.dtype)));
         plan.check(room)?;
         job.settings.max_sequences = sequences;
         Ok(Self::Gpu(Box::new(GpuDecoder::new(gpu, &model, &job.settings, on)?)))

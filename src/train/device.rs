@@ -4,9 +4,9 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use crate::error::{Error, Result};
-use crate::gpu::device::{Device, DtypeChoice, Found};
+use crate::gpu::device::{ComputeDevice, Device, DtypeChoice};
 use crate::gpu::driver::Driver;
-use crate::gpu::packed::{Plan, Wish};
+use crate::gpu::packed::{PlanRequest, TrainingPlan};
 use crate::model::Model;
 use crate::numbers::dtype::Dtype;
 use crate::train::backend::Machine;
@@ -98,9 +98,9 @@ impl Opened {
         let free = driver.memory()?.free;
         let limit = self.limit.map_or(free, |limit| limit.min(free));
         let Load { reference, tokens, optimizer_state: moments } = load;
-        let wish = Wish { config: model.config(), dtype: *dtype, moments, reference, tokens, limit };
-        let plan = Plan::choose(wish)?;
-        say(&format!("{}, {}", Found::on_gpu(&**driver, *dtype), plan.describe()));
+        let wish = PlanRequest { config: model.config(), dtype: *dtype, moments, reference, tokens, limit };
+        let plan = TrainingPlan::choose(wish)?;
+        say(&format!("{}, {}", ComputeDevice::on_gpu(&**driver, *dtype), plan.describe()));
         Ok(Box::new(Gpu::new(Arc::clone(driver), model, *dtype, &plan)?))
     }
 }

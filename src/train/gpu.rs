@@ -4,10 +4,10 @@ use std::borrow::Cow;
 use std::sync::Arc;
 
 use crate::error::Result;
-use crate::gpu::Weights;
-use crate::gpu::adamw::Optimizer;
+use crate::gpu::DeviceWeights;
+use crate::gpu::adamw::AdamW;
 use crate::gpu::driver::Driver;
-use crate::gpu::packed::{Gradients, Learner, Plan};
+use crate::gpu::packed::{DeviceGradients, PackedModel, TrainingPlan};
 use crate::model::{Config, Model, TokenStats};
 use crate::numbers::dtype::Dtype;
 use crate::optim::{LossScale, Moments, Rule};
@@ -21,11 +21,11 @@ pub struct Gpu {
     /// The weights for those who read them on the host, up to date where `is_current`.
     model: Model,
     is_current: bool,
-    weights: Weights,
-    reference: Option<Weights>,
-    learner: Learner,
-    gradients: Gradients,
-    optimizer: Optimizer,
+    weights: DeviceWeights,
+    reference: Option<DeviceWeights>,
+    learner: PackedModel,
+    gradients: DeviceGradients,
+    optimizer: AdamW,
     tokens: usize,
     /// Of gradients in f16.
     loss_scale: Option<LossScale>,
@@ -37,13 +37,13 @@ impl Gpu {
     ///
     /// # Errors
     /// [`crate::Error::Device`] when the shape does not suit the kernels, there is no room, or the device fails.
-    pub fn new(driver: Arc<dyn Driver>, model: Model, dtype: Dtype, plan: &Plan) -> Result<Self> {
+    pub fn new(driver: Arc<dyn Driver>, model: Model, dtype: Dtype, plan: &TrainingPlan) -> Result<Self> {
         let positions = model.config().positions();
-        let weights = Weights::of(&driver, &model, dtype, positions)?;
+        let weights = DeviceWeights::new(&driver, &model, dtype, positions)?;
         Ok(Self {
-            learner: Learner::new(&driver, &weights, plan.keep, plan.logits_bytes)?,
-            gradients: Gradients::zeros(&driver, model.config())?,
-            optimizer: Optimizer::new(&driver, &model)?,
+            learner: PackedModel::new(&driver, &weights, plan.keep, plan.logits_bytes)?,
+            gradients: DeviceGradients::zeros(&driver, model.config())?,
+            optimizer: AdamW::new(&driver, &model)?,
             driver,
             model,
             is_current: true,
@@ -92,7 +92,7 @@ impl Machine for Gpu {
 
     fn hold_reference(&mut self, model: Model) -> Result<()> {
         let dtype = self.weights.matrices.dtype();
-        self.reference = Some(Weights::of(&self.driver, &model, dtype, model.config().positions())?);
+        self.reference = Some(DeviceWeights::new(&self.driver, &model, dtype, model.config().positions())?);
         Ok(())
     }
 

@@ -9,8 +9,8 @@ use crate::error::{Error, Result};
 use crate::grpo::groups::Groups;
 use crate::grpo::health::Health;
 use crate::grpo::metrics::Metrics;
-use crate::lines::jsonl::Input;
 use crate::lines::batches::read_ahead;
+use crate::lines::jsonl::Input;
 use crate::lines::record::{Line, Message};
 use crate::optim::OptimizerConfig;
 use crate::process::message::note;
@@ -104,7 +104,7 @@ impl Told<'_> {
     fn step(&mut self, line: &Metrics) {
         notice(line).iter().for_each(|words| self.progress.note(words));
         self.report.write(&line.to_json());
-        self.progress.tell(|| line.brief());
+        self.progress.update(|| line.brief());
     }
 }
 

@@ -15,8 +15,8 @@ use std::cell::OnceCell;
 use std::sync::Arc;
 
 use grpo_pipes::engine::{Decoder, Drawn, GpuDecoder, OnGpu, Prompt, Settings, Start};
-use grpo_pipes::gpu::driver::{Driver, Matrix, Product};
-use grpo_pipes::gpu::{Buffer, Numbers, Weights, cuda};
+use grpo_pipes::gpu::driver::{Driver, Matrix, MatrixProduct};
+use grpo_pipes::gpu::{Buffer, DeviceWeights, DynBuffer, cuda};
 use grpo_pipes::model::{Config, Model, RopeParameters, Sampling, Scaling};
 use grpo_pipes::numbers::dtype::Dtype;
 use grpo_pipes::numbers::rng::Stream;
@@ -68,7 +68,7 @@ struct Bench {
     gpu: Arc<dyn Driver>,
     limits: Limits,
     model: OnceCell<Model>,
-    weights: OnceCell<Weights>,
+    weights: OnceCell<DeviceWeights>,
     decoder: Option<GpuDecoder>,
 }
 
@@ -77,8 +77,8 @@ impl Bench {
         self.model.get_or_init(|| Model::random(shape(), 1))
     }
 
-    fn weights(&self) -> &Weights {
-        self.weights.get_or_init(|| Weights::of(&self.gpu, self.model(), Dtype::Bf16, 1100).unwrap())
+    fn weights(&self) -> &DeviceWeights {
+        self.weights.get_or_init(|| DeviceWeights::new(&self.gpu, self.model(), Dtype::Bf16, 1100).unwrap())
     }
 
     fn decoder(&mut self) -> &mut GpuDecoder {
@@ -184,15 +184,16 @@ fn flops(gpu: &Arc<dyn Driver>) -> f64 {
     let n = 8192;
     let [a, b, out] = [(); 3].map(|()| numbers(gpu, n * n));
     let [a, b, out] = [&a, &b, &out].map(|numbers| -> Matrix { numbers.matrix(0, n) });
-    let product = Product { a, a_turned: false, b, b_turned: true, out, shape: [n; 3], beta: 0.0 };
+    let product = MatrixProduct { a, a_transposed: false, b, b_transposed: true, out, shape: [n; 3], beta: 0.0 };
     2.0 * (n as f64).powi(3) / timed(gpu, 11, || gpu.product(&product).unwrap())
 }
 
 /// Between -1 and 1: zeros would take less power, and so be faster. Few of them come from the host, which would take its time.
-fn numbers(gpu: &Arc<dyn Driver>, len: usize) -> Numbers {
+fn numbers(gpu: &Arc<dyn Driver>, len: usize) -> DynBuffer {
     const PIECE: usize = 1 << 20;
     let random: Vec<f32> = (0..PIECE).map(|i| ((i * 7919) % 2003) as f32 / 1001.0 - 1.0).collect();
-    let (piece, all) = (Numbers::of(gpu, Dtype::Bf16, &random).unwrap(), Numbers::new(gpu, Dtype::Bf16, len).unwrap());
+    let (piece, all) =
+        (DynBuffer::from_f32(gpu, Dtype::Bf16, &random).unwrap(), DynBuffer::new(gpu, Dtype::Bf16, len).unwrap());
     for at in (0..len).step_by(PIECE) {
         gpu.copy(all.at(at), piece.at(0), 2 * PIECE.min(len - at)).unwrap();
     }
@@ -301,7 +302,7 @@ fn prefill(bench: &mut Bench, prompts: usize) {
 /// The weights' bytes from one place to another, as a sampler takes them over from a trainer on the same card.
 fn handover(bench: &Bench) {
     let len = 2 * MATRICES as usize;
-    let buffer = || Buffer::<u8>::to_share(&bench.gpu, len).unwrap();
+    let buffer = || Buffer::<u8>::shareable(&bench.gpu, len).unwrap();
     let (from, to) = (buffer(), buffer());
     let seconds = timed(&bench.gpu, 11, || to.copy_from(from.at(0)).unwrap());
     let limit = bench.limits.seconds(2.0 * len as f64, 0.0);

@@ -7,13 +7,15 @@ use std::sync::Arc;
 
 use grpo_pipes::error::Result;
 use grpo_pipes::gpu::decode::kernels::{
-    Warps, decode_attention, embed_slots, head_rows, linear_rows, splits, swiglu_rows,
+    AttentionWarps, decode_attention, embed_slots, head_rows, linear_rows, splits, swiglu_rows,
 };
-use grpo_pipes::gpu::decode::{Begin, Drawers, Ends, Log, Logits, Shape, Slots, Summed, draw};
-use grpo_pipes::gpu::driver::{Address, Driver, Matrix, Product};
-use grpo_pipes::gpu::kernels::{Partial, add_norm};
-use grpo_pipes::gpu::packed::{Batch, Gradients, kernels};
-use grpo_pipes::gpu::{Buffer, Numbers, Weights};
+use grpo_pipes::gpu::decode::{
+    DrawLog, DrawOutput, DrawRows, Logits, SampleStart, SlotCapacity, Slots, SoftmaxSums, draw,
+};
+use grpo_pipes::gpu::driver::{Address, Driver, Matrix, MatrixProduct};
+use grpo_pipes::gpu::kernels::{PartialSums, add_norm};
+use grpo_pipes::gpu::packed::{DeviceGradients, PackedBatch, kernels};
+use grpo_pipes::gpu::{Buffer, DeviceWeights, DynBuffer};
 use grpo_pipes::model::Sampling;
 use grpo_pipes::numbers::dtype::Dtype;
 
@@ -56,26 +58,31 @@ fn floats(gpu: &Arc<dyn Driver>, len: usize) -> Buffer<f32> {
 /// What a decode step of so many rows works on.
 struct Step<'a> {
     gpu: &'a dyn Driver,
-    weights: &'a Weights,
+    weights: &'a DeviceWeights,
     rows: usize,
     slots: Slots,
     slot_of_row: Buffer<u32>,
     x: Buffer<f32>,
-    normed: Numbers,
+    normed: DynBuffer,
     sums: Buffer<f32>,
-    attended: Numbers,
-    act: Numbers,
+    attended: DynBuffer,
+    act: DynBuffer,
     logits: Buffer<f32>,
-    summed: Summed,
-    ends: Ends,
+    summed: SoftmaxSums,
+    ends: DrawOutput,
 }
 
 impl<'a> Step<'a> {
-    fn new(gpu: &'a Arc<dyn Driver>, weights: &'a Weights, rows: usize) -> Self {
-        let shape = Shape { slots: rows, max_prompt_tokens: PROMPT, max_completion_tokens: NEW };
+    fn new(gpu: &'a Arc<dyn Driver>, weights: &'a DeviceWeights, rows: usize) -> Self {
+        let shape = SlotCapacity { slots: rows, max_prompt_tokens: PROMPT, max_completion_tokens: NEW };
         let slots = Slots::new(gpu, &weights.config, shape, Dtype::Bf16, false).unwrap();
-        let start =
-            |slot: usize| Begin { slot, prompt: slot / GROUP, prompt_len: PROMPT, key: [1, 2], sample: slot % GROUP };
+        let start = |slot: usize| SampleStart {
+            slot,
+            prompt: slot / GROUP,
+            prompt_len: PROMPT,
+            key: [1, 2],
+            sample: slot % GROUP,
+        };
         slots.begin(&**gpu, &(0..rows).map(start).collect::<Vec<_>>()).unwrap();
         slots.state.upload(rows, &vec![100; rows]).unwrap(); // Slots::DRAWN of kernels/slots.cuh
         let parts = [[QKV, D], [D, D], [D, F]].map(|[width, depth]| splits(width, depth) * width);
@@ -84,22 +91,25 @@ impl<'a> Step<'a> {
             weights,
             rows,
             slots,
-            slot_of_row: Buffer::of(gpu, &(0..rows as u32).collect::<Vec<_>>()).unwrap(),
+            slot_of_row: Buffer::from_slice(gpu, &(0..rows as u32).collect::<Vec<_>>()).unwrap(),
             x: floats(gpu, rows * D),
             normed: numbers(gpu, rows * D),
             sums: floats(gpu, rows * parts.into_iter().max().unwrap()),
             attended: numbers(gpu, rows * D),
             act: numbers(gpu, rows * F),
             logits: floats(gpu, rows * V),
-            summed: Summed::new(gpu, rows, V).unwrap(),
-            ends: Ends { stops: Buffer::of(gpu, &[]).unwrap(), log: Log::new(gpu, rows, NEW).unwrap() },
+            summed: SoftmaxSums::new(gpu, rows, V).unwrap(),
+            ends: DrawOutput {
+                stops: Buffer::from_slice(gpu, &[]).unwrap(),
+                log: DrawLog::new(gpu, rows, NEW).unwrap(),
+            },
         }
     }
 
     fn blocks(&self, split: &mut Split<'_>) {
         let Self { gpu, weights, rows, slots, slot_of_row, x, normed, sums, attended, act, .. } = self;
         let (gpu, rows, layer) = (*gpu, *rows, |i: usize| weights.layer(i));
-        let partial = |width, depth| Partial { sums, splits: splits(width, depth) };
+        let partial = |width, depth| PartialSums { sums, splits: splits(width, depth) };
         let summed = |width, depth| 4.0 * (splits(width, depth) * rows * width) as f64;
         let norm = 10.0 * (rows * D) as f64 + summed(D, F);
         split.time("norm", 2 * LAYERS + 1, [norm, 0.0], &|i| {
@@ -119,7 +129,7 @@ impl<'a> Step<'a> {
         linear(split, "qkv", &|i| layer(i).qkv, normed, [QKV, D]);
         let cached = (rows.div_ceil(GROUP) * PROMPT + 100 * rows) as f64 * KV / LAYERS as f64;
         let attention = cached + summed(QKV, D) + 2.0 * (rows * D) as f64;
-        let warps = if rows > 128 { Warps::Two } else { Warps::Eight }; // as a step has them
+        let warps = if rows > 128 { AttentionWarps::Two } else { AttentionWarps::Eight }; // as a step has them
         split.time("attention", LAYERS, [attention, 0.0], &|i| {
             decode_attention(gpu, weights, (slots, i), (slot_of_row, warps), partial(QKV, D), attended)
         });
@@ -144,7 +154,7 @@ impl<'a> Step<'a> {
         split.time("draw_sums", 1, [scores, 0.0], &|_| summed.take(gpu, slots, slot_of_row, (logits, V), 1.0));
         let from = Logits { of: logits, vocabulary: V, summed: Some(summed) };
         split.time("draw", 1, [0.0; 2], &|_| {
-            draw(gpu, slots, Drawers::Rows(slot_of_row), from, &Sampling::default(), ends)
+            draw(gpu, slots, DrawRows::Rows(slot_of_row), from, &Sampling::default(), ends)
         });
     }
 }
@@ -161,9 +171,9 @@ pub fn decode(bench: &Bench, rows: usize) {
 /// What forward and backward of so many packed rows work on.
 struct Pass<'a> {
     gpu: &'a dyn Driver,
-    weights: &'a Weights,
-    shape: kernels::Shape,
-    batch: Batch,
+    weights: &'a DeviceWeights,
+    shape: kernels::ModelShape,
+    batch: PackedBatch,
     /// Pairs of a query and a position it sees.
     pairs: f64,
     x: Buffer<f32>,
@@ -173,20 +183,20 @@ struct Pass<'a> {
     along: Buffer<f32>,
     keys: Buffer<f32>,
     partial: Buffer<f32>,
-    gradients: Gradients,
-    normed: Numbers,
-    attended: Numbers,
-    d_attended: Numbers,
-    qkv: Numbers,
-    d_qkv: Numbers,
-    gate_up: Numbers,
-    act: Numbers,
+    gradients: DeviceGradients,
+    normed: DynBuffer,
+    attended: DynBuffer,
+    d_attended: DynBuffer,
+    qkv: DynBuffer,
+    d_qkv: DynBuffer,
+    gate_up: DynBuffer,
+    act: DynBuffer,
 }
 
 impl<'a> Pass<'a> {
-    fn new(gpu: &'a Arc<dyn Driver>, weights: &'a Weights) -> Self {
-        let (shape, micro) = (kernels::Shape::of(&weights.config).unwrap(), gpu_train::grpo(GROUP));
-        let batch = Batch::new(gpu, &micro.packed, shape.tile_rows(Dtype::Bf16)).unwrap();
+    fn new(gpu: &'a Arc<dyn Driver>, weights: &'a DeviceWeights) -> Self {
+        let (shape, micro) = (kernels::ModelShape::new(&weights.config).unwrap(), gpu_train::grpo(GROUP));
+        let batch = PackedBatch::new(gpu, &micro.packed, shape.tile_rows(Dtype::Bf16)).unwrap();
         let rows = batch.rows;
         Self {
             gpu: &**gpu,
@@ -200,7 +210,7 @@ impl<'a> Pass<'a> {
             along: floats(gpu, rows * shape.heads),
             keys: floats(gpu, batch.entries * 2 * shape.kv_heads * shape.dim),
             partial: floats(gpu, kernels::BLOCKS * QKV),
-            gradients: Gradients::zeros(gpu, &weights.config).unwrap(),
+            gradients: DeviceGradients::zeros(gpu, &weights.config).unwrap(),
             normed: numbers(gpu, rows * D),
             attended: numbers(gpu, rows * D),
             d_attended: numbers(gpu, rows * D),
@@ -222,7 +232,15 @@ impl<'a> Pass<'a> {
     ) {
         let weight = Matrix { at: weight, stride: deep, dtype: Dtype::Bf16 };
         let dw = Matrix { at: self.gradients.numbers.at(0), stride: deep, dtype: Dtype::F32 };
-        let of = |a, a_turned, b, b_turned, out, shape| Product { a, a_turned, b, b_turned, out, shape, beta: 0.0 };
+        let of = |a, a_transposed, b, b_transposed, out, shape| MatrixProduct {
+            a,
+            a_transposed,
+            b,
+            b_transposed,
+            out,
+            shape,
+            beta: 0.0,
+        };
         let bytes = |matrix: Matrix, numbers: usize| (matrix.dtype.size() * numbers) as f64;
         let (m, n, k) = (rows * wide, wide * deep, rows * deep);
         let kinds = [
@@ -230,7 +248,7 @@ impl<'a> Pass<'a> {
             ("_dx", of(dy, false, weight, false, dx, [rows, deep, wide]), bytes(dy, m + n) + bytes(dx, k)),
             (
                 "_dw",
-                Product { beta: 1.0, ..of(dy, true, x, false, dw, [wide, deep, rows]) },
+                MatrixProduct { beta: 1.0, ..of(dy, true, x, false, dw, [wide, deep, rows]) },
                 bytes(x, m + k) + 8.0 * n as f64,
             ),
         ];
@@ -264,9 +282,9 @@ impl<'a> Pass<'a> {
         split.time("attend", LAYERS, [streams, operations], &|_| {
             kernels::attend(*gpu, batch, qkv, (attended, log_sum), shape)
         });
-        let rope = kernels::Rope { table: self.weights.rope.at(0), positions: self.weights.positions };
-        let kept = kernels::Attended { qkv, out: attended, log_sum, d_out: d_attended };
-        let to = kernels::Attending { d_qkv, along, partial: keys };
+        let rope = kernels::RopeTable { table: self.weights.rope.at(0), positions: self.weights.positions };
+        let kept = kernels::SavedAttention { qkv, out: attended, log_sum, d_out: d_attended };
+        let to = kernels::AttentionGradients { d_qkv, along, partial: keys };
         // Five products where the forward has two.
         split.time("attend_backward", LAYERS, [2.0 * streams, 2.5 * operations], &|_| {
             kernels::attend_backward(*gpu, batch, kept, to, (shape, rope))
@@ -279,12 +297,12 @@ impl<'a> Pass<'a> {
         let (gpu, rows, w) = (*gpu, batch.rows, self.weights.layer(0));
         let bytes = |a_row: usize| [(rows * a_row) as f64, 0.0];
         split.time("norm", 2 * LAYERS, bytes(14 * D), &|_| {
-            kernels::norm_rows(gpu, kernels::Normed::Sum(x, wide, dx), w.input_norm, (normed, rows), shape)
+            kernels::norm_rows(gpu, kernels::NormInput::Sum(x, wide, dx), w.input_norm, (normed, rows), shape)
         });
         split.time("norm_again", 2 * LAYERS, bytes(6 * D), &|_| {
-            kernels::norm_rows(gpu, kernels::Normed::Rows(x), w.input_norm, (normed, rows), shape)
+            kernels::norm_rows(gpu, kernels::NormInput::Rows(x), w.input_norm, (normed, rows), shape)
         });
-        let rope = kernels::Rope { table: self.weights.rope.at(0), positions: self.weights.positions };
+        let rope = kernels::RopeTable { table: self.weights.rope.at(0), positions: self.weights.positions };
         split.time("bias_rope", LAYERS, bytes(6 * QKV), &|_| {
             kernels::bias_rope(gpu, batch, (wide, w.qkv_bias, rope), qkv, shape)
         });
@@ -292,11 +310,11 @@ impl<'a> Pass<'a> {
         split.time("swiglu_backward", LAYERS, bytes(12 * F), &|_| {
             kernels::swiglu_backward(gpu, rows, &self.gate_up, &self.act, shape)
         });
-        let to = |width: usize| kernels::Sum { partial, to: self.gradients.numbers.at(width) };
+        let to = |width: usize| kernels::ColumnSum { partial, to: self.gradients.numbers.at(width) };
         split.time("column_sums", LAYERS, bytes(2 * QKV), &|_| kernels::column_sums(gpu, d_qkv, [rows, QKV], to(QKV)));
         split.time("norm_backward", 2 * LAYERS, bytes(18 * D), &|_| {
-            let norm = kernels::Norm { x, index: None, weight: w.input_norm, d_weight: to(D) };
-            let into = kernels::Into::Added(dx, d_attended);
+            let norm = kernels::NormBackward { x, index: None, weight: w.input_norm, d_weight: to(D) };
+            let into = kernels::NormGradient::Added(dx, d_attended);
             kernels::norm_backward(gpu, &norm, (wide, rows), into, (shape, Dtype::Bf16))
         });
     }
@@ -313,7 +331,8 @@ impl<'a> Pass<'a> {
         let dy = Matrix { stride: 2 * V, dtype: Dtype::Bf16, ..y }; // each row in the first half of its logits' place
         let dx = Matrix { at: self.wide.at(0), stride: D, dtype: Dtype::F32 };
         self.products(split, ("logits", self.weights.head()), [self.normed.matrix(0, D), y, dy, dx], [rows, V, D]);
-        let chunk = kernels::Chunk { logits: &logits, tokens: tokens.at(0), stats: &stats, rows, temperature: 1.0 };
+        let chunk =
+            kernels::LogitChunk { logits: &logits, tokens: tokens.at(0), stats: &stats, rows, temperature: 1.0 };
         let scores = (rows * V) as f64;
         split.time("stats", 1, [4.0 * scores, 0.0], &|_| kernels::head_stats(self.gpu, chunk, &self.shape));
         split.time("backward", 1, [6.0 * scores, 0.0], &|_| {

@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use grpo_pipes::gpu::adamw::Optimizer;
+use grpo_pipes::gpu::adamw::AdamW;
 use grpo_pipes::gpu::driver::Driver;
-use grpo_pipes::gpu::packed::{Gradients, Keep, Learner, Plan, Wish};
+use grpo_pipes::gpu::packed::{DeviceGradients, KeptActivations, PackedModel, PlanRequest, TrainingPlan};
 use grpo_pipes::numbers::dtype::Dtype;
 use grpo_pipes::optim::{self, Moments, OptimizerConfig, Rule, Schedule};
 use grpo_pipes::train::microbatch::{self, MicroBatch, Sequence};
@@ -21,8 +21,8 @@ const UPDATE: f64 = 34.0;
 /// Forward and backward of some batches: times, and what they would be at the card's rate of operations.
 pub fn run(bench: &Bench, names: &[&str]) {
     let (gpu, weights) = (&bench.gpu, bench.weights());
-    let gradients = Gradients::zeros(gpu, &weights.config).unwrap();
-    let mut learner = Learner::new(gpu, weights, Keep::All, logits_bytes(gpu)).unwrap();
+    let gradients = DeviceGradients::zeros(gpu, &weights.config).unwrap();
+    let mut learner = PackedModel::new(gpu, weights, KeptActivations::All, logits_bytes(gpu)).unwrap();
     for name in names {
         let batch = match *name {
             "each" => grpo(1),
@@ -43,8 +43,8 @@ pub fn run(bench: &Bench, names: &[&str]) {
 
 /// An update and the norm before it.
 pub fn adamw(bench: &Bench) {
-    let gradients = Gradients::zeros(&bench.gpu, &shape()).unwrap();
-    let mut optimizer = Optimizer::new(&bench.gpu, bench.model()).unwrap();
+    let gradients = DeviceGradients::zeros(&bench.gpu, &shape()).unwrap();
+    let mut optimizer = AdamW::new(&bench.gpu, bench.model()).unwrap();
     for (name, state, bytes) in [("adamw", Dtype::F32, UPDATE), ("adamw_bf16", Dtype::Bf16, UPDATE - 8.0)] {
         let seconds = update(bench, &mut optimizer, &gradients, state);
         let limit = bytes * gradients.layout.all as f64 / bench.limits.bandwidth;
@@ -55,11 +55,12 @@ pub fn adamw(bench: &Bench) {
 /// What grpo-step would hold of logits on this card.
 pub fn logits_bytes(gpu: &Arc<dyn Driver>) -> usize {
     let (config, limit) = (shape(), gpu.memory().unwrap().all);
-    let wish = Wish { config: &config, dtype: Dtype::Bf16, moments: Dtype::F32, reference: false, tokens: None, limit };
-    Plan::choose(wish).unwrap().logits_bytes
+    let wish =
+        PlanRequest { config: &config, dtype: Dtype::Bf16, moments: Dtype::F32, reference: false, tokens: None, limit };
+    TrainingPlan::choose(wish).unwrap().logits_bytes
 }
 
-fn update(bench: &Bench, optimizer: &mut Optimizer, gradients: &Gradients, optimizer_state: Dtype) -> f64 {
+fn update(bench: &Bench, optimizer: &mut AdamW, gradients: &DeviceGradients, optimizer_state: Dtype) -> f64 {
     let config = OptimizerConfig {
         learning_rate: 1e-6,
         adam_beta1: 0.9,

@@ -26,7 +26,7 @@ use self::products::Products;
 use self::recorded::{Event, Graph};
 use self::shared::SharedMemory;
 use self::staging::Staging;
-use super::driver::{Address, Argument, Driver, Grid, Mark, Memory, Product, Recording, Shared, Ticket};
+use super::driver::{Address, Argument, Driver, Grid, IpcHandle, Mark, MatrixProduct, Memory, PinnedMemory, Recording};
 use crate::error::{Error, Result};
 use crate::numbers::dtype::Dtype;
 
@@ -174,19 +174,19 @@ impl Driver for Cuda {
         unsafe { result::malloc_async(self.context.stream, bytes) }.map(Address).map_err(|err| self.no_room(bytes, err))
     }
 
-    fn allocate_to_share(&self, bytes: usize) -> Result<Address> {
+    fn allocate_shareable(&self, bytes: usize) -> Result<Address> {
         self.bind("making room in memory")?;
         self.shared.allocate(bytes).map(Address).map_err(|err| self.no_room(bytes, err))
     }
 
-    fn ticket(&self, of: Address) -> Result<Ticket> {
+    fn ipc_handle(&self, of: Address) -> Result<IpcHandle> {
         self.bind("sharing memory")?;
-        self.shared.ticket(of.0)
+        self.shared.ipc_handle(of.0)
     }
 
-    fn open_ticket(&self, ticket: &Ticket) -> Result<Address> {
+    fn open_ipc_handle(&self, handle: &IpcHandle) -> Result<Address> {
         self.bind("opening another process's memory")?;
-        self.shared.open(ticket).map(Address)
+        self.shared.open(handle).map(Address)
     }
 
     fn release(&self, at: Address) {
@@ -197,7 +197,7 @@ impl Driver for Cuda {
         }
     }
 
-    fn allocate_shared(&self, bytes: usize) -> Result<Shared> {
+    fn allocate_pinned(&self, bytes: usize) -> Result<PinnedMemory> {
         self.bind("making room in shared memory")?;
         // SAFETY: freed when this is dropped, and zeroed over its whole length before anyone sees it.
         let (host, at) = unsafe {
@@ -208,7 +208,7 @@ impl Driver for Cuda {
             sys::cuMemHostGetDevicePointer_v2(&raw mut at, host, 0).result().map_err(failed("mapping memory"))?;
             (host as usize, at)
         };
-        Ok(Shared { at: Address(at), host, bytes })
+        Ok(PinnedMemory { at: Address(at), host, bytes })
     }
 
     fn upload(&self, to: Address, bytes: &[u8]) -> Result<()> {
@@ -276,7 +276,7 @@ impl Driver for Cuda {
             .map_err(|err| failed(&format!("launching {kernel} with {grid:?}"))(err))
     }
 
-    fn product(&self, product: &Product) -> Result<()> {
+    fn product(&self, product: &MatrixProduct) -> Result<()> {
         assert!(product.is_promised(), "{product:?}");
         if product.shape[..2].contains(&0) {
             return Ok(());
@@ -321,7 +321,7 @@ impl Drop for Cuda {
         self.products.close();
         self.shared.close();
         for host in std::mem::take(&mut *self.pinned.lock().unwrap_or_else(PoisonError::into_inner)) {
-            // SAFETY: from `allocate_shared`, and no work uses it any more.
+            // SAFETY: from `allocate_pinned`, and no work uses it any more.
             let _ = unsafe { result::free_host(host as *mut c_void) };
         }
         // SAFETY: as above.

@@ -11,8 +11,8 @@ use cudarc::driver;
 
 use super::context::{Context, failed};
 use crate::error::{Error, Result};
-use crate::gpu::columns::{Columns, Operand};
-use crate::gpu::driver::{Address, Product};
+use crate::gpu::columns::{ColumnMajorMatrix, ColumnMajorProduct};
+use crate::gpu::driver::{Address, MatrixProduct};
 use crate::numbers::dtype::Dtype;
 
 /// What the library's authors advise for Hopper; elsewhere it needs less.
@@ -25,7 +25,7 @@ const BEST_ALIGNMENT: u64 = 16;
 pub struct Products {
     handle: sys::cublasLtHandle_t,
     workspace: driver::sys::CUdeviceptr,
-    plans: Mutex<HashMap<(Columns, [u64; 3]), Plan>>,
+    plans: Mutex<HashMap<(ColumnMajorProduct, [u64; 3]), PlannedProduct>>,
 }
 
 // SAFETY: handle and descriptors may be used by any thread on which the context is current.
@@ -44,18 +44,18 @@ impl Products {
     }
 
     /// Asks for a product on the context's stream; the context is current.
-    pub fn multiply(&self, context: &Context, product: &Product) -> Result<()> {
+    pub fn multiply(&self, context: &Context, product: &MatrixProduct) -> Result<()> {
         let wrong = |err: CublasError| {
             let ([m, n, k], of, to) = (product.shape, product.a.dtype.name(), product.out.dtype.name());
             Error::Device(format!("GPU: product of ({m}, {k}) and ({k}, {n}) of {of} into {to}: {err}"))
         };
         let matrices = [&product.b, &product.a, &product.out];
-        let columns = Columns::of(product);
+        let columns = ColumnMajorProduct::new(product);
         let alignments = matrices.map(|matrix| 1 << matrix.at.0.trailing_zeros().min(BEST_ALIGNMENT.trailing_zeros()));
         let mut plans = self.plans.lock().unwrap_or_else(PoisonError::into_inner);
         let plan = match plans.entry((columns, alignments)) {
             Entry::Occupied(plan) => plan.into_mut(),
-            Entry::Vacant(room) => room.insert(Plan::new(self.handle, &columns, alignments).map_err(wrong)?),
+            Entry::Vacant(room) => room.insert(PlannedProduct::new(self.handle, &columns, alignments).map_err(wrong)?),
         };
         let [first, second, out] = matrices.map(|matrix| pointer(matrix.at));
         let [first_layout, second_layout, out_layout] = plan.layouts.each_ref().map(|layout| layout.0);
@@ -64,7 +64,7 @@ impl Products {
         unsafe {
             result::matmul(
                 self.handle,
-                plan.kind.0,
+                plan.operation.0,
                 (&raw const alpha).cast(),
                 (&raw const beta).cast(),
                 first,
@@ -96,58 +96,62 @@ impl Products {
 }
 
 /// How one product is done.
-struct Plan {
-    kind: Kind,
-    layouts: [Layout; 3],
+struct PlannedProduct {
+    operation: Operation,
+    layouts: [OperandLayout; 3],
     algorithm: sys::cublasLtMatmulAlgo_t,
 }
 
 /// Factors turned or not, and the type of the sums.
-struct Kind(sys::cublasLtMatmulDesc_t);
+struct Operation(sys::cublasLtMatmulDesc_t);
 
 /// The shape of an operand.
-struct Layout(sys::cublasLtMatrixLayout_t);
+struct OperandLayout(sys::cublasLtMatrixLayout_t);
 
 /// What an algorithm must respect.
 struct Preference(sys::cublasLtMatmulPreference_t);
 
-impl Plan {
+impl PlannedProduct {
     fn new(
         handle: sys::cublasLtHandle_t,
-        columns: &Columns,
+        columns: &ColumnMajorProduct,
         alignments: [u64; 3],
     ) -> std::result::Result<Self, CublasError> {
-        let kind = Kind::new(columns)?;
-        let layouts = [Layout::new(&columns.first)?, Layout::new(&columns.second)?, Layout::new(&columns.out)?];
+        let operation = Operation::new(columns)?;
+        let layouts = [
+            OperandLayout::new(&columns.first)?,
+            OperandLayout::new(&columns.second)?,
+            OperandLayout::new(&columns.out)?,
+        ];
         let preference = Preference::new(alignments)?;
         let [first, second, out] = layouts.each_ref().map(|layout| layout.0);
         // SAFETY: all were just made.
         let found =
-            unsafe { result::get_matmul_algo_heuristic(handle, kind.0, first, second, out, out, preference.0) }?;
-        Ok(Self { kind, layouts, algorithm: found.algo })
+            unsafe { result::get_matmul_algo_heuristic(handle, operation.0, first, second, out, out, preference.0) }?;
+        Ok(Self { operation, layouts, algorithm: found.algo })
     }
 }
 
-impl Kind {
-    fn new(columns: &Columns) -> std::result::Result<Self, CublasError> {
+impl Operation {
+    fn new(columns: &ColumnMajorProduct) -> std::result::Result<Self, CublasError> {
         use sys::cublasLtMatmulDescAttributes_t::{
             CUBLASLT_MATMUL_DESC_TRANSA as FIRST, CUBLASLT_MATMUL_DESC_TRANSB as SECOND,
         };
         // f32 is f32, without TensorFloat-32; 16-bit factors are summed in f32.
         let compute = sys::cublasComputeType_t::CUBLAS_COMPUTE_32F;
-        let kind = Self(result::create_matmul_desc(compute, sys::cudaDataType::CUDA_R_32F)?);
+        let description = Self(result::create_matmul_desc(compute, sys::cudaDataType::CUDA_R_32F)?);
         for (attribute, operand) in [(FIRST, &columns.first), (SECOND, &columns.second)] {
             // cublasOperation_t: as it is stored, or transposed.
-            let operation = i32::from(operand.turned);
+            let operation = i32::from(operand.transposed);
             // SAFETY: the attribute's type is int32_t.
-            unsafe { result::set_matmul_desc_attribute(kind.0, attribute, (&raw const operation).cast(), 4) }?;
+            unsafe { result::set_matmul_desc_attribute(description.0, attribute, (&raw const operation).cast(), 4) }?;
         }
-        Ok(kind)
+        Ok(description)
     }
 }
 
-impl Layout {
-    fn new(operand: &Operand) -> std::result::Result<Self, CublasError> {
+impl OperandLayout {
+    fn new(operand: &ColumnMajorMatrix) -> std::result::Result<Self, CublasError> {
         let dtype = match operand.dtype {
             Dtype::F32 => sys::cudaDataType::CUDA_R_32F,
             Dtype::Bf16 => sys::cudaDataType::CUDA_R_16BF,
@@ -181,14 +185,14 @@ impl Preference {
     }
 }
 
-impl Drop for Kind {
+impl Drop for Operation {
     fn drop(&mut self) {
         // SAFETY: made by `new`.
         let _ = unsafe { result::destroy_matmul_desc(self.0) };
     }
 }
 
-impl Drop for Layout {
+impl Drop for OperandLayout {
     fn drop(&mut self) {
         // SAFETY: made by `new`.
         let _ = unsafe { result::destroy_matrix_layout(self.0) };

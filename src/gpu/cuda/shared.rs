@@ -7,7 +7,7 @@ use cudarc::driver::{result, sys};
 
 use super::context::{Context, failed};
 use crate::error::{Error, Result};
-use crate::gpu::driver::Ticket;
+use crate::gpu::driver::IpcHandle;
 
 /// What this process may share, and what it has opened of others.
 pub struct SharedMemory {
@@ -40,8 +40,8 @@ impl SharedMemory {
         own
     }
 
-    /// See [`crate::gpu::driver::Driver::ticket`].
-    pub fn ticket(&self, of: u64) -> Result<Ticket> {
+    /// See [`crate::gpu::driver::Driver::ipc_handle`].
+    pub fn ipc_handle(&self, of: u64) -> Result<IpcHandle> {
         let (mut base, mut handle) = (0, sys::CUipcMemHandle { reserved: [0; 64] });
         // SAFETY: memory of this context; what is written has the types of cuda.h.
         unsafe {
@@ -52,25 +52,25 @@ impl SharedMemory {
             sys::cuIpcGetMemHandle(&raw mut handle, of).result().map_err(failed("sharing memory"))?;
         }
         let handle = handle.reserved.iter().map(|byte| format!("{:02x}", *byte as u8)).collect();
-        Ok(Ticket { card: self.context.uuid()?, handle, offset: of - base })
+        Ok(IpcHandle { gpu: self.context.uuid()?, handle, offset: of - base })
     }
 
-    /// See [`crate::gpu::driver::Driver::open_ticket`].
-    pub fn open(&self, ticket: &Ticket) -> Result<u64> {
-        if ticket.card != self.context.uuid()? {
+    /// See [`crate::gpu::driver::Driver::open_ipc_handle`].
+    pub fn open(&self, handle: &IpcHandle) -> Result<u64> {
+        if handle.gpu != self.context.uuid()? {
             return Err(Error::Device("GPU: the memory is another card's".into()));
         }
-        let bytes = ticket.handle.as_bytes().as_chunks::<2>().0.iter();
+        let bytes = handle.handle.as_bytes().as_chunks::<2>().0.iter();
         let bytes = bytes.map(|digits| u8::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok());
         let reserved = bytes.collect::<Option<Vec<u8>>>().and_then(|bytes| <[u8; 64]>::try_from(bytes).ok());
         let reserved = reserved.ok_or_else(|| Error::Device("GPU: that names no memory".into()))?;
-        let (mut base, handle) = (0, sys::CUipcMemHandle { reserved: reserved.map(|byte| byte as _) });
+        let (mut base, opaque) = (0, sys::CUipcMemHandle { reserved: reserved.map(|byte| byte as _) });
         let lazily = sys::CUipcMem_flags::CU_IPC_MEM_LAZY_ENABLE_PEER_ACCESS as u32;
         // SAFETY: cuda.h; a handle that names nothing is refused.
-        let opened = unsafe { sys::cuIpcOpenMemHandle_v2(&raw mut base, handle, lazily) };
+        let opened = unsafe { sys::cuIpcOpenMemHandle_v2(&raw mut base, opaque, lazily) };
         opened.result().map_err(failed("opening another process's memory"))?;
         self.opened.lock().unwrap_or_else(PoisonError::into_inner).push(base);
-        Ok(base + ticket.offset)
+        Ok(base + handle.offset)
     }
 
     /// Closes what was opened; nothing uses it any more.

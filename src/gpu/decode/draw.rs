@@ -4,14 +4,14 @@ use std::sync::Arc;
 
 use super::super::buffer::Buffer;
 use super::super::driver::{Address, Argument, Driver, Grid};
-use super::log::Log;
+use super::log::DrawLog;
 use super::slots::Slots;
 use crate::error::Result;
 use crate::model::Sampling;
 
 /// Whose tokens are drawn.
 #[derive(Clone, Copy)]
-pub enum Drawers<'a> {
+pub enum DrawRows<'a> {
     /// The next ones of these slots, a row of logits each; `u32::MAX` is none.
     Rows(&'a Buffer<u32>),
     /// The first ones of the so many samples that [`Slots::begin`] started last, from their prompts' rows.
@@ -25,8 +25,8 @@ pub struct Logits<'a> {
     pub of: &'a Buffer<f32>,
     /// V.
     pub vocabulary: usize,
-    /// What [`Summed::take`] made of them, where that suits the draw; one without looks at all of them itself.
-    pub summed: Option<&'a Summed>,
+    /// What [`SoftmaxSums::take`] made of them, where that suits the draw; one without looks at all of them itself.
+    pub summed: Option<&'a SoftmaxSums>,
 }
 
 /// Tokens whose weights are summed at once: kernels/draw.cu, and the CPU's sampler.
@@ -36,14 +36,14 @@ const BLOCK: usize = 1024;
 const LANES: usize = 8;
 
 /// What a draw without truncation or penalty needs to know of rows of logits, found by the whole card instead of a block a row.
-pub struct Summed {
+pub struct SoftmaxSums {
     /// The largest logit of each row, as kernels/common.cuh orders them.
     pub largest: Buffer<u32>,
     /// Weights of each block of tokens, `(rows, blocks)`.
     sums: Buffer<f64>,
 }
 
-impl Summed {
+impl SoftmaxSums {
     /// Bytes for so many rows.
     #[must_use]
     pub fn bytes(rows: usize, vocabulary: usize) -> usize {
@@ -69,7 +69,7 @@ impl Summed {
     /// The largest of each row, where [`super::kernels::head_rows`] has not made the logits; cleared before.
     ///
     /// # Errors
-    /// As [`Summed::new`].
+    /// As [`SoftmaxSums::new`].
     pub fn find_largest(
         &self,
         driver: &dyn Driver,
@@ -85,7 +85,7 @@ impl Summed {
     /// Sums each row's weights, once `largest` is known.
     ///
     /// # Errors
-    /// As [`Summed::new`].
+    /// As [`SoftmaxSums::new`].
     pub fn take(
         &self,
         driver: &dyn Driver,
@@ -116,38 +116,38 @@ impl Summed {
 }
 
 /// What ends completions, and where the host finds what was drawn.
-pub struct Ends {
+pub struct DrawOutput {
     /// Tokens that end a completion.
     pub stops: Buffer<u32>,
     /// Written by the device, read by the host.
-    pub log: Log,
+    pub log: DrawLog,
 }
 
 /// Draws a token for each of `drawers`.
 ///
 /// # Errors
-/// As [`Summed::new`].
+/// As [`SoftmaxSums::new`].
 pub fn draw(
     driver: &dyn Driver,
     slots: &Slots,
-    drawers: Drawers<'_>,
+    drawers: DrawRows<'_>,
     logits: Logits<'_>,
     sampling: &Sampling,
-    ends: &Ends,
+    ends: &DrawOutput,
 ) -> Result<()> {
     let (rows, slot_of_row, of_rows) = match drawers {
-        Drawers::Rows(rows) => (rows.len(), rows.at(0), rows.len()),
-        Drawers::Started(count) => (count, slots.starts.at(0), slots.count()),
+        DrawRows::Rows(rows) => (rows.len(), rows.at(0), rows.len()),
+        DrawRows::Started(count) => (count, slots.starts.at(0), slots.count()),
     };
     let Logits { of, vocabulary, summed } = logits;
     assert!(of.len() >= of_rows * vocabulary && ends.log.len() >= slots.count() * slots.shape.max_completion_tokens);
-    assert!(summed.is_none() || Summed::suits(sampling, vocabulary));
+    assert!(summed.is_none() || SoftmaxSums::suits(sampling, vocabulary));
     let [largest, sums] = summed.map_or([Address(0); 2], |summed| [summed.largest.at(0), summed.sums.at(0)]);
     let arguments = [
         slots.state.at(0).into(),
         slots.count().into(),
         slot_of_row.into(),
-        usize::from(matches!(drawers, Drawers::Started(_))).into(),
+        usize::from(matches!(drawers, DrawRows::Started(_))).into(),
         of.at(0).into(),
         vocabulary.into(),
         largest.into(),

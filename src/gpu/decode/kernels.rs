@@ -1,9 +1,9 @@
 //! `kernels/{linear_rows,decode}.cu` as functions: what each reads and writes is checked before it is launched.
 
-use super::super::buffer::{Buffer, Numbers};
+use super::super::buffer::{Buffer, DynBuffer};
 use super::super::driver::{Address, Argument, Driver, Grid};
-use super::super::kernels::Partial;
-use super::super::weights::Weights;
+use super::super::kernels::PartialSums;
+use super::super::weights::DeviceWeights;
 use super::slots::Slots;
 use crate::error::{Error, Result};
 
@@ -41,13 +41,13 @@ fn grid(rows: usize, width: usize, splits: usize, dtype_is_plain: bool) -> Grid 
 /// [`Error::Device`], as all of them.
 pub fn linear_rows<'o>(
     driver: &dyn Driver,
-    factors: (Address, &Numbers),
+    factors: (Address, &DynBuffer),
     out: &'o Buffer<f32>,
     shape: [usize; 3],
-) -> Result<Partial<'o>> {
+) -> Result<PartialSums<'o>> {
     let splits = splits(shape[1], shape[2]);
     product_rows(driver, factors, out, (splits, None), shape)?;
-    Ok(Partial { sums: out, splits })
+    Ok(PartialSums { sums: out, splits })
 }
 
 /// `logits (rows, width) = x (rows, depth) weight (width, depth)^T` in one part; the largest of each row is compared with what is in
@@ -57,7 +57,7 @@ pub fn linear_rows<'o>(
 /// As [`linear_rows`].
 pub fn head_rows(
     driver: &dyn Driver,
-    factors: (Address, &Numbers),
+    factors: (Address, &DynBuffer),
     logits: &Buffer<f32>,
     largest: Option<&Buffer<u32>>,
     shape: [usize; 3],
@@ -68,7 +68,7 @@ pub fn head_rows(
 
 fn product_rows(
     driver: &dyn Driver,
-    (weight, x): (Address, &Numbers),
+    (weight, x): (Address, &DynBuffer),
     out: &Buffer<f32>,
     (splits, largest): (usize, Option<&Buffer<u32>>),
     [rows, width, depth]: [usize; 3],
@@ -95,8 +95,8 @@ fn product_rows(
 /// As [`linear_rows`].
 pub fn swiglu_rows(
     driver: &dyn Driver,
-    (weight, x): (Address, &Numbers),
-    out: &Numbers,
+    (weight, x): (Address, &DynBuffer),
+    out: &DynBuffer,
     [rows, width, depth]: [usize; 3],
 ) -> Result<()> {
     assert!(x.len() >= rows * depth && out.len() >= rows * width && out.dtype() == x.dtype());
@@ -106,13 +106,13 @@ pub fn swiglu_rows(
 }
 
 /// The residual stream `x (rows, D)` of the slots' last tokens; zeroes `largest`, where [`head_rows`] or a
-/// [`super::Summed::find_largest`] of the same step is to compare with it.
+/// [`super::SoftmaxSums::find_largest`] of the same step is to compare with it.
 ///
 /// # Errors
 /// As [`linear_rows`].
 pub fn embed_slots(
     driver: &dyn Driver,
-    weights: &Weights,
+    weights: &DeviceWeights,
     slots: &Slots,
     slot_of_row: &Buffer<u32>,
     x: &Buffer<f32>,
@@ -137,7 +137,7 @@ pub fn embed_slots(
 /// How many warps share the positions of a row and key head. What they have seen is added in their order, so that a row's bits follow from
 /// this choice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Warps {
+pub enum AttentionWarps {
     /// Hides the waiting where blocks are few.
     Eight = 8,
     /// Lets more rows run at once where they are many.
@@ -150,11 +150,11 @@ pub enum Warps {
 /// As [`linear_rows`].
 pub fn decode_attention(
     driver: &dyn Driver,
-    weights: &Weights,
+    weights: &DeviceWeights,
     (slots, layer): (&Slots, usize),
-    (slot_of_row, warps): (&Buffer<u32>, Warps),
-    qkv: Partial<'_>,
-    out: &Numbers,
+    (slot_of_row, warps): (&Buffer<u32>, AttentionWarps),
+    qkv: PartialSums<'_>,
+    out: &DynBuffer,
 ) -> Result<()> {
     let (config, rows) = (&weights.config, slot_of_row.len());
     let (heads, kv_heads, dim) = (config.num_attention_heads, config.num_key_value_heads, config.head_dim());
@@ -193,9 +193,9 @@ pub fn decode_attention(
 /// As [`linear_rows`].
 pub fn cache_rows(
     driver: &dyn Driver,
-    weights: &Weights,
+    weights: &DeviceWeights,
     (slots, layer): (&Slots, usize),
-    qkv: &Numbers,
+    qkv: &DynBuffer,
     places: &Buffer<u32>,
 ) -> Result<()> {
     let (config, rows) = (&weights.config, places.len() / 2);
@@ -220,7 +220,7 @@ pub fn cache_rows(
 ///
 /// # Errors
 /// [`Error::Device`] naming the number.
-pub fn check(weights: &Weights) -> Result<()> {
+pub fn check(weights: &DeviceWeights) -> Result<()> {
     let (config, dim) = (&weights.config, weights.config.head_dim());
     let group = config.num_attention_heads / config.num_key_value_heads;
     if ![16, 32, 64, 128].contains(&dim) {

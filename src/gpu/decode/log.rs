@@ -5,7 +5,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
-use super::super::driver::{Address, Driver, Shared};
+use super::super::driver::{Address, Driver, PinnedMemory};
 use crate::error::Result;
 
 /// Flags of an entry's first word; 0 is no entry yet. `kernels/draw.cu` writes them.
@@ -13,27 +13,27 @@ const DRAWN: u32 = 1 << 30;
 const NOT_FINITE: u32 = 1 << 31;
 
 /// Entries of two words for each position of each slot: the token with a flag, the bits of its log-probability.
-pub struct Log {
-    memory: Shared,
+pub struct DrawLog {
+    memory: PinnedMemory,
     limit: usize,
 }
 
 /// An entry.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Entry {
+pub enum LogEntry {
     /// A token and its log-probability [nats].
     Token(u32, f32),
     /// The logits were not finite.
     NotFinite,
 }
 
-impl Log {
+impl DrawLog {
     /// Room for `limit` entries of each slot, all empty.
     ///
     /// # Errors
     /// [`crate::Error::Device`] when there is no room.
     pub fn new(driver: &Arc<dyn Driver>, slots: usize, limit: usize) -> Result<Self> {
-        Ok(Self { memory: driver.allocate_shared(8 * slots * limit)?, limit })
+        Ok(Self { memory: driver.allocate_pinned(8 * slots * limit)?, limit })
     }
 
     /// As kernels name it.
@@ -64,7 +64,7 @@ impl Log {
 
     /// What was drawn at `position` of a slot, once it is there.
     #[must_use]
-    pub fn entry(&self, slot: usize, position: usize) -> Option<Entry> {
+    pub fn entry(&self, slot: usize, position: usize) -> Option<LogEntry> {
         let word = self.word(slot, position);
         // SAFETY: within the memory; the device writes the second word before the first.
         let (flagged, bits) = unsafe {
@@ -74,8 +74,8 @@ impl Log {
         };
         match flagged {
             0 => None,
-            word if word & NOT_FINITE != 0 => Some(Entry::NotFinite),
-            word => Some(Entry::Token(word & !DRAWN, f32::from_bits(bits))),
+            word if word & NOT_FINITE != 0 => Some(LogEntry::NotFinite),
+            word => Some(LogEntry::Token(word & !DRAWN, f32::from_bits(bits))),
         }
     }
 

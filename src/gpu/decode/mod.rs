@@ -7,8 +7,8 @@ mod plan;
 mod slots;
 mod step;
 
-pub use draw::{Drawers, Ends, Logits, Summed, draw};
-pub use log::{Entry, Log};
-pub use plan::Plan;
-pub use slots::{Begin, Shape, Slots};
-pub use step::Stepper;
+pub use draw::{DrawOutput, DrawRows, Logits, SoftmaxSums, draw};
+pub use log::{DrawLog, LogEntry};
+pub use plan::SamplingPlan;
+pub use slots::{SampleStart, SlotCapacity, Slots};
+pub use step::DecodeStep;

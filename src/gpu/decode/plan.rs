@@ -2,16 +2,16 @@
 
 use std::fmt;
 
-use super::super::weights::Layout;
-use super::slots::{Shape, Slots};
-use super::step::Stepper;
+use super::super::weights::ParameterLayout;
+use super::slots::{SlotCapacity, Slots};
+use super::step::DecodeStep;
 use crate::error::{Error, Result};
 use crate::model::Config;
 use crate::numbers::dtype::Dtype;
 
 /// Bytes of each part.
 #[derive(Debug, Clone, Copy)]
-pub struct Plan {
+pub struct SamplingPlan {
     /// Parameters, and the tables of the rotary angles.
     pub weights: usize,
     /// Keys and values of prompts and completions.
@@ -22,13 +22,13 @@ pub struct Plan {
     pub prefill: usize,
 }
 
-impl Plan {
+impl SamplingPlan {
     /// For sequences of `shape`, with up to `prefill_rows` tokens of prompts run together.
     ///
     /// # Errors
     /// [`Error::Device`] when the kernels do not suit the model.
-    pub fn of(config: &Config, shape: Shape, dtype: Dtype, prefill_rows: usize) -> Result<Self> {
-        let layout = Layout::of(config)?;
+    pub fn new(config: &Config, shape: SlotCapacity, dtype: Dtype, prefill_rows: usize) -> Result<Self> {
+        let layout = ParameterLayout::new(config)?;
         let positions = shape.max_prompt_tokens + shape.max_completion_tokens;
         let (d, f, kv) = (config.hidden_size, config.intermediate_size, config.kv_dim());
         let in_f32 = d + (d + 2 * kv) + config.num_attention_heads; // residual stream, products, log-sum-exps
@@ -37,7 +37,7 @@ impl Plan {
             weights: layout.matrices * dtype.size()
                 + 4 * (layout.all - layout.matrices + positions * config.head_dim()),
             caches: Slots::cache_bytes(config, shape, dtype),
-            step: Stepper::room_bytes(config, dtype, shape.slots) + 4 * shape.slots * config.vocab_size,
+            step: DecodeStep::room_bytes(config, dtype, shape.slots) + 4 * shape.slots * config.vocab_size,
             prefill: prefill_rows.max(shape.max_prompt_tokens) * (4 * in_f32 + dtype.size() * in_dtype),
         })
     }
@@ -64,7 +64,7 @@ impl Plan {
     }
 }
 
-impl fmt::Display for Plan {
+impl fmt::Display for SamplingPlan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let [weights, caches, step, prefill, total] =
             [self.weights, self.caches, self.step, self.prefill, self.total()].map(gib);
@@ -100,8 +100,8 @@ mod tests {
             initializer_range: 0.02,
             pad_token_id: None,
         };
-        let shape = Shape { slots: 64, max_prompt_tokens: 256, max_completion_tokens: 200 };
-        let plan = Plan::of(&config, shape, Dtype::Bf16, 8192).unwrap();
+        let shape = SlotCapacity { slots: 64, max_prompt_tokens: 256, max_completion_tokens: 200 };
+        let plan = SamplingPlan::new(&config, shape, Dtype::Bf16, 8192).unwrap();
         assert_eq!(plan.caches, 64 * 456 * 12_288, "12 KiB a token, as performance tables say");
         assert!((988_000_000..989_000_000).contains(&plan.weights), "{}", plan.weights);
         assert!(plan.check(plan.total()).is_ok());

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::super::buffer::{Buffer, Numbers};
+use super::super::buffer::{Buffer, DynBuffer};
 use super::super::driver::{Address, Argument, Driver, Grid};
 use crate::error::Result;
 use crate::model::Config;
@@ -16,7 +16,7 @@ const START: usize = 6;
 
 /// How much there is room for.
 #[derive(Debug, Clone, Copy)]
-pub struct Shape {
+pub struct SlotCapacity {
     /// Sequences at once, and prompts they may come from.
     pub slots: usize,
     /// The longest prompt.
@@ -28,7 +28,7 @@ pub struct Shape {
 /// State and caches on the device.
 pub struct Slots {
     /// What there is room for.
-    pub shape: Shape,
+    pub shape: SlotCapacity,
     /// `(FIELDS, slots)`.
     pub state: Buffer<u32>,
     /// What samples start with, as last uploaded: their slots, then the rest.
@@ -40,15 +40,15 @@ pub struct Slots {
     /// Words of 32 tokens, or 0.
     pub words: usize,
     /// Keys, then values, `(2, L, slots, K, max_prompt_tokens, E)`.
-    prompts: Numbers,
+    prompts: DynBuffer,
     /// Keys, then values, `(2, L, slots, K, max_completion_tokens, E)`.
-    own: Numbers,
+    own: DynBuffer,
     layers: usize,
 }
 
 /// A sample that starts.
 #[derive(Debug, Clone, Copy)]
-pub struct Begin {
+pub struct SampleStart {
     /// Where.
     pub slot: usize,
     /// Its prompt's place.
@@ -64,7 +64,7 @@ pub struct Begin {
 impl Slots {
     /// Bytes of keys and values.
     #[must_use]
-    pub fn cache_bytes(config: &Config, shape: Shape, dtype: Dtype) -> usize {
+    pub fn cache_bytes(config: &Config, shape: SlotCapacity, dtype: Dtype) -> usize {
         let tokens = shape.slots * (shape.max_prompt_tokens + shape.max_completion_tokens);
         2 * config.num_hidden_layers * tokens * config.kv_dim() * dtype.size()
     }
@@ -73,9 +73,15 @@ impl Slots {
     ///
     /// # Errors
     /// [`crate::Error::Device`] when there is no room.
-    pub fn new(driver: &Arc<dyn Driver>, config: &Config, shape: Shape, dtype: Dtype, penalised: bool) -> Result<Self> {
+    pub fn new(
+        driver: &Arc<dyn Driver>,
+        config: &Config,
+        shape: SlotCapacity,
+        dtype: Dtype,
+        penalised: bool,
+    ) -> Result<Self> {
         let cache = |tokens: usize| {
-            Numbers::new(driver, dtype, 2 * config.num_hidden_layers * shape.slots * tokens * config.kv_dim())
+            DynBuffer::new(driver, dtype, 2 * config.num_hidden_layers * shape.slots * tokens * config.kv_dim())
         };
         let words = if penalised { config.vocab_size.div_ceil(32) } else { 0 };
         Ok(Self {
@@ -115,7 +121,7 @@ impl Slots {
         self.halves(&self.own, layer)
     }
 
-    fn halves(&self, cache: &Numbers, layer: usize) -> [Address; 2] {
+    fn halves(&self, cache: &DynBuffer, layer: usize) -> [Address; 2] {
         let a_layer = cache.len() / 2 / self.layers;
         [cache.at(layer * a_layer), cache.at((self.layers + layer) * a_layer)]
     }
@@ -124,9 +130,9 @@ impl Slots {
     ///
     /// # Errors
     /// [`crate::Error::Device`].
-    pub fn begin(&self, driver: &dyn Driver, samples: &[Begin]) -> Result<()> {
+    pub fn begin(&self, driver: &dyn Driver, samples: &[SampleStart]) -> Result<()> {
         assert!(samples.iter().all(|begin| begin.slot < self.count() && begin.prompt < self.count()));
-        let numbers = |begin: &Begin| -> [u32; START] {
+        let numbers = |begin: &SampleStart| -> [u32; START] {
             let [slot, prompt, len, sample] =
                 [begin.slot, begin.prompt, begin.prompt_len, begin.sample].map(|n| n as u32);
             [slot, prompt, len, begin.key[0], begin.key[1], sample]

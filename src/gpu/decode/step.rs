@@ -3,15 +3,15 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::super::buffer::{Buffer, Numbers};
+use super::super::buffer::{Buffer, DynBuffer};
 use super::super::driver::{Address, Driver, Matrix, Recording};
-use super::super::kernels::{Partial, add_norm};
+use super::super::kernels::{PartialSums, add_norm};
 use super::super::packed::kernels as packed;
-use super::super::weights::Weights;
-use super::draw::{Drawers, Ends, Logits, Summed, draw};
-use super::kernels::{Warps, decode_attention, embed_slots, head_rows, linear_rows, splits, swiglu_rows};
-use super::log::Log;
-use super::slots::{Shape, Slots};
+use super::super::weights::DeviceWeights;
+use super::draw::{DrawOutput, DrawRows, Logits, SoftmaxSums, draw};
+use super::kernels::{AttentionWarps, decode_attention, embed_slots, head_rows, linear_rows, splits, swiglu_rows};
+use super::log::DrawLog;
+use super::slots::{SlotCapacity, Slots};
 use crate::error::Result;
 use crate::model::Config;
 use crate::model::Sampling;
@@ -24,20 +24,20 @@ const NONE: u32 = u32::MAX;
 const FEW_ROWS: usize = 128;
 
 /// Steps of a model's sequences.
-pub struct Stepper {
+pub struct DecodeStep {
     driver: Arc<dyn Driver>,
     sampling: Sampling,
-    ends: Ends,
-    room: Room,
-    shape: packed::Shape,
+    ends: DrawOutput,
+    room: StepBuffers,
+    shape: packed::ModelShape,
     /// Whether a row's result must not depend on how many there are.
     batch_invariant: bool,
     /// By their number of rows.
-    recordings: HashMap<usize, Recorded>,
+    recordings: HashMap<usize, RecordedStep>,
 }
 
 /// A step for so many rows.
-struct Recorded {
+struct RecordedStep {
     /// What the device reads.
     slot_of_row: Buffer<u32>,
     /// The same, as last uploaded.
@@ -46,56 +46,61 @@ struct Recorded {
 }
 
 /// Memory of a step for the most rows.
-struct Room {
+struct StepBuffers {
     /// Residual stream, `(rows, D)`.
     x: Buffer<f32>,
     /// `(rows, D)`.
-    normed: Numbers,
+    normed: DynBuffer,
     /// Parts of products.
     sums: Buffer<f32>,
     /// `(rows, H E)`.
-    attended: Numbers,
+    attended: DynBuffer,
     /// `(rows, 2 F)`, for many rows.
-    gate_up: Option<Numbers>,
+    gate_up: Option<DynBuffer>,
     /// `(rows, F)`.
-    act: Numbers,
+    act: DynBuffer,
     /// `(rows, V)`.
     logits: Buffer<f32>,
     /// Of the logits, where the distribution is plain.
-    summed: Option<Summed>,
+    summed: Option<SoftmaxSums>,
 }
 
-impl Room {
+impl StepBuffers {
     fn sums_len(config: &Config, rows: usize) -> usize {
         let (d, f) = (config.hidden_size, config.intermediate_size);
         let products = [(d + 2 * config.kv_dim(), d), (d, d), (d, f)];
         products.iter().map(|&(width, depth)| splits(width, depth) * rows * width).max().expect("three")
     }
 
-    fn new(driver: &Arc<dyn Driver>, weights: &Weights, rows: usize, [by_library, plain]: [bool; 2]) -> Result<Self> {
+    fn new(
+        driver: &Arc<dyn Driver>,
+        weights: &DeviceWeights,
+        rows: usize,
+        [by_library, plain]: [bool; 2],
+    ) -> Result<Self> {
         let (config, dtype) = (&weights.config, weights.matrices.dtype());
-        let summed = || Summed::new(driver, rows, config.vocab_size);
-        let gate_up = || Numbers::new(driver, dtype, rows * 2 * config.intermediate_size);
+        let summed = || SoftmaxSums::new(driver, rows, config.vocab_size);
+        let gate_up = || DynBuffer::new(driver, dtype, rows * 2 * config.intermediate_size);
         Ok(Self {
             gate_up: by_library.then(gate_up).transpose()?,
             x: Buffer::new(driver, rows * config.hidden_size)?,
-            normed: Numbers::new(driver, dtype, rows * config.hidden_size)?,
+            normed: DynBuffer::new(driver, dtype, rows * config.hidden_size)?,
             sums: Buffer::new(driver, Self::sums_len(config, rows))?,
-            attended: Numbers::new(driver, dtype, rows * config.hidden_size)?,
-            act: Numbers::new(driver, dtype, rows * config.intermediate_size)?,
+            attended: DynBuffer::new(driver, dtype, rows * config.hidden_size)?,
+            act: DynBuffer::new(driver, dtype, rows * config.intermediate_size)?,
             logits: Buffer::new(driver, rows * config.vocab_size)?,
             summed: plain.then(summed).transpose()?,
         })
     }
 }
 
-impl Stepper {
+impl DecodeStep {
     /// Bytes that steps of up to `slots` rows work in.
     #[must_use]
     pub fn room_bytes(config: &Config, dtype: Dtype, slots: usize) -> usize {
         let (d, f, v) = (config.hidden_size, config.intermediate_size, config.vocab_size);
         let gate_up = if slots > FEW_ROWS { 2 * f } else { 0 };
-        let numbers = 4 * (slots * (d + v) + Room::sums_len(config, slots)) + Summed::bytes(slots, v);
+        let numbers = 4 * (slots * (d + v) + StepBuffers::sums_len(config, slots)) + SoftmaxSums::bytes(slots, v);
         numbers + dtype.size() * slots * (2 * d + f + gate_up)
     }
 
@@ -106,20 +111,20 @@ impl Stepper {
     /// [`crate::Error::Device`] when there is no room.
     pub fn new(
         driver: &Arc<dyn Driver>,
-        weights: &Weights,
-        shape: Shape,
+        weights: &DeviceWeights,
+        shape: SlotCapacity,
         (sampling, stops): (Sampling, &[u32]),
         batch_invariant: bool,
     ) -> Result<Self> {
-        let log = Log::new(driver, shape.slots, shape.max_completion_tokens)?;
+        let log = DrawLog::new(driver, shape.slots, shape.max_completion_tokens)?;
         let by_library = !batch_invariant && shape.slots > FEW_ROWS;
-        let plain = Summed::suits(&sampling, weights.config.vocab_size);
+        let plain = SoftmaxSums::suits(&sampling, weights.config.vocab_size);
         Ok(Self {
             driver: Arc::clone(driver),
             sampling,
-            ends: Ends { stops: Buffer::of(driver, stops)?, log },
-            room: Room::new(driver, weights, shape.slots, [by_library, plain])?,
-            shape: packed::Shape::of(&weights.config)?,
+            ends: DrawOutput { stops: Buffer::from_slice(driver, stops)?, log },
+            room: StepBuffers::new(driver, weights, shape.slots, [by_library, plain])?,
+            shape: packed::ModelShape::new(&weights.config)?,
             batch_invariant,
             recordings: HashMap::new(),
         })
@@ -127,7 +132,7 @@ impl Stepper {
 
     /// What was drawn.
     #[must_use]
-    pub fn log(&self) -> &Log {
+    pub fn log(&self) -> &DrawLog {
         &self.ends.log
     }
 
@@ -138,16 +143,16 @@ impl Stepper {
     /// [`crate::Error::Device`].
     pub fn first(&self, slots: &Slots, count: usize, logits: &Buffer<f32>, vocabulary: usize) -> Result<()> {
         let logits = Logits { of: logits, vocabulary, summed: None };
-        draw(&*self.driver, slots, Drawers::Started(count), logits, &self.sampling, &self.ends)
+        draw(&*self.driver, slots, DrawRows::Started(count), logits, &self.sampling, &self.ends)
     }
 
     /// One token more for each slot of `running`, which is not empty; a slot that has ended on the device draws nothing.
     ///
     /// # Errors
     /// [`crate::Error::Device`].
-    pub fn step(&mut self, weights: &Weights, slots: &Slots, running: &[usize]) -> Result<()> {
+    pub fn step(&mut self, weights: &DeviceWeights, slots: &Slots, running: &[usize]) -> Result<()> {
         let rows = running.len().next_power_of_two().min(slots.count());
-        let fits = |step: &Recorded| running.iter().all(|&slot| step.slots.contains(&(slot as u32)));
+        let fits = |step: &RecordedStep| running.iter().all(|&slot| step.slots.contains(&(slot as u32)));
         if !self.recordings.contains_key(&rows) {
             let recorded = self.record(weights, slots, rows)?;
             self.recordings.insert(rows, recorded);
@@ -161,22 +166,22 @@ impl Stepper {
         self.driver.replay(&step.recording)
     }
 
-    fn record(&self, weights: &Weights, slots: &Slots, rows: usize) -> Result<Recorded> {
+    fn record(&self, weights: &DeviceWeights, slots: &Slots, rows: usize) -> Result<RecordedStep> {
         let none = vec![NONE; rows];
-        let slot_of_row = Buffer::of(&self.driver, &none)?;
+        let slot_of_row = Buffer::from_slice(&self.driver, &none)?;
         let recording = self.driver.record(&mut || self.launch(weights, slots, &slot_of_row))?;
-        Ok(Recorded { slot_of_row, slots: none, recording })
+        Ok(RecordedStep { slot_of_row, slots: none, recording })
     }
 
-    fn launch(&self, weights: &Weights, slots: &Slots, slot_of_row: &Buffer<u32>) -> Result<()> {
+    fn launch(&self, weights: &DeviceWeights, slots: &Slots, slot_of_row: &Buffer<u32>) -> Result<()> {
         let (driver, room, config) = (&*self.driver, &self.room, &weights.config);
         let (rows, d, f) = (slot_of_row.len(), config.hidden_size, config.intermediate_size);
         let norm = |weight, partial| {
             add_norm(driver, &room.x, partial, (weight, config.rms_norm_eps), &room.normed, [rows, d])
         };
-        let warps = if self.by_library(rows) { Warps::Two } else { Warps::Eight };
+        let warps = if self.by_library(rows) { AttentionWarps::Two } else { AttentionWarps::Eight };
         embed_slots(driver, weights, slots, slot_of_row, &room.x, self.largest())?;
-        let mut pending = Partial { sums: &room.sums, splits: 0 };
+        let mut pending = PartialSums { sums: &room.sums, splits: 0 };
         for layer in 0..config.num_hidden_layers {
             let w = weights.layer(layer);
             norm(w.input_norm, pending)?;
@@ -198,8 +203,8 @@ impl Stepper {
     }
 
     /// Logits, and the largest of each row where the draw wants to know.
-    fn head(&self, weights: &Weights, [rows, v, d]: [usize; 3]) -> Result<()> {
-        let (driver, Room { normed, logits, summed, .. }) = (&*self.driver, &self.room);
+    fn head(&self, weights: &DeviceWeights, [rows, v, d]: [usize; 3]) -> Result<()> {
+        let (driver, StepBuffers { normed, logits, summed, .. }) = (&*self.driver, &self.room);
         if !self.by_library(rows) {
             return head_rows(driver, (weights.head(), normed), logits, self.largest(), [rows, v, d]);
         }
@@ -213,7 +218,7 @@ impl Stepper {
             summed.take(driver, slots, slot_of_row, (&room.logits, vocabulary), sampling.temperature)?;
         }
         let logits = Logits { of: &room.logits, vocabulary, summed: room.summed.as_ref() };
-        draw(driver, slots, Drawers::Rows(slot_of_row), logits, sampling, &self.ends)
+        draw(driver, slots, DrawRows::Rows(slot_of_row), logits, sampling, &self.ends)
     }
 
     fn by_library(&self, rows: usize) -> bool {
@@ -223,21 +228,21 @@ impl Stepper {
     /// See [`linear_rows`].
     fn linear<'o>(
         &self,
-        (weight, x): (Address, &Numbers),
+        (weight, x): (Address, &DynBuffer),
         out: &'o Buffer<f32>,
         [rows, width, depth]: [usize; 3],
-    ) -> Result<Partial<'o>> {
+    ) -> Result<PartialSums<'o>> {
         if !self.by_library(rows) {
             return linear_rows(&*self.driver, (weight, x), out, [rows, width, depth]);
         }
         let weight = Matrix { at: weight, stride: depth, dtype: x.dtype() };
         let sums = Matrix { at: out.at(0), stride: width, dtype: Dtype::F32 };
         packed::linear(&*self.driver, x.matrix(0, depth), weight, sums, [rows, width, depth])?;
-        Ok(Partial { sums: out, splits: 1 })
+        Ok(PartialSums { sums: out, splits: 1 })
     }
 
     /// See [`swiglu_rows`]; into the room's `act`.
-    fn swiglu(&self, (weight, x): (Address, &Numbers), [rows, width, depth]: [usize; 3]) -> Result<()> {
+    fn swiglu(&self, (weight, x): (Address, &DynBuffer), [rows, width, depth]: [usize; 3]) -> Result<()> {
         let (driver, act) = (&*self.driver, &self.room.act);
         let Some(gate_up) = self.room.gate_up.as_ref().filter(|_| self.by_library(rows)) else {
             return swiglu_rows(driver, (weight, x), act, [rows, width, depth]);

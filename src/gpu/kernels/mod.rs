@@ -1,6 +1,6 @@
 //! The kernels of `kernels/` as functions: what each reads and writes is checked here, once, before it is launched.
 
-use super::buffer::{Buffer, Numbers};
+use super::buffer::{Buffer, DynBuffer};
 use super::driver::{Address, Argument, Driver, Grid};
 use crate::error::Result;
 
@@ -24,7 +24,7 @@ impl From<f32> for Argument {
 
 /// Results that are still to be added up, `(splits, rows, width)`.
 #[derive(Clone, Copy)]
-pub struct Partial<'a> {
+pub struct PartialSums<'a> {
     /// Room for at least that.
     pub sums: &'a Buffer<f32>,
     /// 0 for nothing to add.
@@ -35,9 +35,9 @@ pub struct Partial<'a> {
 pub fn add_norm(
     driver: &dyn Driver,
     x: &Buffer<f32>,
-    partial: Partial<'_>,
+    partial: PartialSums<'_>,
     (weight, epsilon): (Address, f32),
-    normed: &Numbers,
+    normed: &DynBuffer,
     [rows, width]: [usize; 2],
 ) -> Result<()> {
     assert!(x.len().min(normed.len()) >= rows * width && partial.sums.len() >= partial.splits * rows * width);

@@ -2,25 +2,28 @@
 
 use std::sync::Arc;
 
-use super::batch::Batch;
-use super::forward::{Forward, Keep, wide};
-use super::gradients::Gradients;
-use super::kernels::{self, Attended, Attending, BLOCKS, Into, Norm, Normed, Rope, Segments, Sum};
+use super::batch::PackedBatch;
+use super::forward::{ForwardPass, KeptActivations, wide};
+use super::gradients::DeviceGradients;
+use super::kernels::{
+    self, AttentionGradients, BLOCKS, ColumnSum, NormBackward, NormGradient, NormInput, RopeTable, RowSegments,
+    SavedAttention,
+};
 use crate::error::Result;
-use crate::gpu::driver::{Address, Driver, Matrix, Product};
-use crate::gpu::{Buffer, Numbers, Weights};
+use crate::gpu::driver::{Address, Driver, Matrix, MatrixProduct};
+use crate::gpu::{Buffer, DeviceWeights, DynBuffer};
 use crate::model::Packed;
 use crate::numbers::dtype::Dtype;
 
 /// Memory of a backward.
-pub struct Backward {
+pub struct BackwardPass {
     rows: usize,
     entries: usize,
     /// Gradient of the residual stream, `(T, D)`, and the same as the products read it.
     pub(super) dx: Buffer<f32>,
-    pub(super) d: Numbers,
-    d_attended: Numbers,
-    d_qkv: Numbers,
+    pub(super) d: DynBuffer,
+    d_attended: DynBuffer,
+    d_qkv: DynBuffer,
     along: Buffer<f32>,
     /// Parts of the gradients of keys and values, `(entries, 2 K E)`.
     keys: Buffer<f32>,
@@ -28,21 +31,21 @@ pub struct Backward {
     pub(super) partial: Buffer<f32>,
 }
 
-impl Backward {
+impl BackwardPass {
     /// Room for the rows and entries of `batch`.
     ///
     /// # Errors
     /// [`crate::Error::Device`] when there is none.
-    pub fn new(forward: &Forward, batch: &Batch) -> Result<Self> {
+    pub fn new(forward: &ForwardPass, batch: &PackedBatch) -> Result<Self> {
         let (driver, shape, dtype) = (&forward.driver, &forward.shape, forward.dtype);
         let (rows, entries) = (batch.rows, batch.entries);
         Ok(Self {
             rows,
             entries,
             dx: Buffer::new(driver, rows * shape.width)?,
-            d: Numbers::new(driver, dtype, rows * shape.width)?,
-            d_attended: Numbers::new(driver, dtype, rows * shape.width)?,
-            d_qkv: Numbers::new(driver, dtype, rows * shape.qkv())?,
+            d: DynBuffer::new(driver, dtype, rows * shape.width)?,
+            d_attended: DynBuffer::new(driver, dtype, rows * shape.width)?,
+            d_qkv: DynBuffer::new(driver, dtype, rows * shape.qkv())?,
             along: Buffer::new(driver, rows * shape.heads)?,
             keys: Buffer::new(driver, entries * 2 * shape.kv_heads * shape.dim)?,
             partial: Buffer::new(driver, BLOCKS * shape.width.max(shape.qkv()))?,
@@ -51,7 +54,7 @@ impl Backward {
 
     /// Whether `batch` fits.
     #[must_use]
-    pub fn holds(&self, batch: &Batch) -> bool {
+    pub fn holds(&self, batch: &PackedBatch) -> bool {
         self.rows >= batch.rows && self.entries >= batch.entries
     }
 
@@ -59,7 +62,7 @@ impl Backward {
     ///
     /// # Errors
     /// [`crate::Error::Device`] when the device fails.
-    pub(super) fn run(&self, forward: &Forward, pass: &Pass<'_>, packed: &Packed) -> Result<()> {
+    pub(super) fn run(&self, forward: &ForwardPass, pass: &Pass<'_>, packed: &Packed) -> Result<()> {
         for layer in (0..pass.weights.config.num_hidden_layers).rev() {
             self.mlp(forward, pass, layer)?;
             self.self_attention(forward, pass, layer)?;
@@ -71,21 +74,21 @@ impl Backward {
         kernels::add_rows(&*forward.driver, &self.dx, &segments, pass.gradients.embedding(), &forward.shape)
     }
 
-    fn mlp(&self, forward: &Forward, pass: &Pass<'_>, layer: usize) -> Result<()> {
+    fn mlp(&self, forward: &ForwardPass, pass: &Pass<'_>, layer: usize) -> Result<()> {
         let Pass { weights, batch, gradients } = pass;
         let (driver, shape, room, rows) = (&*forward.driver, &forward.shape, forward.room(), batch.rows);
         let (w, to, kept) = (weights.layer(layer), gradients.layer(layer), &room.layers[layer]);
         let (d, f) = (shape.width, shape.mlp);
         let (gate_up, act, normed) = (kept.gate_up.matrix(0, 2 * f), room.act.matrix(0, f), room.normed.matrix(0, d));
 
-        if forward.keep() == Keep::Inputs {
-            forward.norm(Normed::Rows(&kept.x_in), w.input_norm, rows)?;
+        if forward.keep() == KeptActivations::Inputs {
+            forward.norm(NormInput::Rows(&kept.x_in), w.input_norm, rows)?;
             forward.self_attention(weights, batch, layer)?;
-            forward.norm(Normed::Sum(&kept.x_in, &room.wide, &kept.x_mid), w.post_norm, rows)?;
+            forward.norm(NormInput::Sum(&kept.x_in, &room.wide, &kept.x_mid), w.post_norm, rows)?;
         } else {
-            forward.norm(Normed::Rows(&kept.x_mid), w.post_norm, rows)?;
+            forward.norm(NormInput::Rows(&kept.x_mid), w.post_norm, rows)?;
         }
-        if forward.keep() != Keep::All {
+        if forward.keep() != KeptActivations::All {
             forward.gate_up(weights, rows, layer)?;
         }
         let dy = self.d.matrix(0, d);
@@ -97,7 +100,7 @@ impl Backward {
         self.norm(forward, (&kept.x_mid, rows), w.post_norm, to.post_norm)
     }
 
-    fn self_attention(&self, forward: &Forward, pass: &Pass<'_>, layer: usize) -> Result<()> {
+    fn self_attention(&self, forward: &ForwardPass, pass: &Pass<'_>, layer: usize) -> Result<()> {
         let Pass { weights, batch, gradients } = pass;
         let (driver, shape, room, rows) = (&*forward.driver, &forward.shape, forward.room(), batch.rows);
         let (w, to, kept) = (weights.layer(layer), gradients.layer(layer), &room.layers[layer]);
@@ -106,14 +109,14 @@ impl Backward {
         let dy = self.d.matrix(0, d);
         input_gradient(driver, dy, forward.weight(w.o, d), self.d_attended.matrix(0, d), [rows, d, d])?;
         weight_gradient(driver, dy, kept.attended.matrix(0, d), to.o, [rows, d, d])?;
-        let rope = Rope { table: weights.rope.at(0), positions: weights.positions };
+        let rope = RopeTable { table: weights.rope.at(0), positions: weights.positions };
         let (log_sum, d_out) = (&*kept.log_sum, &self.d_attended);
-        let attended = Attended { qkv: &kept.qkv, out: &kept.attended, log_sum, d_out };
-        let attending = Attending { d_qkv: &self.d_qkv, along: &self.along, partial: &self.keys };
+        let attended = SavedAttention { qkv: &kept.qkv, out: &kept.attended, log_sum, d_out };
+        let attending = AttentionGradients { d_qkv: &self.d_qkv, along: &self.along, partial: &self.keys };
         kernels::attend_backward(driver, batch, attended, attending, (shape, rope))?;
-        let bias = Sum { partial: &self.partial, to: to.qkv_bias };
+        let bias = ColumnSum { partial: &self.partial, to: to.qkv_bias };
         kernels::column_sums(driver, &self.d_qkv, [rows, qkv], bias)?;
-        forward.norm(Normed::Rows(&kept.x_in), w.input_norm, rows)?;
+        forward.norm(NormInput::Rows(&kept.x_in), w.input_norm, rows)?;
         let dy = self.d_qkv.matrix(0, qkv);
         weight_gradient(driver, dy, room.normed.matrix(0, d), to.qkv, [rows, qkv, d])?;
         input_gradient(driver, dy, forward.weight(w.qkv, d), wide(room, d), [rows, qkv, d])?;
@@ -121,9 +124,15 @@ impl Backward {
     }
 
     /// From `wide` through a norm, added to the stream's gradient.
-    fn norm(&self, forward: &Forward, (x, rows): (&Buffer<f32>, usize), weight: Address, to: Address) -> Result<()> {
-        let norm = Norm { x, index: None, weight, d_weight: Sum { partial: &self.partial, to } };
-        let into = Into::Added(&self.dx, &self.d);
+    fn norm(
+        &self,
+        forward: &ForwardPass,
+        (x, rows): (&Buffer<f32>, usize),
+        weight: Address,
+        to: Address,
+    ) -> Result<()> {
+        let norm = NormBackward { x, index: None, weight, d_weight: ColumnSum { partial: &self.partial, to } };
+        let into = NormGradient::Added(&self.dx, &self.d);
         let of = (&forward.shape, forward.dtype);
         kernels::norm_backward(&*forward.driver, &norm, (&forward.room().wide, rows), into, of)
     }
@@ -131,9 +140,9 @@ impl Backward {
 
 /// What a backward runs over.
 pub(super) struct Pass<'a> {
-    pub weights: &'a Weights,
-    pub batch: &'a Batch,
-    pub gradients: &'a Gradients,
+    pub weights: &'a DeviceWeights,
+    pub batch: &'a PackedBatch,
+    pub gradients: &'a DeviceGradients,
 }
 
 /// `dx (rows, in)` = `dy (rows, out)` times `weight (out, in)`; the shape is rows, out, in.
@@ -145,7 +154,15 @@ pub(super) fn input_gradient(
     [rows, wide, deep]: [usize; 3],
 ) -> Result<()> {
     let shape = [rows, deep, wide];
-    driver.product(&Product { a: dy, a_turned: false, b: weight, b_turned: false, out: dx, shape, beta: 0.0 })
+    driver.product(&MatrixProduct {
+        a: dy,
+        a_transposed: false,
+        b: weight,
+        b_transposed: false,
+        out: dx,
+        shape,
+        beta: 0.0,
+    })
 }
 
 /// `dw (out, in)` += the transpose of `dy (rows, out)` times `x (rows, in)`; the shape is rows, out, in.
@@ -158,15 +175,15 @@ pub(super) fn weight_gradient(
 ) -> Result<()> {
     let out = Matrix { at: dw, stride: deep, dtype: Dtype::F32 };
     let shape = [wide, deep, rows];
-    driver.product(&Product { a: dy, a_turned: true, b: x, b_turned: false, out, shape, beta: 1.0 })
+    driver.product(&MatrixProduct { a: dy, a_transposed: true, b: x, b_transposed: false, out, shape, beta: 1.0 })
 }
 
 /// Rows grouped by what is at each, in order.
-pub(super) fn segments(driver: &Arc<dyn Driver>, keys: &[u32], all: Option<usize>) -> Result<Segments> {
+pub(super) fn segments(driver: &Arc<dyn Driver>, keys: &[u32], all: Option<usize>) -> Result<RowSegments> {
     group(driver, keys, all, (0..keys.len() as u32).collect())
 }
 
-fn group(driver: &Arc<dyn Driver>, keys: &[u32], all: Option<usize>, mut order: Vec<u32>) -> Result<Segments> {
+fn group(driver: &Arc<dyn Driver>, keys: &[u32], all: Option<usize>, mut order: Vec<u32>) -> Result<RowSegments> {
     order.sort_by_key(|row| keys[*row as usize]); // stable: the order of rows is the order of the sums
     let (mut from, mut to) = (Vec::new(), Vec::new());
     match all {
@@ -184,11 +201,11 @@ fn group(driver: &Arc<dyn Driver>, keys: &[u32], all: Option<usize>, mut order: 
             from.push(order.len() as u32);
         }
     }
-    let upload = |numbers: &[u32]| Buffer::of(driver, numbers);
-    Ok(Segments { order: upload(&order)?, from: upload(&from)?, to: upload(&to)? })
+    let upload = |numbers: &[u32]| Buffer::from_slice(driver, numbers);
+    Ok(RowSegments { order: upload(&order)?, from: upload(&from)?, to: upload(&to)? })
 }
 
-fn by_token(driver: &Arc<dyn Driver>, packed: &Packed, padding: Option<u32>) -> Result<Segments> {
+fn by_token(driver: &Arc<dyn Driver>, packed: &Packed, padding: Option<u32>) -> Result<RowSegments> {
     let learns = |row: &u32| Some(packed.tokens[*row as usize]) != padding;
     group(driver, &packed.tokens, None, (0..packed.tokens.len() as u32).filter(learns).collect())
 }

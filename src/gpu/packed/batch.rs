@@ -16,7 +16,7 @@ pub struct TileRows(
 );
 
 /// Packed sequences on the device.
-pub struct Batch {
+pub struct PackedBatch {
     numbers: Buffer<u32>,
     at: Places,
     /// T.
@@ -61,7 +61,7 @@ fn tiles(counts: impl Iterator<Item = u32>, TileRows(size): TileRows) -> Vec<[u3
     counts.enumerate().flat_map(of).collect()
 }
 
-impl Batch {
+impl PackedBatch {
     /// Copies `packed` to the device.
     ///
     /// # Errors
@@ -92,7 +92,7 @@ impl Batch {
             key_tiles: lay(key_tiles.as_flattened()),
         };
         let (query_tiles, key_tiles, rows) = (query_tiles.len(), key_tiles.len(), packed.tokens.len());
-        Ok(Self { numbers: Buffer::of(driver, &numbers)?, at, rows, query_tiles, key_tiles, entries })
+        Ok(Self { numbers: Buffer::from_slice(driver, &numbers)?, at, rows, query_tiles, key_tiles, entries })
     }
 
     /// `(T)`.

@@ -1,29 +1,29 @@
-//! Gradients of all parameters in one array of f32, in the places of [`Layout`].
+//! Gradients of all parameters in one array of f32, in the places of [`ParameterLayout`].
 
 use std::sync::Arc;
 
 use crate::error::Result;
 use crate::gpu::driver::{Address, Driver};
 use crate::gpu::weights::{final_norm_index, head_index};
-use crate::gpu::{Buffer, Layer, Layout};
+use crate::gpu::{Buffer, LayerAddresses, ParameterLayout};
 use crate::model::Config;
 
 /// What a step adds up.
-pub struct Gradients {
+pub struct DeviceGradients {
     /// In the places of `layout`.
     pub numbers: Buffer<f32>,
     /// Of the parameters.
-    pub layout: Layout,
+    pub layout: ParameterLayout,
     config: Config,
 }
 
-impl Gradients {
+impl DeviceGradients {
     /// All zero.
     ///
     /// # Errors
     /// [`crate::Error::Device`] when the shape does not suit the kernels or there is no room.
     pub fn zeros(driver: &Arc<dyn Driver>, config: &Config) -> Result<Self> {
-        let layout = Layout::of(config)?;
+        let layout = ParameterLayout::new(config)?;
         Ok(Self { numbers: Buffer::zeros(driver, layout.all)?, layout, config: config.clone() })
     }
 
@@ -51,8 +51,8 @@ impl Gradients {
         self.parameter(head_index(&self.config))
     }
 
-    pub(super) fn layer(&self, layer: usize) -> Layer {
-        Layer::of(layer, |index| self.parameter(index))
+    pub(super) fn layer(&self, layer: usize) -> LayerAddresses {
+        LayerAddresses::of(layer, |index| self.parameter(index))
     }
 
     fn parameter(&self, index: usize) -> Address {

@@ -5,13 +5,13 @@
 
 use std::sync::Arc;
 
-use super::backward::{Backward, input_gradient, segments, weight_gradient};
-use super::forward::Forward;
-use super::gradients::Gradients;
-use super::kernels::{self, Chunk, Into, Norm, Sum};
+use super::backward::{BackwardPass, input_gradient, segments, weight_gradient};
+use super::forward::ForwardPass;
+use super::gradients::DeviceGradients;
+use super::kernels::{self, ColumnSum, LogitChunk, NormBackward, NormGradient};
 use crate::error::Result;
 use crate::gpu::driver::{Driver, Matrix};
-use crate::gpu::{Buffer, Numbers, Weights};
+use crate::gpu::{Buffer, DeviceWeights, DynBuffer};
 use crate::model::{Target, TokenStats};
 use crate::numbers::dtype::Dtype;
 
@@ -19,7 +19,7 @@ use crate::numbers::dtype::Dtype;
 pub type Slope<'a> = &'a dyn Fn(usize, f32) -> f32;
 
 /// Memory of the head.
-pub struct Head {
+pub struct LmHead {
     driver: Arc<dyn Driver>,
     /// Rows of logits held at once.
     chunk: usize,
@@ -32,24 +32,24 @@ pub(super) struct Targets {
     rows: Buffer<u32>,
     tokens: Buffer<u32>,
     /// Hidden states after the final norm, `(N, D)`.
-    hidden: Numbers,
+    hidden: DynBuffer,
 }
 
 /// Where a loss sends its gradients.
-pub(super) struct Learning<'a> {
+pub(super) struct HeadGradients<'a> {
     pub slope: Slope<'a>,
-    pub gradients: &'a Gradients,
-    pub backward: &'a Backward,
+    pub gradients: &'a DeviceGradients,
+    pub backward: &'a BackwardPass,
     /// T.
     pub rows: usize,
 }
 
-impl Head {
+impl LmHead {
     /// With room for as many rows as fit into `bytes`, at least one.
     ///
     /// # Errors
     /// [`crate::Error::Device`] when there is none.
-    pub fn new(forward: &Forward, bytes: usize) -> Result<Self> {
+    pub fn new(forward: &ForwardPass, bytes: usize) -> Result<Self> {
         let (driver, stride) = (Arc::clone(&forward.driver), kernels::stride(&forward.shape));
         let chunk = (bytes / (4 * stride)).max(1);
         let (logits, stats) = (Buffer::new(&driver, chunk * stride)?, Buffer::new(&driver, 4 * chunk)?);
@@ -60,10 +60,10 @@ impl Head {
     /// and that of the residual stream. Returns whether any target had a slope.
     pub(super) fn run(
         &self,
-        forward: &Forward,
-        weights: &Weights,
+        forward: &ForwardPass,
+        weights: &DeviceWeights,
         (targets, temperature): (&[Target], f32),
-        learning: Option<&Learning<'_>>,
+        learning: Option<&HeadGradients<'_>>,
     ) -> Result<(Vec<TokenStats>, bool)> {
         let (mut all, mut learned) = (Vec::with_capacity(targets.len()), false);
         if targets.is_empty() {
@@ -77,7 +77,7 @@ impl Head {
         for from in (0..targets.len()).step_by(size) {
             let rows = size.min(targets.len() - from);
             let tokens = on_device.tokens.at(from);
-            let chunk = Chunk { logits: &self.logits, tokens, stats: &self.stats, rows, temperature };
+            let chunk = LogitChunk { logits: &self.logits, tokens, stats: &self.stats, rows, temperature };
             self.softmax(forward, weights, &on_device, (from, chunk), &mut all)?;
             let (Some(learning), Some(d_hidden)) = (learning, &d_hidden) else { continue };
             let slopes: Vec<f32> =
@@ -95,23 +95,23 @@ impl Head {
         Ok((all, learned))
     }
 
-    fn pick(&self, forward: &Forward, weights: &Weights, targets: &[Target]) -> Result<Targets> {
+    fn pick(&self, forward: &ForwardPass, weights: &DeviceWeights, targets: &[Target]) -> Result<Targets> {
         let column = |of: &dyn Fn(&Target) -> u32| {
             let numbers: Vec<u32> = targets.iter().map(of).collect();
-            Buffer::of(&self.driver, &numbers)
+            Buffer::from_slice(&self.driver, &numbers)
         };
         let rows = column(&|target| target.row as u32)?;
-        let hidden = Numbers::new(&self.driver, forward.dtype, targets.len() * forward.shape.width)?;
+        let hidden = DynBuffer::new(&self.driver, forward.dtype, targets.len() * forward.shape.width)?;
         forward.hidden(weights, &rows, &hidden)?;
         Ok(Targets { rows, tokens: column(&|target| target.token)?, hidden })
     }
 
     fn softmax(
         &self,
-        forward: &Forward,
-        weights: &Weights,
+        forward: &ForwardPass,
+        weights: &DeviceWeights,
         targets: &Targets,
-        (from, chunk): (usize, Chunk<'_>),
+        (from, chunk): (usize, LogitChunk<'_>),
         all: &mut Vec<TokenStats>,
     ) -> Result<()> {
         let (shape, d) = (&forward.shape, forward.shape.width);
@@ -128,14 +128,14 @@ impl Head {
 
     fn backward(
         &self,
-        forward: &Forward,
-        weights: &Weights,
-        (hidden, from, chunk): (&Numbers, usize, Chunk<'_>),
+        forward: &ForwardPass,
+        weights: &DeviceWeights,
+        (hidden, from, chunk): (&DynBuffer, usize, LogitChunk<'_>),
         slopes: &[f32],
-        (d_hidden, gradients): (&Buffer<f32>, &Gradients),
+        (d_hidden, gradients): (&Buffer<f32>, &DeviceGradients),
     ) -> Result<()> {
         let (driver, shape, dtype, d) = (&*self.driver, &forward.shape, forward.dtype, forward.shape.width);
-        let slopes = Buffer::of(&self.driver, slopes)?;
+        let slopes = Buffer::from_slice(&self.driver, slopes)?;
         kernels::head_backward(driver, chunk, slopes.at(0), (shape, dtype))?;
         let stride = kernels::stride(shape) * 4 / dtype.size();
         let d_logits = Matrix { at: self.logits.at(0), stride, dtype };
@@ -148,21 +148,21 @@ impl Head {
     /// Through the final norm, and to the rows that targets follow.
     fn to_stream(
         &self,
-        forward: &Forward,
-        weights: &Weights,
+        forward: &ForwardPass,
+        weights: &DeviceWeights,
         (targets, rows): (&[Target], &Buffer<u32>),
         d_hidden: &Buffer<f32>,
-        learning: &Learning<'_>,
+        learning: &HeadGradients<'_>,
     ) -> Result<()> {
         let (shape, backward) = (&forward.shape, learning.backward);
-        let norm = Norm {
+        let norm = NormBackward {
             x: &forward.room().x_out,
             index: Some(rows),
             weight: weights.final_norm(),
-            d_weight: Sum { partial: &backward.partial, to: learning.gradients.final_norm() },
+            d_weight: ColumnSum { partial: &backward.partial, to: learning.gradients.final_norm() },
         };
         let of = (shape, forward.dtype);
-        kernels::norm_backward(&*self.driver, &norm, (d_hidden, targets.len()), Into::Place, of)?;
+        kernels::norm_backward(&*self.driver, &norm, (d_hidden, targets.len()), NormGradient::Place, of)?;
         let keys: Vec<u32> = targets.iter().map(|target| target.row as u32).collect();
         let by_row = segments(&self.driver, &keys, Some(learning.rows))?;
         kernels::scatter_rows(&*self.driver, d_hidden, &by_row, (&backward.dx, &backward.d), shape)

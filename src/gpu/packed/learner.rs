@@ -2,30 +2,35 @@
 
 use std::sync::Arc;
 
-use super::backward::{Backward, Pass};
-use super::forward::{Forward, Keep};
-use super::gradients::Gradients;
-use super::head::{Head, Learning, Slope};
+use super::backward::{BackwardPass, Pass};
+use super::forward::{ForwardPass, KeptActivations};
+use super::gradients::DeviceGradients;
+use super::head::{HeadGradients, LmHead, Slope};
 use crate::error::Result;
-use crate::gpu::Weights;
+use crate::gpu::DeviceWeights;
 use crate::gpu::driver::Driver;
 use crate::model::{Packed, Target, TokenStats};
 
 /// Memory for the passes of a model: what a batch needs is kept for the next.
-pub struct Learner {
-    forward: Forward,
-    head: Head,
-    backward: Option<Backward>,
+pub struct PackedModel {
+    forward: ForwardPass,
+    head: LmHead,
+    backward: Option<BackwardPass>,
 }
 
-impl Learner {
+impl PackedModel {
     /// For models of the shape and type of `weights`. `logits_bytes` bounds the logits held at once.
     ///
     /// # Errors
     /// [`crate::Error::Device`] when there is no kernel for the shape, or no room.
-    pub fn new(driver: &Arc<dyn Driver>, weights: &Weights, keep: Keep, logits_bytes: usize) -> Result<Self> {
-        let forward = Forward::new(driver, weights, keep)?;
-        Ok(Self { head: Head::new(&forward, logits_bytes)?, forward, backward: None })
+    pub fn new(
+        driver: &Arc<dyn Driver>,
+        weights: &DeviceWeights,
+        keep: KeptActivations,
+        logits_bytes: usize,
+    ) -> Result<Self> {
+        let forward = ForwardPass::new(driver, weights, keep)?;
+        Ok(Self { head: LmHead::new(&forward, logits_bytes)?, forward, backward: None })
     }
 
     /// Log-probabilities and entropies of `targets` at a temperature.
@@ -34,7 +39,7 @@ impl Learner {
     /// [`crate::Error::Device`] when the device fails or has no room.
     pub fn logprobs(
         &mut self,
-        weights: &Weights,
+        weights: &DeviceWeights,
         packed: &Packed,
         (targets, temperature): (&[Target], f32),
     ) -> Result<Vec<TokenStats>> {
@@ -50,10 +55,10 @@ impl Learner {
     /// [`crate::Error::Device`] when the device fails or has no room.
     pub fn accumulate(
         &mut self,
-        weights: &Weights,
+        weights: &DeviceWeights,
         packed: &Packed,
         (targets, temperature): (&[Target], f32),
-        (gradients, slope): (&Gradients, Slope<'_>),
+        (gradients, slope): (&DeviceGradients, Slope<'_>),
     ) -> Result<Vec<TokenStats>> {
         let batch = self.forward.batch(packed)?;
         if self.backward.as_ref().is_some_and(|backward| !backward.holds(&batch)) {
@@ -62,9 +67,9 @@ impl Learner {
         self.forward.run(weights, &batch, &mut |_, _| Ok(()))?;
         let backward = match &mut self.backward {
             Some(backward) => backward,
-            empty => empty.insert(Backward::new(&self.forward, &batch)?),
+            empty => empty.insert(BackwardPass::new(&self.forward, &batch)?),
         };
-        let learning = Learning { slope, gradients, backward, rows: batch.rows };
+        let learning = HeadGradients { slope, gradients, backward, rows: batch.rows };
         let (stats, learned) = self.head.run(&self.forward, weights, (targets, temperature), Some(&learning))?;
         if learned {
             backward.run(&self.forward, &Pass { weights, batch: &batch, gradients }, packed)?;

@@ -12,9 +12,9 @@ pub mod kernels;
 mod learner;
 mod plan;
 
-pub use batch::{Batch, TileRows};
-pub use forward::{Forward, Hook, Keep};
-pub use gradients::Gradients;
+pub use batch::{PackedBatch, TileRows};
+pub use forward::{ForwardPass, KeptActivations, QkvHook};
+pub use gradients::DeviceGradients;
 pub use head::Slope;
-pub use learner::Learner;
-pub use plan::{Plan, Wish};
+pub use learner::PackedModel;
+pub use plan::{PlanRequest, TrainingPlan};

@@ -1,9 +1,9 @@
 //! What of the activations stays in memory, and how many tokens run at once: decided before anything is allocated.
 
-use super::forward::Keep;
-use super::kernels::Shape;
+use super::forward::KeptActivations;
+use super::kernels::ModelShape;
 use crate::error::{Error, Result};
-use crate::gpu::Layout;
+use crate::gpu::ParameterLayout;
 use crate::model::Config;
 use crate::numbers::dtype::Dtype;
 
@@ -20,18 +20,18 @@ const ENTRIES_PER_ROW: usize = 4;
 const ASIDE: usize = 256 << 20;
 
 /// Tokens at once and what is kept, the fastest first: computing a block again costs a quarter of a pass, fewer tokens little.
-const CHOICES: [(Keep, usize); 11] = [
-    (Keep::All, 32768),
-    (Keep::All, 16384),
-    (Keep::All, 8192),
-    (Keep::All, 4096),
-    (Keep::All, 2048),
-    (Keep::NoMlp, 4096),
-    (Keep::NoMlp, 2048),
-    (Keep::Inputs, 4096),
-    (Keep::Inputs, 2048),
-    (Keep::Inputs, 1024),
-    (Keep::Inputs, 512),
+const CHOICES: [(KeptActivations, usize); 11] = [
+    (KeptActivations::All, 32768),
+    (KeptActivations::All, 16384),
+    (KeptActivations::All, 8192),
+    (KeptActivations::All, 4096),
+    (KeptActivations::All, 2048),
+    (KeptActivations::NoMlp, 4096),
+    (KeptActivations::NoMlp, 2048),
+    (KeptActivations::Inputs, 4096),
+    (KeptActivations::Inputs, 2048),
+    (KeptActivations::Inputs, 1024),
+    (KeptActivations::Inputs, 512),
 ];
 
 /// More tokens than that only within a limit above [`COMFORTABLE`]: they gain the least of all choices.
@@ -40,7 +40,7 @@ const COMFORTABLE: usize = 48 << 30;
 
 /// What a training is asked to hold.
 #[derive(Debug, Clone, Copy)]
-pub struct Wish<'a> {
+pub struct PlanRequest<'a> {
     /// The policy's shape.
     pub config: &'a Config,
     /// Of the products.
@@ -57,9 +57,9 @@ pub struct Wish<'a> {
 
 /// How a training uses its memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Plan {
+pub struct TrainingPlan {
     /// What stays of the activations.
-    pub keep: Keep,
+    pub keep: KeptActivations,
     /// Most tokens in the model at once.
     pub tokens: usize,
     /// For logits.
@@ -70,22 +70,24 @@ pub struct Plan {
     moving: usize,
 }
 
-impl Plan {
+impl TrainingPlan {
     /// The fastest one that fits.
     ///
     /// # Errors
     /// [`Error::Device`] with the numbers when none does, or the shape does not suit the kernels.
-    pub fn choose(wish: Wish<'_>) -> Result<Self> {
-        let (shape, layout) = (Shape::of(wish.config)?, Layout::of(wish.config)?);
+    pub fn choose(wish: PlanRequest<'_>) -> Result<Self> {
+        let (shape, layout) = (ModelShape::new(wish.config)?, ParameterLayout::new(wish.config)?);
         let copy = layout.matrices * wish.dtype.size() + 4 * (layout.all - layout.matrices);
         let models = if wish.reference { 2 } else { 1 };
         let rope = 4 * wish.config.positions() * shape.dim;
         let fixed = models * (copy + rope) + (4 + 4 + 2 * wish.moments.size()) * layout.all + ASIDE;
         let row = 4 * super::kernels::stride(&shape);
         let choices = match wish.tokens {
-            Some(tokens) => [Keep::All, Keep::NoMlp, Keep::Inputs].map(|keep| (keep, tokens)).to_vec(),
+            Some(tokens) => [KeptActivations::All, KeptActivations::NoMlp, KeptActivations::Inputs]
+                .map(|keep| (keep, tokens))
+                .to_vec(),
             None => {
-                let fit = |&(_, tokens): &(Keep, usize)| tokens <= MANY || wish.limit > COMFORTABLE;
+                let fit = |&(_, tokens): &(KeptActivations, usize)| tokens <= MANY || wish.limit > COMFORTABLE;
                 CHOICES.into_iter().filter(fit).collect()
             }
         };
@@ -122,9 +124,9 @@ impl Plan {
     #[must_use]
     pub fn describe(&self) -> String {
         let kept = match self.keep {
-            Keep::All => "all activations kept",
-            Keep::NoMlp => "the MLP computed again",
-            Keep::Inputs | Keep::Nothing => "each block computed again",
+            KeptActivations::All => "all activations kept",
+            KeptActivations::NoMlp => "the MLP computed again",
+            KeptActivations::Inputs | KeptActivations::Nothing => "each block computed again",
         };
         format!(
             "memory: {} for weights, gradients and moments, {} for {} tokens at once, {kept}",
@@ -135,17 +137,17 @@ impl Plan {
     }
 }
 
-/// What one row takes: `Room::new`, `Backward::new`, and what the head holds of a target.
-fn row_bytes(shape: &Shape, (dtype, keep): (Dtype, Keep), layers: usize) -> usize {
+/// What one row takes: `ForwardBuffers::new`, `BackwardPass::new`, and what the head holds of a target.
+fn row_bytes(shape: &ModelShape, (dtype, keep): (Dtype, KeptActivations), layers: usize) -> usize {
     let (b, d, f, qkv, heads) = (dtype.size(), shape.width, shape.mlp, shape.qkv(), shape.heads);
     let (stream, gate_up) = (4 * d, 2 * b * f);
     let attention = b * (qkv + d) + 4 * heads + stream;
     let block = stream + attention + gate_up;
     let kept = match keep {
-        Keep::All => layers * block,
-        Keep::NoMlp => layers * (stream + attention) + gate_up,
-        Keep::Inputs => layers * stream + attention + gate_up,
-        Keep::Nothing => block,
+        KeptActivations::All => layers * block,
+        KeptActivations::NoMlp => layers * (stream + attention) + gate_up,
+        KeptActivations::Inputs => layers * stream + attention + gate_up,
+        KeptActivations::Nothing => block,
     };
     let scratch = stream + 4 * d.max(qkv) + b * (d + f);
     let backward = stream + b * (2 * d + qkv) + 4 * heads + ENTRIES_PER_ROW * 8 * shape.kv_heads * shape.dim;
@@ -171,25 +173,32 @@ mod tests {
         .unwrap()
     }
 
-    fn plan(limit: usize, tokens: Option<usize>) -> Result<Plan> {
+    fn plan(limit: usize, tokens: Option<usize>) -> Result<TrainingPlan> {
         with_moments(Dtype::F32, limit, tokens)
     }
 
-    fn with_moments(moments: Dtype, limit: usize, tokens: Option<usize>) -> Result<Plan> {
+    fn with_moments(moments: Dtype, limit: usize, tokens: Option<usize>) -> Result<TrainingPlan> {
         let (config, limit) = (half_a_billion(), limit << 30);
-        Plan::choose(Wish { config: &config, dtype: Dtype::Bf16, moments, reference: true, tokens, limit })
+        TrainingPlan::choose(PlanRequest {
+            config: &config,
+            dtype: Dtype::Bf16,
+            moments,
+            reference: true,
+            tokens,
+            limit,
+        })
     }
 
     #[test]
     fn the_fastest_plan_that_fits_is_taken() {
         let found = |limit| plan(limit, None).map(|plan| (plan.keep, plan.tokens)).unwrap();
-        assert_eq!(found(139), (Keep::All, 32768));
-        assert_eq!(found(49), (Keep::All, 32768));
-        assert_eq!(found(48), (Keep::All, 16384));
-        assert_eq!(found(14), (Keep::All, 4096));
-        assert_eq!(found(12), (Keep::All, 2048));
-        assert_eq!(found(11), (Keep::NoMlp, 2048));
-        assert_eq!(found(10), (Keep::Inputs, 512));
+        assert_eq!(found(139), (KeptActivations::All, 32768));
+        assert_eq!(found(49), (KeptActivations::All, 32768));
+        assert_eq!(found(48), (KeptActivations::All, 16384));
+        assert_eq!(found(14), (KeptActivations::All, 4096));
+        assert_eq!(found(12), (KeptActivations::All, 2048));
+        assert_eq!(found(11), (KeptActivations::NoMlp, 2048));
+        assert_eq!(found(10), (KeptActivations::Inputs, 512));
         for limit in [10, 11, 12, 14, 41, 49, 139] {
             assert!(plan(limit, None).unwrap().bytes() <= limit << 30);
         }
@@ -207,7 +216,7 @@ mod tests {
         assert_eq!(plans[0].bytes() - plans[1].bytes(), 2 * 2 * 494_032_768);
         assert_eq!(
             with_moments(Dtype::Bf16, 8, None).map(|plan| (plan.keep, plan.tokens)).unwrap(),
-            (Keep::Inputs, 512)
+            (KeptActivations::Inputs, 512)
         );
     }
 

@@ -1,7 +1,9 @@
 use grpo_pipes::engine::Sampler;
 use grpo_pipes::gpu::decode::kernels::head_rows;
-use grpo_pipes::gpu::decode::{Begin, Drawers, Ends, Entry, Log, Logits, Shape, Slots, Summed, draw};
-use grpo_pipes::gpu::{Buffer, Numbers};
+use grpo_pipes::gpu::decode::{
+    DrawLog, DrawOutput, DrawRows, LogEntry, Logits, SampleStart, SlotCapacity, Slots, SoftmaxSums, draw,
+};
+use grpo_pipes::gpu::{Buffer, DynBuffer};
 use grpo_pipes::model::{Config, Sampling};
 use grpo_pipes::numbers::dtype::Dtype;
 use grpo_pipes::numbers::rng::Stream;
@@ -36,30 +38,30 @@ fn logits(round: usize, vocabulary: usize) -> Vec<f32> {
 #[ignore = "run by the tests of gpu/mod.rs"]
 fn draws_are_the_cpus_on_a_gpu() {
     let mut config = Config::load(&directory().join("tiny-qwen2")).unwrap();
-    let shape = Shape { slots: 4, max_prompt_tokens: 8, max_completion_tokens: LIMIT };
+    let shape = SlotCapacity { slots: 4, max_prompt_tokens: 8, max_completion_tokens: LIMIT };
     for sampling in distributions() {
         let gpu = gpu();
         // A plain one from more blocks of tokens than a warp has lanes, the last of them not whole.
-        config.vocab_size = if Summed::suits(&sampling, 2500) { 35_001 } else { 2500 };
+        config.vocab_size = if SoftmaxSums::suits(&sampling, 2500) { 35_001 } else { 2500 };
         let slots = Slots::new(&gpu, &config, shape, Dtype::F32, sampling.repetition_penalty != 1.0).unwrap();
-        let log = Log::new(&gpu, 4, LIMIT).unwrap();
-        let ends = Ends { stops: Buffer::of(&gpu, &[2499u32]).unwrap(), log };
-        let rows = Buffer::of(&gpu, &[2u32, 0, 3]).unwrap();
+        let log = DrawLog::new(&gpu, 4, LIMIT).unwrap();
+        let ends = DrawOutput { stops: Buffer::from_slice(&gpu, &[2499u32]).unwrap(), log };
+        let rows = Buffer::from_slice(&gpu, &[2u32, 0, 3]).unwrap();
         let prompt = [5u32, 7, 2400];
         let stream = Stream::new(3, 1, "p");
         if slots.words > 0 {
-            let tokens = Buffer::of(&gpu, &prompt).unwrap();
+            let tokens = Buffer::from_slice(&gpu, &prompt).unwrap();
             slots.mark_seen(&*gpu, 1, (tokens.at(0), prompt.len())).unwrap();
         }
-        let begin = |(sample, slot)| Begin { slot, prompt: 1, prompt_len: 3, key: stream.key(), sample };
+        let begin = |(sample, slot)| SampleStart { slot, prompt: 1, prompt_len: 3, key: stream.key(), sample };
         slots.begin(&*gpu, &[2, 0, 3].into_iter().enumerate().map(begin).collect::<Vec<_>>()).unwrap();
-        let summed =
-            Summed::suits(&sampling, config.vocab_size).then(|| Summed::new(&gpu, ROWS, config.vocab_size).unwrap());
+        let summed = SoftmaxSums::suits(&sampling, config.vocab_size)
+            .then(|| SoftmaxSums::new(&gpu, ROWS, config.vocab_size).unwrap());
         let mut sampler = Sampler::default();
         let mut history = vec![Vec::new(); ROWS];
         for round in 0..LIMIT - 1 {
             let logits = logits(round, config.vocab_size);
-            let on_gpu = Buffer::of(&gpu, &logits).unwrap();
+            let on_gpu = Buffer::from_slice(&gpu, &logits).unwrap();
             // A plain distribution is drawn from with the sums of the whole card and without, in turn.
             let summed = summed.as_ref().filter(|_| round % 2 == 0);
             if let Some(summed) = summed {
@@ -69,14 +71,16 @@ fn draws_are_the_cpus_on_a_gpu() {
                 summed.take(&*gpu, &slots, &rows, logits, sampling.temperature).unwrap();
             }
             let logits_there = Logits { of: &on_gpu, vocabulary: config.vocab_size, summed };
-            draw(&*gpu, &slots, Drawers::Rows(&rows), logits_there, &sampling, &ends).unwrap();
+            draw(&*gpu, &slots, DrawRows::Rows(&rows), logits_there, &sampling, &ends).unwrap();
             gpu.wait(&gpu.mark().unwrap()).unwrap();
             for (row, slot) in [2, 0, 3].into_iter().enumerate() {
                 let logits = &logits[row * config.vocab_size..][..config.vocab_size];
                 let uniform = stream.uniform(row as u64, round as u64);
                 let (token, logprob) = sampler.draw(logits, [&prompt, &history[row]], uniform, &sampling).unwrap();
                 history[row].push(token);
-                let Some(Entry::Token(drawn, got)) = ends.log.entry(slot, round) else { panic!("nothing was drawn") };
+                let Some(LogEntry::Token(drawn, got)) = ends.log.entry(slot, round) else {
+                    panic!("nothing was drawn")
+                };
                 assert_eq!(drawn, token, "{sampling:?}, row {row}, draw {round}");
                 assert!((got - logprob).abs() < 2e-5, "{sampling:?}: {got} for {logprob}");
             }
@@ -91,32 +95,32 @@ fn ends_of_sequences_on_a_gpu() {
     let gpu = gpu();
     let config = Config::load(&directory().join("tiny-qwen2")).unwrap();
     let (vocabulary, greedy) = (config.vocab_size, Sampling { temperature: 0.0, ..Sampling::default() });
-    let shape = Shape { slots: 3, max_prompt_tokens: 8, max_completion_tokens: 4 };
+    let shape = SlotCapacity { slots: 3, max_prompt_tokens: 8, max_completion_tokens: 4 };
     let slots = Slots::new(&gpu, &config, shape, Dtype::F32, false).unwrap();
-    let log = Log::new(&gpu, 3, 4).unwrap();
-    let ends = Ends { stops: Buffer::of(&gpu, &[9u32, 11]).unwrap(), log };
-    let begin = |slot| Begin { slot, prompt: 0, prompt_len: 1, key: [0, 0], sample: slot };
+    let log = DrawLog::new(&gpu, 3, 4).unwrap();
+    let ends = DrawOutput { stops: Buffer::from_slice(&gpu, &[9u32, 11]).unwrap(), log };
+    let begin = |slot| SampleStart { slot, prompt: 0, prompt_len: 1, key: [0, 0], sample: slot };
     slots.begin(&*gpu, &[0, 1, 2].map(begin)).unwrap();
-    let rows = Buffer::of(&gpu, &[0u32, 1, 2, u32::MAX]).unwrap();
+    let rows = Buffer::from_slice(&gpu, &[0u32, 1, 2, u32::MAX]).unwrap();
     let mut table = vec![0.0; 4 * vocabulary];
     for round in 0..6 {
         table.fill(0.0);
         table[if round == 1 { 11 } else { 3 }] = 1.0; // row 0 stops at its second token
         table[vocabulary + 5] = 1.0; // row 1 goes on to the limit
         table[2 * vocabulary + 7] = if round == 2 { f32::INFINITY } else { 1.0 };
-        let logits = Buffer::of(&gpu, &table).unwrap();
+        let logits = Buffer::from_slice(&gpu, &table).unwrap();
         let logits = Logits { of: &logits, vocabulary, summed: None };
-        draw(&*gpu, &slots, Drawers::Rows(&rows), logits, &greedy, &ends).unwrap();
+        draw(&*gpu, &slots, DrawRows::Rows(&rows), logits, &greedy, &ends).unwrap();
     }
     gpu.wait(&gpu.mark().unwrap()).unwrap();
-    let drawn = |slot| -> Vec<Option<Entry>> { (0..4).map(|position| ends.log.entry(slot, position)).collect() };
+    let drawn = |slot| -> Vec<Option<LogEntry>> { (0..4).map(|position| ends.log.entry(slot, position)).collect() };
     let tokens = |slot| -> Vec<u32> {
-        let token = |entry| if let Some(Entry::Token(token, _)) = entry { Some(token) } else { None };
+        let token = |entry| if let Some(LogEntry::Token(token, _)) = entry { Some(token) } else { None };
         drawn(slot).into_iter().map_while(token).collect()
     };
     assert_eq!((tokens(0), drawn(0)[2]), (vec![3, 11], None));
     assert_eq!(tokens(1), [5; 4]);
-    assert_eq!((tokens(2), &drawn(2)[2..]), (vec![7, 7], &[Some(Entry::NotFinite), None][..]));
+    assert_eq!((tokens(2), &drawn(2)[2..]), (vec![7, 7], &[Some(LogEntry::NotFinite), None][..]));
     ends.log.clear(1);
     assert_eq!((tokens(1).len(), tokens(0).len()), (0, 2));
 }
@@ -130,10 +134,11 @@ fn the_head_knows_each_rows_largest_logit_on_a_gpu() {
         for dtype in DTYPES {
             let (mut x, weight) = (numbers(1, rows * depth), numbers(2, width * depth));
             x[rows / 2 * depth] = f32::INFINITY;
-            let (x, weight) = (Numbers::of(&gpu, dtype, &x).unwrap(), Numbers::of(&gpu, dtype, &weight).unwrap());
+            let (x, weight) =
+                (DynBuffer::from_f32(&gpu, dtype, &x).unwrap(), DynBuffer::from_f32(&gpu, dtype, &weight).unwrap());
             let (logits, largest) = (Buffer::new(&gpu, rows * width).unwrap(), Buffer::zeros(&gpu, rows).unwrap());
             head_rows(&*gpu, (weight.at(0), &x), &logits, Some(&largest), [rows, width, depth]).unwrap();
-            let summed = Summed::new(&gpu, rows, width).unwrap();
+            let summed = SoftmaxSums::new(&gpu, rows, width).unwrap();
             summed.largest.clear().unwrap();
             summed.find_largest(&*gpu, &logits, [rows, width]).unwrap();
             assert_eq!(largest.to_vec().unwrap(), summed.largest.to_vec().unwrap(), "{rows} rows, {dtype:?}");

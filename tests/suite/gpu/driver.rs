@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use bytemuck::cast_slice;
 use grpo_pipes::Error;
-use grpo_pipes::gpu::driver::{Argument, Driver, Grid, Memory, Product};
-use grpo_pipes::gpu::{Buffer, Numbers};
+use grpo_pipes::gpu::driver::{Argument, Driver, Grid, MatrixProduct, Memory};
+use grpo_pipes::gpu::{Buffer, DynBuffer};
 use grpo_pipes::numbers::dtype::Dtype;
 
 use super::{DTYPES, gpu, numbers};
@@ -17,7 +17,7 @@ fn bytes_go_there_and_back_on_a_gpu() {
     let Memory { free, all, held } = gpu.memory().unwrap();
     assert!(!gpu.name().is_empty() && 0 < free && free + held <= all);
     let sent: Vec<u8> = (0..1003).map(|i| (i % 251) as u8).collect();
-    let (one, other) = (Buffer::of(&gpu, &sent).unwrap(), Buffer::<u8>::zeros(&gpu, 1003).unwrap());
+    let (one, other) = (Buffer::from_slice(&gpu, &sent).unwrap(), Buffer::<u8>::zeros(&gpu, 1003).unwrap());
     assert_eq!(one.at(0).0 % 256, 0, "aligned");
     assert_eq!(one.to_vec().unwrap(), sent);
     gpu.copy(other.at(3), one.at(1), 997).unwrap();
@@ -46,10 +46,10 @@ fn memory_that_there_is_not_is_refused_with_numbers_on_a_gpu() {
 }
 
 /// `(rows, width)` in rows of `width + gap` numbers, the gap and all before `from` set to 9.
-fn placed(gpu: &Arc<dyn Driver>, dtype: Dtype, of: &[f32], [width, gap, from]: [usize; 3]) -> Numbers {
+fn placed(gpu: &Arc<dyn Driver>, dtype: Dtype, of: &[f32], [width, gap, from]: [usize; 3]) -> DynBuffer {
     let rows = of.chunks_exact(width).flat_map(|row| row.iter().copied().chain(std::iter::repeat_n(9.0, gap)));
     let all: Vec<f32> = std::iter::repeat_n(9.0, from).chain(rows).collect();
-    Numbers::of(gpu, dtype, &all).unwrap()
+    DynBuffer::from_f32(gpu, dtype, &all).unwrap()
 }
 
 /// What is stored of `numbers`, turned `(rows, width)` to `(width, rows)` where asked.
@@ -68,22 +68,22 @@ fn product_error(
     gpu: &Arc<dyn Driver>,
     (factors, to): (Dtype, Dtype),
     [m, n, k]: [usize; 3],
-    [a_turned, b_turned, add]: [bool; 3],
+    [a_transposed, b_transposed, add]: [bool; 3],
     shift: usize,
 ) -> f64 {
     let seed = (m * n + k) as u64;
     let (a, b, before) = (eighths(seed, m * k), eighths(seed + 1, k * n), eighths(seed + 2, m * n));
-    let (a_width, b_width, gap) = (if a_turned { m } else { k }, if b_turned { k } else { n }, shift);
-    let a_stored = placed(gpu, factors, &turned(&a, k, a_turned), [a_width, gap, shift]);
-    let b_stored = placed(gpu, factors, &turned(&b, n, b_turned), [b_width, gap, shift]);
+    let (a_width, b_width, gap) = (if a_transposed { m } else { k }, if b_transposed { k } else { n }, shift);
+    let a_stored = placed(gpu, factors, &turned(&a, k, a_transposed), [a_width, gap, shift]);
+    let b_stored = placed(gpu, factors, &turned(&b, n, b_transposed), [b_width, gap, shift]);
     // Without `add` what was there must not matter, not even if it is no number.
     let held = if add { before.clone() } else { vec![f32::NAN; m * n] };
     let out = placed(gpu, to, &held, [n, gap, shift]);
-    let product = Product {
+    let product = MatrixProduct {
         a: a_stored.matrix(shift, a_width + gap),
-        a_turned,
+        a_transposed,
         b: b_stored.matrix(shift, b_width + gap),
-        b_turned,
+        b_transposed,
         out: out.matrix(shift, n + gap),
         shape: [m, n, k],
         beta: f32::from(add),
@@ -142,10 +142,10 @@ fn a_product_added_to_16_bits_is_refused_on_a_gpu() {
 #[ignore = "run by the tests of gpu/mod.rs"]
 fn a_product_of_no_rows_and_a_grid_of_no_blocks_do_nothing_on_a_gpu() {
     let gpu = gpu();
-    let numbers = Numbers::of(&gpu, Dtype::F32, &[1.0; 32]).unwrap();
+    let numbers = DynBuffer::from_f32(&gpu, Dtype::F32, &[1.0; 32]).unwrap();
     let (a, b, out) = (numbers.matrix(0, 8), numbers.matrix(0, 4), numbers.matrix(0, 4));
     for shape in [[0, 4, 8], [4, 0, 8]] {
-        let product = Product { a, a_turned: false, b, b_turned: false, out, shape, beta: 0.0 };
+        let product = MatrixProduct { a, a_transposed: false, b, b_transposed: false, out, shape, beta: 0.0 };
         gpu.product(&product).unwrap();
     }
     let arguments = [a.at.into(), 8.into(), b.at.into(), Argument::from(1)]; // mark_seen(tokens, len, seen, words)
@@ -160,11 +160,13 @@ fn products_of_f32_keep_all_bits_on_a_gpu() {
     let gpu = gpu();
     let [m, n, k] = [33, 64, 512];
     let (a, b) = (numbers(1, m * k), numbers(2, n * k));
-    let (on_a, on_b) = (Numbers::of(&gpu, Dtype::F32, &a).unwrap(), Numbers::of(&gpu, Dtype::F32, &b).unwrap());
-    let out = Numbers::new(&gpu, Dtype::F32, m * n).unwrap();
+    let (on_a, on_b) =
+        (DynBuffer::from_f32(&gpu, Dtype::F32, &a).unwrap(), DynBuffer::from_f32(&gpu, Dtype::F32, &b).unwrap());
+    let out = DynBuffer::new(&gpu, Dtype::F32, m * n).unwrap();
     let (a_matrix, b_matrix) = (on_a.matrix(0, k), on_b.matrix(0, k));
-    let (shape, a_turned, b_turned, beta) = ([m, n, k], false, true, 0.0);
-    let product = Product { a: a_matrix, a_turned, b: b_matrix, b_turned, out: out.matrix(0, n), shape, beta };
+    let (shape, a_transposed, b_transposed, beta) = ([m, n, k], false, true, 0.0);
+    let product =
+        MatrixProduct { a: a_matrix, a_transposed, b: b_matrix, b_transposed, out: out.matrix(0, n), shape, beta };
     gpu.product(&product).unwrap();
     let first = out.to_vec().unwrap();
     for (i, &x) in first.iter().enumerate() {
@@ -189,16 +191,16 @@ fn add(gpu: &dyn Driver, x: &Buffer<f32>, addend: &Buffer<f32>, normed: &Buffer<
 #[ignore = "run by the tests of gpu/mod.rs"]
 fn recorded_work_is_done_when_it_is_replayed_on_a_gpu() {
     let gpu = gpu();
-    let buffer = |of: &[f32]| Buffer::of(&gpu, of).unwrap();
+    let buffer = |of: &[f32]| Buffer::from_slice(&gpu, of).unwrap();
     let (x, addend, normed) = (buffer(&[1.0; 16]), buffer(&[2.0; 16]), buffer(&[0.0; 16]));
     let (square, copy) = (buffer(&[5.0; 16]), buffer(&[0.0; 16]));
     let matrix =
         |buffer: &Buffer<f32>| grpo_pipes::gpu::driver::Matrix { at: buffer.at(0), stride: 4, dtype: Dtype::F32 };
-    let product = Product {
+    let product = MatrixProduct {
         a: matrix(&x),
-        a_turned: false,
+        a_transposed: false,
         b: matrix(&addend),
-        b_turned: true,
+        b_transposed: true,
         out: matrix(&square),
         shape: [4, 4, 4],
         beta: 0.0,
@@ -226,7 +228,7 @@ fn recorded_work_is_done_when_it_is_replayed_on_a_gpu() {
 #[ignore = "run by the tests of gpu/mod.rs"]
 fn an_error_while_recording_leaves_the_device_as_it_was_on_a_gpu() {
     let gpu = gpu();
-    let x = Buffer::of(&gpu, &[1.0f32; 4]).unwrap();
+    let x = Buffer::from_slice(&gpu, &[1.0f32; 4]).unwrap();
     let failed = gpu.record(&mut || {
         gpu.clear(x.at(0), 16)?;
         Err(Error::Device("of the caller's".into()))
@@ -241,14 +243,14 @@ fn an_error_while_recording_leaves_the_device_as_it_was_on_a_gpu() {
 #[ignore = "run by the tests of gpu/mod.rs"]
 fn the_host_reads_what_the_device_wrote_before_a_mark_on_a_gpu() {
     let gpu = gpu();
-    let seen = gpu.allocate_shared(4096).unwrap();
+    let seen = gpu.allocate_pinned(4096).unwrap();
     // Copied out, as its length is known and the device is waited for.
     #[allow(unsafe_code)]
     // SAFETY: shared memory of that many bytes, which lives as long as the driver and is not written meanwhile.
     let host = || unsafe { std::slice::from_raw_parts(seen.host as *const u8, seen.bytes) }.to_vec();
     assert!(host().iter().all(|&byte| byte == 0));
     let sent = numbers(3, 1024);
-    let x = Buffer::of(&gpu, &sent).unwrap();
+    let x = Buffer::from_slice(&gpu, &sent).unwrap();
     let before = gpu.mark().unwrap();
     gpu.copy(seen.at, x.at(0), 4096).unwrap();
     let after = gpu.mark().unwrap();

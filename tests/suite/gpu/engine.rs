@@ -1,7 +1,7 @@
 //! The whole engine on the shim, against the engine on the CPU.
 
 use grpo_pipes::engine::{Completion, CpuDecoder, Decoder, Engine, GpuDecoder, OnGpu, Request, Settings, Sink, Work};
-use grpo_pipes::gpu::Weights;
+use grpo_pipes::gpu::DeviceWeights;
 use grpo_pipes::model::{Model, Sampling};
 use grpo_pipes::numbers::dtype::Dtype;
 use grpo_pipes::process::read_ahead::ReadAhead;
@@ -133,7 +133,7 @@ fn offered_weights_are_sampled_from_as_they_are_when_they_are_taken_on_a_gpu() {
     let on = OnGpu { dtype: Dtype::F32, max_prompt_tokens: MAX_PROMPT, batch_invariant: true };
     let mut decoder = GpuDecoder::new(&gpu, &trained, &settings, on).unwrap();
     assert!(decoder.take_offered_weights().is_err(), "nothing was offered");
-    let weights = Weights::of(&gpu, &trained, Dtype::F32, 32).unwrap();
+    let weights = DeviceWeights::new(&gpu, &trained, Dtype::F32, 32).unwrap();
     decoder.accept(&weights.offer().unwrap()).unwrap();
     for parameter in trained.parameters_mut() {
         parameter.iter_mut().for_each(|x| *x *= 1.5);

@@ -4,7 +4,7 @@ use std::process::Command;
 use std::sync::Arc;
 
 use grpo_pipes::gpu::driver::Driver;
-use grpo_pipes::gpu::{Offer, Weights};
+use grpo_pipes::gpu::{DeviceWeights, WeightsOffer};
 use grpo_pipes::model::{Config, Model};
 use grpo_pipes::numbers::dtype::Dtype;
 
@@ -14,16 +14,16 @@ use crate::fixtures::directory;
 /// What a process offers another one, as JSON.
 const OFFER: &str = "GRPO_PIPES_OFFER";
 
-fn weights(gpu: &Arc<dyn Driver>, dtype: Dtype, seed: u64) -> Weights {
+fn weights(gpu: &Arc<dyn Driver>, dtype: Dtype, seed: u64) -> DeviceWeights {
     let config = Config::load(&directory().join("tiny-qwen2")).unwrap();
-    Weights::of(gpu, &Model::random(config, seed), dtype, 32).unwrap()
+    DeviceWeights::new(gpu, &Model::random(config, seed), dtype, 32).unwrap()
 }
 
 /// Copies what is offered over other weights; it must be the model of seed 1.
 fn take(gpu: &Arc<dyn Driver>, offer: &str) {
-    let offer: Offer = serde_json::from_str(offer).unwrap();
+    let offer: WeightsOffer = serde_json::from_str(offer).unwrap();
     let (own, want) = (weights(gpu, Dtype::F16, 2), weights(gpu, Dtype::F16, 1));
-    let read = |of: &Weights| (of.matrices.to_vec().unwrap(), of.vectors.to_vec().unwrap());
+    let read = |of: &DeviceWeights| (of.matrices.to_vec().unwrap(), of.vectors.to_vec().unwrap());
     assert_ne!(read(&own), read(&want));
     own.copy_from(&own.open(&**gpu, &offer).unwrap()).unwrap();
     assert_eq!(read(&own), read(&want));

@@ -1,5 +1,5 @@
 use grpo_pipes::gpu::decode::kernels::{linear_rows, splits, swiglu_rows};
-use grpo_pipes::gpu::{Buffer, Numbers};
+use grpo_pipes::gpu::{Buffer, DynBuffer};
 use grpo_pipes::numbers::dtype::Dtype;
 
 use super::{DTYPES, gpu, numbers, rounded, rounding};
@@ -25,7 +25,8 @@ fn linear_rows_on_a_gpu() {
     for [rows, width, depth] in [[1, 72, 200], [9, 40, 64], [17, 130, 328], [70, 65, 72]] {
         for dtype in DTYPES {
             let (x, w) = (rounded(dtype, &numbers(1, rows * depth)), rounded(dtype, &numbers(2, width * depth)));
-            let (on_gpu, weight) = (Numbers::of(&gpu, dtype, &x).unwrap(), Numbers::of(&gpu, dtype, &w).unwrap());
+            let (on_gpu, weight) =
+                (DynBuffer::from_f32(&gpu, dtype, &x).unwrap(), DynBuffer::from_f32(&gpu, dtype, &w).unwrap());
             let out = Buffer::new(&gpu, splits(width, depth) * rows * width).unwrap();
             let got = linear_rows(&*gpu, (weight.at(0), &on_gpu), &out, [rows, width, depth]).unwrap();
             assert_eq!(got.splits, splits(width, depth));
@@ -41,11 +42,11 @@ fn a_row_is_the_same_bits_in_any_batch_on_a_gpu() {
     let (gpu, width, depth) = (gpu(), 80, 392);
     for dtype in [Dtype::Bf16, Dtype::F32] {
         let (x, w) = (numbers(1, 40 * depth), numbers(2, width * depth));
-        let weight = Numbers::of(&gpu, dtype, &w).unwrap();
+        let weight = DynBuffer::from_f32(&gpu, dtype, &w).unwrap();
         let of = |x: &[f32]| {
             let rows = x.len() / depth;
             let out = Buffer::new(&gpu, splits(width, depth) * rows * width).unwrap();
-            let x = Numbers::of(&gpu, dtype, x).unwrap();
+            let x = DynBuffer::from_f32(&gpu, dtype, x).unwrap();
             linear_rows(&*gpu, (weight.at(0), &x), &out, [rows, width, depth]).unwrap();
             whole(&out.to_vec().unwrap(), rows * width)
         };
@@ -66,8 +67,9 @@ fn swiglu_rows_on_a_gpu() {
             let (gate, up) = (product(&x, &w[..width * depth], depth), product(&x, &w[width * depth..], depth));
             let (gate, up) = (rounded(dtype, &gate), rounded(dtype, &up)); // as training keeps them
             let want: Vec<f32> = gate.iter().zip(up).map(|(gate, up)| gate / (1.0 + (-gate).exp()) * up).collect();
-            let (on_gpu, weight) = (Numbers::of(&gpu, dtype, &x).unwrap(), Numbers::of(&gpu, dtype, &w).unwrap());
-            let out = Numbers::new(&gpu, dtype, rows * width).unwrap();
+            let (on_gpu, weight) =
+                (DynBuffer::from_f32(&gpu, dtype, &x).unwrap(), DynBuffer::from_f32(&gpu, dtype, &w).unwrap());
+            let out = DynBuffer::new(&gpu, dtype, rows * width).unwrap();
             swiglu_rows(&*gpu, (weight.at(0), &on_gpu), &out, [rows, width, depth]).unwrap();
             let off = distance(&out.to_vec().unwrap(), &want);
             assert!(off < 2.5 * rounding(dtype), "{rows} {width} {depth} {dtype:?}: {off}");

@@ -7,8 +7,8 @@ use grpo_pipes::Result;
 use grpo_pipes::engine::{Completion, Engine, GpuDecoder, OnGpu, Request, Settings, Sink, Work};
 use grpo_pipes::gpu::decode::kernels::head_rows;
 use grpo_pipes::gpu::driver::Driver;
-use grpo_pipes::gpu::packed::{Forward, Keep};
-use grpo_pipes::gpu::{Buffer, Numbers, Weights};
+use grpo_pipes::gpu::packed::{ForwardPass, KeptActivations};
+use grpo_pipes::gpu::{Buffer, DeviceWeights, DynBuffer};
 use grpo_pipes::model::{Config, Model, Packed, Sampling};
 use grpo_pipes::numbers::dtype::Dtype;
 use grpo_pipes::process::read_ahead::ReadAhead;
@@ -37,13 +37,13 @@ fn tokens(len: usize) -> Vec<u32> {
 /// Logits of `tokens` after each of `positions`, `(positions, V)`, on the device.
 fn logits(gpu: &Arc<dyn Driver>, model: &Model, dtype: Dtype, tokens: &[u32], positions: &[u32]) -> Vec<f32> {
     let (d, v) = (model.config().hidden_size, model.config().vocab_size);
-    let weights = Weights::of(gpu, model, dtype, tokens.len()).unwrap();
-    let mut forward = Forward::new(gpu, &weights, Keep::Nothing).unwrap();
+    let weights = DeviceWeights::new(gpu, model, dtype, tokens.len()).unwrap();
+    let mut forward = ForwardPass::new(gpu, &weights, KeptActivations::Nothing).unwrap();
     let packed = Packed { tokens: tokens.to_vec(), starts: vec![0, tokens.len()], prefixes: vec![None] };
     let batch = forward.batch(&packed).unwrap();
     forward.run(&weights, &batch, &mut |_, _| Ok(())).unwrap();
-    let hidden = Numbers::new(gpu, dtype, positions.len() * d).unwrap();
-    forward.hidden(&weights, &Buffer::of(gpu, positions).unwrap(), &hidden).unwrap();
+    let hidden = DynBuffer::new(gpu, dtype, positions.len() * d).unwrap();
+    forward.hidden(&weights, &Buffer::from_slice(gpu, positions).unwrap(), &hidden).unwrap();
     let logits = Buffer::new(gpu, positions.len() * v).unwrap();
     head_rows(&**gpu, (weights.head(), &hidden), &logits, None, [positions.len(), v, d]).unwrap();
     logits.to_vec().unwrap()

@@ -1,6 +1,6 @@
-use grpo_pipes::gpu::kernels::{Partial, add_norm};
-use grpo_pipes::gpu::packed::kernels::{BLOCKS, Into, Norm, Shape, Sum, norm_backward};
-use grpo_pipes::gpu::{Buffer, Numbers};
+use grpo_pipes::gpu::kernels::{PartialSums, add_norm};
+use grpo_pipes::gpu::packed::kernels::{BLOCKS, ColumnSum, ModelShape, NormBackward, NormGradient, norm_backward};
+use grpo_pipes::gpu::{Buffer, DynBuffer};
 
 use super::{DTYPES, gpu, numbers, rounding};
 use crate::fixtures::distance;
@@ -26,11 +26,11 @@ fn add_norm_on_a_gpu() {
                     row.iter().zip(&weight).map(move |(x, w)| (f64::from(x * w) / (mean + 1e-6).sqrt()) as f32)
                 })
                 .collect();
-            let (on_gpu, sums) = (Buffer::of(&gpu, &x).unwrap(), Buffer::of(&gpu, &partial).unwrap());
+            let (on_gpu, sums) = (Buffer::from_slice(&gpu, &x).unwrap(), Buffer::from_slice(&gpu, &partial).unwrap());
             let (weight, normed) =
-                (Buffer::of(&gpu, &weight).unwrap(), Numbers::new(&gpu, dtype, rows * width).unwrap());
+                (Buffer::from_slice(&gpu, &weight).unwrap(), DynBuffer::new(&gpu, dtype, rows * width).unwrap());
             let norm = (weight.at(0), 1e-6);
-            add_norm(&*gpu, &on_gpu, Partial { sums: &sums, splits }, norm, &normed, [rows, width]).unwrap();
+            add_norm(&*gpu, &on_gpu, PartialSums { sums: &sums, splits }, norm, &normed, [rows, width]).unwrap();
             assert_eq!(on_gpu.to_vec().unwrap(), stream, "added in order");
             assert!(distance(&normed.to_vec().unwrap(), &want) < rounding(dtype));
         }
@@ -61,27 +61,29 @@ fn norm_backward_on_a_gpu() {
     for (case, [rows, width]) in
         [[1, 896], [37, 264], [4500, 8], [19, 1032], [7, 4096], [3, 8192]].into_iter().enumerate()
     {
-        let shape = Shape { width, mlp: 8, vocabulary: 8, heads: 1, kv_heads: 1, dim: 16, epsilon: 1e-6 };
+        let shape = ModelShape { width, mlp: 8, vocabulary: 8, heads: 1, kv_heads: 1, dim: 16, epsilon: 1e-6 };
         let [x, d_normed, before] = [1, 2, 3].map(|seed| numbers(10 * case as u64 + seed, rows * width));
         let (weight, sum_before) = (numbers(88, width), numbers(89, width));
         let (want, want_sum) = plain(&x, &d_normed, &weight);
         let want_sum: Vec<f32> = want_sum.iter().zip(&sum_before).map(|(sum, before)| sum + before).collect();
         let added: Vec<f32> = want.iter().zip(&before).map(|(dx, before)| dx + before).collect();
-        let weight = Buffer::of(&gpu, &weight).unwrap();
+        let weight = Buffer::from_slice(&gpu, &weight).unwrap();
         let partial = Buffer::new(&gpu, BLOCKS * width).unwrap();
         for dtype in DTYPES {
             // The rows of x lie the other way round where there is an index.
             let turned: Vec<f32> = x.chunks_exact(width).rev().flatten().copied().collect();
             let index: Vec<u32> = (0..rows as u32).rev().collect();
-            let (turned, index) = (Buffer::of(&gpu, &turned).unwrap(), Buffer::of(&gpu, &index).unwrap());
-            let in_order = Buffer::of(&gpu, &x).unwrap();
-            let dy = Buffer::of(&gpu, &d_normed).unwrap();
-            let (dx, d) = (Buffer::of(&gpu, &before).unwrap(), Numbers::new(&gpu, dtype, rows * width).unwrap());
-            let into = Into::Added(&dx, &d);
-            for (x, index, into) in [(&in_order, None, into), (&turned, Some(&index), Into::Place)] {
-                let sum = Buffer::of(&gpu, &sum_before).unwrap();
-                let d_weight = Sum { partial: &partial, to: sum.at(0) };
-                let norm = Norm { x, index, weight: weight.at(0), d_weight };
+            let (turned, index) =
+                (Buffer::from_slice(&gpu, &turned).unwrap(), Buffer::from_slice(&gpu, &index).unwrap());
+            let in_order = Buffer::from_slice(&gpu, &x).unwrap();
+            let dy = Buffer::from_slice(&gpu, &d_normed).unwrap();
+            let (dx, d) =
+                (Buffer::from_slice(&gpu, &before).unwrap(), DynBuffer::new(&gpu, dtype, rows * width).unwrap());
+            let into = NormGradient::Added(&dx, &d);
+            for (x, index, into) in [(&in_order, None, into), (&turned, Some(&index), NormGradient::Place)] {
+                let sum = Buffer::from_slice(&gpu, &sum_before).unwrap();
+                let d_weight = ColumnSum { partial: &partial, to: sum.at(0) };
+                let norm = NormBackward { x, index, weight: weight.at(0), d_weight };
                 norm_backward(&*gpu, &norm, (&dy, rows), into, (&shape, dtype)).unwrap();
                 assert!(distance(&sum.to_vec().unwrap(), &want_sum) < 2e-6, "{rows} of {width}");
             }

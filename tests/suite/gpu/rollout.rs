@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use grpo_pipes::engine::Settings;
-use grpo_pipes::gpu::device::{DtypeChoice, Found};
+use grpo_pipes::gpu::device::{ComputeDevice, DtypeChoice};
 use grpo_pipes::gpu::driver::Driver;
 use grpo_pipes::lines::jsonl::{Input, Output};
 use grpo_pipes::model::Sampling;
@@ -37,7 +37,12 @@ fn sampled(
         step: 0,
     };
     let job = Job {
-        place: Place { device: Found { gpu, why_not: None }, dtype, batch_invariant: false, gpu_memory_fraction },
+        place: Place {
+            device: ComputeDevice { gpu, why_not: None },
+            dtype,
+            batch_invariant: false,
+            gpu_memory_fraction,
+        },
         prompts: Prompts { format: Format::Records, raw: false, max_tokens: 0, on_long: LongPrompt::Refuse },
         chat_template: None,
         settings,

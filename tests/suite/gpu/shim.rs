@@ -10,7 +10,7 @@ use std::process::Command;
 use std::sync::{Mutex, MutexGuard, OnceLock};
 
 use grpo_pipes::gpu::driver::{
-    Address, Argument, Driver, Grid, Mark, Matrix, Memory, Product, Recording, Shared, Ticket,
+    Address, Argument, Driver, Grid, IpcHandle, Mark, Matrix, MatrixProduct, Memory, PinnedMemory, Recording,
 };
 use grpo_pipes::numbers::dtype::Dtype;
 use grpo_pipes::{Error, Result};
@@ -74,7 +74,7 @@ const MEMORY: usize = 1 << 30;
 
 enum Call {
     Launch(CString, Grid, Vec<Argument>),
-    Product(Product),
+    MatrixProduct(MatrixProduct),
     Copy(Address, Address, usize),
     Clear(Address, usize),
 }
@@ -103,7 +103,7 @@ impl Shim {
     fn perform(&self, call: &Call) {
         match call {
             Call::Launch(kernel, grid, arguments) => self.run(kernel, grid, arguments),
-            Call::Product(product) => self.multiply(product),
+            Call::MatrixProduct(product) => self.multiply(product),
             // SAFETY: the tests' own memory, which AddressSanitizer watches.
             Call::Copy(to, from, bytes) => unsafe {
                 std::ptr::copy(from.0 as *const u8, to.0 as *mut u8, *bytes);
@@ -113,14 +113,14 @@ impl Shim {
         }
     }
 
-    fn multiply(&self, product: &Product) {
+    fn multiply(&self, product: &MatrixProduct) {
         let matrix = |matrix: &Matrix, turned: bool| Operand {
             at: matrix.at.0,
             stride: matrix.stride as u64,
             dtype: matrix.dtype.name().as_ptr().cast(),
             turned: turned.into(),
         };
-        let (a, b) = (matrix(&product.a, product.a_turned), matrix(&product.b, product.b_turned));
+        let (a, b) = (matrix(&product.a, product.a_transposed), matrix(&product.b, product.b_transposed));
         let (out, [m, n, k]) = (matrix(&product.out, false), product.shape.map(|length| length as u64));
         // SAFETY: the signature of shim.cpp.
         unsafe { self.library.get::<Multiply>(b"shim_multiply").unwrap()(&a, &b, &out, m, n, k, product.beta) }
@@ -168,25 +168,25 @@ impl Driver for Shim {
         unsafe { self.library.get::<unsafe extern "C" fn(u64)>(b"shim_release").unwrap()(at.0) }
     }
 
-    fn allocate_to_share(&self, bytes: usize) -> Result<Address> {
+    fn allocate_shareable(&self, bytes: usize) -> Result<Address> {
         self.allocate(bytes)
     }
 
-    fn ticket(&self, Address(of): Address) -> Result<Ticket> {
-        let card = format!("process {}", std::process::id());
-        Ok(Ticket { card, handle: format!("{:x}", of - 64), offset: 64 })
+    fn ipc_handle(&self, Address(of): Address) -> Result<IpcHandle> {
+        let gpu = format!("process {}", std::process::id());
+        Ok(IpcHandle { gpu, handle: format!("{:x}", of - 64), offset: 64 })
     }
 
-    fn open_ticket(&self, ticket: &Ticket) -> Result<Address> {
-        match u64::from_str_radix(&ticket.handle, 16) {
-            Ok(base) if ticket.card == self.ticket(Address(64))?.card => Ok(Address(base + ticket.offset)),
-            _ => Err(Error::Device("another card's".into())),
+    fn open_ipc_handle(&self, handle: &IpcHandle) -> Result<Address> {
+        match u64::from_str_radix(&handle.handle, 16) {
+            Ok(base) if handle.gpu == self.ipc_handle(Address(64))?.gpu => Ok(Address(base + handle.offset)),
+            _ => Err(Error::Device("another GPU's".into())),
         }
     }
 
-    fn allocate_shared(&self, bytes: usize) -> Result<Shared> {
+    fn allocate_pinned(&self, bytes: usize) -> Result<PinnedMemory> {
         let memory = Box::leak(vec![0u8; bytes].into_boxed_slice());
-        Ok(Shared { at: Address(memory.as_ptr() as u64), host: memory.as_ptr() as usize, bytes })
+        Ok(PinnedMemory { at: Address(memory.as_ptr() as u64), host: memory.as_ptr() as usize, bytes })
     }
 
     fn upload(&self, to: Address, bytes: &[u8]) -> Result<()> {
@@ -216,9 +216,9 @@ impl Driver for Shim {
         Ok(())
     }
 
-    fn product(&self, product: &Product) -> Result<()> {
+    fn product(&self, product: &MatrixProduct) -> Result<()> {
         assert!(product.is_promised(), "{product:?}");
-        self.do_or_record(Call::Product(*product));
+        self.do_or_record(Call::MatrixProduct(*product));
         Ok(())
     }
 

@@ -1,10 +1,10 @@
 //! The kernels of the backward: norms, the MLP's activation, attention, sums over rows.
 
-use super::{Rope, Shape, count, rows};
+use super::{ModelShape, RopeTable, count, rows};
 use crate::error::Result;
 use crate::gpu::driver::{Address, Driver, Grid};
-use crate::gpu::packed::Batch;
-use crate::gpu::{Buffer, Numbers};
+use crate::gpu::packed::PackedBatch;
+use crate::gpu::{Buffer, DynBuffer};
 use crate::numbers::dtype::Dtype;
 
 /// Blocks that share out the rows of a sum over all rows, at most.
@@ -16,14 +16,14 @@ const SHARED: usize = 48 << 10;
 
 /// A sum over rows: room for the parts of [`BLOCKS`] blocks, and where their sum is added.
 #[derive(Clone, Copy)]
-pub struct Sum<'a> {
+pub struct ColumnSum<'a> {
     /// `(BLOCKS, width)`.
     pub partial: &'a Buffer<f32>,
     /// `(width)`.
     pub to: Address,
 }
 
-impl Sum<'_> {
+impl ColumnSum<'_> {
     /// Adds what the blocks left.
     fn finish(&self, driver: &dyn Driver, blocks: usize, width: usize) -> Result<()> {
         let arguments = [self.partial.at(0).into(), self.to.into(), blocks.into(), width.into()];
@@ -36,7 +36,7 @@ fn line(blocks: usize, threads: u32) -> Grid {
 }
 
 /// A norm to run backward.
-pub struct Norm<'a> {
+pub struct NormBackward<'a> {
     /// What it read, `(.., D)`.
     pub x: &'a Buffer<f32>,
     /// The row of `x` of each row, if not its own.
@@ -44,14 +44,14 @@ pub struct Norm<'a> {
     /// `(D)`.
     pub weight: Address,
     /// Gradient of the weight.
-    pub d_weight: Sum<'a>,
+    pub d_weight: ColumnSum<'a>,
 }
 
 /// Where the gradient of a norm's input goes.
 #[derive(Clone, Copy)]
-pub enum Into<'a> {
+pub enum NormGradient<'a> {
     /// Added to the first, `(T, D)`; the second is the sum as the products read it.
-    Added(&'a Buffer<f32>, &'a Numbers),
+    Added(&'a Buffer<f32>, &'a DynBuffer),
     /// In the place of the gradient of what the norm gave.
     Place,
 }
@@ -59,20 +59,20 @@ pub enum Into<'a> {
 /// Backward of [`super::norm_rows`] from `d_normed (count, D)`.
 pub fn norm_backward(
     driver: &dyn Driver,
-    norm: &Norm<'_>,
+    norm: &NormBackward<'_>,
     (d_normed, count): (&Buffer<f32>, usize),
-    into: Into<'_>,
-    (shape, dtype): (&Shape, Dtype),
+    into: NormGradient<'_>,
+    (shape, dtype): (&ModelShape, Dtype),
 ) -> Result<()> {
     let numbers = count * shape.width;
     let warps = (SHARED / (4 * shape.width)).clamp(1, WARPS);
     let blocks = count.div_ceil(warps).min(BLOCKS);
     let (dx, d, fresh) = match into {
-        Into::Added(dx, d) => {
+        NormGradient::Added(dx, d) => {
             assert!(dx.len().min(d.len()) >= numbers && d.dtype() == dtype);
             (dx, d.at(0), 0usize)
         }
-        Into::Place => (d_normed, Address(0), 1),
+        NormGradient::Place => (d_normed, Address(0), 1),
     };
     assert!(d_normed.len() >= numbers && norm.d_weight.partial.len() >= blocks * shape.width);
     assert!(norm.index.map_or(norm.x.len() >= numbers, |index| index.len() >= count));
@@ -96,7 +96,7 @@ pub fn norm_backward(
 }
 
 /// Adds the column sums of `x (count, width)`.
-pub fn column_sums(driver: &dyn Driver, x: &Numbers, [rows, width]: [usize; 2], sum: Sum<'_>) -> Result<()> {
+pub fn column_sums(driver: &dyn Driver, x: &DynBuffer, [rows, width]: [usize; 2], sum: ColumnSum<'_>) -> Result<()> {
     let blocks = rows.min(BLOCKS);
     assert!(x.len() >= rows * width && sum.partial.len() >= blocks * width);
     let arguments = [x.at(0).into(), sum.partial.at(0).into(), rows.into(), width.into()];
@@ -109,9 +109,9 @@ pub fn column_sums(driver: &dyn Driver, x: &Numbers, [rows, width]: [usize; 2], 
 pub fn swiglu_backward(
     driver: &dyn Driver,
     count: usize,
-    gate_up: &Numbers,
-    act: &Numbers,
-    shape: &Shape,
+    gate_up: &DynBuffer,
+    act: &DynBuffer,
+    shape: &ModelShape,
 ) -> Result<()> {
     assert!(gate_up.len() >= 2 * count * shape.mlp && act.len() >= count * shape.mlp && act.dtype() == gate_up.dtype());
     let arguments = [gate_up.at(0).into(), act.at(0).into(), shape.mlp.into()];
@@ -120,22 +120,22 @@ pub fn swiglu_backward(
 
 /// What attention left, and the gradient of what it gave.
 #[derive(Clone, Copy)]
-pub struct Attended<'a> {
+pub struct SavedAttention<'a> {
     /// `(T, (H + 2 K) E)` after rope.
-    pub qkv: &'a Numbers,
+    pub qkv: &'a DynBuffer,
     /// `(T, H E)`.
-    pub out: &'a Numbers,
+    pub out: &'a DynBuffer,
     /// `(T, H)`.
     pub log_sum: &'a Buffer<f32>,
     /// `(T, H E)`.
-    pub d_out: &'a Numbers,
+    pub d_out: &'a DynBuffer,
 }
 
 /// Where the gradients of queries, keys and values go, and what making them takes.
 #[derive(Clone, Copy)]
-pub struct Attending<'a> {
+pub struct AttentionGradients<'a> {
     /// `(T, (H + 2 K) E)`, before rope.
-    pub d_qkv: &'a Numbers,
+    pub d_qkv: &'a DynBuffer,
     /// `(T, H)`.
     pub along: &'a Buffer<f32>,
     /// `(entries, 2 K E)`.
@@ -145,10 +145,10 @@ pub struct Attending<'a> {
 /// Backward of [`super::attend`] and of the turn by the angles before it.
 pub fn attend_backward(
     driver: &dyn Driver,
-    batch: &Batch,
-    kept: Attended<'_>,
-    to: Attending<'_>,
-    (shape, rope): (&Shape, Rope),
+    batch: &PackedBatch,
+    kept: SavedAttention<'_>,
+    to: AttentionGradients<'_>,
+    (shape, rope): (&ModelShape, RopeTable),
 ) -> Result<()> {
     let (dtype, out) = (kept.qkv.dtype(), batch.rows * shape.heads * shape.dim);
     let width = 2 * shape.kv_heads * shape.dim;
@@ -197,7 +197,7 @@ pub fn attend_backward(
 }
 
 /// Rows that are added to others: `order[from[i]..from[i + 1]]` to row `to[i]`.
-pub struct Segments {
+pub struct RowSegments {
     /// Rows of the source.
     pub order: Buffer<u32>,
     /// Where each segment starts, and the end.
@@ -207,8 +207,14 @@ pub struct Segments {
 }
 
 /// `sums (.., D)` += the rows of `x (T, D)` that `segments` say.
-pub fn add_rows(driver: &dyn Driver, x: &Buffer<f32>, segments: &Segments, sums: Address, shape: &Shape) -> Result<()> {
-    let Segments { order, from, to } = segments;
+pub fn add_rows(
+    driver: &dyn Driver,
+    x: &Buffer<f32>,
+    segments: &RowSegments,
+    sums: Address,
+    shape: &ModelShape,
+) -> Result<()> {
+    let RowSegments { order, from, to } = segments;
     assert!(from.len() == to.len() + 1 && x.len() >= order.len() * shape.width);
     let arguments =
         [x.at(0).into(), order.at(0).into(), from.at(0).into(), to.at(0).into(), sums.into(), shape.width.into()];
@@ -219,9 +225,9 @@ pub fn add_rows(driver: &dyn Driver, x: &Buffer<f32>, segments: &Segments, sums:
 pub fn scatter_rows(
     driver: &dyn Driver,
     x: &Buffer<f32>,
-    segments: &Segments,
-    (dx, d): (&Buffer<f32>, &Numbers),
-    shape: &Shape,
+    segments: &RowSegments,
+    (dx, d): (&Buffer<f32>, &DynBuffer),
+    shape: &ModelShape,
 ) -> Result<()> {
     let count = segments.from.len() - 1;
     assert!(x.len() >= segments.order.len() * shape.width && dx.len().min(d.len()) >= count * shape.width);

@@ -1,6 +1,6 @@
 //! Softmax of some rows of logits, and its backward.
 
-use super::{Shape, rows};
+use super::{ModelShape, rows};
 use crate::error::Result;
 use crate::gpu::Buffer;
 use crate::gpu::driver::{Address, Driver, Grid};
@@ -8,7 +8,7 @@ use crate::numbers::dtype::Dtype;
 
 /// Some rows of logits, and of what belongs to them.
 #[derive(Clone, Copy)]
-pub struct Chunk<'a> {
+pub struct LogitChunk<'a> {
     /// `(rows, stride)`.
     pub logits: &'a Buffer<f32>,
     /// `(rows)`.
@@ -23,13 +23,13 @@ pub struct Chunk<'a> {
 
 /// Numbers from one row of logits to the next: whole packs of the products' type.
 #[must_use]
-pub fn stride(shape: &Shape) -> usize {
+pub fn stride(shape: &ModelShape) -> usize {
     shape.vocabulary.next_multiple_of(8)
 }
 
 /// Log-probability and entropy of each row.
-pub fn head_stats(driver: &dyn Driver, chunk: Chunk<'_>, shape: &Shape) -> Result<()> {
-    let Chunk { logits, tokens, stats, rows, temperature } = chunk;
+pub fn head_stats(driver: &dyn Driver, chunk: LogitChunk<'_>, shape: &ModelShape) -> Result<()> {
+    let LogitChunk { logits, tokens, stats, rows, temperature } = chunk;
     assert!(logits.len() >= rows * stride(shape) && stats.len() >= 4 * rows);
     let arguments = [
         logits.at(0).into(),
@@ -49,9 +49,9 @@ pub fn head_stats(driver: &dyn Driver, chunk: Chunk<'_>, shape: &Shape) -> Resul
 /// The logits become their gradient as the products read it, row by row in the first part of the row's memory.
 pub fn head_backward(
     driver: &dyn Driver,
-    chunk: Chunk<'_>,
+    chunk: LogitChunk<'_>,
     slopes: Address,
-    (shape, dtype): (&Shape, Dtype),
+    (shape, dtype): (&ModelShape, Dtype),
 ) -> Result<()> {
     assert!(chunk.logits.len() >= chunk.rows * stride(shape) && chunk.stats.len() >= 4 * chunk.rows);
     let arguments = [

@@ -6,10 +6,10 @@ mod head;
 pub use backward::*;
 pub use head::*;
 
-use super::batch::{Batch, TileRows};
+use super::batch::{PackedBatch, TileRows};
 use crate::error::{Error, Result};
-use crate::gpu::driver::{Address, Argument, Driver, Grid, Matrix, Product};
-use crate::gpu::{Buffer, Numbers};
+use crate::gpu::driver::{Address, Argument, Driver, Grid, Matrix, MatrixProduct};
+use crate::gpu::{Buffer, DynBuffer};
 use crate::model::Config;
 use crate::numbers::dtype::Dtype;
 
@@ -18,7 +18,7 @@ const NONE: Address = Address(0);
 
 /// What kernels know of a model's shape.
 #[derive(Debug, Clone, Copy)]
-pub struct Shape {
+pub struct ModelShape {
     /// D.
     pub width: usize,
     /// F.
@@ -37,19 +37,19 @@ pub struct Shape {
 
 /// Rotary tables: cosines, then sines, and how many positions each holds.
 #[derive(Debug, Clone, Copy)]
-pub struct Rope {
+pub struct RopeTable {
     /// `(positions, E / 2)` twice.
     pub table: Address,
     /// Positions.
     pub positions: usize,
 }
 
-impl Shape {
+impl ModelShape {
     /// Of a model.
     ///
     /// # Errors
     /// [`Error::Device`] when its heads are of a width for which no kernel was compiled.
-    pub fn of(config: &Config) -> Result<Self> {
+    pub fn new(config: &Config) -> Result<Self> {
         let dim = config.head_dim();
         if ![16, 32, 64, 128].contains(&dim) {
             return Err(Error::Device(format!("heads are {dim} wide; the GPU's kernels are for 16, 32, 64 or 128")));
@@ -129,10 +129,10 @@ pub(super) fn rows(
 /// `x (T, D)` = rows of the embedding `table`.
 pub fn embed(
     driver: &dyn Driver,
-    batch: &Batch,
+    batch: &PackedBatch,
     (table, dtype): (Address, Dtype),
     x: &Buffer<f32>,
-    shape: &Shape,
+    shape: &ModelShape,
 ) -> Result<()> {
     assert!(x.len() >= batch.rows * shape.width);
     let arguments = [batch.tokens().into(), table.into(), x.at(0).into(), shape.width.into()];
@@ -141,7 +141,7 @@ pub fn embed(
 
 /// What a norm reads.
 #[derive(Clone, Copy)]
-pub enum Normed<'a> {
+pub enum NormInput<'a> {
     /// Row by row.
     Rows(&'a Buffer<f32>),
     /// The rows of the first that the second names.
@@ -153,19 +153,19 @@ pub enum Normed<'a> {
 /// `normed (count, D)` = norm of `from` with `weight (D)`.
 pub fn norm_rows(
     driver: &dyn Driver,
-    from: Normed<'_>,
+    from: NormInput<'_>,
     weight: Address,
-    (normed, count): (&Numbers, usize),
-    shape: &Shape,
+    (normed, count): (&DynBuffer, usize),
+    shape: &ModelShape,
 ) -> Result<()> {
     let numbers = count * shape.width;
     let (x, index, added, sums) = match from {
-        Normed::Rows(x) => (x, NONE, NONE, NONE),
-        Normed::Picked(x, index) => {
+        NormInput::Rows(x) => (x, NONE, NONE, NONE),
+        NormInput::Picked(x, index) => {
             assert!(index.len() >= count);
             (x, index.at(0), NONE, NONE)
         }
-        Normed::Sum(x, added, sums) => {
+        NormInput::Sum(x, added, sums) => {
             assert!(x.len().min(added.len()).min(sums.len()) >= numbers);
             (x, NONE, added.at(0), sums.at(0))
         }
@@ -188,10 +188,10 @@ pub fn norm_rows(
 /// `qkv` = `raw` + `bias`, queries and keys turned by the angles of their positions.
 pub fn bias_rope(
     driver: &dyn Driver,
-    batch: &Batch,
-    (raw, bias, rope): (&Buffer<f32>, Address, Rope),
-    qkv: &Numbers,
-    shape: &Shape,
+    batch: &PackedBatch,
+    (raw, bias, rope): (&Buffer<f32>, Address, RopeTable),
+    qkv: &DynBuffer,
+    shape: &ModelShape,
 ) -> Result<()> {
     assert!(raw.len().min(qkv.len()) >= batch.rows * shape.qkv());
     let arguments = [
@@ -209,7 +209,13 @@ pub fn bias_rope(
 }
 
 /// `act (T, F)` = silu(gate) * up, of `gate_up (T, 2 F)`.
-pub fn swiglu(driver: &dyn Driver, count: usize, gate_up: &Numbers, act: &Numbers, shape: &Shape) -> Result<()> {
+pub fn swiglu(
+    driver: &dyn Driver,
+    count: usize,
+    gate_up: &DynBuffer,
+    act: &DynBuffer,
+    shape: &ModelShape,
+) -> Result<()> {
     assert!(gate_up.len() >= 2 * count * shape.mlp && act.len() >= count * shape.mlp && act.dtype() == gate_up.dtype());
     let arguments = [gate_up.at(0).into(), act.at(0).into(), shape.mlp.into()];
     rows(driver, ("swiglu", act.dtype()), [count, 256], &arguments)
@@ -218,10 +224,10 @@ pub fn swiglu(driver: &dyn Driver, count: usize, gate_up: &Numbers, act: &Number
 /// `out (T, H E)` and `log_sum (T, H)` of causal attention inside each sequence and over its prefix.
 pub fn attend(
     driver: &dyn Driver,
-    batch: &Batch,
-    qkv: &Numbers,
-    (out, log_sum): (&Numbers, &Buffer<f32>),
-    shape: &Shape,
+    batch: &PackedBatch,
+    qkv: &DynBuffer,
+    (out, log_sum): (&DynBuffer, &Buffer<f32>),
+    shape: &ModelShape,
 ) -> Result<()> {
     assert!(qkv.len() >= batch.rows * shape.qkv() && out.len() >= batch.rows * shape.heads * shape.dim);
     assert!(log_sum.len() >= batch.rows * shape.heads && out.dtype() == qkv.dtype());
@@ -239,5 +245,5 @@ pub fn attend(
 
 /// `out (m, n) = x (m, k)` times the transpose of `weight (n, k)`.
 pub fn linear(driver: &dyn Driver, x: Matrix, weight: Matrix, out: Matrix, shape: [usize; 3]) -> Result<()> {
-    driver.product(&Product { a: x, a_turned: false, b: weight, b_turned: true, out, shape, beta: 0.0 })
+    driver.product(&MatrixProduct { a: x, a_transposed: false, b: weight, b_transposed: true, out, shape, beta: 0.0 })
 }

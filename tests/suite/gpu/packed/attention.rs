@@ -1,8 +1,8 @@
 use std::ops::Range;
 
-use grpo_pipes::gpu::packed::Batch;
-use grpo_pipes::gpu::packed::kernels::{Shape, attend};
-use grpo_pipes::gpu::{Buffer, Numbers};
+use grpo_pipes::gpu::packed::PackedBatch;
+use grpo_pipes::gpu::packed::kernels::{ModelShape, attend};
+use grpo_pipes::gpu::{Buffer, DynBuffer};
 use grpo_pipes::model::Packed;
 use grpo_pipes::numbers::dtype::Dtype;
 
@@ -10,12 +10,12 @@ use super::super::{DTYPES, gpu, numbers, rounding};
 use super::{family, packed};
 use crate::fixtures::distance;
 
-pub fn shape([heads, kv_heads, dim]: [usize; 3]) -> Shape {
-    Shape { width: heads * dim, mlp: 8, vocabulary: 8, heads, kv_heads, dim, epsilon: 1e-6 }
+pub fn shape([heads, kv_heads, dim]: [usize; 3]) -> ModelShape {
+    ModelShape { width: heads * dim, mlp: 8, vocabulary: 8, heads, kv_heads, dim, epsilon: 1e-6 }
 }
 
 /// Attention as its formula says it, in f64: `(T, H E)` and `(T, H)`.
-pub fn plain(shape: &Shape, packed: &Packed, qkv: &[f32]) -> (Vec<f32>, Vec<f32>) {
+pub fn plain(shape: &ModelShape, packed: &Packed, qkv: &[f32]) -> (Vec<f32>, Vec<f32>) {
     let (mut out, mut log_sums) = (Vec::new(), Vec::new());
     let of = |row: usize, head: usize| &qkv[row * shape.qkv() + head * shape.dim..][..shape.dim];
     let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>();
@@ -58,9 +58,9 @@ fn attention_on_a_gpu() {
         for dtype in DTYPES {
             let scale = if dtype == Dtype::F32 { 3.0 } else { 1.5 };
             let qkv: Vec<f32> = numbers(case as u64, rows * shape.qkv()).iter().map(|x| scale * x).collect();
-            let batch = Batch::new(&gpu, &packed, shape.tile_rows(dtype)).unwrap();
-            let qkv = Numbers::of(&gpu, dtype, &qkv).unwrap();
-            let out = Numbers::new(&gpu, dtype, rows * shape.width).unwrap();
+            let batch = PackedBatch::new(&gpu, &packed, shape.tile_rows(dtype)).unwrap();
+            let qkv = DynBuffer::from_f32(&gpu, dtype, &qkv).unwrap();
+            let out = DynBuffer::new(&gpu, dtype, rows * shape.width).unwrap();
             let log_sum = Buffer::new(&gpu, rows * shape.heads).unwrap();
             attend(&*gpu, &batch, &qkv, (&out, &log_sum), &shape).unwrap();
             let (want, want_log_sum) = plain(&shape, &packed, &qkv.to_vec().unwrap());

@@ -2,10 +2,11 @@ use std::sync::Arc;
 
 use grpo_pipes::gpu::driver::Driver;
 use grpo_pipes::gpu::packed::kernels::{
-    Attended, Attending, Chunk, Rope, Shape, attend, attend_backward, head_backward, head_stats, stride,
+    AttentionGradients, LogitChunk, ModelShape, RopeTable, SavedAttention, attend, attend_backward, head_backward,
+    head_stats, stride,
 };
-use grpo_pipes::gpu::packed::{Batch, Gradients, Keep, Learner};
-use grpo_pipes::gpu::{Buffer, Numbers, Weights};
+use grpo_pipes::gpu::packed::{DeviceGradients, KeptActivations, PackedBatch, PackedModel};
+use grpo_pipes::gpu::{Buffer, DeviceWeights, DynBuffer};
 use grpo_pipes::model::{self, Model, Packed, Target, TokenStats};
 use grpo_pipes::numbers::dtype::Dtype;
 
@@ -15,7 +16,7 @@ use super::{cosine, family, model, packed, unshared};
 use crate::fixtures::{distance, worst};
 
 /// Attention backward as its formulas say it, in f64, and the turn back by the angles of rope.
-fn plain(shape: &Shape, packed: &Packed, (qkv, d_out, rope): (&[f32], &[f32], &[f32])) -> Vec<f32> {
+fn plain(shape: &ModelShape, packed: &Packed, (qkv, d_out, rope): (&[f32], &[f32], &[f32])) -> Vec<f32> {
     let (width, dim, scale) = (shape.qkv(), shape.dim, 1.0 / (shape.dim as f64).sqrt());
     let mut d = vec![0.0f64; qkv.len()];
     let of = |row: usize, head: usize| qkv[row * width + head * dim..][..dim].iter().map(|x| f64::from(*x));
@@ -42,7 +43,7 @@ fn plain(shape: &Shape, packed: &Packed, (qkv, d_out, rope): (&[f32], &[f32], &[
     d.iter().map(|d| *d as f32).collect()
 }
 
-fn turn_back(shape: &Shape, packed: &Packed, d: &mut [f64], rope: &[f32]) {
+fn turn_back(shape: &ModelShape, packed: &Packed, d: &mut [f64], rope: &[f32]) {
     let half = shape.dim / 2;
     for (row, d) in d.chunks_exact_mut(shape.qkv()).enumerate() {
         let position = seen(packed, row).len() - 1;
@@ -68,22 +69,23 @@ fn attention_backward_on_a_gpu() {
         let angles = (0..100 * half).map(|i| (i / half) as f32 * 0.9f32.powi((i % half) as i32));
         let rope: Vec<f32> = angles.clone().map(f32::cos).chain(angles.map(f32::sin)).collect();
         for dtype in DTYPES {
-            let batch = Batch::new(&gpu, &packed, shape.tile_rows(dtype)).unwrap();
+            let batch = PackedBatch::new(&gpu, &packed, shape.tile_rows(dtype)).unwrap();
             let random = |seed: u64, width: usize| {
                 let numbers: Vec<f32> = numbers(seed, rows * width).iter().map(|x| 1.5 * x).collect();
-                Numbers::of(&gpu, dtype, &numbers).unwrap()
+                DynBuffer::from_f32(&gpu, dtype, &numbers).unwrap()
             };
             let (qkv, d_out) = (random(case as u64, shape.qkv()), random(50, shape.width));
-            let out = Numbers::new(&gpu, dtype, rows * shape.width).unwrap();
+            let out = DynBuffer::new(&gpu, dtype, rows * shape.width).unwrap();
             let log_sum = Buffer::new(&gpu, rows * shape.heads).unwrap();
             attend(&*gpu, &batch, &qkv, (&out, &log_sum), &shape).unwrap();
-            let d_qkv = Numbers::new(&gpu, dtype, rows * shape.qkv()).unwrap();
+            let d_qkv = DynBuffer::new(&gpu, dtype, rows * shape.qkv()).unwrap();
             let along = Buffer::new(&gpu, rows * shape.heads).unwrap();
             let partial = Buffer::new(&gpu, batch.entries * 2 * shape.kv_heads * shape.dim).unwrap();
-            let kept = Attended { qkv: &qkv, out: &out, log_sum: &log_sum, d_out: &d_out };
-            let to = Attending { d_qkv: &d_qkv, along: &along, partial: &partial };
-            let table = Buffer::of(&gpu, &rope).unwrap();
-            attend_backward(&*gpu, &batch, kept, to, (&shape, Rope { table: table.at(0), positions: 100 })).unwrap();
+            let kept = SavedAttention { qkv: &qkv, out: &out, log_sum: &log_sum, d_out: &d_out };
+            let to = AttentionGradients { d_qkv: &d_qkv, along: &along, partial: &partial };
+            let table = Buffer::from_slice(&gpu, &rope).unwrap();
+            attend_backward(&*gpu, &batch, kept, to, (&shape, RopeTable { table: table.at(0), positions: 100 }))
+                .unwrap();
             let want = plain(&shape, &packed, (&qkv.to_vec().unwrap(), &d_out.to_vec().unwrap(), &rope));
             let off = distance(&d_qkv.to_vec().unwrap(), &want);
             let allowed = if dtype == Dtype::F32 { 2e-6 } else { 2.0 * super::super::rounding(dtype) };
@@ -98,7 +100,7 @@ fn logits_become_their_gradient_where_they_are_on_a_gpu() {
     let gpu = gpu();
     // As many as a turn of the kernel's, and so few more that a pack has only some of them; several turns and a part of one.
     for (rows, vocabulary) in [(2, 4096), (1, 4098), (3, 13003)] {
-        let shape = Shape { vocabulary, ..shape([1, 1, 16]) };
+        let shape = ModelShape { vocabulary, ..shape([1, 1, 16]) };
         let (stride, temperature) = (stride(&shape), 0.9);
         let given: Vec<f32> = numbers(5, rows * stride).iter().map(|x| 6.0 * x).collect();
         let tokens: Vec<u32> = (0..rows as u32).map(|row| (vocabulary as u32 - 1).saturating_sub(row * 4100)).collect();
@@ -111,13 +113,14 @@ fn logits_become_their_gradient_where_they_are_on_a_gpu() {
             want.extend((0..vocabulary).map(|i| (f64::from(*slope) / 0.9 * of(i)) as f32));
         }
         for dtype in DTYPES {
-            let (logits, stats) = (Buffer::of(&gpu, &given).unwrap(), Buffer::new(&gpu, 4 * rows).unwrap());
-            let (tokens, slopes) = (Buffer::of(&gpu, &tokens).unwrap(), Buffer::of(&gpu, &slopes).unwrap());
-            let chunk = Chunk { logits: &logits, tokens: tokens.at(0), stats: &stats, rows, temperature };
+            let (logits, stats) = (Buffer::from_slice(&gpu, &given).unwrap(), Buffer::new(&gpu, 4 * rows).unwrap());
+            let (tokens, slopes) =
+                (Buffer::from_slice(&gpu, &tokens).unwrap(), Buffer::from_slice(&gpu, &slopes).unwrap());
+            let chunk = LogitChunk { logits: &logits, tokens: tokens.at(0), stats: &stats, rows, temperature };
             head_stats(&*gpu, chunk, &shape).unwrap();
             head_backward(&*gpu, chunk, slopes.at(0), (&shape, dtype)).unwrap();
             let bytes = logits.to_vec().unwrap();
-            let numbers = Numbers::new(&gpu, dtype, rows * stride * 4 / dtype.size()).unwrap();
+            let numbers = DynBuffer::new(&gpu, dtype, rows * stride * 4 / dtype.size()).unwrap();
             numbers.upload_bytes(0, bytemuck::cast_slice(&bytes)).unwrap();
             let got = numbers.to_vec().unwrap();
             let got: Vec<f32> =
@@ -144,11 +147,11 @@ fn on_gpu(
     gpu: &Arc<dyn Driver>,
     model: &Model,
     packed: &Packed,
-    (dtype, keep): (Dtype, Keep),
+    (dtype, keep): (Dtype, KeptActivations),
 ) -> (Vec<Vec<f32>>, Vec<TokenStats>) {
-    let weights = Weights::of(gpu, model, dtype, 100).unwrap();
-    let gradients = Gradients::zeros(gpu, model.config()).unwrap();
-    let mut learner = Learner::new(gpu, &weights, keep, 4 * 48 * 9).unwrap();
+    let weights = DeviceWeights::new(gpu, model, dtype, 100).unwrap();
+    let gradients = DeviceGradients::zeros(gpu, model.config()).unwrap();
+    let mut learner = PackedModel::new(gpu, &weights, keep, 4 * 48 * 9).unwrap();
     let with = (&targets(packed)[..], 0.9);
     let stats = learner.accumulate(&weights, packed, with, (&gradients, &slope)).unwrap();
     (gradients.to_vecs().unwrap(), stats)
@@ -172,7 +175,7 @@ fn gradients_of_each_tensor_equal_the_cpus_on_a_gpu() {
         let (model, packed) = (model(heads, tied), family());
         let (want, want_stats) = on_cpu(&model, &packed);
         for dtype in DTYPES {
-            let (got, stats) = on_gpu(&gpu, &model, &packed, (dtype, Keep::All));
+            let (got, stats) = on_gpu(&gpu, &model, &packed, (dtype, KeptActivations::All));
             let logprobs = |stats: &[TokenStats]| stats.iter().map(|one| one.logprob).collect::<Vec<_>>();
             let entropies = |stats: &[TokenStats]| stats.iter().map(|one| one.entropy).collect::<Vec<_>>();
             let near = if dtype == Dtype::F32 { 1e-5 } else { 0.1 };
@@ -194,8 +197,8 @@ fn gradients_of_each_tensor_equal_the_cpus_on_a_gpu() {
 #[ignore = "run by kernels_run_under_sanitizers"]
 fn gradients_have_the_same_bits_again_and_whatever_is_kept_on_a_gpu() {
     let (gpu, model, packed) = (gpu(), model([2, 2, 16], true), family());
-    let (want, _) = on_gpu(&gpu, &model, &packed, (Dtype::Bf16, Keep::All));
-    for keep in [Keep::NoMlp, Keep::Inputs] {
+    let (want, _) = on_gpu(&gpu, &model, &packed, (Dtype::Bf16, KeptActivations::All));
+    for keep in [KeptActivations::NoMlp, KeptActivations::Inputs] {
         assert!(on_gpu(&gpu, &model, &packed, (Dtype::Bf16, keep)).0 == want, "{keep:?}");
     }
 }
@@ -205,10 +208,10 @@ fn gradients_have_the_same_bits_again_and_whatever_is_kept_on_a_gpu() {
 fn a_prompt_run_once_gives_the_gradient_of_one_run_for_each_completion_on_a_gpu() {
     let (gpu, model, packed) = (gpu(), model([2, 1, 16], true), family());
     let (plain, rows) = unshared(&packed);
-    let weights = Weights::of(&gpu, &model, Dtype::F32, 100).unwrap();
-    let mut learner = Learner::new(&gpu, &weights, Keep::All, 1 << 20).unwrap();
+    let weights = DeviceWeights::new(&gpu, &model, Dtype::F32, 100).unwrap();
+    let mut learner = PackedModel::new(&gpu, &weights, KeptActivations::All, 1 << 20).unwrap();
     let mut of = |packed: &Packed, targets: &[Target]| {
-        let gradients = Gradients::zeros(&gpu, model.config()).unwrap();
+        let gradients = DeviceGradients::zeros(&gpu, model.config()).unwrap();
         learner.accumulate(&weights, packed, (targets, 1.0), (&gradients, &|_, _| 0.1)).unwrap();
         gradients.to_vecs().unwrap().concat()
     };

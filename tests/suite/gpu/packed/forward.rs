@@ -1,8 +1,8 @@
 use std::sync::Arc;
 
 use grpo_pipes::gpu::driver::{Driver, Matrix};
-use grpo_pipes::gpu::packed::{Forward, Keep, kernels};
-use grpo_pipes::gpu::{Buffer, Numbers, Weights};
+use grpo_pipes::gpu::packed::{ForwardPass, KeptActivations, kernels};
+use grpo_pipes::gpu::{Buffer, DeviceWeights, DynBuffer};
 use grpo_pipes::model::{Model, Packed};
 use grpo_pipes::numbers::dtype::Dtype;
 
@@ -11,12 +11,12 @@ use super::{cosine, family, model, unshared};
 use crate::fixtures::worst;
 
 /// Logits after each row, on the device.
-fn logits(gpu: &Arc<dyn Driver>, model: &Model, packed: &Packed, (dtype, keep): (Dtype, Keep)) -> Vec<f32> {
-    let weights = Weights::of(gpu, model, dtype, 100).unwrap();
-    let mut forward = Forward::new(gpu, &weights, keep).unwrap();
+fn logits(gpu: &Arc<dyn Driver>, model: &Model, packed: &Packed, (dtype, keep): (Dtype, KeptActivations)) -> Vec<f32> {
+    let weights = DeviceWeights::new(gpu, model, dtype, 100).unwrap();
+    let mut forward = ForwardPass::new(gpu, &weights, keep).unwrap();
     let batch = forward.batch(packed).unwrap();
     let mut heard = Vec::new();
-    let mut hook = |layer: usize, qkv: &Numbers| {
+    let mut hook = |layer: usize, qkv: &DynBuffer| {
         heard.push((layer, qkv.dtype()));
         Ok(())
     };
@@ -24,8 +24,8 @@ fn logits(gpu: &Arc<dyn Driver>, model: &Model, packed: &Packed, (dtype, keep): 
     assert_eq!(heard, [(0, dtype), (1, dtype)]);
     let (rows, d, v) = (packed.tokens.len(), model.config().hidden_size, model.config().vocab_size);
     let all: Vec<u32> = (0..rows as u32).collect();
-    let hidden = Numbers::new(gpu, dtype, rows * d).unwrap();
-    forward.hidden(&weights, &Buffer::of(gpu, &all).unwrap(), &hidden).unwrap();
+    let hidden = DynBuffer::new(gpu, dtype, rows * d).unwrap();
+    forward.hidden(&weights, &Buffer::from_slice(gpu, &all).unwrap(), &hidden).unwrap();
     let out = Buffer::<f32>::new(gpu, rows * v).unwrap();
     let head = Matrix { at: weights.head(), stride: d, dtype };
     let to = Matrix { at: out.at(0), stride: v, dtype: Dtype::F32 };
@@ -51,7 +51,7 @@ fn logits_of_packed_sequences_equal_the_cpus_on_a_gpu() {
         let (model, packed) = (model(heads, tied), family());
         let want = wanted(&model, &packed);
         for dtype in DTYPES {
-            let got = logits(&gpu, &model, &packed, (dtype, Keep::Nothing));
+            let got = logits(&gpu, &model, &packed, (dtype, KeptActivations::Nothing));
             match dtype {
                 Dtype::F32 => assert!(worst(&got, &want) < 1e-5, "{}", worst(&got, &want)),
                 _ => assert!(cosine(&got, &want) > 0.9995, "{dtype:?}: {}", cosine(&got, &want)),
@@ -66,8 +66,8 @@ fn a_prompt_run_once_gives_the_bits_of_one_run_for_each_completion_on_a_gpu() {
     let (gpu, model, packed) = (gpu(), model([2, 2, 32], true), family());
     let (plain, rows) = unshared(&packed);
     for dtype in DTYPES {
-        let once = logits(&gpu, &model, &packed, (dtype, Keep::Nothing));
-        let each = logits(&gpu, &model, &plain, (dtype, Keep::Nothing));
+        let once = logits(&gpu, &model, &packed, (dtype, KeptActivations::Nothing));
+        let each = logits(&gpu, &model, &plain, (dtype, KeptActivations::Nothing));
         let each: Vec<f32> = rows.iter().flat_map(|row| each[43 * row..43 * (row + 1)].to_vec()).collect();
         assert_eq!(once, each);
     }

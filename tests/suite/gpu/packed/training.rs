@@ -2,10 +2,10 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use clap::Parser;
-use grpo_pipes::gpu::adamw::Optimizer;
+use grpo_pipes::gpu::adamw::AdamW;
 use grpo_pipes::gpu::driver::Driver;
-use grpo_pipes::gpu::packed::{Gradients, Plan, Wish};
-use grpo_pipes::gpu::{Buffer, Weights};
+use grpo_pipes::gpu::packed::{DeviceGradients, PlanRequest, TrainingPlan};
+use grpo_pipes::gpu::{Buffer, DeviceWeights};
 use grpo_pipes::grpo::groups::{Group, Groups};
 use grpo_pipes::lines::jsonl::Input;
 use grpo_pipes::model::Model;
@@ -83,9 +83,15 @@ fn train(options: &str, micro_batch_tokens: usize, place: Place<'_>) -> Outcome 
 pub fn on_gpu(gpu: &Arc<dyn Driver>, dtype: Dtype) -> impl Fn(Model) -> grpo_pipes::Result<Box<dyn Machine>> {
     let gpu = Arc::clone(gpu);
     move |model| {
-        let wish =
-            Wish { config: model.config(), dtype, moments: Dtype::F32, reference: true, tokens: None, limit: 1 << 30 };
-        let mut plan = Plan::choose(wish)?;
+        let wish = PlanRequest {
+            config: model.config(),
+            dtype,
+            moments: Dtype::F32,
+            reference: true,
+            tokens: None,
+            limit: 1 << 30,
+        };
+        let mut plan = TrainingPlan::choose(wish)?;
         plan.logits_bytes = 4 * 320 * 20;
         Ok(Box::new(Gpu::new(Arc::clone(&gpu), model, dtype, &plan)?))
     }
@@ -128,13 +134,13 @@ fn adamw_has_the_bits_of_the_cpus_on_the_gpu() {
 fn adamw_has_the_bits_of_the_cpus(gpu: &Arc<dyn Driver>, dtype: Dtype, state: Dtype) {
     let config = Options::of("--learning-rate 1e-3 --weight-decay 0.1 --max-grad-norm 0.5").optimizer;
     let mut model = model([2, 1, 16], false);
-    let weights = Weights::of(gpu, &model, dtype, 10).unwrap();
+    let weights = DeviceWeights::new(gpu, &model, dtype, 10).unwrap();
     let parameters = model.config().parameters();
     let mut moments = Moments::zeros(&parameters, state);
     let decays: Vec<bool> = parameters.iter().map(|(_, shape)| shape.len() == 2).collect();
-    let gradients = Gradients::zeros(gpu, model.config()).unwrap();
+    let gradients = DeviceGradients::zeros(gpu, model.config()).unwrap();
     let new = |model: &Model, moments: &Moments| {
-        let mut optimizer = Optimizer::new(gpu, model).unwrap();
+        let mut optimizer = AdamW::new(gpu, model).unwrap();
         optimizer.take_moments(moments).unwrap();
         optimizer
     };
@@ -159,7 +165,7 @@ fn adamw_has_the_bits_of_the_cpus(gpu: &Arc<dyn Driver>, dtype: Dtype, state: Dt
     optimizer.weights_to(&mut trained).unwrap();
     assert_eq!(trained.parameters().concat(), model.parameters().concat());
     assert!(optimizer.moments(model.config()).unwrap().unwrap() == moments, "{dtype:?} {state:?}");
-    let again = Weights::of(gpu, &model, dtype, 10).unwrap();
+    let again = DeviceWeights::new(gpu, &model, dtype, 10).unwrap();
     assert_eq!(weights.matrices.to_vec().unwrap(), again.matrices.to_vec().unwrap());
     assert_eq!(weights.vectors.to_vec().unwrap(), again.vectors.to_vec().unwrap());
 }
@@ -168,8 +174,8 @@ fn adamw_has_the_bits_of_the_cpus(gpu: &Arc<dyn Driver>, dtype: Dtype, state: Dt
 #[ignore = "run by kernels_run_under_sanitizers"]
 fn the_norm_of_large_gradients_is_finite_and_of_broken_ones_not_on_the_gpu() {
     let (gpu, model) = (gpu(), model([2, 1, 16], false));
-    let optimizer = Optimizer::new(&gpu, &model).unwrap();
-    let gradients = Gradients::zeros(&gpu, model.config()).unwrap();
+    let optimizer = AdamW::new(&gpu, &model).unwrap();
+    let gradients = DeviceGradients::zeros(&gpu, model.config()).unwrap();
     let first: &Buffer<f32> = &gradients.numbers;
     first.upload(0, &[f32::MAX; 8]).unwrap();
     first.upload(gradients.layout.at[3], &[f32::NAN]).unwrap();
