@@ -1,4 +1,4 @@
-//! `evaluate`: scored rollouts in, what they come to out.
+//! `evaluate`: computes accuracies and other rates from scored rollouts.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -8,22 +8,22 @@ use grpo_pipes::command::{OutputArgs, run_filter};
 use grpo_pipes::eval::{Comparison, Fold};
 use grpo_pipes::lines::jsonl::Input;
 
-/// Fold scored rollouts into accuracies, rates, means and pass@k
+/// Compute accuracies, rates, means and pass@k from scored rollouts
 ///
-/// Strict accuracy: "rewards.correctness" is above 0. Flexible: the last number of the completion is the answer, by value. Format:
-/// "rewards.strict_format" is above 0. Truncated: "finish_reason" is "length". pass@k is the unbiased estimate, over prompts.
+/// Strict accuracy: "rewards.correctness" is above 0. Flexible accuracy: the last number of the completion equals the answer. Format:
+/// "rewards.strict_format" is above 0. Truncated: "finish_reason" is "length". pass@k is the unbiased estimate, averaged over prompts.
 ///
-/// Intervals are Wilson's at 95 % with one completion a prompt. With more, completions of a prompt are correlated: the interval is then
-/// Wilson's for the effective number of completions, from the variance between prompts.
+/// With one completion per prompt, the 95 % intervals are Wilson's. With more, completions of a prompt are correlated: the intervals are
+/// then Wilson's for the effective number of completions, estimated from the variance between prompts.
 #[derive(Debug, Parser)]
 #[command(name = "evaluate", version)]
 struct Args {
-    /// Files of scored rollouts, taken together (`.zst` is decompressed); `-` is standard input
+    /// Files of scored rollouts, evaluated together (`.zst` is decompressed); `-` is standard input
     #[arg(value_name = "FILE", default_value = "-")]
     files: Vec<PathBuf>,
     #[command(flatten)]
     output: OutputArgs,
-    /// One JSON object instead of a table; rates are fractions of 1
+    /// Print one JSON object instead of a table; rates are fractions of 1
     #[arg(long)]
     json: bool,
     /// Print a table of the rates before and after, from two files that --json wrote; repeat it for another pair

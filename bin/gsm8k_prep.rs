@@ -1,4 +1,4 @@
-//! `gsm8k-prep`: GSM8K rows, or generated problems in their form, into prompts.
+//! `gsm8k-prep`: turns GSM8K rows, or generated problems in their form, into prompts.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -6,46 +6,46 @@ use std::process::ExitCode;
 use clap::Parser;
 use grpo_pipes::checkpoint::hub;
 use grpo_pipes::command::{self, OutputArgs};
-use grpo_pipes::gsm8k::columns::Asked;
+use grpo_pipes::gsm8k::columns::AskedColumns;
 use grpo_pipes::gsm8k::demonstration::Sloppiness;
 use grpo_pipes::gsm8k::generate::{Problems, generate};
-use grpo_pipes::gsm8k::order::Order;
+use grpo_pipes::gsm8k::order::RowOrder;
 use grpo_pipes::gsm8k::prompt::{PromptStyle, SYSTEM_PROMPT};
-use grpo_pipes::gsm8k::source::{self, Rows, Source};
+use grpo_pipes::gsm8k::source::{self, RowSource, RowStream};
 use grpo_pipes::gsm8k::{Split, run};
 use grpo_pipes::lines::jsonl::Output;
 use grpo_pipes::process::message::note;
 use grpo_pipes::{Error, Result};
 
-/// Turns GSM8K rows, or generated problems in their form, into prompts
+/// Turn GSM8K rows, or generated problems in their form, into prompts
 ///
-/// Question and answer are found by their names (question, problem, instruction; answer, solution, output and others), the answer behind
-/// `####`, in the last `\boxed{}`, or as the whole field where that is short; what was taken is said. Rows without an answer are
+/// Finds the question and answer fields by name (question, problem, instruction; answer, solution, output and others), and the answer
+/// after `####`, in the last `\boxed{}`, or as the whole of a short field. A message says what was taken. Rows without an answer are
 /// skipped and counted on standard error.
 #[derive(Parser)]
 #[command(name = "gsm8k-prep", version)]
 struct Args {
-    /// Hub data set, directory, or .parquet or .jsonl file, also as .zst or .gz; `-` is JSONL on standard input
+    /// Hub data set, directory, or .parquet or .jsonl file, also compressed as .zst or .gz; `-` is JSONL on standard input
     #[arg(value_name = "SOURCE", default_value = "openai/gsm8k")]
     source: String,
-    /// Field with the question [default: the first there is of question, problem, instruction, query, prompt]
+    /// Field with the question [default: the first of question, problem, instruction, query, prompt]
     #[arg(long, value_name = "NAME", conflicts_with = "generate")]
     question_field: Option<String>,
-    /// Field with the answer [default: the first there is of answer, solution, final_answer, output, response, ground_truth,
+    /// Field with the answer [default: the first of answer, solution, final_answer, output, response, ground_truth,
     /// completion]
     #[arg(long, value_name = "NAME", conflicts_with = "generate")]
     answer_field: Option<String>,
-    /// Make up N different short problems instead; of a split's questions none is ever in the other
+    /// Generate N distinct short problems instead; no question is in two splits
     #[arg(long, value_name = "N", conflicts_with = "source")]
     generate: Option<usize>,
     /// Largest number in a generated problem, its reasoning and its answer
     #[arg(long, value_name = "NUMBER", default_value_t = 10, requires = "generate",
           value_parser = clap::value_parser!(u32).range(5..=999))]
     max_number: u32,
-    /// The part of the data [default: what a file's name says, else train]
+    /// Split to take [default: the one in the file's name, else train]
     #[arg(long, value_enum)]
     split: Option<Split>,
-    /// Hold the last N rows of the shuffled train split out of it, for --split validation with the same N and seed
+    /// Hold out the last N rows of the shuffled train split; --split validation with the same N and seed takes them
     #[arg(long, value_name = "N", default_value_t = 0)]
     holdout: usize,
     /// Shuffle the rows, each epoch differently
@@ -54,10 +54,10 @@ struct Args {
     /// Seed of everything random
     #[arg(long, value_name = "NUMBER", default_value_t = 1)]
     seed: u64,
-    /// Write all rows so many times; a row keeps its prompt_id
+    /// Write all rows N times; a row keeps its prompt_id
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]
     epochs: u64,
-    /// At most N rows, the same in each epoch
+    /// Write at most N rows, the same in each epoch
     #[arg(long, value_name = "N")]
     limit: Option<usize>,
     /// File with the system prompt; an empty one means no system message [default: the XML format]
@@ -69,10 +69,10 @@ struct Args {
     /// Add a "completion" made from the row's own reasoning, for a supervised start
     #[arg(long)]
     demonstrations: bool,
-    /// Fraction of the demonstrations in a broken format, 0 to 1; which one depends on the wording of the question
+    /// Fraction of demonstrations in a broken format, 0 to 1; the wording of the question decides which format
     #[arg(long, value_name = "FRACTION", default_value_t = 0.0, requires = "demonstrations", value_parser = fraction)]
     sloppy_format: f64,
-    /// Fraction of the demonstrations whose result is off by one or two, 0 to 1
+    /// Fraction of demonstrations whose result is off by one or two, 0 to 1
     #[arg(long, value_name = "FRACTION", default_value_t = 0.0, requires = "demonstrations", value_parser = fraction)]
     sloppy_arithmetic: f64,
     /// First part of each prompt_id [default: the Hub data set's name, gsm8k for files, or generated]
@@ -101,7 +101,7 @@ fn prepare(args: &Args, out: &mut Output) -> Result<()> {
     let sloppy = Sloppiness { format: args.sloppy_format, arithmetic: args.sloppy_arithmetic };
     let demonstrations = args.demonstrations.then_some(sloppy);
     let style = PromptStyle { name: args.name.clone().unwrap_or(name), system, one_shot, demonstrations, seed };
-    let order = Order { split, holdout, shuffle, seed, epochs, limit };
+    let order = RowOrder { split, holdout, shuffle, seed, epochs, limit };
     let skipped = run::prepare(rows, &order, &style, out)?;
     if skipped > 0 {
         let what = if args.demonstrations { "an answer and reasoning" } else { "an answer" };
@@ -111,21 +111,21 @@ fn prepare(args: &Args, out: &mut Output) -> Result<()> {
 }
 
 /// The data set's name, the split, and its rows.
-fn rows(args: &Args) -> Result<(String, Split, Rows)> {
+fn rows(args: &Args) -> Result<(String, Split, RowStream)> {
     let split = args.split.unwrap_or(Split::Train);
     if let Some(count) = args.generate {
         let rows = generate(Problems { count, max_number: args.max_number, seed: args.seed }, split)?;
         return Ok(("generated".into(), split, Box::new(rows.into_iter().map(Ok))));
     }
-    let asked = Asked { question: args.question_field.clone(), answer: args.answer_field.clone() };
-    match Source::parse(&args.source) {
-        Source::File(path) => {
+    let asked = AskedColumns { question: args.question_field.clone(), answer: args.answer_field.clone() };
+    match RowSource::parse(&args.source) {
+        RowSource::File(path) => {
             Ok(("gsm8k".into(), source::split_of_file(&path, args.split)?, source::rows(&path, &asked)?))
         }
-        Source::Directory(dir) => {
+        RowSource::Directory(dir) => {
             Ok(("gsm8k".into(), split, source::rows_of_all(source::files_in(&dir, split)?, &asked)?))
         }
-        Source::Hub(id) => {
+        RowSource::Hub(id) => {
             let files = hub::data_files(&id, |names| source::files_of_split(names, split))?;
             let name = id.rsplit('/').next().unwrap_or(&id);
             Ok((name.into(), split, source::rows_of_all(files, &asked)?))

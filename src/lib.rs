@@ -1,6 +1,8 @@
 //! Group relative policy optimisation (GRPO) of small language models as Unix commands.
 //!
-//! The modules stand in the order of the flow; what each must not know is in its own header.
+//! Six commands turn prompts into rollouts, rollouts into rewards, and rewards into weights. Records flow from `gsm8k` through `rollout`,
+//! `engine`, `reward` and `grpo` to `train`; weights flow back through `run`. CONTRIBUTING.md has the map of these rooms, and who may import
+//! whom.
 
 pub mod command;
 pub mod error;

@@ -7,7 +7,7 @@ use serde::de::IgnoredAny;
 use serde_json::{Map, Value};
 
 use super::stats::Counts;
-use super::summary::{Mean, Summary};
+use super::summary::{RunningMean, Summary};
 use crate::error::{Error, Result};
 use crate::lines::prompt::{self, Names};
 use crate::lines::record::{Line, Record};
@@ -20,11 +20,11 @@ const MAX_REWARDS: usize = 1000;
 #[derive(Debug, Default)]
 pub struct Fold {
     /// In the order of their first record, so that every run sums the same doubles in the same order.
-    groups: Vec<Group>,
+    groups: Vec<GroupCounts>,
     index: HashMap<String, usize>,
-    reward: Mean,
-    rewards: Vec<(String, Mean)>,
-    length: Mean,
+    reward: RunningMean,
+    rewards: Vec<(String, RunningMean)>,
+    length: RunningMean,
     policy_step: Uniform,
     policy_id: Uniform,
     temperature: Uniform,
@@ -32,7 +32,7 @@ pub struct Fold {
 
 /// The completions of one prompt at one policy step.
 #[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Group {
+pub(super) struct GroupCounts {
     pub completions: u32,
     /// The extracted answer, in its tags, is right.
     pub strict: Counts,
@@ -78,7 +78,7 @@ impl Fold {
         let at = match self.index.get(&*group_id) {
             Some(at) => *at,
             None => {
-                self.groups.push(Group::default());
+                self.groups.push(GroupCounts::default());
                 *self.index.entry(group_id.into_owned()).or_insert(self.groups.len() - 1)
             }
         };
@@ -125,7 +125,7 @@ impl Fold {
                     return Err(record.error(format!("field \"rewards\": more than {MAX_REWARDS} names so far")));
                 }
                 None => {
-                    self.rewards.push((name.clone(), Mean::default()));
+                    self.rewards.push((name.clone(), RunningMean::default()));
                     &mut self.rewards.last_mut().expect("just pushed").1
                 }
             };

@@ -10,4 +10,4 @@ mod summary;
 pub use compare::Comparison;
 pub use fold::Fold;
 pub use stats::{Counts, Rate, pass_at_k, rate};
-pub use summary::{Mean, Summary};
+pub use summary::{RunningMean, Summary};

@@ -5,7 +5,7 @@ use std::fmt::{self, Display, Formatter};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::fold::Group;
+use super::fold::GroupCounts;
 use super::stats::{Counts, Rate, pass_at_k, rate};
 
 /// The summary of a set of scored rollouts. A number that cannot be computed is `None`, and null in JSON.
@@ -43,12 +43,12 @@ pub struct Summary {
 
 /// A mean over the numbers that are present.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
-pub struct Mean {
+pub struct RunningMean {
     sum: f64,
     count: u64,
 }
 
-impl Mean {
+impl RunningMean {
     /// Adds a number; `None` is ignored.
     pub fn add(&mut self, value: Option<f64>) {
         self.sum += value.unwrap_or(0.0);
@@ -70,8 +70,8 @@ impl Summary {
     }
 
     /// A summary of what the groups tell; the other fields stay empty.
-    pub(super) fn of_groups(groups: &[Group]) -> Self {
-        let of = |part: fn(&Group) -> Counts| rate(groups.iter().map(part));
+    pub(super) fn of_groups(groups: &[GroupCounts]) -> Self {
+        let of = |part: fn(&GroupCounts) -> Counts| rate(groups.iter().map(part));
         Self {
             num_prompts: groups.len(),
             num_completions: groups.iter().map(|group| group.completions as usize).sum(),
@@ -91,7 +91,7 @@ impl Summary {
     }
 }
 
-fn mean_pass_at_k(groups: &[Group]) -> Map<String, Value> {
+fn mean_pass_at_k(groups: &[GroupCounts]) -> Map<String, Value> {
     let judged: Vec<Counts> = groups.iter().map(|group| group.strict).filter(|counts| counts.total > 0).collect();
     let smallest = judged.iter().map(|counts| counts.total).min().unwrap_or(0);
     let powers = (0..u32::BITS).map(|power| 1 << power).take_while(|&k: &u32| smallest > 1 && k <= smallest);

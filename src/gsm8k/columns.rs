@@ -20,7 +20,7 @@ const LONGEST_ANSWER: usize = 60;
 
 /// The columns that the user asked for.
 #[derive(Debug, Clone, Default)]
-pub struct Asked {
+pub struct AskedColumns {
     /// Of the question.
     pub question: Option<String>,
     /// Of the answer.
@@ -65,7 +65,7 @@ impl Columns {
     ///
     /// # Errors
     /// A message that names what is missing.
-    pub fn find(asked: &Asked, has: impl Fn(&str) -> bool) -> Result<Self, String> {
+    pub fn find(asked: &AskedColumns, has: impl Fn(&str) -> bool) -> Result<Self, String> {
         if asked.answer.is_none() && has("prompt") && has("reward_model") {
             return Err("prompts in verl's form, which `rollout` reads as they are, as JSONL".into());
         }
@@ -152,7 +152,7 @@ impl Columns {
 mod tests {
     use super::*;
 
-    fn said(row: &[(&str, &str)], asked: &Asked) -> Result<(String, String, Found), String> {
+    fn said(row: &[(&str, &str)], asked: &AskedColumns) -> Result<(String, String, Found), String> {
         let get = |name: &str| row.iter().find(|(other, _)| *other == name).map(|(_, text)| (*text).to_owned());
         let columns = Columns::find(asked, |name| get(name).is_some())?;
         let said = columns.read(|name| get(name).is_some(), |name| Ok(get(name)), |what| what)?;
@@ -161,7 +161,7 @@ mod tests {
     }
 
     fn found(row: &[(&str, &str)]) -> (String, String, Found) {
-        said(row, &Asked::default()).unwrap()
+        said(row, &AskedColumns::default()).unwrap()
     }
 
     #[test]
@@ -199,22 +199,26 @@ mod tests {
             ("answer", "5"),
             ("gold", "as long as one wants it to be, since somebody asked for it"),
         ];
-        let asked =
-            |question: &str, answer: &str| Asked { question: Some(question.into()), answer: Some(answer.into()) };
+        let asked = |question: &str, answer: &str| AskedColumns {
+            question: Some(question.into()),
+            answer: Some(answer.into()),
+        };
         assert_eq!(said(&row, &asked("task", "gold")).unwrap().0, "T");
         assert_eq!(said(&row, &asked("task", "gold")).unwrap().2, Found::Whole);
         assert_eq!(said(&row, &asked("task", "x")).unwrap_err(), "no field \"x\"");
-        let none = said(&[("text", "Q")], &Asked::default()).unwrap_err();
+        let none = said(&[("text", "Q")], &AskedColumns::default()).unwrap_err();
         assert!(none.starts_with("no question: none of the fields question, problem,"), "{none}");
-        assert!(said(&[("prompt", "Q")], &Asked::default()).unwrap_err().ends_with("name it with --answer-field"));
-        let verl = said(&[("data_source", "x"), ("prompt", "Q"), ("reward_model", "")], &Asked::default());
+        assert!(
+            said(&[("prompt", "Q")], &AskedColumns::default()).unwrap_err().ends_with("name it with --answer-field")
+        );
+        let verl = said(&[("data_source", "x"), ("prompt", "Q"), ("reward_model", "")], &AskedColumns::default());
         assert!(verl.unwrap_err().starts_with("prompts in verl's form"));
     }
 
     #[test]
     fn reasoning_is_what_stands_around_the_answer_or_in_the_solution_beside_it() {
         let columns =
-            Columns::find(&Asked::default(), |name| ["problem", "solution", "answer"].contains(&name)).unwrap();
+            Columns::find(&AskedColumns::default(), |name| ["problem", "solution", "answer"].contains(&name)).unwrap();
         let get =
             |name: &str| -> Result<_, String> { Ok(Some(if name == "answer" { "5" } else { "2 + 3" }.to_owned())) };
         assert_eq!(columns.read(|_| true, get, |what| what).unwrap().answer, "2 + 3\n#### 5");

@@ -6,7 +6,7 @@ use crate::error::{Error, Result};
 
 /// The order of a data set's rows, a pure function of these numbers and of how many rows there are.
 #[derive(Debug, Clone, Copy)]
-pub struct Order {
+pub struct RowOrder {
     /// The split to take.
     pub split: Split,
     /// How many rows at the end of the shuffled train split are for validation.
@@ -21,7 +21,7 @@ pub struct Order {
     pub limit: Option<usize>,
 }
 
-impl Order {
+impl RowOrder {
     /// # Errors
     /// [`Error::Usage`] if options contradict each other.
     pub fn check(&self) -> Result<()> {
@@ -71,8 +71,8 @@ impl Order {
 mod tests {
     use super::*;
 
-    fn order(split: Split, holdout: usize, shuffle: bool) -> Order {
-        Order { split, holdout, shuffle, seed: 4, epochs: 1, limit: None }
+    fn order(split: Split, holdout: usize, shuffle: bool) -> RowOrder {
+        RowOrder { split, holdout, shuffle, seed: 4, epochs: 1, limit: None }
     }
 
     fn sorted(mut rows: Vec<usize>) -> Vec<usize> {
@@ -94,7 +94,7 @@ mod tests {
 
     #[test]
     fn each_epoch_has_the_same_rows_in_another_order() {
-        let order = Order { limit: Some(20), ..order(Split::Train, 10, true) };
+        let order = RowOrder { limit: Some(20), ..order(Split::Train, 10, true) };
         let epochs: Vec<_> = (0..3).map(|epoch| order.epoch(100, epoch).unwrap()).collect();
         assert_eq!(epochs[0].len(), 20);
         assert!(epochs[0] != epochs[1] && epochs[1] != epochs[2]);
@@ -104,7 +104,7 @@ mod tests {
     #[test]
     fn the_order_depends_on_the_seed() {
         let one = order(Split::Train, 0, true);
-        assert_ne!(one.epoch(100, 0).unwrap(), Order { seed: 5, ..one }.epoch(100, 0).unwrap());
+        assert_ne!(one.epoch(100, 0).unwrap(), RowOrder { seed: 5, ..one }.epoch(100, 0).unwrap());
     }
 
     #[test]

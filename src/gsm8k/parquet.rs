@@ -10,7 +10,7 @@ use ::parquet::record::Field;
 use serde_json::value::RawValue;
 
 use super::Row;
-use super::source::{Reader, Rows};
+use super::source::{Reader, RowStream};
 use crate::error::{Error, Result};
 use crate::process::message::note;
 
@@ -18,7 +18,7 @@ use crate::process::message::note;
 ///
 /// # Errors
 /// [`Error::Io`] if the file cannot be opened, [`Error::Data`] if it is not a parquet file.
-pub fn rows(path: &Path, mut reader: Reader) -> Result<Rows> {
+pub fn rows(path: &Path, mut reader: Reader) -> Result<RowStream> {
     let file = File::open(path).map_err(Error::io(path))?;
     let name = path.display().to_string();
     let fault = {

@@ -1,9 +1,9 @@
 //! Writes rows as records in the order asked for: the work of `gsm8k-prep`.
 
 use super::Row;
-use super::order::Order;
+use super::order::RowOrder;
 use super::prompt::PromptStyle;
-use super::source::Rows;
+use super::source::RowStream;
 use crate::error::Result;
 use crate::lines::jsonl::Output;
 
@@ -13,7 +13,7 @@ use crate::lines::jsonl::Output;
 ///
 /// # Errors
 /// The errors of the rows, the order and the output.
-pub fn prepare(rows: Rows, order: &Order, style: &PromptStyle, out: &mut Output) -> Result<usize> {
+pub fn prepare(rows: RowStream, order: &RowOrder, style: &PromptStyle, out: &mut Output) -> Result<usize> {
     order.check()?;
     let mut skipped = 0;
     let split = order.split.published();

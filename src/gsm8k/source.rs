@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use super::columns::{Asked, Columns, Found, Said};
+use super::columns::{AskedColumns, Columns, Found, Said};
 use super::{Row, Split, parquet};
 use crate::error::{Error, Result};
 use crate::lines::jsonl::Input;
@@ -12,7 +12,7 @@ use crate::process::message::note;
 
 /// The source of rows that a command line names.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Source {
+pub enum RowSource {
     /// A file, or `-` for standard input.
     File(PathBuf),
     /// A directory with one or more files per split.
@@ -24,7 +24,7 @@ pub enum Source {
 /// The file name endings that can be read.
 const ENDINGS: [&str; 5] = [".parquet", ".jsonl", ".jsonl.zst", ".jsonl.gz", ".json"];
 
-impl Source {
+impl RowSource {
     /// An existing path is a file or directory; `owner/name` is otherwise a data set; anything else is a missing file.
     #[must_use]
     pub fn parse(name: &str) -> Self {
@@ -107,13 +107,13 @@ pub fn files_in(dir: &Path, split: Split) -> Result<Vec<PathBuf>> {
 }
 
 /// A stream of rows; nothing after the first error means anything.
-pub type Rows = Box<dyn Iterator<Item = Result<Row>>>;
+pub type RowStream = Box<dyn Iterator<Item = Result<Row>>>;
 
 /// The rows of a file, `-` for JSONL on standard input, numbered from 0.
 ///
 /// # Errors
 /// [`Error::Io`] if the file cannot be opened, [`Error::Data`] if it is not a parquet file.
-pub fn rows(path: &Path, asked: &Asked) -> Result<Rows> {
+pub fn rows(path: &Path, asked: &AskedColumns) -> Result<RowStream> {
     if path.extension().is_some_and(|ext| ext == "parquet") {
         return parquet::rows(path, Reader::new(asked));
     }
@@ -131,13 +131,13 @@ pub fn rows(path: &Path, asked: &Asked) -> Result<Rows> {
 
 /// Reads rows. The first ones decide which columns to take and where the answer stands; a message says so once.
 pub(super) struct Reader {
-    asked: Asked,
+    asked: AskedColumns,
     columns: Option<Columns>,
     place: Option<Found>,
 }
 
 impl Reader {
-    fn new(asked: &Asked) -> Self {
+    fn new(asked: &AskedColumns) -> Self {
         Self { asked: asked.clone(), columns: None, place: None }
     }
 
@@ -175,7 +175,7 @@ impl Reader {
 ///
 /// # Errors
 /// Those of [`rows`] for the first file; a later file's errors come when it is reached.
-pub fn rows_of_all(files: Vec<PathBuf>, asked: &Asked) -> Result<Rows> {
+pub fn rows_of_all(files: Vec<PathBuf>, asked: &AskedColumns) -> Result<RowStream> {
     let mut files = files.into_iter();
     let first = files.next().map(|path| rows(&path, asked)).transpose()?;
     let asked = asked.clone();
@@ -197,10 +197,10 @@ mod tests {
 
     #[test]
     fn a_name_is_a_file_a_directory_or_a_data_set() {
-        assert_eq!(Source::parse("openai/gsm8k"), Source::Hub("openai/gsm8k".into()));
-        assert_eq!(Source::parse("."), Source::Directory(".".into()));
+        assert_eq!(RowSource::parse("openai/gsm8k"), RowSource::Hub("openai/gsm8k".into()));
+        assert_eq!(RowSource::parse("."), RowSource::Directory(".".into()));
         for file in ["-", "missing", "data/train.jsonl", "./a", "../a", "/a", "a/b/c", "~/a", "a/"] {
-            assert_eq!(Source::parse(file), Source::File(file.into()));
+            assert_eq!(RowSource::parse(file), RowSource::File(file.into()));
         }
     }
 

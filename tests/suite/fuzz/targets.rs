@@ -10,7 +10,7 @@ use grpo_pipes::eval::Fold;
 use grpo_pipes::grpo::advantage::{ScaleRewards, advantages};
 use grpo_pipes::grpo::groups::{self, Group, Groups};
 use grpo_pipes::grpo::health::Health;
-use grpo_pipes::gsm8k::columns::Asked;
+use grpo_pipes::gsm8k::columns::AskedColumns;
 use grpo_pipes::gsm8k::source;
 use grpo_pipes::lines::jsonl::Input;
 use grpo_pipes::lines::record::Message;
@@ -221,7 +221,7 @@ fn records(place: &mut Place, dice: &mut Dice) {
         }
         _ => {
             refused(Health::of_run(0.05, &path));
-            source::rows(&path, &Asked::default()).unwrap().for_each(|row| drop(refused(row)));
+            source::rows(&path, &AskedColumns::default()).unwrap().for_each(|row| drop(refused(row)));
         }
     }
 }
