@@ -6,8 +6,8 @@ use std::collections::HashMap;
 use serde::de::IgnoredAny;
 use serde_json::{Map, Value};
 
-use super::stats::Counts;
-use super::summary::{RunningMean, Summary};
+use super::stats::{Counts, RunningMean, pass_at_k, rate};
+use super::summary::Summary;
 use crate::error::{Error, Result};
 use crate::lines::prompt::{self, Names};
 use crate::lines::record::{Line, Record};
@@ -32,14 +32,14 @@ pub struct Fold {
 
 /// The completions of one prompt at one policy step.
 #[derive(Debug, Clone, Copy, Default)]
-pub(super) struct GroupCounts {
-    pub completions: u32,
+struct GroupCounts {
+    completions: u32,
     /// The extracted answer, in its tags, is right.
-    pub strict: Counts,
+    strict: Counts,
     /// The last number of the completion is right.
-    pub flexible: Counts,
-    pub format: Counts,
-    pub truncated: Counts,
+    flexible: Counts,
+    format: Counts,
+    truncated: Counts,
 }
 
 /// A field that the summary reports if all records agree on it.
@@ -99,14 +99,24 @@ impl Fold {
         if self.groups.is_empty() {
             return Err(Error::Data("no completions to evaluate".into()));
         }
-        let mut summary = Summary::of_groups(&self.groups);
-        summary.policy_step = self.policy_step.into_value();
-        summary.policy_id = self.policy_id.into_value();
-        summary.temperature = self.temperature.into_value();
-        summary.mean_length_tokens = self.length.value();
-        summary.reward = self.reward.value();
-        summary.rewards = self.rewards.into_iter().map(|(name, mean)| (name, mean.value().into())).collect();
-        Ok(summary)
+        let groups = &self.groups;
+        let over_groups = |counts: fn(&GroupCounts) -> Counts| rate(groups.iter().map(counts));
+        Ok(Summary {
+            num_prompts: groups.len(),
+            num_completions: groups.iter().map(|group| group.completions as usize).sum(),
+            num_judged: groups.iter().map(|group| group.strict.total as usize).sum(),
+            policy_step: self.policy_step.into_value(),
+            policy_id: self.policy_id.into_value(),
+            temperature: self.temperature.into_value(),
+            accuracy_strict: over_groups(|group| group.strict),
+            accuracy_flexible: over_groups(|group| group.flexible),
+            format_rate: over_groups(|group| group.format),
+            truncation_rate: over_groups(|group| group.truncated),
+            mean_length_tokens: self.length.value(),
+            reward: self.reward.value(),
+            rewards: self.rewards.into_iter().map(|(name, mean)| (name, mean.value().into())).collect(),
+            pass_at_k: mean_pass_at_k(groups),
+        })
     }
 
     /// Adds the record's rewards to the means. Returns whether the named reward was earned, `None` when it is missing or null.
@@ -134,6 +144,14 @@ impl Fold {
         self.reward.add(record.get_optional("reward")?);
         Ok(|name: &str| rewards.get(name).and_then(Value::as_f64).map(|value| value > 0.0))
     }
+}
+
+fn mean_pass_at_k(groups: &[GroupCounts]) -> Map<String, Value> {
+    let judged: Vec<Counts> = groups.iter().map(|group| group.strict).filter(|counts| counts.total > 0).collect();
+    let smallest = judged.iter().map(|counts| counts.total).min().unwrap_or(0);
+    let powers = (0..u32::BITS).map(|power| 1 << power).take_while(|&k: &u32| smallest > 1 && k <= smallest);
+    let mean = |k| judged.iter().filter_map(|&counts| pass_at_k(counts, k)).sum::<f64>() / judged.len() as f64;
+    powers.map(|k| (k.to_string(), mean(k).into())).collect()
 }
 
 /// The key of a group: the sampler's `group_id`, else the prompt's id, else the prompt itself.

@@ -5,8 +5,7 @@ use std::fmt::{self, Display, Formatter};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::fold::GroupCounts;
-use super::stats::{Counts, Rate, pass_at_k, rate};
+use super::stats::Rate;
 
 /// The summary of a set of scored rollouts. A number that cannot be computed is `None`, and null in JSON.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -41,62 +40,12 @@ pub struct Summary {
     pub pass_at_k: Map<String, Value>,
 }
 
-/// A mean over the numbers that are present.
-#[derive(Debug, Clone, Copy, Default, PartialEq)]
-pub struct RunningMean {
-    sum: f64,
-    count: u64,
-}
-
-impl RunningMean {
-    /// Adds a number; `None` is ignored.
-    pub fn add(&mut self, value: Option<f64>) {
-        self.sum += value.unwrap_or(0.0);
-        self.count += u64::from(value.is_some());
-    }
-
-    /// The mean, `None` if nothing was added.
-    #[must_use]
-    pub fn value(self) -> Option<f64> {
-        (self.count > 0).then(|| self.sum / self.count as f64)
-    }
-}
-
 impl Summary {
     /// One line of JSON.
     #[must_use]
     pub fn to_json(&self) -> String {
         serde_json::to_string(self).expect("plain data serialises")
     }
-
-    /// A summary of what the groups tell; the other fields stay empty.
-    pub(super) fn of_groups(groups: &[GroupCounts]) -> Self {
-        let of = |part: fn(&GroupCounts) -> Counts| rate(groups.iter().map(part));
-        Self {
-            num_prompts: groups.len(),
-            num_completions: groups.iter().map(|group| group.completions as usize).sum(),
-            num_judged: groups.iter().map(|group| group.strict.total as usize).sum(),
-            policy_step: Value::Null,
-            policy_id: Value::Null,
-            temperature: Value::Null,
-            accuracy_strict: of(|group| group.strict),
-            accuracy_flexible: of(|group| group.flexible),
-            format_rate: of(|group| group.format),
-            truncation_rate: of(|group| group.truncated),
-            mean_length_tokens: None,
-            reward: None,
-            rewards: Map::new(),
-            pass_at_k: mean_pass_at_k(groups),
-        }
-    }
-}
-
-fn mean_pass_at_k(groups: &[GroupCounts]) -> Map<String, Value> {
-    let judged: Vec<Counts> = groups.iter().map(|group| group.strict).filter(|counts| counts.total > 0).collect();
-    let smallest = judged.iter().map(|counts| counts.total).min().unwrap_or(0);
-    let powers = (0..u32::BITS).map(|power| 1 << power).take_while(|&k: &u32| smallest > 1 && k <= smallest);
-    let mean = |k| judged.iter().filter_map(|&counts| pass_at_k(counts, k)).sum::<f64>() / judged.len() as f64;
-    powers.map(|k| (k.to_string(), mean(k).into())).collect()
 }
 
 impl Display for Summary {
