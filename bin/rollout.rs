@@ -1,29 +1,27 @@
 //! `rollout`: prompts and a policy in, sampled completions with token ids and log-probabilities out.
 
 use std::num::NonZeroUsize;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
-use grpo_pipes::checkpoint::{self, hub};
+use grpo_pipes::Result;
 use grpo_pipes::command::{InputArgs, OutputArgs, run_filter};
-use grpo_pipes::engine::Settings;
-use grpo_pipes::gpu::device::{Device, DtypeChoice};
-use grpo_pipes::gsm8k::prompt::SYSTEM_PROMPT;
-use grpo_pipes::lines::jsonl::{Input, Output};
+use grpo_pipes::gpu::device::DeviceArgs;
 use grpo_pipes::model::Sampling;
 use grpo_pipes::process::cancel::Stop;
 use grpo_pipes::process::memory_limit::CountingAllocator;
-use grpo_pipes::rollout::{Asked, Format, Job, LongPrompt, Place, Prompts, Steps, follow, run};
-use grpo_pipes::run::{MOST_AHEAD, Run};
-use grpo_pipes::{Error, Result};
+use grpo_pipes::rollout::{
+    BackendOptions, FollowOptions, LineFormat, LongPrompt, Policy, PromptOptions, RequestedSizes, RolloutJob, run,
+};
+use grpo_pipes::run::MOST_AHEAD;
 
 /// Sample completions of prompts from a model
 ///
-/// Reads records with a "prompt" (chat messages or a text), "messages" or "conversations" and writes each as often as completions are
-/// asked for, with the completion's text, token ids and log-probabilities added. A record without a "prompt_id" gets one, the hash of
-/// its prompt. Groups leave in the order of their prompts, each as soon as it is
-/// whole. The model's own sampling defaults are not applied.
+/// Reads records with a "prompt" (chat messages or a text), "messages" or "conversations". For each, writes N records with a
+/// completion's text, token ids and log-probabilities added (see --num-generations). A record without a "prompt_id" gets one: the hash
+/// of its prompt. Groups are written in the order of their prompts, each as soon as it is complete. The sampling defaults that come
+/// with the model are not used.
 #[derive(Parser)]
 #[command(name = "rollout", version)]
 struct Args {
@@ -34,76 +32,71 @@ struct Args {
     /// Model directory or checkpoint, or a Hub id like Qwen/Qwen2.5-0.5B-Instruct
     #[arg(long, value_name = "DIR|HUB_ID", required_unless_present = "follow")]
     model: Option<String>,
-    /// Sample for the whole run in this directory, in one pipe with `grpo-step --follow`: each step's prompts from the weights that
-    /// the step before made, from the first prompt on that the run's policy was not trained on
+    /// Sample for the whole run in this directory, in one pipe with `grpo-step --follow`: each step from the weights that the step
+    /// before made, beginning with the first prompt that the run's policy was not trained on
     #[arg(long, value_name = "RUN", requires = "groups_per_step", conflicts_with_all = ["model", "text", "output"])]
     follow: Option<PathBuf>,
-    /// Prompts a step of --follow
+    /// Prompts per step of --follow
     #[arg(long, value_name = "N", requires = "follow", conflicts_with = "model")]
     groups_per_step: Option<NonZeroUsize>,
-    /// Sample for --follow up to N steps ahead of training, which must allow the same N: each step from the weights of N steps
-    /// before those that it would wait for otherwise, never from others
+    /// Let --follow sample up to N steps ahead of training, which must allow the same N: each step uses the weights from exactly N
+    /// steps before those that it would otherwise wait for
     #[arg(long, value_name = "N", requires = "follow", conflicts_with = "model", default_value_t = 0,
           value_parser = clap::value_parser!(u64).range(..=MOST_AHEAD))]
     max_staleness: u64,
-    /// Completions of each prompt
+    /// Completions per prompt
     #[arg(short, long, value_name = "N", default_value = "1")]
     num_generations: NonZeroUsize,
-    /// Logits are divided by it; 0 always takes the likeliest token
+    /// Divide logits by T; 0 always takes the likeliest token
     #[arg(long, value_name = "T", default_value_t = 1.0)]
     temperature: f32,
-    /// Sample among the likeliest tokens whose probabilities reach P; 1 is off
+    /// Sample only the likeliest tokens whose probabilities add up to P; 1 turns it off
     #[arg(long, value_name = "P", default_value_t = 1.0)]
     top_p: f32,
-    /// Sample among the K likeliest tokens; 0 is off
+    /// Sample only the K likeliest tokens; 0 turns it off
     #[arg(long, value_name = "K", default_value_t = 0)]
     top_k: usize,
-    /// Sample among tokens at least P times as likely as the likeliest; 0 is off
+    /// Sample only tokens at least P times as likely as the likeliest; 0 turns it off
     #[arg(long, value_name = "P", default_value_t = 0.0)]
     min_p: f32,
-    /// Make tokens that occurred already less likely, as transformers does; 1 is off
+    /// Make tokens that occurred already less likely, as transformers does; 1 turns it off
     #[arg(long, value_name = "R", default_value_t = 1.0)]
     repetition_penalty: f32,
-    /// Longest prompt [tokens; default: 512, or what a small model has positions for]
+    /// Longest prompt (tokens) [default: 512, or less for a model with few positions]
     #[arg(long, value_name = "N")]
     max_prompt_tokens: Option<NonZeroUsize>,
-    /// Longest completion, end token included [tokens; default: 256, or what a small model has positions for]
+    /// Longest completion, end token included (tokens) [default: 256, or less for a model with few positions]
     #[arg(long, value_name = "N")]
     max_completion_tokens: Option<NonZeroUsize>,
-    /// Seed of everything random
+    /// Seed of all draws
     #[arg(long, value_name = "NUMBER", default_value_t = 0)]
     seed: u64,
     /// What to do with longer prompts
     #[arg(long, value_enum, default_value_t = LongPrompt::Refuse)]
     on_long_prompt: LongPrompt,
-    /// Lines are questions, not records
+    /// Read lines as questions, not as records
     #[arg(long)]
     text: bool,
-    /// File with the system prompt of --text; an empty one means no system message [default: the model's system_prompt.txt, which
+    /// File with the system prompt of --text; an empty file means no system message [default: the model's system_prompt.txt, which
     /// a run leaves beside its weights, else the XML format]
     #[arg(long, value_name = "FILE", requires = "text")]
     system_prompt: Option<PathBuf>,
-    /// Prompts are texts that go to the model as they are, as a base model takes them: no chat template
+    /// Pass prompts to the model as plain text without a chat template, as base models need them
     #[arg(long, conflicts_with_all = ["system_prompt", "chat_template"])]
     raw: bool,
-    /// File with a chat template (Jinja), instead of the model's
+    /// File with a chat template (Jinja) that replaces the model's
     #[arg(long, value_name = "FILE")]
     chat_template: Option<PathBuf>,
-    /// Sequences sampled at once; changes speed and memory, never a completion [default: 64, or what a GPU has memory for]
+    /// Sequences sampled at once; changes speed and memory, never a completion [default: 64, or fewer if a GPU's memory is short]
     #[arg(long, value_name = "N")]
     max_sequences: Option<NonZeroUsize>,
-    /// Where to compute: auto, cpu, cuda, or cuda:N for GPU N counted from 0. `auto` takes the first GPU if there is one that
-    /// this build can use, else the processor
-    #[arg(long, value_name = "auto|cpu|cuda[:N]", default_value_t = Device::Auto)]
-    device: Device,
-    /// How weights are held, and on a GPU caches
-    #[arg(long, value_enum, default_value_t = DtypeChoice::Auto)]
-    dtype: DtypeChoice,
-    /// On a GPU: the same bits of a completion whatever else is sampled. Without it so they are among up to 128 sequences, but for
-    /// prompts run together
+    #[command(flatten)]
+    device: DeviceArgs,
+    /// On a GPU, make each completion bit-identical whatever else is sampled. Without it, completions can differ in the last bits
+    /// between batches of more than 128 sequences, or when prompts are run together
     #[arg(long)]
     batch_invariant: bool,
-    /// On a GPU: how much of the free memory may be taken; the plan is said before, and refused when it does not fit
+    /// Use at most this fraction of the free GPU memory; a plan that does not fit is refused before anything is allocated
     #[arg(long, value_name = "FRACTION", default_value_t = 0.9)]
     gpu_memory_fraction: f64,
 }
@@ -114,65 +107,50 @@ static ALLOCATOR: CountingAllocator = CountingAllocator;
 
 fn main() -> ExitCode {
     let args = Args::parse();
-    run_filter("rollout", &args.output, |out| rollout(&args, out))
+    run_filter("rollout", &args.output, |out| run(&args.policy(), args.job()?, &args.input.file, out))
 }
 
-/// What stands before a question of --text.
-fn system_prompt(args: &Args, model: &Path) -> Result<String> {
-    let beside = Some(model.join(checkpoint::SYSTEM_PROMPT)).filter(|path| path.exists());
-    match args.system_prompt.clone().or(beside) {
-        Some(path) => std::fs::read_to_string(&path).map_err(Error::io(&path)),
-        None => Ok(SYSTEM_PROMPT.into()),
-    }
-}
-
-fn rollout(args: &Args, out: &mut Output) -> Result<()> {
-    let place = Place {
-        device: args.device.open()?,
-        dtype: args.dtype,
-        batch_invariant: args.batch_invariant,
-        gpu_memory_fraction: args.gpu_memory_fraction,
-    };
-    // Before signals are taken as a wish: a download is ended by them at once.
-    let model = args.model.as_deref().map(hub::model_dir).transpose()?;
-    let stop = Stop::on_signals()?;
-    let input = Input::open_until(&args.input.file, &stop)?;
-    let format = match &model {
-        Some(dir) if args.text => Format::Text { system: system_prompt(args, dir)? },
-        _ => Format::Records,
-    };
-    let sampling = Sampling {
-        temperature: args.temperature,
-        top_k: args.top_k,
-        top_p: args.top_p,
-        min_p: args.min_p,
-        repetition_penalty: args.repetition_penalty,
-    };
-    let settings = Settings {
-        group_size: args.num_generations.get(),
-        max_sequences: 0,
-        max_completion_tokens: 0,
-        sampling,
-        stop_ids: Vec::new(),
-        seed: args.seed,
-        step: 0,
-    };
-    let asked = Asked {
-        prompt_tokens: args.max_prompt_tokens.map(NonZeroUsize::get),
-        completion_tokens: args.max_completion_tokens.map(NonZeroUsize::get),
-        sequences: args.max_sequences.map(NonZeroUsize::get),
-    };
-    let prompts = Prompts { format, raw: args.raw, max_tokens: 0, on_long: args.on_long_prompt };
-    let job = Job { place, prompts, chat_template: args.chat_template.clone(), settings, asked, stop };
-    match (&args.follow, args.groups_per_step, model) {
-        (Some(_), ..) if args.on_long_prompt == LongPrompt::Skip => Err(Error::Usage(
-            "--on-long-prompt skip does not go with --follow: a step takes the prompts that stand in its place".into(),
-        )),
-        (Some(dir), Some(groups), _) => {
-            let steps = Steps { groups: groups.get(), ahead: args.max_staleness };
-            follow(job, &Run::new(dir), steps, input, out)
+impl Args {
+    fn policy(&self) -> Policy {
+        match (&self.follow, self.groups_per_step, &self.model) {
+            (Some(dir), Some(groups), _) => {
+                let options = FollowOptions { groups_per_step: groups.get(), max_staleness: self.max_staleness };
+                Policy::Run(dir.clone(), options)
+            }
+            (_, _, Some(model)) => Policy::Model(model.clone()),
+            _ => unreachable!("clap requires --model, or --follow with --groups-per-step"),
         }
-        (_, _, Some(dir)) => run(job, &dir, input, out),
-        _ => unreachable!("clap asks for --model, or for --follow with --groups-per-step"),
+    }
+
+    fn job(&self) -> Result<RolloutJob> {
+        let format = match self.text {
+            true => LineFormat::Questions { system_prompt: self.system_prompt.clone() },
+            false => LineFormat::Records,
+        };
+        Ok(RolloutJob {
+            backend: BackendOptions {
+                device: self.device.device.open()?,
+                dtype: self.device.dtype,
+                batch_invariant: self.batch_invariant,
+                gpu_memory_fraction: self.gpu_memory_fraction,
+            },
+            prompts: PromptOptions { format, raw: self.raw, on_long: self.on_long_prompt },
+            chat_template: self.chat_template.clone(),
+            group_size: self.num_generations.get(),
+            sampling: Sampling {
+                temperature: self.temperature,
+                top_k: self.top_k,
+                top_p: self.top_p,
+                min_p: self.min_p,
+                repetition_penalty: self.repetition_penalty,
+            },
+            seed: self.seed,
+            sizes: RequestedSizes {
+                prompt_tokens: self.max_prompt_tokens.map(NonZeroUsize::get),
+                completion_tokens: self.max_completion_tokens.map(NonZeroUsize::get),
+                sequences: self.max_sequences.map(NonZeroUsize::get),
+            },
+            stop: Stop::default(),
+        })
     }
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use rayon::prelude::*;
 
 use super::Settings;
-use super::decoder::{Decoder, Drawn, Prompt};
+use super::decoder::{Decoder, Drawn, Prefill};
 use super::sampler::Sampler;
 use super::scheduler::Start;
 use crate::error::Result;
@@ -70,7 +70,7 @@ impl<'m, W: Number> CpuDecoder<'m, W> {
 
 impl<W: Number> Decoder for CpuDecoder<'_, W> {
     /// Prompts packed: a part of them on each thread, or together where a product is worth all threads.
-    fn prefill(&mut self, prompts: &[Prompt<'_>]) -> Result<()> {
+    fn prefill(&mut self, prompts: &[Prefill<'_>]) -> Result<()> {
         let tokens: Vec<&[u32]> = prompts.iter().map(|prompt| prompt.tokens).collect();
         let (stem, rests) = split_stem(&tokens);
         let together = PREFILL_TOKENS.max(stem.len()); // a long stem is not to be most of what each run computes

@@ -6,7 +6,7 @@ use crate::numbers::rng::Stream;
 
 /// A prompt whose samples will start.
 #[derive(Debug, Clone, Copy)]
-pub struct Prompt<'a> {
+pub struct Prefill<'a> {
     /// Its group's number.
     pub group: usize,
     /// At least one.
@@ -32,7 +32,7 @@ pub struct Drawn {
 /// [`crate::Error::Device`] when the device fails; that of a model's [`crate::process::cancel::Stop`] in the middle of long work.
 pub trait Decoder: Send {
     /// Runs prompts, each of a new group; their keys and values stay until they are forgotten.
-    fn prefill(&mut self, prompts: &[Prompt<'_>]) -> Result<()>;
+    fn prefill(&mut self, prompts: &[Prefill<'_>]) -> Result<()>;
 
     /// Samples of groups whose prompts were run start in free slots: their first tokens are drawn.
     fn begin(&mut self, starts: &[Start], drawn: &mut Vec<Drawn>) -> Result<()>;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::Settings;
 use super::cpu::in_runs;
-use super::decoder::{Decoder, Drawn, Prompt};
+use super::decoder::{Decoder, Drawn, Prefill};
 use super::scheduler::Start;
 use crate::error::{Error, Result};
 use crate::gpu::decode::kernels::{cache_rows, check, head_rows};
@@ -44,7 +44,7 @@ pub struct GpuDecoder {
 
 /// How to sample on a GPU.
 #[derive(Debug, Clone, Copy)]
-pub struct OnGpu {
+pub struct GpuOptions {
     /// Of weights and caches.
     pub dtype: Dtype,
     /// The longest prompt.
@@ -62,7 +62,7 @@ struct Placed {
     key: [u32; 2],
 }
 
-impl OnGpu {
+impl GpuOptions {
     /// What sampling with these settings takes of the card's memory.
     ///
     /// # Errors
@@ -85,8 +85,8 @@ impl GpuDecoder {
     ///
     /// # Errors
     /// [`crate::Error::Device`] when the kernels do not suit the model, or there is no room.
-    pub fn new(driver: &Arc<dyn Driver>, model: &Model, settings: &Settings, on: OnGpu) -> Result<Self> {
-        let (shape, OnGpu { dtype, batch_invariant, .. }) = (on.shape(settings), on);
+    pub fn new(driver: &Arc<dyn Driver>, model: &Model, settings: &Settings, on: GpuOptions) -> Result<Self> {
+        let (shape, GpuOptions { dtype, batch_invariant, .. }) = (on.shape(settings), on);
         let (slots, limit) = (shape.slots, shape.max_completion_tokens);
         let weights = DeviceWeights::new(driver, model, dtype, shape.max_prompt_tokens + limit)?;
         check(&weights)?;
@@ -181,7 +181,7 @@ impl GpuDecoder {
 }
 
 impl Decoder for GpuDecoder {
-    fn prefill(&mut self, prompts: &[Prompt<'_>]) -> Result<()> {
+    fn prefill(&mut self, prompts: &[Prefill<'_>]) -> Result<()> {
         let tokens: Vec<&[u32]> = prompts.iter().map(|prompt| prompt.tokens).collect();
         let mut places = Vec::with_capacity(prompts.len());
         for prompt in prompts {

@@ -21,8 +21,8 @@ use crate::process::cancel::Stop;
 use crate::process::read_ahead::ReadAhead;
 
 pub use cpu::CpuDecoder;
-pub use decoder::{Decoder, Drawn, Prompt};
-pub use gpu::{GpuDecoder, OnGpu};
+pub use decoder::{Decoder, Drawn, Prefill};
+pub use gpu::{GpuDecoder, GpuOptions};
 pub use sampler::Sampler;
 pub use scheduler::{Scheduler, Start};
 
@@ -212,7 +212,7 @@ impl<'d> Engine<'d> {
         let first = starts.iter().filter(|start| start.sample == 0).map(|start| {
             let request = &scheduler.group(start.group).request;
             let stream = Stream::new(self.settings.seed, self.settings.step, &request.prompt_id);
-            Prompt { group: start.group, tokens: &request.tokens, stream }
+            Prefill { group: start.group, tokens: &request.tokens, stream }
         });
         self.decoder.prefill(&first.collect::<Vec<_>>())?;
         for start in &starts {

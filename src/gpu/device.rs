@@ -52,6 +52,19 @@ impl DtypeChoice {
     }
 }
 
+/// Options that choose the device and the number type, shared by `rollout` and `grpo-step`.
+#[derive(Debug, Clone, Copy, clap::Args)]
+pub struct DeviceArgs {
+    /// Where to compute: auto, cpu, cuda, or cuda:N for GPU N counted from 0. `auto` takes the first GPU if this build can use it,
+    /// else the CPU
+    #[arg(long, value_name = "auto|cpu|cuda[:N]", default_value_t = Device::Auto)]
+    pub device: Device,
+    /// Type of the numbers that matrix products read, and on a GPU of KV caches. Sums, gradients and the weights being trained are
+    /// always f32
+    #[arg(long, value_enum, default_value_t = DtypeChoice::Auto)]
+    pub dtype: DtypeChoice,
+}
+
 /// Where one computes.
 #[derive(Clone)]
 pub struct ComputeDevice {

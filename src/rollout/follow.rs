@@ -1,5 +1,5 @@
-//! The sampler of a run: as many prompts a step as the trainer takes, each step from the weights that the step before made, or from
-//! those of exactly so many steps earlier as it may be ahead of the trainer.
+//! Samples for a whole run: each step takes as many prompts as the trainer, and samples from the weights that the step before made. With
+//! staleness N, from those of exactly N steps earlier.
 
 use std::fs;
 use std::io::ErrorKind;
@@ -8,9 +8,9 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
-use super::backend::Seat;
-use super::records::Records;
-use super::{Job, Ready};
+use super::backend::SamplingBackend;
+use super::records::RecordWriter;
+use super::{NAME, Ready, RolloutJob};
 use crate::checkpoint::{Identity, State, identity};
 use crate::engine::{Completion, Request, Sink, Work};
 use crate::error::{Error, Result};
@@ -26,60 +26,60 @@ use crate::run::{Lock, Offers, PartnerWatch, Role, Run, TrainerWatch, sampled_fr
 
 /// How the prompts of a run become steps.
 #[derive(Debug, Clone, Copy)]
-pub struct Steps {
-    /// Prompts of each.
-    pub groups: usize,
-    /// How many of them sampling may be ahead of training; without being ahead each waits for the one before.
-    pub ahead: u64,
+pub struct FollowOptions {
+    /// Prompts per step.
+    pub groups_per_step: usize,
+    /// How many steps sampling is ahead of training; with 0 each waits for the one before.
+    pub max_staleness: u64,
 }
 
 /// Samples the rest of a run's prompts, until they end.
 ///
 /// # Errors
-/// As [`super::run`]; [`Error::Usage`] when somebody else samples for the run, [`Error::Run`] when the trainer or the next stage of
-/// the pipe is gone, [`Error::Data`] when the last prompts are too few for a step.
-pub fn follow(job: Job, run: &Run, steps: Steps, input: Input, out: &mut Output) -> Result<()> {
+/// Those of [`super::sample`]; [`Error::Usage`] when another process samples for the run, [`Error::Run`] when the trainer is gone,
+/// [`Error::Abandoned`] when the next command in the pipe is, [`Error::Data`] when the last prompts are too few for a step.
+pub fn follow(job: RolloutJob, run: &Run, options: FollowOptions, input: Input, out: &mut Output) -> Result<()> {
     let lock = Lock::take(run, Role::Sample)?;
-    let ended = sample(job, run, steps, input, out);
+    let ended = sample(job, run, options, input, out);
     lock.leave(&ended);
     ended
 }
 
-fn sample(job: Job, run: &Run, steps: Steps, mut input: Input, out: &mut Output) -> Result<()> {
+fn sample(job: RolloutJob, run: &Run, options: FollowOptions, mut input: Input, out: &mut Output) -> Result<()> {
     let start = run.intact_step(&|_| ())?;
     let (dir, oldest) = (run.checkpoint(start), run.oldest_weights(start)?);
     input.skip_consumed(State::load(&dir)?.map_or(0, |state| state.prompts_consumed))?;
     let stop = job.stop.clone();
-    let Ready { mut seat, mut settings, mut origin, tokenizer, mut source } =
-        Ready::new(job, &dir, Some(steps.groups))?;
-    let mut requests = read_ahead(input, move |line| source.request(line));
-    let say = |words: &str| note("rollout", words);
+    let Ready { mut backend, mut settings, mut origin, tokenizer, mut requests } =
+        Ready::new(job, &dir, Some(options.groups_per_step))?;
+    let mut requests = read_ahead(input, move |line| requests.build(line));
+    let say = |words: &str| note(NAME, words);
     let _trainer = PartnerWatch::start(run, Role::Train, &stop);
     let mut watch = TrainerWatch::of(run, &say, &stop);
-    let mut progress = Progress::new("rollout");
-    let mut batch = next_batch(&mut requests, steps.groups)?;
+    let mut progress = Progress::new(NAME);
+    let mut batch = next_batch(&mut requests, options.groups_per_step)?;
     if !batch.is_empty() {
         watch.wait_for_start(start + 1)?;
     }
     let mut offers = Offers::of(run);
     let mut stopwatch = Stopwatch::new(["sampling", "waiting for weights", "loading them"]);
     while !batch.is_empty() {
-        let weights = sampled_from(settings.step, steps.ahead, oldest);
+        let weights = sampled_from(settings.step, options.max_staleness, oldest);
         if weights != origin.identity.step {
             let (began, waited) = (Instant::now(), watch.waited());
-            origin.identity = next_weights(&mut watch, weights, &mut seat)?;
+            origin.identity = next_weights(&mut watch, weights, &mut backend)?;
             let waited = watch.waited() - waited;
             stopwatch.add("waiting for weights", waited);
             stopwatch.add("loading them", began.elapsed() - waited);
         }
         origin.step = settings.step;
-        look_for_an_offer(&mut offers, &mut seat, &say)?;
-        let records = Records::new(origin.clone(), Arc::clone(&tokenizer), out, &mut progress);
+        accept_offer(&mut offers, &mut backend, &say)?;
+        let records = RecordWriter::new(origin.clone(), Arc::clone(&tokenizer), out, &mut progress);
         let mut sink = Watched { records, watch: &mut watch };
-        let sample = || seat.sample(&settings, ReadAhead::ready(batch), &mut sink);
+        let sample = || backend.sample(&settings, ReadAhead::ready(batch), &mut sink);
         stopwatch.time("sampling", sample).map_err(|err| in_a_pipe(err, &stop))?;
         stopwatch.end_round();
-        batch = next_batch(&mut requests, steps.groups)?;
+        batch = next_batch(&mut requests, options.groups_per_step)?;
         settings.step += 1;
     }
     progress.note(&format!("done in {:.1} s", progress.seconds()));
@@ -87,10 +87,10 @@ fn sample(job: Job, run: &Run, steps: Steps, mut input: Input, out: &mut Output)
     Ok(())
 }
 
-/// Takes the trainer's offer of another way for the weights than files, before it can hand over those that these records lead to.
-fn look_for_an_offer(offers: &mut Offers, seat: &mut Seat, say: &dyn Fn(&str)) -> Result<()> {
+/// Accepts the trainer's offer to hand over weights within the GPU, if it has made one, before the step that these records train.
+fn accept_offer(offers: &mut Offers, backend: &mut SamplingBackend, say: &dyn Fn(&str)) -> Result<()> {
     let Some(offer) = offers.look() else { return Ok(()) };
-    match seat.accept(offer) {
+    match backend.accept(offer) {
         Ok(()) => {
             say("the weights of each step are copied within the GPU");
             offers.take()
@@ -102,26 +102,26 @@ fn look_for_an_offer(offers: &mut Offers, seat: &mut Seat, say: &dyn Fn(&str)) -
     }
 }
 
-/// Goes on with the weights of a step, once they are there.
-fn next_weights(watch: &mut TrainerWatch<'_>, step: u64, seat: &mut Seat) -> Result<Identity> {
+/// Waits for the weights of a step and loads them.
+fn next_weights(watch: &mut TrainerWatch<'_>, step: u64, backend: &mut SamplingBackend) -> Result<Identity> {
     loop {
         let dir = watch.wait_for_weights(step)?;
         let found = made(&dir);
-        let opened = seat.set_weights(&dir).and_then(|()| identity(&dir));
-        // A trainer that goes takes them along: the wait has the word for that. One that comes puts the same in place of those that
-        // a killed one left.
+        let opened = backend.set_weights(&dir).and_then(|()| identity(&dir));
+        // The directory may vanish or be replaced meanwhile: a trainer that ends removes it, which the next wait reports, and one
+        // that resumes puts the same weights in place of those that a killed one left.
         if opened.is_ok() || made(&dir) == found && found.is_some() {
             return opened;
         }
     }
 }
 
-/// Which directory it is, if there is one.
+/// Identifies the directory at a path, if there is one.
 fn made(dir: &Path) -> Option<(u64, SystemTime)> {
     fs::metadata(dir).and_then(|found| Ok((found.ino(), found.modified()?))).ok()
 }
 
-/// The prompts of the next step; none at the end.
+/// The prompts of the next step; none at the end of the input.
 fn next_batch(requests: &mut ReadAhead<Request<Line>>, size: usize) -> Result<Vec<Request<Line>>> {
     let batch = requests.take(size).collect::<Result<Vec<_>>>()?;
     let found = batch.len();
@@ -131,7 +131,7 @@ fn next_batch(requests: &mut ReadAhead<Request<Line>>, size: usize) -> Result<Ve
     Ok(batch)
 }
 
-/// A reader that goes away before the last record is no quiet end here: the run is not done.
+/// A closed pipe is an error here, unlike in a filter: the run is not done.
 fn in_a_pipe(err: Error, stop: &Stop) -> Error {
     match err {
         Error::Output(err) if err.kind() == ErrorKind::BrokenPipe => stop.check().err().unwrap_or(Error::Abandoned),
@@ -139,9 +139,9 @@ fn in_a_pipe(err: Error, stop: &Stop) -> Error {
     }
 }
 
-/// Records of a step, while there is somebody to train on them.
+/// Writes the records of a step while a trainer is there.
 struct Watched<'a, 'w> {
-    records: Records<'a>,
+    records: RecordWriter<'a>,
     watch: &'a mut TrainerWatch<'w>,
 }
 

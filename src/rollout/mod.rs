@@ -1,96 +1,146 @@
-//! Prompts in, rollouts out: what the `rollout` command does between its options and the engine.
+//! The `rollout` command below its options: prompts in, sampled completions out.
+//!
+//! A line becomes a request ([`RequestBuilder`]), the engine samples a group for it on a [`backend`], and [`RecordWriter`] writes one
+//! record per sample. `follow` does so for a whole run, step by step, with weights that change.
 
 mod backend;
 mod follow;
-mod prompts;
 mod records;
-mod room;
+mod requests;
+mod sizes;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use crate::checkpoint;
+use crate::checkpoint::{self, hub};
 use crate::engine::Settings;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::lines::batches::read_ahead;
 use crate::lines::jsonl::{Input, Output};
-use crate::model::Config;
+use crate::model::{Config, Sampling};
 use crate::process::cancel::Stop;
 use crate::process::message::note;
 use crate::process::progress::Progress;
+use crate::run::Run;
 use crate::tokenizer::{Tokenizer, stop_ids};
 
-pub use backend::Place;
-use backend::Seat;
-pub use follow::{Steps, follow};
-pub use prompts::{Format, Limits, LongPrompt, Prompts, Source};
-pub use records::{Origin, Records};
-pub use room::Asked;
+pub use backend::BackendOptions;
+use backend::SamplingBackend;
+pub use follow::FollowOptions;
+use follow::follow;
+pub use records::{Origin, RecordWriter};
+pub use requests::{LineFormat, LongPrompt, ModelLimits, PromptOptions, RequestBuilder};
+pub use sizes::RequestedSizes;
 
-/// What to sample.
+const NAME: &str = "rollout";
+
+/// The weights to sample from.
+#[derive(Debug, Clone)]
+pub enum Policy {
+    /// A model directory, a checkpoint, or the Hub id of a model.
+    Model(String),
+    /// Those of each step of the run in this directory.
+    Run(PathBuf, FollowOptions),
+}
+
+/// What to sample, and how.
 #[derive(Clone)]
-pub struct Job {
+pub struct RolloutJob {
     /// Where to compute.
-    pub place: Place,
+    pub backend: BackendOptions,
     /// How lines become prompts.
-    pub prompts: Prompts,
+    pub prompts: PromptOptions,
     /// A file with another chat template than the model's.
     pub chat_template: Option<PathBuf>,
-    /// How prompts become completions; stop ids, step and lengths are filled in when the model is known.
-    pub settings: Settings,
-    /// How much of what is to be decided by the model and the device somebody has decided.
-    pub asked: Asked,
-    /// Ends the sampling early; groups that are whole by then are written.
+    /// Completions of each prompt.
+    pub group_size: usize,
+    /// The distribution to sample from.
+    pub sampling: Sampling,
+    /// Seed of all draws.
+    pub seed: u64,
+    /// Lengths, and sequences at once, as far as they were requested.
+    pub sizes: RequestedSizes,
+    /// Ends the sampling early; groups that are complete by then are written.
     pub stop: Stop,
+}
+
+/// Samples for the prompts in `file` (`-` is standard input) until they end, or a signal requests a stop.
+///
+/// # Errors
+/// [`Error::Usage`] for `--on-long-prompt skip` with a run, else those of [`sample`] and of the run's lock and weights.
+pub fn run(policy: &Policy, mut job: RolloutJob, file: &Path, out: &mut Output) -> Result<()> {
+    // Signals are handled only after a download, which they should end at once.
+    let model = match policy {
+        Policy::Model(spec) => Some(hub::model_dir(spec)?),
+        Policy::Run(..) => None,
+    };
+    job.stop = Stop::on_signals()?;
+    let input = Input::open_until(file, &job.stop)?;
+    match (policy, model) {
+        (_, Some(dir)) => sample(job, &dir, input, out),
+        (Policy::Run(..), _) if job.prompts.on_long == LongPrompt::Skip => Err(Error::Usage(
+            "--on-long-prompt skip does not go with --follow: each step takes a fixed range of prompts".into(),
+        )),
+        (Policy::Run(dir, options), _) => follow(job, &Run::new(dir), *options, input, out),
+        (Policy::Model(_), None) => unreachable!("opened above"),
+    }
 }
 
 /// Samples a group for each line of `input` from the model in `dir`.
 ///
 /// # Errors
-/// What is wrong with an option, the model, a line, or the numbers; lines before a bad one are sampled and written first.
-pub fn run(job: Job, dir: &Path, input: Input, out: &mut Output) -> Result<()> {
-    let Ready { mut seat, settings, origin, tokenizer, mut source } = Ready::new(job, dir, None)?;
-    let skipped = source.skipped();
-    let mut progress = Progress::new("rollout");
-    let requests = read_ahead(input, move |line| source.request(line));
-    let mut records = Records::new(origin, tokenizer, out, &mut progress);
-    let work = seat.sample(&settings, requests, &mut records)?;
+/// [`Error::Usage`] for options that do not fit together or the model, [`Error::Record`] for a line (those before it are sampled and
+/// written first), and the errors of the model, the device, the output and the stop.
+pub fn sample(job: RolloutJob, dir: &Path, input: Input, out: &mut Output) -> Result<()> {
+    let Ready { mut backend, settings, origin, tokenizer, mut requests } = Ready::new(job, dir, None)?;
+    let skipped = requests.skipped();
+    let mut progress = Progress::new(NAME);
+    let requests = read_ahead(input, move |line| requests.build(line));
+    let mut records = RecordWriter::new(origin, tokenizer, out, &mut progress);
+    let work = backend.sample(&settings, requests, &mut records)?;
     records.finish(work, skipped.load(Ordering::Relaxed));
     Ok(())
 }
 
-/// A job and the model it is for, found to fit together.
+/// A job on the model it is for.
 struct Ready {
-    seat: Seat,
+    backend: SamplingBackend,
     settings: Settings,
     origin: Origin,
     tokenizer: Arc<Tokenizer>,
-    source: Source,
+    requests: RequestBuilder,
 }
 
 impl Ready {
-    /// Opens the model in `dir`; see [`Source::new`] for `unique_among`.
-    fn new(mut job: Job, dir: &Path, unique_among: Option<usize>) -> Result<Self> {
-        job.settings.sampling.check()?;
+    /// Opens the model in `dir` and checks that the job fits it; see [`RequestBuilder::new`] for `unique_among`.
+    fn new(job: RolloutJob, dir: &Path, unique_among: Option<usize>) -> Result<Self> {
+        job.sampling.check()?;
+        let system = job.prompts.format.system_prompt(dir)?;
         let config = Config::load(dir)?;
         let identity = checkpoint::identity(dir)?;
-        let positions = config.positions();
-        let (prompt, completion) = job.asked.lengths(positions)?;
-        job.prompts.max_tokens = prompt;
-        job.settings.max_completion_tokens = completion;
-        job.settings.stop_ids = stop_ids(dir)?;
-        job.settings.step = identity.step;
-        let limits = prompts::Limits { positions: positions - completion, vocabulary: config.vocab_size };
+        let lengths = job.sizes.lengths(config.positions())?;
+        let mut settings = Settings {
+            group_size: job.group_size,
+            max_sequences: 0, // chosen by the backend
+            max_completion_tokens: lengths.completion,
+            sampling: job.sampling,
+            stop_ids: stop_ids(dir)?,
+            seed: job.seed,
+            step: identity.step,
+        };
+        let limits = ModelLimits {
+            prompt_tokens: lengths.prompt,
+            positions: config.positions() - lengths.completion,
+            vocabulary: config.vocab_size,
+        };
         let tokenizer = Arc::new(Tokenizer::with_template(dir, job.chat_template.as_deref())?);
         if !job.prompts.raw {
             tokenizer.check_template()?;
         }
-        let seat = Seat::take(&mut job, dir, |words| note("rollout", words))?;
-        let source = Source::new(job.prompts, limits, Arc::clone(&tokenizer), unique_among);
-        let settings = job.settings;
-        let (step, temperature) = (identity.step, settings.sampling.temperature);
-        let origin = Origin { identity, step, seed: settings.seed, temperature };
-        Ok(Self { seat, settings, origin, tokenizer, source })
+        let backend = SamplingBackend::open(&job, dir, limits, &mut settings, |words| note(NAME, words))?;
+        let origin = Origin { step: identity.step, identity, seed: job.seed, temperature: job.sampling.temperature };
+        let requests = RequestBuilder::new(job.prompts, system, limits, Arc::clone(&tokenizer), unique_among);
+        Ok(Self { backend, settings, origin, tokenizer, requests })
     }
 }

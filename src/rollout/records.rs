@@ -1,4 +1,4 @@
-//! Completions as records on the output.
+//! Writes completions as records.
 
 use std::sync::Arc;
 
@@ -10,35 +10,35 @@ use crate::lines::record::{Line, Record};
 use crate::process::progress::Progress;
 use crate::tokenizer::Tokenizer;
 
-/// What all records of a run share.
+/// The fields that all records of a step share.
 #[derive(Debug, Clone)]
 pub struct Origin {
-    /// The weights.
+    /// The weights sampled from.
     pub identity: Identity,
-    /// Of the policy that the samples are to teach: that of the weights, or a later one where sampling is ahead of training.
+    /// Step of the policy that will be trained on the samples: that of the weights, or later where sampling runs ahead of training.
     pub step: u64,
-    /// Of everything random.
+    /// Seed of all draws.
     pub seed: u64,
-    /// Of the distribution sampled from.
+    /// Temperature of the distribution sampled from.
     pub temperature: f32,
 }
 
-/// Writes each group as it comes.
-pub struct Records<'a> {
+/// Writes each group as it is sampled.
+pub struct RecordWriter<'a> {
     origin: Origin,
     tokenizer: Arc<Tokenizer>,
     out: &'a mut Output,
     progress: &'a mut Progress,
 }
 
-impl<'a> Records<'a> {
-    /// Nothing written yet.
+impl<'a> RecordWriter<'a> {
+    /// Starts a writer; nothing is written yet.
     #[must_use]
     pub fn new(origin: Origin, tokenizer: Arc<Tokenizer>, out: &'a mut Output, progress: &'a mut Progress) -> Self {
         Self { origin, tokenizer, out, progress }
     }
 
-    /// The last lines on stderr.
+    /// Prints a summary on stderr.
     pub fn finish(&self, work: Work, skipped: usize) {
         if skipped > 0 {
             self.progress.note(&format!("{skipped} prompts left out: too long"));
@@ -70,7 +70,7 @@ impl<'a> Records<'a> {
     }
 }
 
-impl Sink<Line> for Records<'_> {
+impl Sink<Line> for RecordWriter<'_> {
     fn group(&mut self, request: Request<Line>, completions: Vec<Completion>) -> Result<()> {
         let mut record = request.payload.record()?;
         self.set_shared(&mut record, &request, completions.len());

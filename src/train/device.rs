@@ -4,7 +4,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use crate::error::{Error, Result};
-use crate::gpu::device::{ComputeDevice, Device, DtypeChoice};
+use crate::gpu::device::{ComputeDevice, DeviceArgs, DtypeChoice};
 use crate::gpu::driver::Driver;
 use crate::gpu::packed::{PlanRequest, TrainingPlan};
 use crate::model::Model;
@@ -16,13 +16,9 @@ use crate::train::trainer::on_cpu;
 /// Options of the place.
 #[derive(Debug, Clone, clap::Args)]
 pub struct PlaceArgs {
-    /// Where to compute: auto, cpu, cuda, or cuda:N for GPU N counted from 0. `auto` takes the first GPU if there is one that this
-    /// build can use, else the processor
-    #[arg(long, value_name = "auto|cpu|cuda[:N]", default_value_t = Device::Auto)]
-    pub device: Device,
-    /// Numbers that a GPU multiplies; sums, the residual stream, gradients and the weights in training are f32 in any case
-    #[arg(long, value_enum, default_value_t = DtypeChoice::Auto)]
-    pub dtype: DtypeChoice,
+    /// Device and number type.
+    #[command(flatten)]
+    pub device: DeviceArgs,
     /// GPU memory to stay within, like 12GiB [default: what is free]
     #[arg(long, value_name = "BYTES")]
     pub memory_limit: Option<Bytes>,
@@ -75,15 +71,16 @@ impl PlaceArgs {
     /// [`Error::Device`] when a GPU that was asked for cannot be used, [`Error::Usage`] for what only a GPU has.
     pub fn open(&self, say: &dyn Fn(&str)) -> Result<Opened> {
         let limit = self.memory_limit.map(|Bytes(bytes)| bytes);
-        let found = self.device.open()?;
+        let DeviceArgs { device, dtype } = self.device;
+        let found = device.open()?;
         let Some(driver) = found.gpu.clone() else {
-            if limit.is_some() || !matches!(self.dtype, DtypeChoice::Auto | DtypeChoice::F32) {
+            if limit.is_some() || !matches!(dtype, DtypeChoice::Auto | DtypeChoice::F32) {
                 return Err(Error::Usage("--memory-limit, --dtype bf16 and f16 are for a GPU".into()));
             }
             say(&found.on_cpu("f32"));
             return Ok(Opened { gpu: None, limit });
         };
-        let dtype = self.dtype.on(&*driver)?;
+        let dtype = dtype.on(&*driver)?;
         Ok(Opened { gpu: Some((driver, dtype)), limit })
     }
 }
@@ -108,6 +105,7 @@ impl Opened {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::gpu::device::Device;
 
     #[test]
     fn bytes_are_read_with_their_unit() {
@@ -121,7 +119,7 @@ mod tests {
 
     #[test]
     fn what_only_a_gpu_has_is_refused_on_the_processor() {
-        let args = |dtype, memory_limit| PlaceArgs { device: Device::Cpu, dtype, memory_limit };
+        let args = |dtype, memory_limit| PlaceArgs { device: DeviceArgs { device: Device::Cpu, dtype }, memory_limit };
         assert!(args(DtypeChoice::F32, None).open(&|_| ()).is_ok());
         for args in [args(DtypeChoice::Bf16, None), args(DtypeChoice::Auto, Some(Bytes(1)))] {
             assert_eq!(args.open(&|_| ()).err().unwrap().exit_code(), 2);

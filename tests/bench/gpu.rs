@@ -14,7 +14,7 @@ mod gpu_train;
 use std::cell::OnceCell;
 use std::sync::Arc;
 
-use grpo_pipes::engine::{Decoder, Drawn, GpuDecoder, OnGpu, Prompt, Settings, Start};
+use grpo_pipes::engine::{Decoder, Drawn, GpuDecoder, GpuOptions, Prefill, Settings, Start};
 use grpo_pipes::gpu::driver::{Driver, Matrix, MatrixProduct};
 use grpo_pipes::gpu::{Buffer, DeviceWeights, DynBuffer, cuda};
 use grpo_pipes::model::{Config, Model, RopeParameters, Sampling, Scaling};
@@ -219,13 +219,13 @@ fn decoder(
         seed: 1,
         step: 0,
     };
-    let on = OnGpu { dtype: Dtype::Bf16, max_prompt_tokens, batch_invariant };
+    let on = GpuOptions { dtype: Dtype::Bf16, max_prompt_tokens, batch_invariant };
     GpuDecoder::new(gpu, model, &settings, on).unwrap()
 }
 
 fn run_prompts(decoder: &mut GpuDecoder, prompts: &[Vec<u32>]) {
     let prompts = prompts.iter().enumerate();
-    let prompts = prompts.map(|(group, tokens)| Prompt { group, tokens, stream: Stream::new(1, 0, "") });
+    let prompts = prompts.map(|(group, tokens)| Prefill { group, tokens, stream: Stream::new(1, 0, "") });
     decoder.prefill(&prompts.collect::<Vec<_>>()).unwrap();
 }
 

@@ -19,7 +19,7 @@ use grpo_pipes::numbers::dtype::Dtype;
 use grpo_pipes::optim::Moments;
 use grpo_pipes::reward::number::Number;
 use grpo_pipes::reward::{RewardWeights, Scorer, Semantics};
-use grpo_pipes::rollout::{Format, Limits, LongPrompt, Prompts, Source};
+use grpo_pipes::rollout::{LineFormat, LongPrompt, ModelLimits, PromptOptions, RequestBuilder};
 use grpo_pipes::tokenizer::{Tokenizer, stop_ids};
 use grpo_pipes::train::supervised;
 
@@ -213,11 +213,10 @@ fn records(place: &mut Place, dice: &mut Dice) {
             lines().for_each(|line| drop(refused(supervised::example(&line, &place.config, &encode))));
         }
         5 => {
-            let prompts =
-                Prompts { format: Format::Records, raw: false, max_tokens: 32, on_long: LongPrompt::TruncateLeft };
-            let limits = Limits { positions: 32, vocabulary: 320 };
-            let mut source = Source::new(prompts, limits, Arc::clone(&place.tokenizer), None);
-            lines().for_each(|line| drop(refused(source.request(line))));
+            let prompts = PromptOptions { format: LineFormat::Records, raw: false, on_long: LongPrompt::TruncateLeft };
+            let limits = ModelLimits { prompt_tokens: 32, positions: 32, vocabulary: 320 };
+            let mut requests = RequestBuilder::new(prompts, String::new(), limits, Arc::clone(&place.tokenizer), None);
+            lines().for_each(|line| drop(refused(requests.build(line))));
         }
         _ => {
             refused(Health::of_run(0.05, &path));

@@ -1,6 +1,8 @@
 //! The whole engine on the shim, against the engine on the CPU.
 
-use grpo_pipes::engine::{Completion, CpuDecoder, Decoder, Engine, GpuDecoder, OnGpu, Request, Settings, Sink, Work};
+use grpo_pipes::engine::{
+    Completion, CpuDecoder, Decoder, Engine, GpuDecoder, GpuOptions, Request, Settings, Sink, Work,
+};
 use grpo_pipes::gpu::DeviceWeights;
 use grpo_pipes::model::{Model, Sampling};
 use grpo_pipes::numbers::dtype::Dtype;
@@ -54,7 +56,7 @@ fn sampled(decoder: &mut dyn Decoder, settings: Settings, prompts: usize) -> Res
 }
 
 fn on_gpu(model: &Model, dtype: Dtype, settings: &Settings, prompts: usize) -> Result<Vec<Vec<Completion>>> {
-    let on = OnGpu { dtype, max_prompt_tokens: MAX_PROMPT, batch_invariant: true };
+    let on = GpuOptions { dtype, max_prompt_tokens: MAX_PROMPT, batch_invariant: true };
     let mut decoder = GpuDecoder::new(&gpu(), model, settings, on)?;
     sampled(&mut decoder, settings.clone(), prompts)
 }
@@ -104,7 +106,7 @@ fn many_rows_give_the_cpus_completions_on_a_gpu() {
     let settings =
         Settings { group_size: 129, max_sequences: 129, max_completion_tokens: 2, ..settings(Sampling::default()) };
     let want = sampled(&mut CpuDecoder::new(&model, &settings), settings.clone(), 1).unwrap();
-    let on = OnGpu { dtype: Dtype::F32, max_prompt_tokens: MAX_PROMPT, batch_invariant: false };
+    let on = GpuOptions { dtype: Dtype::F32, max_prompt_tokens: MAX_PROMPT, batch_invariant: false };
     let mut decoder = GpuDecoder::new(&gpu(), &model, &settings, on).unwrap();
     let got = sampled(&mut decoder, settings, 1).unwrap();
     assert!(got[0].iter().zip(&want[0]).all(|(got, want)| got.tokens == want.tokens));
@@ -130,7 +132,7 @@ fn offered_weights_are_sampled_from_as_they_are_when_they_are_taken_on_a_gpu() {
     if gpu.name() != SHIM {
         return; // no process may open its own memory there; see handover.rs
     }
-    let on = OnGpu { dtype: Dtype::F32, max_prompt_tokens: MAX_PROMPT, batch_invariant: true };
+    let on = GpuOptions { dtype: Dtype::F32, max_prompt_tokens: MAX_PROMPT, batch_invariant: true };
     let mut decoder = GpuDecoder::new(&gpu, &trained, &settings, on).unwrap();
     assert!(decoder.take_offered_weights().is_err(), "nothing was offered");
     let weights = DeviceWeights::new(&gpu, &trained, Dtype::F32, 32).unwrap();

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use grpo_pipes::Result;
-use grpo_pipes::engine::{Completion, Engine, GpuDecoder, OnGpu, Request, Settings, Sink, Work};
+use grpo_pipes::engine::{Completion, Engine, GpuDecoder, GpuOptions, Request, Settings, Sink, Work};
 use grpo_pipes::gpu::decode::kernels::head_rows;
 use grpo_pipes::gpu::driver::Driver;
 use grpo_pipes::gpu::packed::{ForwardPass, KeptActivations};
@@ -116,7 +116,7 @@ impl Sampled {
             seed: 1,
             step: 0,
         };
-        let on = OnGpu { dtype, max_prompt_tokens: longest, batch_invariant: true };
+        let on = GpuOptions { dtype, max_prompt_tokens: longest, batch_invariant: true };
         let decoder = GpuDecoder::new(gpu, &model(), &settings, on).unwrap();
         Self { decoder, settings, longest }
     }

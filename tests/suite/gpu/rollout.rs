@@ -3,13 +3,12 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use grpo_pipes::engine::Settings;
 use grpo_pipes::gpu::device::{ComputeDevice, DtypeChoice};
 use grpo_pipes::gpu::driver::Driver;
 use grpo_pipes::lines::jsonl::{Input, Output};
 use grpo_pipes::model::Sampling;
 use grpo_pipes::process::cancel::Stop;
-use grpo_pipes::rollout::{Asked, Format, Job, LongPrompt, Place, Prompts, run};
+use grpo_pipes::rollout::{BackendOptions, LineFormat, LongPrompt, PromptOptions, RequestedSizes, RolloutJob, sample};
 use grpo_pipes::{Error, Result};
 use serde_json::{Value, json};
 
@@ -27,30 +26,23 @@ fn sampled(
         |i: u32| json!({"prompt_id": format!("p/{i}"), "prompt": [{"role": "user", "content": format!("{i} + {i}")}]});
     let (prompts, rollouts) = (dir.join("prompts.jsonl"), dir.join("rollouts.jsonl"));
     std::fs::write(&prompts, lines(&(0..2).map(prompt).collect::<Vec<_>>())).unwrap();
-    let settings = Settings {
-        group_size: 2,
-        max_sequences: 0,
-        max_completion_tokens: 0,
-        sampling: Sampling::default(),
-        stop_ids: Vec::new(),
-        seed: 3,
-        step: 0,
-    };
-    let job = Job {
-        place: Place {
+    let job = RolloutJob {
+        backend: BackendOptions {
             device: ComputeDevice { gpu, why_not: None },
             dtype,
             batch_invariant: false,
             gpu_memory_fraction,
         },
-        prompts: Prompts { format: Format::Records, raw: false, max_tokens: 0, on_long: LongPrompt::Refuse },
+        prompts: PromptOptions { format: LineFormat::Records, raw: false, on_long: LongPrompt::Refuse },
         chat_template: None,
-        settings,
-        asked: Asked { prompt_tokens: Some(90), completion_tokens: Some(3), sequences: Some(3) },
+        group_size: 2,
+        sampling: Sampling::default(),
+        seed: 3,
+        sizes: RequestedSizes { prompt_tokens: Some(90), completion_tokens: Some(3), sequences: Some(3) },
         stop: Stop::default(),
     };
     let mut out = Output::create(Some(&rollouts))?;
-    run(job, &directory().join("tiny-qwen2"), Input::open(&prompts)?, &mut out)?;
+    sample(job, &directory().join("tiny-qwen2"), Input::open(&prompts)?, &mut out)?;
     out.finish()?;
     let text = std::fs::read_to_string(&rollouts).unwrap();
     Ok(text.lines().map(|line| serde_json::from_str(line).unwrap()).collect())

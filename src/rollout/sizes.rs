@@ -1,32 +1,41 @@
-//! How long sequences get and how many are sampled at once: what was asked for, else what the model and the device have room for.
+//! Chooses the longest prompt and completion and the number of sequences at once: as requested, else what the model and the device have
+//! room for.
 
 use crate::error::{Error, Result};
 
-/// Longest prompt, where nobody says [tokens].
+/// Default of the longest prompt (tokens).
 const PROMPT_TOKENS: usize = 512;
-/// Longest completion [tokens].
+/// Default of the longest completion (tokens).
 const COMPLETION_TOKENS: usize = 256;
-/// Sequences at once.
+/// Default of the sequences at once.
 const SEQUENCES: usize = 64;
 
-/// What somebody asked for. A default gives way to what the model has room for; this does not.
+/// Sizes that the user may request. A default gives way to what fits; a requested size does not.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct Asked {
-    /// Longest prompt [tokens].
+pub struct RequestedSizes {
+    /// Longest prompt (tokens).
     pub prompt_tokens: Option<usize>,
-    /// Longest completion, end token included [tokens].
+    /// Longest completion, end token included (tokens).
     pub completion_tokens: Option<usize>,
     /// Sequences sampled at once.
     pub sequences: Option<usize>,
 }
 
-impl Asked {
-    /// The longest prompt, as far as the positions beside a completion allow it, and the longest completion in a model of so many
-    /// positions. Where neither was asked for, prompts get at least half of the positions.
+/// The longest prompt and the longest completion (tokens).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Lengths {
+    /// Of prompts; may be more than the positions beside a completion.
+    pub prompt: usize,
+    /// Of completions, end token included.
+    pub completion: usize,
+}
+
+impl RequestedSizes {
+    /// Chooses the lengths for a model with `positions` positions. Without a request, prompts get at least half of them.
     ///
     /// # Errors
-    /// [`Error::Usage`] when the completions asked for leave no room for a prompt.
-    pub fn lengths(&self, positions: usize) -> Result<(usize, usize)> {
+    /// [`Error::Usage`] when the requested completions leave no room for a prompt.
+    pub fn lengths(&self, positions: usize) -> Result<Lengths> {
         let for_prompts = self.prompt_tokens.filter(|&tokens| tokens < positions);
         let for_prompts = for_prompts.unwrap_or_else(|| PROMPT_TOKENS.min(positions.div_ceil(2)));
         let completion = self.completion_tokens.unwrap_or_else(|| COMPLETION_TOKENS.min(positions - for_prompts));
@@ -37,13 +46,19 @@ impl Asked {
                 positions - 1
             )));
         }
-        Ok((self.prompt_tokens.unwrap_or(PROMPT_TOKENS), completion))
+        Ok(Lengths { prompt: self.prompt_tokens.unwrap_or(PROMPT_TOKENS), completion })
     }
 
-    /// Sequences at once: as asked, or the most, halved until they fit, that somebody may want.
-    pub fn sequences(&self, fit: impl Fn(usize) -> Result<bool>) -> Result<usize> {
-        let mut sequences = self.sequences.unwrap_or(SEQUENCES);
-        while self.sequences.is_none() && sequences > 1 && !fit(sequences)? {
+    /// Chooses the sequences at once: as requested, else the default, halved until `fits` accepts it.
+    ///
+    /// # Errors
+    /// Those of `fits`.
+    pub fn sequences(&self, fits: impl Fn(usize) -> Result<bool>) -> Result<usize> {
+        if let Some(sequences) = self.sequences {
+            return Ok(sequences);
+        }
+        let mut sequences = SEQUENCES;
+        while sequences > 1 && !fits(sequences)? {
             sequences /= 2;
         }
         Ok(sequences)
@@ -55,7 +70,8 @@ mod tests {
     use super::*;
 
     fn lengths(prompt_tokens: Option<usize>, completion_tokens: Option<usize>, positions: usize) -> (usize, usize) {
-        Asked { prompt_tokens, completion_tokens, sequences: None }.lengths(positions).unwrap()
+        let lengths = RequestedSizes { prompt_tokens, completion_tokens, sequences: None }.lengths(positions).unwrap();
+        (lengths.prompt, lengths.completion)
     }
 
     #[test]
@@ -82,7 +98,9 @@ mod tests {
     #[test]
     fn completions_that_leave_no_room_are_refused_with_what_fits() {
         for (tokens, positions) in [(256, 256), (300, 256), (1, 1)] {
-            let refused = Asked { completion_tokens: Some(tokens), ..Asked::default() }.lengths(positions).unwrap_err();
+            let refused = RequestedSizes { completion_tokens: Some(tokens), ..RequestedSizes::default() }
+                .lengths(positions)
+                .unwrap_err();
             assert_eq!(refused.exit_code(), 2);
             let fit = format!("has {positions} positions, so at most {} fit", positions - 1);
             assert!(refused.to_string().ends_with(&fit), "{refused}");
@@ -92,7 +110,7 @@ mod tests {
     #[test]
     fn only_a_default_number_of_sequences_is_lowered_until_it_fits() {
         let at_most = |most| move |sequences| Ok(sequences <= most);
-        let asked = |sequences| Asked { sequences, ..Asked::default() };
+        let asked = |sequences| RequestedSizes { sequences, ..RequestedSizes::default() };
         assert_eq!(asked(None).sequences(at_most(1000)).unwrap(), 64);
         assert_eq!(asked(None).sequences(at_most(20)).unwrap(), 16);
         assert_eq!(asked(None).sequences(at_most(0)).unwrap(), 1, "the plan says what does not fit");

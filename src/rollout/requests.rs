@@ -1,12 +1,15 @@
-//! Lines of input as requests to the engine.
+//! Builds the engine's requests from lines of input.
 
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use clap::ValueEnum;
 
+use crate::checkpoint;
 use crate::engine::Request;
 use crate::error::{Error, Result};
+use crate::gsm8k::prompt::SYSTEM_PROMPT;
 use crate::lines::prompt::{Names, Prompt};
 use crate::lines::record::{Line, Message, Record};
 use crate::process::message::note;
@@ -15,78 +18,100 @@ use crate::tokenizer::Tokenizer;
 /// What to do with a prompt of too many tokens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum LongPrompt {
-    /// End with an error that names it
+    /// End with an error that names the prompt
     Refuse,
-    /// Leave it out, and say at the end how many were
+    /// Leave the prompt out, and report at the end how many were left out
     Skip,
-    /// Keep its last tokens
+    /// Keep the last tokens of the prompt
     TruncateLeft,
 }
 
 /// What a line holds.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Format {
+pub enum LineFormat {
     /// A record with a [`Prompt`].
     Records,
-    /// A question.
-    Text {
-        /// Comes before each question; none when empty.
-        system: String,
+    /// A question as plain text.
+    Questions {
+        /// The file of the system prompt; by default the model's `system_prompt.txt`, or without that the XML format of GSM8K.
+        system_prompt: Option<PathBuf>,
     },
+}
+
+impl LineFormat {
+    /// The system prompt before each question, for a model in `dir`; empty for records.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when its file cannot be read.
+    pub fn system_prompt(&self, dir: &Path) -> Result<String> {
+        let Self::Questions { system_prompt } = self else { return Ok(String::new()) };
+        let beside = || Some(dir.join(checkpoint::SYSTEM_PROMPT)).filter(|path| path.exists());
+        match system_prompt.clone().or_else(beside) {
+            Some(path) => std::fs::read_to_string(&path).map_err(Error::io(&path)),
+            None => Ok(SYSTEM_PROMPT.into()),
+        }
+    }
 }
 
 /// How lines become prompts.
 #[derive(Debug, Clone)]
-pub struct Prompts {
+pub struct PromptOptions {
     /// What a line holds.
-    pub format: Format,
-    /// Whether a prompt is a text that goes to the model as it is, not messages in its chat template.
+    pub format: LineFormat,
+    /// Whether a prompt is text that goes to the model as it is, without a chat template.
     pub raw: bool,
-    /// Longest prompt [tokens].
-    pub max_tokens: usize,
-    /// What to do with longer ones.
+    /// What to do with prompts that are too long.
     pub on_long: LongPrompt,
 }
 
 /// What the model can take.
 #[derive(Debug, Clone, Copy)]
-pub struct Limits {
-    /// Positions besides those of the completion.
+pub struct ModelLimits {
+    /// Longest prompt that the options allow (tokens).
+    pub prompt_tokens: usize,
+    /// Positions that are left beside those of the longest completion.
     pub positions: usize,
-    /// Rows of its embedding table.
+    /// Rows of the embedding table.
     pub vocabulary: usize,
 }
 
-/// Makes requests of lines.
-pub struct Source {
-    prompts: Prompts,
-    limits: Limits,
+/// Builds requests from lines.
+pub struct RequestBuilder {
+    options: PromptOptions,
+    system: String,
+    limits: ModelLimits,
     tokenizer: Arc<Tokenizer>,
     names: Names,
     has_left_off: bool,
     skipped: Arc<AtomicUsize>,
 }
 
-impl Source {
-    /// Nothing read yet; see [`Names::new`] for `unique_among`.
+impl RequestBuilder {
+    /// `system` is the system prompt of questions, none if empty; see [`Names::new`] for `unique_among`.
     #[must_use]
-    pub fn new(prompts: Prompts, limits: Limits, tokenizer: Arc<Tokenizer>, unique_among: Option<usize>) -> Self {
+    pub fn new(
+        options: PromptOptions,
+        system: String,
+        limits: ModelLimits,
+        tokenizer: Arc<Tokenizer>,
+        unique_among: Option<usize>,
+    ) -> Self {
         let names = Names::new(unique_among);
-        Self { prompts, limits, tokenizer, names, has_left_off: false, skipped: Arc::default() }
+        Self { options, system, limits, tokenizer, names, has_left_off: false, skipped: Arc::default() }
     }
 
-    /// The number of prompts left out so far, readable while another thread goes on.
+    /// The number of prompts left out so far, for another thread to read.
     #[must_use]
     pub fn skipped(&self) -> Arc<AtomicUsize> {
         Arc::clone(&self.skipped)
     }
 
-    /// The request of a line, `None` for one that is left out.
+    /// Builds the request of a line; `None` for a prompt that is left out.
     ///
     /// # Errors
-    /// [`Error::Record`] when the line is no prompt, occurred already, or is too long for what was asked.
-    pub fn request(&mut self, line: Line) -> Result<Option<Request<Line>>> {
-        let line = self.as_record(line)?;
+    /// [`Error::Record`] when the line has no prompt, its `prompt_id` occurred already, or the prompt is too long.
+    pub fn build(&mut self, line: Line) -> Result<Option<Request<Line>>> {
+        let line = self.as_record(line);
         let mut record = line.record()?;
         let prompt = Prompt::of(&record)?;
         let prompt_id = self.names.name(&record, &prompt)?;
@@ -101,7 +126,7 @@ impl Source {
         if !record.has_value("prompt_id") {
             record.set("prompt_id", &prompt_id);
         }
-        if !prompt.is_plain && !self.prompts.raw {
+        if !prompt.is_plain && !self.options.raw {
             record.set("prompt", &prompt.messages);
         }
         let text = String::from_utf8(record.to_json()).expect("records are text");
@@ -110,7 +135,7 @@ impl Source {
     }
 
     fn tokens(&self, record: &Record<'_>, prompt: &Prompt) -> Result<Vec<u32>> {
-        if !self.prompts.raw {
+        if !self.options.raw {
             let chat = self.tokenizer.chat(&prompt.messages);
             return self.tokenizer.encode(&chat.map_err(|what| record.error(format!("chat template: {what}")))?);
         }
@@ -120,23 +145,23 @@ impl Source {
         }
     }
 
-    /// A question becomes the record it stands for.
-    fn as_record(&self, line: Line) -> Result<Line> {
-        let Format::Text { system } = &self.prompts.format else {
-            return Ok(line);
-        };
-        let prompt_id = format!("text/{}", line.number);
-        if self.prompts.raw {
-            let text = serde_json::json!({ "prompt_id": prompt_id, "prompt": line.text }).to_string();
-            return Ok(Line { text, ..line });
+    /// Turns a question into a record.
+    fn as_record(&self, line: Line) -> Line {
+        if self.options.format == LineFormat::Records {
+            return line;
         }
-        let system = Some(Message::new("system", system)).filter(|system| !system.content.is_empty());
+        let prompt_id = format!("text/{}", line.number);
+        if self.options.raw {
+            let text = serde_json::json!({ "prompt_id": prompt_id, "prompt": line.text }).to_string();
+            return Line { text, ..line };
+        }
+        let system = Some(Message::new("system", self.system.as_str())).filter(|system| !system.content.is_empty());
         let prompt: Vec<Message> = system.into_iter().chain([Message::new("user", line.text.trim())]).collect();
         let text = serde_json::json!({ "prompt_id": prompt_id, "prompt": prompt }).to_string();
-        Ok(Line { text, ..line })
+        Line { text, ..line }
     }
 
-    /// The tokens, cut or refused where they are too many.
+    /// Checks the tokens, and applies [`LongPrompt`] to those that are too many.
     fn fit(&self, prompt_id: &str, tokens: Vec<u32>, record: &Record<'_>) -> Result<Option<Vec<u32>>> {
         if let Some(id) = tokens.iter().find(|id| **id as usize >= self.limits.vocabulary) {
             let rows = self.limits.vocabulary;
@@ -147,12 +172,12 @@ impl Source {
         if tokens.is_empty() {
             return Err(record.error(format!("prompt {prompt_id} has no tokens")));
         }
-        let (limit, reason) = if self.prompts.max_tokens <= self.limits.positions {
-            (self.prompts.max_tokens, "--max-prompt-tokens allows")
+        let (limit, reason) = if self.limits.prompt_tokens <= self.limits.positions {
+            (self.limits.prompt_tokens, "--max-prompt-tokens allows")
         } else {
             (self.limits.positions, "the model's positions leave beside --max-completion-tokens:")
         };
-        match self.prompts.on_long {
+        match self.options.on_long {
             _ if tokens.len() <= limit => Ok(Some(tokens)),
             LongPrompt::Skip => Ok(None),
             LongPrompt::TruncateLeft => Ok(Some(tokens[tokens.len() - limit..].to_vec())),
