@@ -31,7 +31,7 @@ impl Optimizer {
     /// # Errors
     /// [`crate::Error::Device`] when the device fails or has no room, as with all that follows.
     pub fn new(driver: &Arc<dyn Driver>, model: &Model) -> Result<Self> {
-        let layout = Layout::of(model.config())?;
+        let layout = Layout::of(model.config(), model.config().trainable())?;
         let weights = Buffer::new(driver, layout.all)?;
         let (mut chunks, mut from) = (Vec::new(), Vec::new());
         for (numbers, at) in model.parameters().iter().zip(&layout.at) {
@@ -110,7 +110,7 @@ impl Optimizer {
     /// # Errors
     /// See [`Optimizer::new`].
     pub fn weights_to(&self, model: &mut Model) -> Result<()> {
-        let pairs = model.parameters_mut().into_iter().zip(&self.layout.at);
+        let pairs = model.trainable_mut().into_iter().zip(&self.layout.at);
         pairs.into_iter().try_for_each(|(numbers, at)| self.weights.download(*at, numbers))
     }
 
@@ -153,7 +153,7 @@ impl Optimizer {
     pub fn moments(&self, config: &Config) -> Result<Option<Moments>> {
         let Some(numbers) = &self.moments else { return Ok(None) };
         let state = if numbers[0].dtype() == Dtype::F32 { StateType::F32 } else { StateType::Bf16 };
-        let mut moments = Moments::zeros(&config.parameters(), state);
+        let mut moments = Moments::zeros(&config.with_moments().named(), state);
         moments.steps = self.steps;
         match &mut moments.held {
             Held::F32(means) => self.download(numbers, means)?,

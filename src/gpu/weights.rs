@@ -7,15 +7,16 @@ use std::sync::Arc;
 use super::buffer::{Buffer, Numbers};
 use super::driver::{Address, Driver, Dtype};
 use crate::error::{Error, Result};
-use crate::model::{Config, Model};
+use crate::model::{Config, Model, Parameter, ParameterList};
 
 /// Kernels read 16 bytes at a time: every width is a multiple of so many numbers.
 const PACK: usize = 8;
 
-/// Where each parameter lies among all of them.
+/// Where each parameter of a list lies among all of them.
 #[derive(Debug, Clone)]
 pub struct Layout {
-    /// First number of each parameter, in the order of [`Config::parameters`].
+    list: ParameterList,
+    /// First number of each parameter, in the order of the list.
     pub at: Vec<usize>,
     /// Numbers of all matrices, which come first.
     pub matrices: usize,
@@ -30,9 +31,9 @@ pub struct Layer {
     pub input_norm: Address,
     /// `((H + 2 K) E, D)`.
     pub qkv: Address,
-    /// `((H + 2 K) E)`.
-    pub qkv_bias: Address,
-    /// `(D, D)`.
+    /// `((H + 2 K) E)`, where there is one.
+    pub qkv_bias: Option<Address>,
+    /// `(D, H E)`.
     pub o: Address,
     /// `(D)`.
     pub post_norm: Address,
@@ -58,28 +59,12 @@ pub struct Weights {
     pub positions: usize,
 }
 
-impl Layer {
-    /// Of block `layer`, by where each parameter is, in the order of [`Config::parameters`].
-    pub(super) fn of(layer: usize, parameter: impl Fn(usize) -> Address) -> Self {
-        let parameter = |i: usize| parameter(1 + LAYER * layer + i);
-        Self {
-            input_norm: parameter(0),
-            qkv: parameter(1),
-            qkv_bias: parameter(2),
-            o: parameter(7),
-            post_norm: parameter(8),
-            gate_up: parameter(9),
-            down: parameter(11),
-        }
-    }
-}
-
 impl Layout {
-    /// For a shape.
+    /// Of the parameters in `list`, of a model of this shape.
     ///
     /// # Errors
     /// [`Error::Device`] naming a width that the kernels cannot read.
-    pub fn of(config: &Config) -> Result<Self> {
+    pub fn of(config: &Config, list: ParameterList) -> Result<Self> {
         let widths = [
             ("hidden_size", config.hidden_size),
             ("intermediate_size", config.intermediate_size),
@@ -90,17 +75,42 @@ impl Layout {
                 "{name} = {width} is no multiple of {PACK}, as the GPU's kernels need it"
             )));
         }
-        let parameters = config.parameters();
-        let mut at = vec![0; parameters.len()];
+        let mut at = vec![0; list.iter().count()];
         let mut next = 0;
         let mut place = |dimensions: usize| {
-            for (at, (_, shape)) in at.iter_mut().zip(&parameters).filter(|(_, (_, shape))| shape.len() == dimensions) {
+            for (at, (_, shape)) in at.iter_mut().zip(list.iter()).filter(|(_, (_, shape))| shape.len() == dimensions) {
                 *at = next;
                 next += shape.iter().product::<usize>();
             }
             next
         };
-        Ok(Self { matrices: place(2), all: place(1), at })
+        let (matrices, all) = (place(2), place(1));
+        Ok(Self { matrices, all, at, list })
+    }
+
+    /// First number of a parameter outside the layers.
+    pub(super) fn of_model(&self, parameter: Parameter) -> usize {
+        self.at[self.list.of_model(parameter).expect(LISTED)]
+    }
+
+    /// First number of the LM head.
+    pub(super) fn of_head(&self) -> usize {
+        self.at[self.list.of_head().expect(LISTED)]
+    }
+
+    /// Addresses of a layer's parameters, given the address of each number.
+    pub(super) fn of_layer(&self, layer: usize, address: impl Fn(usize) -> Address) -> Layer {
+        let optional = |parameter| Some(address(self.at[self.list.of_layer(layer, parameter)?]));
+        let parameter = |parameter| optional(parameter).expect(LISTED);
+        Layer {
+            input_norm: parameter(Parameter::InputNorm),
+            qkv: parameter(Parameter::QProj),
+            qkv_bias: optional(Parameter::QBias),
+            o: parameter(Parameter::OProj),
+            post_norm: parameter(Parameter::PostNorm),
+            gate_up: parameter(Parameter::GateProj),
+            down: parameter(Parameter::DownProj),
+        }
     }
 }
 
@@ -110,7 +120,7 @@ impl Weights {
     /// # Errors
     /// [`Error::Device`] when the shape does not suit the kernels, there is no room, or the device fails.
     pub fn of(driver: &Arc<dyn Driver>, model: &Model, dtype: Dtype, positions: usize) -> Result<Self> {
-        let layout = Layout::of(model.config())?;
+        let layout = Layout::of(model.config(), model.config().stored())?;
         let matrices = Numbers::to_share(driver, dtype, layout.matrices)?;
         let vectors = Buffer::to_share(driver, layout.all - layout.matrices)?;
         let rope = Buffer::of(driver, &model.rope_table(positions))?;
@@ -136,45 +146,34 @@ impl Weights {
     /// `(V, D)`.
     #[must_use]
     pub fn embedding(&self) -> Address {
-        self.parameter(0)
+        self.address(self.layout.of_model(Parameter::EmbedTokens))
     }
 
     /// `(D)`.
     #[must_use]
     pub fn final_norm(&self) -> Address {
-        self.parameter(final_norm_index(&self.config))
+        self.address(self.layout.of_model(Parameter::FinalNorm))
     }
 
     /// `(V, D)`.
     #[must_use]
     pub fn head(&self) -> Address {
-        self.parameter(head_index(&self.config))
+        self.address(self.layout.of_head())
     }
 
     /// Of block `layer`.
     #[must_use]
     pub fn layer(&self, layer: usize) -> Layer {
-        Layer::of(layer, |index| self.parameter(index))
+        self.layout.of_layer(layer, |number| self.address(number))
     }
 
-    fn parameter(&self, index: usize) -> Address {
-        let at = self.layout.at[index];
-        match at.checked_sub(self.layout.matrices) {
-            None => self.matrices.at(at),
-            Some(at) => self.vectors.at(at),
+    fn address(&self, number: usize) -> Address {
+        match number.checked_sub(self.layout.matrices) {
+            None => self.matrices.at(number),
+            Some(number) => self.vectors.at(number),
         }
     }
 }
 
-/// Parameters of a block, in the order of [`Config::parameters`].
-const LAYER: usize = 12;
-
-/// The final norm's among the parameters.
-pub(super) fn final_norm_index(config: &Config) -> usize {
-    1 + LAYER * config.num_hidden_layers
-}
-
-/// The LM head's among the parameters.
-pub(super) fn head_index(config: &Config) -> usize {
-    if config.tie_word_embeddings { 0 } else { 1 + final_norm_index(config) }
-}
+/// Of parameters that every family has.
+const LISTED: &str = "every list has it";

@@ -37,7 +37,7 @@ pub struct Scratch {
     pub normed: Floats,
     /// `(T, F)`.
     pub act: Floats,
-    /// Gradient of what a norm gives, or of the heads' outputs, `(T, D)`; a backward makes the room, as for the next.
+    /// Gradient of a norm's output, `(T, D)`, or of the heads' outputs, `(T, H E)`. Only a backward allocates it and the next one.
     pub d_normed: Floats,
     /// Gradient of queries, keys and values side by side, `(T, (H + 2 K) E)`.
     pub d_qkv: Floats,
@@ -58,7 +58,7 @@ impl Activations {
             (&mut self.x_in, config.hidden_size),
             (&mut self.scale_in, 1),
             (&mut self.qkv, heads.row()),
-            (&mut self.attended, config.hidden_size),
+            (&mut self.attended, config.attention_width()),
             (&mut self.log_sum, heads.queries),
             (&mut self.x_mid, config.hidden_size),
             (&mut self.scale_mid, 1),
@@ -98,18 +98,23 @@ pub fn forward<W: Number>(
     attend: Attend<'_>,
 ) {
     let (config, heads, w) = (model.config(), Heads::of(model.config()), model.layer(layer));
-    let (rows, d, f, kv) = (positions.len(), config.hidden_size, config.intermediate_size, config.kv_dim());
-    let epsilon = config.rms_norm_eps;
+    let (rows, d, f, epsilon) = (positions.len(), config.hidden_size, config.intermediate_size, config.rms_norm_eps);
+    let (q_width, kv_width) = (config.attention_width(), config.kv_width());
 
     kept.x_in.copy_from_slice(x);
     rms_norm(x, w.input_norm, epsilon, &mut scratch.normed, &mut kept.scale_in);
-    for (weight, bias, column, width) in [(w.q, w.q_bias, 0, d), (w.k, w.k_bias, d, kv), (w.v, w.v_bias, d + kv, kv)] {
+    let parts = [
+        (w.q, w.q_bias, 0, q_width),
+        (w.k, w.k_bias, q_width, kv_width),
+        (w.v, w.v_bias, q_width + kv_width, kv_width),
+    ];
+    for (weight, bias, column, width) in parts {
         let out = RowsMut::new(&mut kept.qkv, heads.row(), column);
-        linear(&scratch.normed, weight, (rows, width, d), Start::Bias(bias), out);
+        linear(&scratch.normed, weight, (rows, width, d), bias.map_or(Start::Zero, Start::Bias), out);
     }
     model.rope().apply(&mut kept.qkv, heads.row(), heads.queries + heads.kv, positions, Turn::Forward);
     attend(layer, &kept.qkv, &mut kept.attended, &mut kept.log_sum);
-    linear(&kept.attended, w.o, (rows, d, d), Start::Add, RowsMut::new(x, d, 0));
+    linear(&kept.attended, w.o, (rows, d, q_width), Start::Add, RowsMut::new(x, d, 0));
 
     kept.x_mid.copy_from_slice(x);
     rms_norm(x, w.post_norm, epsilon, &mut scratch.normed, &mut kept.scale_mid);

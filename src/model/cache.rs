@@ -20,7 +20,7 @@ impl KvCache {
     /// An empty cache with room for `capacity` positions.
     #[must_use]
     pub fn new(config: &Config, capacity: usize) -> Self {
-        let (width, capacity) = (config.kv_dim(), capacity.next_multiple_of(LANES));
+        let (width, capacity) = (config.kv_width(), capacity.next_multiple_of(LANES));
         let layers = || (0..config.num_hidden_layers).map(|_| Floats::zeros(width * capacity)).collect();
         Self { width, capacity, len: 0, keys: layers(), values: layers() }
     }

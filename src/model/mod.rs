@@ -17,6 +17,7 @@ mod head;
 mod infer;
 mod matmul;
 mod ops;
+mod parameters;
 mod rope;
 mod simd;
 mod slice_pass;
@@ -32,13 +33,14 @@ use crate::numbers::aligned::{Floats, Number};
 use crate::numbers::tensors::{self, Storage, Tensor};
 use crate::process::cancel::Stop;
 use matmul::Weight;
-use weights::Weights;
+use weights::ParameterValues;
 
 pub use cache::KvCache;
 pub use config::{CONFIG, Config, spell_rope};
 pub use directory::{ADAPTER, INDEX, WEIGHTS, check, has_weights, not_a_directory, unsupported, weight_files};
 pub use head::Normalizer;
 pub use infer::DecodeRow;
+pub use parameters::{Parameter, ParameterList};
 pub use rope::{RopeParameters, Scaling, Yarn};
 pub use train::{Gradients, Packed, Target, TokenStats};
 
@@ -46,8 +48,11 @@ pub use train::{Gradients, Packed, Target, TokenStats};
 /// computes in f32, and as one whose weights are the same numbers in f32: the same bits.
 pub struct Transformer<W> {
     config: Config,
-    weights: Weights<W>,
-    /// Matrices as [`matmul::turned`] gives them, each made when it is first used.
+    stored: ParameterList,
+    trainable: ParameterList,
+    /// In the order of `stored`.
+    weights: Vec<ParameterValues<W>>,
+    /// Matrices as [`matmul::turned`] gives them, each made when it is first used; in the order of `stored`.
     turned: Vec<OnceLock<Option<Floats>>>,
     rope: rope::Rope,
     stop: Stop,
@@ -63,11 +68,11 @@ const FORMAT: (&str, &str) = ("format", "pt");
 struct Layer<'a, W> {
     input_norm: &'a [f32],
     q: Weight<'a, W>,
-    q_bias: &'a [f32],
+    q_bias: Option<&'a [f32]>,
     k: Weight<'a, W>,
-    k_bias: &'a [f32],
+    k_bias: Option<&'a [f32]>,
     v: Weight<'a, W>,
-    v_bias: &'a [f32],
+    v_bias: Option<&'a [f32]>,
     o: Weight<'a, W>,
     post_norm: &'a [f32],
     gate: Weight<'a, W>,
@@ -77,11 +82,6 @@ struct Layer<'a, W> {
 
 /// Weights up to this size stay in a core's own cache, so threads share out sequences instead of each product [bytes].
 const CACHED_WEIGHTS: usize = 2 << 20;
-
-/// Parameters of a block, in the order of [`Config::parameters`], and how many of them are matrices.
-const LAYER_PARAMETERS: usize = 12;
-const LAYER_MATRICES: usize = 7;
-const LAYER_VECTORS: usize = LAYER_PARAMETERS - LAYER_MATRICES;
 
 impl<W: Number> Transformer<W> {
     /// Maps the weights of a Hugging Face model directory into memory, or converts them where they are stored as other numbers.
@@ -94,10 +94,11 @@ impl<W: Number> Transformer<W> {
         Ok(Self::new(config, weights))
     }
 
-    fn new(config: Config, weights: Weights<W>) -> Self {
+    fn new(config: Config, weights: Vec<ParameterValues<W>>) -> Self {
         let rope = rope::Rope::new(&config.rope, config.head_dim(), config.positions());
-        let turned = weights.matrices.iter().map(|_| OnceLock::new()).collect();
-        Self { config, weights, turned, rope, stop: Stop::default() }
+        let (stored, trainable) = (config.stored(), config.trainable());
+        let turned = weights.iter().map(|_| OnceLock::new()).collect();
+        Self { config, stored, trainable, weights, turned, rope, stop: Stop::default() }
     }
 
     /// Lets work on it end early when that is wished; what it then gives is worth nothing, so callers look at `stop` too.
@@ -120,9 +121,7 @@ impl<W: Number> Transformer<W> {
     /// What all weights take [bytes].
     #[must_use]
     pub fn weight_bytes(&self) -> usize {
-        let Weights { matrices, vectors } = &self.weights;
-        let matrices: usize = matrices.iter().map(|matrix| size_of_val(&**matrix)).sum();
-        matrices + vectors.iter().map(|vector| size_of_val(&**vector)).sum::<usize>()
+        self.weights.iter().map(ParameterValues::bytes).sum()
     }
 
     fn fits_a_cores_cache(&self) -> bool {
@@ -141,44 +140,61 @@ impl<W: Number> Transformer<W> {
 
     /// `(V, D)`.
     fn embedding(&self) -> &[W] {
-        &self.weights.matrices[0]
+        self.matrix_at(self.stored.of_model(Parameter::EmbedTokens))
     }
 
     fn final_norm(&self) -> &[f32] {
-        &self.weights.vectors[LAYER_VECTORS * self.config.num_hidden_layers]
+        self.vector_at(self.stored.of_model(Parameter::FinalNorm)).expect(STORED)
     }
 
     /// `(V, D)`.
     fn head(&self) -> Weight<'_, W> {
-        let own = 1 + LAYER_MATRICES * self.config.num_hidden_layers;
-        self.matrix(if self.config.tie_word_embeddings { 0 } else { own }, self.config.hidden_size)
+        self.weight(self.stored.of_head(), self.config.hidden_size)
     }
 
-    fn matrix(&self, index: usize, depth: usize) -> Weight<'_, W> {
-        let plain = &*self.weights.matrices[index];
-        Weight { plain, turned: self.turned[index].get_or_init(|| matmul::turned(plain, depth)).as_deref() }
+    fn vector_at(&self, place: Option<usize>) -> Option<&[f32]> {
+        match &self.weights[place?] {
+            ParameterValues::Vector(values) => Some(values),
+            ParameterValues::Matrix(_) => None,
+        }
+    }
+
+    fn matrix_at(&self, place: Option<usize>) -> &[W] {
+        match &self.weights[place.expect(STORED)] {
+            ParameterValues::Matrix(values) => values,
+            ParameterValues::Vector(_) => unreachable!("asked for by the name of a matrix"),
+        }
+    }
+
+    fn weight(&self, place: Option<usize>, depth: usize) -> Weight<'_, W> {
+        let (plain, panels) = (self.matrix_at(place), &self.turned[place.expect(STORED)]);
+        Weight { plain, turned: panels.get_or_init(|| matmul::turned(plain, depth)).as_deref() }
     }
 
     fn layer(&self, layer: usize) -> Layer<'_, W> {
-        let (d, f) = (self.config.hidden_size, self.config.intermediate_size);
-        let vector = |i: usize| &*self.weights.vectors[LAYER_VECTORS * layer + i];
-        let matrix = |i: usize, depth| self.matrix(1 + LAYER_MATRICES * layer + i, depth);
+        let (d, f, width) = (self.config.hidden_size, self.config.intermediate_size, self.config.attention_width());
+        let place = |parameter| self.stored.of_layer(layer, parameter);
+        let (vector, matrix) =
+            (|parameter| self.vector_at(place(parameter)), |parameter, depth| self.weight(place(parameter), depth));
         Layer {
-            input_norm: vector(0),
-            q: matrix(0, d),
-            q_bias: vector(1),
-            k: matrix(1, d),
-            k_bias: vector(2),
-            v: matrix(2, d),
-            v_bias: vector(3),
-            o: matrix(3, d),
-            post_norm: vector(4),
-            gate: matrix(4, d),
-            up: matrix(5, d),
-            down: matrix(6, f),
+            input_norm: vector(Parameter::InputNorm).expect(STORED),
+            q: matrix(Parameter::QProj, d),
+            q_bias: vector(Parameter::QBias),
+            k: matrix(Parameter::KProj, d),
+            k_bias: vector(Parameter::KBias),
+            v: matrix(Parameter::VProj, d),
+            v_bias: vector(Parameter::VBias),
+            o: matrix(Parameter::OProj, width),
+            post_norm: vector(Parameter::PostNorm).expect(STORED),
+            gate: matrix(Parameter::GateProj, d),
+            up: matrix(Parameter::UpProj, d),
+            down: matrix(Parameter::DownProj, f),
         }
     }
 }
+
+/// Of parameters that every family has.
+const STORED: &str = "`Config::stored` lists it";
 
 /// The same weights in memory of their own, where they are not a file's.
 impl Clone for Model {
@@ -212,36 +228,25 @@ impl Model {
     }
 
     fn tensors(&self) -> Vec<Tensor<'_>> {
-        let named = self.config.parameters().into_iter().zip(self.parameters());
+        let named = self.stored.named().into_iter().zip(self.parameters());
         named.map(|((name, shape), values)| Tensor { name, shape, values }).collect()
     }
 
-    /// The parameters, in the order of [`Config::parameters`].
+    /// The parameters, in the order of [`Config::stored`].
     #[must_use]
     pub fn parameters(&self) -> Vec<&[f32]> {
-        let Weights { matrices, vectors } = &self.weights;
-        in_order(&self.config, matrices.iter().map(|tensor| &**tensor), vectors.iter().map(|tensor| &**tensor))
+        self.weights.iter().map(ParameterValues::values).collect()
     }
 
-    /// The parameters to change; copied out of the memory map the first time.
+    /// The parameters to change, in the order of [`Config::stored`]; copied out of the memory map the first time.
     pub fn parameters_mut(&mut self) -> Vec<&mut [f32]> {
         self.turned.fill_with(OnceLock::new);
-        let Weights { matrices, vectors } = &mut self.weights;
-        let (matrices, vectors) = (matrices.iter_mut(), vectors.iter_mut());
-        in_order(&self.config, matrices.map(weights::Tensor::to_mut), vectors.map(weights::Tensor::to_mut))
+        self.weights.iter_mut().map(ParameterValues::values_mut).collect()
     }
 
-    fn final_norm_index(&self) -> usize {
-        1 + LAYER_PARAMETERS * self.config.num_hidden_layers
+    /// The parameters in training to change, in the order of [`Config::trainable`].
+    pub fn trainable_mut(&mut self) -> Vec<&mut [f32]> {
+        debug_assert_eq!(self.trainable, self.stored, "all that is stored is trained");
+        self.parameters_mut()
     }
-
-    fn head_index(&self) -> usize {
-        if self.config.tie_word_embeddings { 0 } else { self.final_norm_index() + 1 }
-    }
-}
-
-/// Matrices and vectors in the order of [`Config::parameters`].
-fn in_order<T>(config: &Config, mut matrices: impl Iterator<Item = T>, mut vectors: impl Iterator<Item = T>) -> Vec<T> {
-    let next = |(_, shape): (_, Vec<usize>)| if shape.len() == 2 { matrices.next() } else { vectors.next() };
-    config.parameters().into_iter().filter_map(next).collect()
 }

@@ -1,12 +1,12 @@
 //! One span of packed sequences through the model, forward and backward, in memory that is kept from span to span.
 
-use super::Model;
 use super::attention::{Heads, attend_packed};
 use super::backward::{self, Rows};
 use super::block::{self, Activations, Scratch};
 use super::head::{Head, HeadBackward};
 use super::ops::{rms_norm, rms_norm_backward};
 use super::train::{Packed, Target, TokenStats};
+use super::{Model, Parameter};
 use crate::numbers::aligned::Floats;
 
 /// dLoss / dlogprob of a target, by its index and its log-probability; asked in any order.
@@ -29,6 +29,9 @@ pub struct Backward<'a> {
     /// One buffer a parameter, added to.
     pub gradients: &'a mut [Floats],
 }
+
+/// What every family trains.
+const TRAINED: &str = "`Config::trainable` lists it";
 
 /// Memory to work in.
 #[derive(Default)]
@@ -63,12 +66,13 @@ impl Workspace {
         let backward = HeadBackward {
             slope: &|i, logprob| slope(span.first + i, logprob),
             d_hidden: d_hidden.reuse_zeros(picked.hidden.len()),
-            d_weight: &mut gradients[model.head_index()],
+            d_weight: &mut gradients[model.trainable.of_head().expect(TRAINED)],
         };
         let stats = picked.head(model, span, temperature).run(logits, Some(backward));
         // Without any slope (no group with signal) there is nothing to send back.
         if d_hidden.iter().any(|&d| d != 0.0) {
-            picked.backward(model, span, &d_hidden, (x, &mut gradients[model.final_norm_index()]));
+            let d_norm = model.trainable.of_model(Parameter::FinalNorm).expect(TRAINED);
+            picked.backward(model, span, &d_hidden, (x, &mut gradients[d_norm]));
             for (layer, kept) in kept.iter_mut().enumerate().rev() {
                 if model.stop().is_wished() {
                     break;
@@ -76,7 +80,8 @@ impl Workspace {
                 let rows = Rows { d: x, positions: &positions, layout: span.packed.layout() };
                 backward::block(model, layer, rows, kept, scratch, gradients);
             }
-            embed_backward(model, &span.packed.tokens, x, &mut gradients[0]);
+            let d_embedding = model.trainable.of_model(Parameter::EmbedTokens).expect(TRAINED);
+            embed_backward(model, &span.packed.tokens, x, &mut gradients[d_embedding]);
         }
         picked.d_hidden = d_hidden;
         stats

@@ -44,7 +44,7 @@ pub struct TokenStats {
     pub entropy: f32,
 }
 
-/// One buffer a parameter, in the order of [`Config::parameters`]; and the memory that making them takes, kept from batch to batch.
+/// A buffer per parameter, in the order of [`Config::trainable`]; and the memory that filling them takes, kept from batch to batch.
 pub struct Gradients(pub Vec<Floats>, Memory);
 
 #[derive(Default)]
@@ -68,7 +68,7 @@ impl Gradients {
 }
 
 fn buffers(config: &Config) -> Vec<Floats> {
-    config.parameters().iter().map(|(_, shape)| Floats::zeros(shape.iter().product())).collect()
+    config.trainable().iter().map(|(_, shape)| Floats::zeros(shape.iter().product())).collect()
 }
 
 /// As many as threads ever worked at once.

@@ -55,7 +55,7 @@ pub trait Machine {
     /// What the policy says of each target, and adds the gradients of the loss with these slopes.
     fn accumulate(&mut self, batch: &MicroBatch, temperature: f32, slope: Slope<'_>) -> Result<Vec<TokenStats>>;
 
-    /// The norm of each parameter's gradient, in the order of [`Config::parameters`].
+    /// The norm of each parameter's gradient, in the order of [`Config::trainable`].
     fn gradient_norms(&mut self) -> Result<Vec<f64>>;
 
     /// What slopes are multiplied by in the next pass, to change between updates; norms and updates are of the gradients without it.
@@ -172,8 +172,8 @@ impl Machine for Cpu {
 
     fn update(&mut self, rule: Rule) -> Result<()> {
         let moments = self.moments.as_mut().expect("given before the first update");
-        let decays: Vec<bool> = self.model.config().parameters().iter().map(|(_, shape)| shape.len() == 2).collect();
-        optim::update(&rule, self.model.parameters_mut(), &self.gradients.0, moments, &decays);
+        let decays: Vec<bool> = self.model.config().trainable().iter().map(|(_, shape)| shape.len() == 2).collect();
+        optim::update(&rule, self.model.trainable_mut(), &self.gradients.0, moments, &decays);
         self.gradients.clear();
         Ok(())
     }

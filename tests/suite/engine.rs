@@ -2,7 +2,7 @@
 
 use grpo_pipes::engine::{Completion, CpuDecoder, Engine, Request, Sampling, Settings, Sink, Work};
 use grpo_pipes::lines::read_ahead::Ahead;
-use grpo_pipes::model::{Model, Packed, Target};
+use grpo_pipes::model::{Model, Packed, Parameter, Target};
 use grpo_pipes::{Error, Result};
 
 use crate::fixtures::{Reference, directory, ids};
@@ -173,10 +173,12 @@ fn a_sink_that_refuses_ends_the_run() {
 
 #[test]
 fn logits_that_are_not_finite_name_step_prompt_sample_position_and_layer() {
-    let norms = [(1, "layer 0"), (1 + 12, "layer 1"), (tiny().parameters().len() - 1, "the LM head")];
+    let list = tiny().config().stored();
+    let norm = |layer| list.of_layer(layer, Parameter::InputNorm);
+    let norms = [(norm(0), "layer 0"), (norm(1), "layer 1"), (list.of_model(Parameter::FinalNorm), "the LM head")];
     for (parameter, place) in norms {
         let mut model = tiny();
-        model.parameters_mut()[parameter][0] = f32::NAN;
+        model.parameters_mut()[parameter.unwrap()][0] = f32::NAN;
         let mut sink = Groups::default();
         let settings = Settings { step: 7, ..settings() };
         let mut decoder = CpuDecoder::new(&model, &settings);

@@ -225,7 +225,7 @@ fn by_hand(config: &LossConfig, groups: &[Group], known: [&[f32]; 2], temperatur
     let mut line = Metrics::default();
     line.real("loss", tally.loss);
     tally.report(&mut line, true);
-    let names = model.config().parameters().into_iter().map(|(name, _)| name);
+    let names = model.config().trainable().named().into_iter().map(|(name, _)| name);
     (parsed(&line), names.zip(gradients.0.iter().map(|gradient| gradient.to_vec())).collect())
 }
 
@@ -395,7 +395,7 @@ fn five_optimizer_steps_equal_trl() {
 }
 
 fn weights(trainer: &mut Trainer) -> ByName {
-    let names = trainer.machine.config().parameters().into_iter().map(|(name, _)| name).collect::<Vec<_>>();
+    let names = trainer.machine.config().stored().named().into_iter().map(|(name, _)| name).collect::<Vec<_>>();
     names.into_iter().zip(trainer.machine.weights().unwrap().parameters().into_iter().map(<[f32]>::to_vec)).collect()
 }
 

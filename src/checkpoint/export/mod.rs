@@ -49,7 +49,7 @@ pub fn archive(checkpoint: &Path, target: &Path, storage: Storage, card: &Card) 
 fn fill(checkpoint: &Path, dir: &Path, storage: Storage, card: &Card) -> Result<()> {
     let model = Model::load(checkpoint)?;
     checkpoint::copy_companions(checkpoint, dir, storage.torch_name())?;
-    for ((name, _), values) in model.config().parameters().iter().zip(model.parameters()) {
+    for ((name, _), values) in model.config().stored().named().iter().zip(model.parameters()) {
         if let Some(value) = values.iter().find(|value| !storage.holds(**value)) {
             let dtype = storage.torch_name();
             return Err(Error::Numerics(format!("{}: {name} has a {value}, not in {dtype}", checkpoint.display())));

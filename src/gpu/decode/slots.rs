@@ -65,7 +65,7 @@ impl Slots {
     #[must_use]
     pub fn cache_bytes(config: &Config, shape: Shape, dtype: Dtype) -> usize {
         let tokens = shape.slots * (shape.max_prompt_tokens + shape.max_completion_tokens);
-        2 * config.num_hidden_layers * tokens * config.kv_dim() * dtype.bytes()
+        2 * config.num_hidden_layers * tokens * config.kv_width() * dtype.bytes()
     }
 
     /// Idle slots.
@@ -74,7 +74,7 @@ impl Slots {
     /// [`crate::Error::Device`] when there is no room.
     pub fn new(driver: &Arc<dyn Driver>, config: &Config, shape: Shape, dtype: Dtype, penalised: bool) -> Result<Self> {
         let cache = |tokens: usize| {
-            Numbers::new(driver, dtype, 2 * config.num_hidden_layers * shape.slots * tokens * config.kv_dim())
+            Numbers::new(driver, dtype, 2 * config.num_hidden_layers * shape.slots * tokens * config.kv_width())
         };
         let words = if penalised { config.vocab_size.div_ceil(32) } else { 0 };
         Ok(Self {

@@ -218,6 +218,8 @@ impl TryFrom<File> for Config {
             num_hidden_layers: file.num_hidden_layers,
             num_attention_heads: file.num_attention_heads,
             num_key_value_heads: file.num_key_value_heads.unwrap_or(file.num_attention_heads),
+            head_dim: None,
+            attention_bias: true,
             max_position_embeddings: positions,
             rms_norm_eps: file.rms_norm_eps,
             rope: RopeParameters::read(&file.rope.entries(positions)?, positions)?,

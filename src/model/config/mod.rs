@@ -41,6 +41,12 @@ pub struct Config {
     pub num_attention_heads: usize,
     /// K, number of key and value heads; each serves H / K query heads.
     pub num_key_value_heads: usize,
+    /// E, if it is not D / H; always `None` in a Qwen2.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub head_dim: Option<usize>,
+    /// Whether queries, keys and values have biases. They do in a Qwen2, whose `config.json` does not say so.
+    #[serde(skip_serializing)]
+    pub attention_bias: bool,
     /// The longest sequence of the training before [tokens]; see [`Config::positions`].
     pub max_position_embeddings: usize,
     /// Added to the mean square in each RMS norm.
@@ -99,7 +105,11 @@ impl Config {
         if !heads.is_multiple_of(kv_heads) {
             return Err(format!("num_attention_heads = {heads} is not a multiple of num_key_value_heads = {kv_heads}"));
         }
-        if !self.hidden_size.is_multiple_of(2 * self.num_attention_heads) {
+        let is_even = match self.head_dim {
+            None => self.hidden_size.is_multiple_of(2 * heads),
+            Some(dim) => dim.is_multiple_of(2),
+        };
+        if !is_even {
             return Err("hidden_size / num_attention_heads is not an even number".into());
         }
         self.check_reals()?;
@@ -133,53 +143,19 @@ impl Config {
     /// E, the width of one head.
     #[must_use]
     pub fn head_dim(&self) -> usize {
-        self.hidden_size / self.num_attention_heads
+        self.head_dim.unwrap_or(self.hidden_size / self.num_attention_heads)
+    }
+
+    /// H * E, the width of all query heads, and of what attention gives.
+    #[must_use]
+    pub fn attention_width(&self) -> usize {
+        self.num_attention_heads * self.head_dim()
     }
 
     /// K * E, the width of all key heads, and of all value heads.
     #[must_use]
-    pub fn kv_dim(&self) -> usize {
+    pub fn kv_width(&self) -> usize {
         self.num_key_value_heads * self.head_dim()
-    }
-
-    /// Of all parameters in f32 [bytes].
-    #[must_use]
-    pub fn weight_bytes(&self) -> u64 {
-        4 * self
-            .parameters()
-            .iter()
-            .map(|(_, shape)| shape.iter().map(|&length| length as u64).product::<u64>())
-            .sum::<u64>()
-    }
-
-    /// Name and shape of each trainable tensor in the checkpoint's order: embedding, blocks, final norm, and the LM head if it is
-    /// not the embedding. Parameters, gradients and optimizer state all follow it.
-    #[must_use]
-    pub fn parameters(&self) -> Vec<(String, Vec<usize>)> {
-        let (d, f, kv) = (self.hidden_size, self.intermediate_size, self.kv_dim());
-        let mut list = vec![("model.embed_tokens.weight".to_owned(), vec![self.vocab_size, d])];
-        for layer in 0..self.num_hidden_layers {
-            let block: [(&str, Vec<usize>); 12] = [
-                ("input_layernorm.weight", vec![d]),
-                ("self_attn.q_proj.weight", vec![d, d]),
-                ("self_attn.q_proj.bias", vec![d]),
-                ("self_attn.k_proj.weight", vec![kv, d]),
-                ("self_attn.k_proj.bias", vec![kv]),
-                ("self_attn.v_proj.weight", vec![kv, d]),
-                ("self_attn.v_proj.bias", vec![kv]),
-                ("self_attn.o_proj.weight", vec![d, d]),
-                ("post_attention_layernorm.weight", vec![d]),
-                ("mlp.gate_proj.weight", vec![f, d]),
-                ("mlp.up_proj.weight", vec![f, d]),
-                ("mlp.down_proj.weight", vec![d, f]),
-            ];
-            list.extend(block.into_iter().map(|(name, shape)| (format!("model.layers.{layer}.{name}"), shape)));
-        }
-        list.push(("model.norm.weight".to_owned(), vec![d]));
-        if !self.tie_word_embeddings {
-            list.push(("lm_head.weight".to_owned(), vec![self.vocab_size, d]));
-        }
-        list
     }
 }
 

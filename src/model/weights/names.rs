@@ -5,10 +5,7 @@ use std::path::Path;
 
 use super::MappedFile;
 use crate::error::{Error, Result};
-use crate::model::Config;
-
-const EMBEDDING: &str = "model.embed_tokens.weight";
-const HEAD: &str = "lm_head.weight";
+use crate::model::{Config, Parameter};
 
 /// Each parameter's file, and its name in there.
 pub(super) type Stored<'a> = HashMap<String, (&'a MappedFile, String)>;
@@ -23,21 +20,22 @@ pub(super) type Stored<'a> = HashMap<String, (&'a MappedFile, String)>;
 /// # Errors
 /// [`Error::Model`] with a tensor that the model does not have, or a tied head that is not the embedding.
 pub(super) fn stored<'a>(dir: &Path, files: &'a [MappedFile], config: &Config) -> Result<Stored<'a>> {
-    let wanted: HashSet<String> = config.parameters().into_iter().map(|(name, _)| name).collect();
+    let wanted: HashSet<String> = config.stored().named().into_iter().map(|(name, _)| name).collect();
+    let head = Parameter::LmHead.name();
     let mut found = Stored::new();
     for file in files {
         for stored in file.tensors.names() {
             let name = full(&stored);
-            if wanted.contains(&name) || (name == HEAD && config.tie_word_embeddings) {
+            if wanted.contains(&name) || (name == head && config.tie_word_embeddings) {
                 found.insert(name, (file, stored));
             } else if !name.ends_with("rotary_emb.inv_freq") {
                 return Err(unknown(file, &stored, config));
             }
         }
     }
-    match (config.tie_word_embeddings, found.remove(HEAD)) {
-        (true, Some(head)) => tie(dir, &mut found, head)?,
-        (false, Some(head)) => _ = found.insert(HEAD.into(), head),
+    match (config.tie_word_embeddings, found.remove(head)) {
+        (true, Some(stored)) => tie(dir, &mut found, stored)?,
+        (false, Some(stored)) => _ = found.insert(head.into(), stored),
         (_, None) => {}
     }
     Ok(found)
@@ -58,15 +56,19 @@ fn unknown(file: &MappedFile, name: &str, config: &Config) -> Error {
 
 /// Where both are stored and differ, transformers 5 computes with the head, and 4 with the embedding.
 fn tie<'a>(dir: &Path, found: &mut Stored<'a>, head: (&'a MappedFile, String)) -> Result<()> {
-    let Some(embedding) = found.get(EMBEDDING) else {
-        found.insert(EMBEDDING.into(), head);
+    let name = Parameter::EmbedTokens.name();
+    let Some(embedding) = found.get(name) else {
+        found.insert(name.into(), head);
         return Ok(());
     };
     if same(embedding, &head)? {
         return Ok(());
     }
     let remedy = "set tie_word_embeddings to false in config.json to use both, or remove lm_head.weight";
-    Err(Error::model(dir, format!("tie_word_embeddings is true, but {HEAD} is not {EMBEDDING}; {remedy}")))
+    Err(Error::model(
+        dir,
+        format!("tie_word_embeddings is true, but {} is not {name}; {remedy}", Parameter::LmHead.name()),
+    ))
 }
 
 fn same((one, name): &(&MappedFile, String), (other, head): &(&MappedFile, String)) -> Result<bool> {
