@@ -2,27 +2,27 @@
 //!
 //! Norms and the MLP's activation are computed again from what the forward kept; that costs less than reading them would.
 
-use super::attention::{self, Heads, Layout, attend_packed_backward};
+use super::attention::{self, Heads, PackedLayout, attend_packed_backward};
 use super::block::{Activations, Scratch};
-use super::matmul::{self, Start, input_gradient, weight_gradient};
+use super::matmul::{Rows, Start, input_gradient, weight_gradient};
 use super::ops::{bias_gradient, rms_norm_again, rms_norm_backward, swiglu_backward};
 use super::rope::Turn;
 use super::{Model, Parameter, ParameterList};
-use crate::numbers::aligned::Floats;
+use crate::numbers::aligned::AlignedVec;
 
 /// The rows a backward runs over.
-pub struct Rows<'a> {
+pub struct PackedRows<'a> {
     /// Gradient of the residual stream, `(T, D)`: after the block on entry, before it on return.
     pub d: &'a mut [f32],
     /// Position of each row.
     pub positions: &'a [u32],
     /// The sequences.
-    pub layout: Layout<'a>,
+    pub layout: PackedLayout<'a>,
 }
 
 /// Gradients of one layer's parameters, found by name.
 struct LayerGradients<'a> {
-    all: &'a mut [Floats],
+    all: &'a mut [AlignedVec<f32>],
     list: &'a ParameterList,
     layer: usize,
 }
@@ -44,10 +44,10 @@ impl LayerGradients<'_> {
 pub fn block(
     model: &Model,
     layer: usize,
-    mut rows: Rows<'_>,
+    mut rows: PackedRows<'_>,
     kept: &mut Activations,
     scratch: &mut Scratch,
-    gradients: &mut [Floats],
+    gradients: &mut [AlignedVec<f32>],
 ) {
     let (config, t) = (model.config(), rows.positions.len());
     let mut gradients = LayerGradients { all: gradients, list: &model.trainable, layer };
@@ -59,7 +59,7 @@ pub fn block(
 
 fn mlp(
     model: &Model,
-    rows: &mut Rows<'_>,
+    rows: &mut PackedRows<'_>,
     kept: &mut Activations,
     scratch: &mut Scratch,
     gradients: &mut LayerGradients<'_>,
@@ -67,16 +67,16 @@ fn mlp(
     let (config, w) = (model.config(), model.layer(gradients.layer));
     let (t, d, f) = (rows.positions.len(), config.hidden_size, config.intermediate_size);
 
-    input_gradient(matmul::Rows::new(rows.d, d, 0), w.down.plain, (t, d, f), Start::Zero, &mut scratch.act);
+    input_gradient(Rows::new(rows.d, d, 0), w.down.plain, (t, d, f), Start::Zero, &mut scratch.act);
     swiglu_backward(&mut kept.gate, &mut kept.up, &mut scratch.act);
-    weight_gradient(matmul::Rows::new(rows.d, d, 0), &scratch.act, (t, d, f), gradients.of(Parameter::DownProj));
+    weight_gradient(Rows::new(rows.d, d, 0), &scratch.act, (t, d, f), gradients.of(Parameter::DownProj));
 
     rms_norm_again(&kept.x_mid, &kept.scale_mid, w.post_norm, &mut scratch.normed);
     let d_normed = &mut scratch.d_normed[..t * d];
     let parts =
         [(&kept.gate, w.gate, Parameter::GateProj, Start::Zero), (&kept.up, w.up, Parameter::UpProj, Start::Add)];
     for (dy, weight, parameter, start) in parts {
-        let dy = matmul::Rows::new(dy, f, 0);
+        let dy = Rows::new(dy, f, 0);
         weight_gradient(dy, &scratch.normed, (t, f, d), gradients.of(parameter));
         input_gradient(dy, weight.plain, (t, f, d), start, d_normed);
     }
@@ -86,7 +86,7 @@ fn mlp(
 
 fn self_attention(
     model: &Model,
-    rows: &mut Rows<'_>,
+    rows: &mut PackedRows<'_>,
     kept: &mut Activations,
     scratch: &mut Scratch,
     gradients: &mut LayerGradients<'_>,
@@ -96,12 +96,12 @@ fn self_attention(
         (rows.positions.len(), config.hidden_size, config.attention_width(), config.kv_width());
 
     let d_attended = &mut scratch.d_normed[..t * q_width];
-    let dy = matmul::Rows::new(rows.d, d, 0);
+    let dy = Rows::new(rows.d, d, 0);
     input_gradient(dy, w.o.plain, (t, d, q_width), Start::Zero, d_attended);
     weight_gradient(dy, &kept.attended, (t, d, q_width), gradients.of(Parameter::OProj));
 
     let d_qkv = &mut scratch.d_qkv;
-    let forward = attention::Kept { qkv: &kept.qkv, out: &kept.attended, log_sum: &kept.log_sum };
+    let forward = attention::SavedForward { qkv: &kept.qkv, out: &kept.attended, log_sum: &kept.log_sum };
     attend_packed_backward(heads, forward, rows.layout, d_attended, d_qkv);
     model.rope().apply(d_qkv, heads.row(), heads.queries + heads.kv, rows.positions, Turn::Backward);
 
@@ -113,7 +113,7 @@ fn self_attention(
         (w.v, Parameter::VProj, Parameter::VBias, (q_width + kv_width, kv_width), Start::Add),
     ];
     for (weight, parameter, bias, (column, width), start) in parts {
-        let dy = matmul::Rows::new(d_qkv, heads.row(), column);
+        let dy = Rows::new(d_qkv, heads.row(), column);
         if let Some(d_bias) = gradients.get(bias) {
             bias_gradient(d_qkv, heads.row(), column, d_bias);
         }

@@ -5,42 +5,42 @@ use super::matmul::{RowsMut, Start, linear};
 use super::ops::{rms_norm, swiglu};
 use super::rope::Turn;
 use super::{Config, Transformer};
-use crate::numbers::aligned::{Floats, Number};
+use crate::numbers::aligned::{AlignedVec, Number};
 
 /// What a block computes on `T` rows and its backward needs again.
 #[derive(Default)]
 pub struct Activations {
     /// Residual stream at the block's start, `(T, D)`.
-    pub x_in: Floats,
+    pub x_in: AlignedVec<f32>,
     /// 1 / rms of `x_in`, `(T)`.
-    pub scale_in: Floats,
+    pub scale_in: AlignedVec<f32>,
     /// Queries, keys and values after rope, `(T, (H + 2 K) E)`.
-    pub qkv: Floats,
+    pub qkv: AlignedVec<f32>,
     /// Heads' outputs, `(T, H E)`.
-    pub attended: Floats,
+    pub attended: AlignedVec<f32>,
     /// Log-sum-exp of the scores, `(T, H)`.
-    pub log_sum: Floats,
+    pub log_sum: AlignedVec<f32>,
     /// Residual stream after attention, `(T, D)`.
-    pub x_mid: Floats,
+    pub x_mid: AlignedVec<f32>,
     /// 1 / rms of `x_mid`, `(T)`.
-    pub scale_mid: Floats,
+    pub scale_mid: AlignedVec<f32>,
     /// `(T, F)`.
-    pub gate: Floats,
+    pub gate: AlignedVec<f32>,
     /// `(T, F)`.
-    pub up: Floats,
+    pub up: AlignedVec<f32>,
 }
 
 /// What a block computes on `T` rows and needs no longer.
 #[derive(Default)]
 pub struct Scratch {
     /// `(T, D)`.
-    pub normed: Floats,
+    pub normed: AlignedVec<f32>,
     /// `(T, F)`.
-    pub act: Floats,
+    pub act: AlignedVec<f32>,
     /// Gradient of a norm's output, `(T, D)`, or of the heads' outputs, `(T, H E)`. Only a backward allocates it and the next one.
-    pub d_normed: Floats,
+    pub d_normed: AlignedVec<f32>,
     /// Gradient of queries, keys and values side by side, `(T, (H + 2 K) E)`.
-    pub d_qkv: Floats,
+    pub d_qkv: AlignedVec<f32>,
 }
 
 impl Activations {
@@ -88,11 +88,19 @@ impl Scratch {
 /// How the rows of a block attend: `(layer, qkv, attended, log_sum)`.
 pub type Attend<'a> = &'a mut dyn FnMut(usize, &[f32], &mut [f32], &mut [f32]);
 
-/// Runs block `layer` on the residual stream `x`, `(T, D)`, in place.
+/// The residual stream that a block reads and adds to.
+pub struct ResidualStream<'a> {
+    /// `(T, D)`.
+    pub x: &'a mut [f32],
+    /// Position of each row, `(T)`.
+    pub positions: &'a [u32],
+}
+
+/// Runs block `layer` on the residual stream, in place.
 pub fn forward<W: Number>(
     model: &Transformer<W>,
     layer: usize,
-    (x, positions): (&mut [f32], &[u32]),
+    ResidualStream { x, positions }: ResidualStream<'_>,
     kept: &mut Activations,
     scratch: &mut Scratch,
     attend: Attend<'_>,

@@ -3,7 +3,7 @@
 use super::attention::{Heads, Segment};
 use super::config::Config;
 use super::simd::LANES;
-use crate::numbers::aligned::Floats;
+use crate::numbers::aligned::AlignedVec;
 
 /// Keys (after rope) and values of a run of positions in every layer; memory for `capacity` positions is taken at once.
 pub struct KvCache {
@@ -11,9 +11,9 @@ pub struct KvCache {
     capacity: usize,
     len: usize,
     /// `(K * E, capacity)` a layer.
-    keys: Vec<Floats>,
+    keys: Vec<AlignedVec<f32>>,
     /// `(capacity, K * E)` a layer.
-    values: Vec<Floats>,
+    values: Vec<AlignedVec<f32>>,
 }
 
 impl KvCache {
@@ -21,7 +21,7 @@ impl KvCache {
     #[must_use]
     pub fn new(config: &Config, capacity: usize) -> Self {
         let (width, capacity) = (config.kv_width(), capacity.next_multiple_of(LANES));
-        let layers = || (0..config.num_hidden_layers).map(|_| Floats::zeros(width * capacity)).collect();
+        let layers = || (0..config.num_hidden_layers).map(|_| AlignedVec::zeros(width * capacity)).collect();
         Self { width, capacity, len: 0, keys: layers(), values: layers() }
     }
 

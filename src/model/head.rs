@@ -5,18 +5,17 @@
 use rayon::prelude::*;
 
 use super::attention::exp_and_sum;
+use super::batch::{Slope, Target, TokenStats};
 use super::matmul::{Rows, RowsMut, Start, Weight, input_gradient, linear, weight_gradient};
 use super::simd::{self, Kernel, LANES, Simd};
-use super::slice_pass::Slope;
-use super::train::{Target, TokenStats};
-use crate::numbers::aligned::Floats;
+use crate::numbers::aligned::AlignedVec;
 use crate::process::cancel::Stop;
 
 /// Logits held at once [numbers]: 128 MiB, some 220 rows of a vocabulary of 151,936.
 const CHUNK_LOGITS: usize = 32 << 20;
 
 /// The head's inputs: hidden states after the final norm `(N, D)`, the head's weight `(V, D)`, the target of each row.
-pub struct Head<'a> {
+pub struct HeadPass<'a> {
     /// `(N, D)`.
     pub hidden: &'a [f32],
     /// `(V, D)`.
@@ -30,7 +29,7 @@ pub struct Head<'a> {
 }
 
 /// Where gradients go, and where they come from.
-pub struct HeadBackward<'a> {
+pub struct HeadGradients<'a> {
     /// dLoss / dlogprob of row `i`.
     pub slope: Slope<'a>,
     /// Gradient of the hidden states, `(N, D)`, zero on entry.
@@ -39,9 +38,9 @@ pub struct HeadBackward<'a> {
     pub d_weight: &'a mut [f32],
 }
 
-impl Head<'_> {
+impl HeadPass<'_> {
     /// Log-probability and entropy of each row; with `backward`, gradients too. `logits` is memory to work in.
-    pub fn run(&self, logits: &mut Floats, mut backward: Option<HeadBackward<'_>>) -> Vec<TokenStats> {
+    pub fn run(&self, logits: &mut AlignedVec<f32>, mut backward: Option<HeadGradients<'_>>) -> Vec<TokenStats> {
         let rows = self.targets.len();
         if rows == 0 {
             return Vec::new();

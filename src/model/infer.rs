@@ -3,12 +3,12 @@
 use rayon::prelude::*;
 
 use super::attention::{Heads, attend, attend_packed};
-use super::block::{self, Activations, Scratch};
+use super::block::{self, Activations, ResidualStream, Scratch};
 use super::matmul::{RowsMut, Start, linear};
 use super::ops::rms_norm;
-use super::threads::awake;
+use super::threads::keep_threads_spinning;
 use super::{KvCache, Packed, Transformer};
-use crate::numbers::aligned::{Floats, Number};
+use crate::numbers::aligned::{AlignedVec, Number};
 
 /// One sequence's part in a decode step.
 pub struct DecodeRow<'a> {
@@ -70,9 +70,9 @@ impl<W: Number> Transformer<W> {
 
     /// The residual stream `(T, D)` of packed sequences after all blocks; `each` is told of every layer's queries, keys and
     /// values after rope.
-    fn run_packed(&self, packed: &Packed, each: &mut dyn FnMut(usize, &[f32])) -> Floats {
+    fn run_packed(&self, packed: &Packed, each: &mut dyn FnMut(usize, &[f32])) -> AlignedVec<f32> {
         let (heads, tokens) = (Heads::of(self.config()), packed.tokens.len());
-        let mut x = Floats::zeros(tokens * self.config().hidden_size);
+        let mut x = AlignedVec::zeros(tokens * self.config().hidden_size);
         self.embed(&packed.tokens, &mut x);
         let positions = packed.positions();
         let (mut kept, mut scratch) = (Activations::new(self.config(), tokens), Scratch::new(self.config(), tokens));
@@ -84,7 +84,8 @@ impl<W: Number> Transformer<W> {
                 each(layer, qkv);
                 attend_packed(heads, qkv, packed.layout(), out, log_sum);
             };
-            block::forward(self, layer, (&mut x, &positions), &mut kept, &mut scratch, &mut attend_prompts);
+            let stream = ResidualStream { x: &mut x, positions: &positions };
+            block::forward(self, layer, stream, &mut kept, &mut scratch, &mut attend_prompts);
         }
         x
     }
@@ -94,7 +95,7 @@ impl<W: Number> Transformer<W> {
     /// A row's logits are the same bits whatever else is in the batch, and the same as [`Model::prefill`]'s and the trainer's.
     pub fn decode(&self, rows: &mut [DecodeRow<'_>], logits: &mut [f32]) {
         if !self.fits_a_cores_cache() {
-            return awake(|| self.decode_together(rows, logits));
+            return keep_threads_spinning(|| self.decode_together(rows, logits));
         }
         let share = rows.len().div_ceil(rayon::current_num_threads()).max(1);
         rows.par_chunks_mut(share)
@@ -106,7 +107,7 @@ impl<W: Number> Transformer<W> {
         let heads = Heads::of(self.config());
         let tokens: Vec<u32> = rows.iter().map(|row| row.token).collect();
         let positions: Vec<u32> = rows.iter().map(|row| (row.prompt.len() + row.own.len()) as u32).collect();
-        let mut x = Floats::zeros(rows.len() * self.config().hidden_size);
+        let mut x = AlignedVec::zeros(rows.len() * self.config().hidden_size);
         self.embed(&tokens, &mut x);
         let (mut kept, mut scratch) =
             (Activations::new(self.config(), rows.len()), Scratch::new(self.config(), rows.len()));
@@ -121,7 +122,8 @@ impl<W: Number> Transformer<W> {
                     attend(heads, &qkv[..width], &segments, out, log_sum);
                 });
             };
-            block::forward(self, layer, (&mut x, &positions), &mut kept, &mut scratch, &mut attend_caches);
+            let stream = ResidualStream { x: &mut x, positions: &positions };
+            block::forward(self, layer, stream, &mut kept, &mut scratch, &mut attend_caches);
         }
         rows.iter_mut().for_each(|row| row.own.advance(1));
         self.logits(&x, logits);
@@ -140,7 +142,7 @@ impl<W: Number> Transformer<W> {
     fn logits(&self, x: &[f32], logits: &mut [f32]) {
         let (d, v) = (self.config().hidden_size, self.config().vocab_size);
         let rows = x.len() / d;
-        let (mut normed, mut scale) = (Floats::zeros(x.len()), Floats::zeros(rows));
+        let (mut normed, mut scale) = (AlignedVec::zeros(x.len()), AlignedVec::zeros(rows));
         rms_norm(x, self.final_norm(), self.config().rms_norm_eps, &mut normed, &mut scale);
         linear(&normed, self.head(), (rows, v, d), Start::Zero, RowsMut::new(logits, v, 0));
     }

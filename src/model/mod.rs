@@ -1,14 +1,18 @@
-//! Tensors only: the Qwen2 transformer, written once for sampling and training.
+//! The Qwen2 transformer, written once for sampling and training.
 //!
-//! Knows nothing of text, records, sampling or losses. Shapes are given in the letters of [`Config`]: T tokens, D width, F MLP
+//! It knows nothing of text, records, sampling or losses. Docs give shapes in the letters of [`Config`]: T tokens, D width, F MLP
 //! width, H query heads, K key and value heads, E head width, V vocabulary, L layers.
 //!
-//! On plain f32 slices with kernels of our own: sampler and trainer run the same products in the same order, so the
-//! log-probability of a sampled token and the trainer's are the same bits, in any batch. `attention`, `matmul`, `ops` and `rope` hold the
-//! arithmetic, `block` the forward of one block, `infer` and `train` the two ways to use it.
+//! It works on plain f32 slices with kernels of its own. Sampler and trainer run the same products in the same order, so the
+//! log-probability of a sampled token and the trainer's are the same bits, in any batch.
+//!
+//! `attention`, `matmul`, `ops` and `rope` hold the arithmetic, `block` and `backward` one layer, `infer` and `train` the two ways to
+//! use the model. `tests/suite/plain_qwen2.rs` is the same model in a hundred lines of plain f64, which the tests compare this one
+//! with: read it first.
 
 mod attention;
 mod backward;
+mod batch;
 mod block;
 mod cache;
 mod config;
@@ -29,12 +33,13 @@ use std::path::Path;
 use std::sync::OnceLock;
 
 use crate::error::Result;
-use crate::numbers::aligned::{Floats, Number};
+use crate::numbers::aligned::{AlignedVec, Number};
 use crate::numbers::tensors::{self, Storage, Tensor};
 use crate::process::cancel::Stop;
 use matmul::Weight;
 use weights::ParameterValues;
 
+pub use batch::{Packed, Slope, Target, TokenStats};
 pub use cache::KvCache;
 pub use config::{CONFIG, Config, spell_rope};
 pub use directory::{ADAPTER, INDEX, WEIGHTS, check, has_weights, not_a_directory, unsupported, weight_files};
@@ -42,7 +47,7 @@ pub use head::Normalizer;
 pub use infer::DecodeRow;
 pub use parameters::{Parameter, ParameterList};
 pub use rope::{RopeParameters, Scaling, Yarn};
-pub use train::{Gradients, Packed, Target, TokenStats};
+pub use train::Gradients;
 
 /// A transformer whose weights are held as `W`, memory-mapped from a checkpoint that stores them so. Whatever they are held as, it
 /// computes in f32, and as one whose weights are the same numbers in f32: the same bits.
@@ -52,8 +57,8 @@ pub struct Transformer<W> {
     trainable: ParameterList,
     /// In the order of `stored`.
     weights: Vec<ParameterValues<W>>,
-    /// Matrices as [`matmul::turned`] gives them, each made when it is first used; in the order of `stored`.
-    turned: Vec<OnceLock<Option<Floats>>>,
+    /// Matrices as [`matmul::panels`] gives them, each made when it is first used; in the order of `stored`.
+    panels: Vec<OnceLock<Option<AlignedVec<f32>>>>,
     rope: rope::Rope,
     stop: Stop,
 }
@@ -97,8 +102,8 @@ impl<W: Number> Transformer<W> {
     fn new(config: Config, weights: Vec<ParameterValues<W>>) -> Self {
         let rope = rope::Rope::new(&config.rope, config.head_dim(), config.positions());
         let (stored, trainable) = (config.stored(), config.trainable());
-        let turned = weights.iter().map(|_| OnceLock::new()).collect();
-        Self { config, stored, trainable, weights, turned, rope, stop: Stop::default() }
+        let panels = weights.iter().map(|_| OnceLock::new()).collect();
+        Self { config, stored, trainable, weights, panels, rope, stop: Stop::default() }
     }
 
     /// Lets work on it end early when that is wished; what it then gives is worth nothing, so callers look at `stop` too.
@@ -167,8 +172,8 @@ impl<W: Number> Transformer<W> {
     }
 
     fn weight(&self, place: Option<usize>, depth: usize) -> Weight<'_, W> {
-        let (plain, panels) = (self.matrix_at(place), &self.turned[place.expect(STORED)]);
-        Weight { plain, turned: panels.get_or_init(|| matmul::turned(plain, depth)).as_deref() }
+        let (plain, panels) = (self.matrix_at(place), &self.panels[place.expect(STORED)]);
+        Weight { plain, panels: panels.get_or_init(|| matmul::panels(plain, depth)).as_deref() }
     }
 
     fn layer(&self, layer: usize) -> Layer<'_, W> {
@@ -240,7 +245,7 @@ impl Model {
 
     /// The parameters to change, in the order of [`Config::stored`]; copied out of the memory map the first time.
     pub fn parameters_mut(&mut self) -> Vec<&mut [f32]> {
-        self.turned.fill_with(OnceLock::new);
+        self.panels.fill_with(OnceLock::new);
         self.weights.iter_mut().map(ParameterValues::values_mut).collect()
     }
 

@@ -14,7 +14,7 @@ const PATIENCE: Duration = Duration::from_millis(1);
 /// Does `work` while the other threads of the pool stay awake. A thread that sleeps takes some 50 microseconds to wake, and a decode step
 /// of a model that streams from memory is 170 loops of some hundred microseconds. Nothing waits for the threads: one that is busy
 /// with something else comes later, or too late.
-pub fn awake(work: impl FnOnce()) {
+pub fn keep_threads_spinning(work: impl FnOnce()) {
     let ended = Arc::new(AtomicBool::new(false));
     let (here, seen) = (rayon::current_thread_index(), Arc::clone(&ended));
     rayon::spawn_broadcast(move |thread| {
@@ -54,7 +54,7 @@ mod tests {
                 let others = scope.spawn(|| (0..2000).for_each(|_| assert_eq!(pool.install(sum), 499_500)));
                 let mut sums = 0;
                 for _ in 0..200 {
-                    pool.install(|| awake(|| sums += (0..10).map(|_| sum()).sum::<u32>()));
+                    pool.install(|| keep_threads_spinning(|| sums += (0..10).map(|_| sum()).sum::<u32>()));
                 }
                 assert_eq!(sums, 200 * 10 * 499_500);
                 others.join().unwrap();
@@ -73,7 +73,7 @@ mod tests {
             });
             scope.spawn(move |_| {
                 is_there.recv().unwrap();
-                awake(|| ());
+                keep_threads_spinning(|| ());
                 go.send(()).unwrap();
             });
         });

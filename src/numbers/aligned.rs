@@ -53,15 +53,12 @@ unsafe impl Number for bf16 {
 #[repr(C, align(64))]
 struct Line([u8; 64]);
 
-/// Numbers that start at a cache line.
-pub struct Numbers<T> {
+/// AlignedVec that start at a cache line.
+pub struct AlignedVec<T> {
     memory: Memory,
     len: usize,
     number: PhantomData<T>,
 }
-
-/// Numbers in 32 bits, in which everything but weights is computed.
-pub type Floats = Numbers<f32>;
 
 enum Memory {
     Heap(Vec<Line>),
@@ -105,13 +102,13 @@ impl Memory {
     }
 }
 
-impl<T> Default for Numbers<T> {
+impl<T> Default for AlignedVec<T> {
     fn default() -> Self {
         Self { memory: Memory::default(), len: 0, number: PhantomData }
     }
 }
 
-impl<T: Number> Numbers<T> {
+impl<T: Number> AlignedVec<T> {
     /// `len` zeros.
     #[must_use]
     pub fn zeros(len: usize) -> Self {
@@ -144,8 +141,8 @@ impl<T: Number> Numbers<T> {
     }
 }
 
-impl Floats {
-    /// As [`Numbers::reuse`], and all zero.
+impl AlignedVec<f32> {
+    /// As [`AlignedVec::reuse`], and all zero.
     pub fn reuse_zeros(&mut self, len: usize) -> &mut [f32] {
         self.reuse(len);
         self.fill(0.0);
@@ -153,25 +150,25 @@ impl Floats {
     }
 }
 
-impl<T: Number> Clone for Numbers<T> {
+impl<T: Number> Clone for AlignedVec<T> {
     fn clone(&self) -> Self {
         Self::from(&**self)
     }
 }
 
-impl<T: Number> PartialEq for Numbers<T> {
+impl<T: Number> PartialEq for AlignedVec<T> {
     fn eq(&self, other: &Self) -> bool {
         **self == **other
     }
 }
 
-impl<T: Number> std::fmt::Debug for Numbers<T> {
+impl<T: Number> std::fmt::Debug for AlignedVec<T> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         (**self).fmt(f)
     }
 }
 
-impl<T: Number> From<&[T]> for Numbers<T> {
+impl<T: Number> From<&[T]> for AlignedVec<T> {
     fn from(values: &[T]) -> Self {
         let mut numbers = Self::zeros(values.len());
         numbers.copy_from_slice(values);
@@ -179,7 +176,7 @@ impl<T: Number> From<&[T]> for Numbers<T> {
     }
 }
 
-impl<T: Number> Deref for Numbers<T> {
+impl<T: Number> Deref for AlignedVec<T> {
     type Target = [T];
     fn deref(&self) -> &[T] {
         let start = match &self.memory {
@@ -191,7 +188,7 @@ impl<T: Number> Deref for Numbers<T> {
     }
 }
 
-impl<T: Number> DerefMut for Numbers<T> {
+impl<T: Number> DerefMut for AlignedVec<T> {
     fn deref_mut(&mut self) -> &mut [T] {
         let start = match &mut self.memory {
             Memory::Heap(lines) => lines.as_mut_ptr().cast(),

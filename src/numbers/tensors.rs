@@ -15,12 +15,12 @@ use safetensors::tensor::{Metadata, TensorInfo};
 use serde_json::{Value, json};
 
 use crate::error::{Error, Result};
-use crate::numbers::aligned::{Number, Numbers};
+use crate::numbers::aligned::{AlignedVec, Number};
 
 /// Bytes of the header's length at the start of a file.
 const LENGTH_BYTES: usize = 8;
 
-/// Numbers read or written at once.
+/// AlignedVec read or written at once.
 const CHUNK: usize = 1 << 16;
 
 /// What the data's place in the file is a multiple of: a cache line [bytes].
@@ -99,7 +99,7 @@ impl TensorFile {
     ///
     /// # Errors
     /// [`Error::Model`] when the file has no tensor of that name in f32, bf16 or f16; [`Error::Io`] when it cannot be read.
-    pub fn read<T: Number>(&self, name: &str) -> Result<Numbers<T>> {
+    pub fn read<T: Number>(&self, name: &str) -> Result<AlignedVec<T>> {
         let info = self.info(name)?;
         let convert: fn(&[u8], &mut [T]) = match info.dtype {
             Dtype::F32 => |from, to| convert(from, to, f32::from_le_bytes),
@@ -113,7 +113,7 @@ impl TensorFile {
             }
         };
         let (width, start) = (info.dtype.bitsize() / 8, self.data_start + info.data_offsets.0 as u64);
-        let mut numbers = Numbers::zeros(info.shape.iter().product());
+        let mut numbers = AlignedVec::zeros(info.shape.iter().product());
         numbers.par_chunks_mut(CHUNK).enumerate().try_for_each(|(i, chunk)| {
             let mut bytes = vec![0; width * chunk.len()];
             self.file.read_exact_at(&mut bytes, start + (i * width * CHUNK) as u64).map_err(Error::io(&self.path))?;
@@ -300,7 +300,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("x.safetensors");
         let values = [1.0, -0.1, 3e-30, 65_504.0];
-        let stored = |storage| -> Numbers<f32> {
+        let stored = |storage| -> AlignedVec<f32> {
             write(&path, ("step", "7"), storage, &[tensor("first", &[0.0; 3]), tensor("a", &values)]).unwrap();
             let file = TensorFile::open(&path).unwrap();
             assert_eq!((file.note("step"), file.names()), (Some("7"), vec!["first".to_owned(), "a".to_owned()]));

@@ -6,7 +6,7 @@ use half::bf16;
 use serde::Serialize;
 
 use crate::error::{Error, Result};
-use crate::numbers::aligned::{Number, Numbers};
+use crate::numbers::aligned::{AlignedVec, Number};
 use crate::numbers::tensors::{self, Storage, Tensor, TensorFile};
 
 /// What moments are held in between updates; these compute in f32.
@@ -37,8 +37,8 @@ pub(crate) enum Held {
 /// Means of gradients, and of their squares.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Means<T: Number> {
-    pub(crate) first: Vec<Numbers<T>>,
-    pub(crate) second: Vec<Numbers<T>>,
+    pub(crate) first: Vec<AlignedVec<T>>,
+    pub(crate) second: Vec<AlignedVec<T>>,
 }
 
 /// Name and shape of each parameter.
@@ -94,12 +94,12 @@ impl Moments {
 
 impl<T: Number> Means<T> {
     fn zeros(parameters: &Parameters) -> Self {
-        let zeros = || parameters.iter().map(|(_, shape)| Numbers::zeros(shape.iter().product())).collect();
+        let zeros = || parameters.iter().map(|(_, shape)| AlignedVec::zeros(shape.iter().product())).collect();
         Self { first: zeros(), second: zeros() }
     }
 
     fn read(file: &TensorFile, parameters: &Parameters) -> Result<Self> {
-        let read = |prefix: &str| -> Result<Vec<Numbers<T>>> {
+        let read = |prefix: &str| -> Result<Vec<AlignedVec<T>>> {
             parameters.iter().map(|(name, _)| file.read(&format!("{prefix}{name}"))).collect()
         };
         Ok(Self { first: read(FIRST)?, second: read(SECOND)? })

@@ -3,13 +3,10 @@
 use std::borrow::Cow;
 
 use crate::error::Result;
-use crate::model::{Config, Gradients, Model, TokenStats};
+use crate::model::{Config, Gradients, Model, Slope, TokenStats};
 use crate::optim::{self, LossScale, Moments, Rule};
 use crate::process::cancel::Stop;
 use crate::train::microbatch::MicroBatch;
-
-/// dLoss / dlogprob of a target, by its index and its log-probability; asked in any order.
-pub type Slope<'a> = &'a (dyn Fn(usize, f32) -> f32 + Sync);
 
 /// Which weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -140,7 +137,7 @@ impl Machine for Cpu {
 
     fn accumulate(&mut self, batch: &MicroBatch, temperature: f32, slope: Slope<'_>) -> Result<Vec<TokenStats>> {
         let Self { model, gradients, .. } = self;
-        let stats = model.accumulate(&batch.packed, &batch.targets, temperature, gradients, slope);
+        let stats = model.accumulate_gradients(&batch.packed, &batch.targets, temperature, gradients, slope);
         model.stop().check().map(|()| stats)
     }
 

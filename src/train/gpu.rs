@@ -8,10 +8,10 @@ use crate::gpu::Weights;
 use crate::gpu::adamw::Optimizer;
 use crate::gpu::driver::{Driver, Dtype};
 use crate::gpu::packed::{Gradients, Learner, Plan};
-use crate::model::{Config, Model, TokenStats};
+use crate::model::{Config, Model, Slope, TokenStats};
 use crate::optim::{LossScale, Moments, Rule};
 use crate::process::cancel::Stop;
-use crate::train::backend::{Machine, Of, Slope};
+use crate::train::backend::{Machine, Of};
 use crate::train::microbatch::MicroBatch;
 
 /// A GPU.

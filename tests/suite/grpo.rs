@@ -218,7 +218,7 @@ fn by_hand(config: &LossConfig, groups: &[Group], known: [&[f32]; 2], temperatur
         counts(member).then(|| token_loss(config, advantage, known).weighted(weights[member]))
     };
     let slope = |target: usize, logprob: f32| part(target, logprob).map_or(0.0, |part| part.slope as f32);
-    let stats = model.accumulate(&batch.packed, &batch.targets, temperature, &mut gradients, &slope);
+    let stats = model.accumulate_gradients(&batch.packed, &batch.targets, temperature, &mut gradients, &slope);
     for (target, stats) in stats.iter().enumerate() {
         tally.add(batch.origins[target].0, stats, None, part(target, stats.logprob));
     }

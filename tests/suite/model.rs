@@ -135,7 +135,7 @@ fn supervised_gradients_equal_torch() {
     let (batch, targets) = lay(&reference.sequences());
     let mut gradients = Gradients::zeros(model.config());
     let slope = -1.0 / targets.len() as f32;
-    let stats = model.accumulate(&batch, &targets, 1.0, &mut gradients, &|_, _| slope);
+    let stats = model.accumulate_gradients(&batch, &targets, 1.0, &mut gradients, &|_, _| slope);
     let loss: f32 = stats.iter().map(|s| slope * s.logprob).sum();
     let want = &reference.json["supervised"]["completion"];
     assert!((f64::from(loss) / want["loss"].as_f64().unwrap() - 1.0).abs() < 1e-5);
@@ -177,7 +177,7 @@ fn check_gradients(model: &Model) {
     let (batch, targets) = lay(&[(sequence[..6].to_vec(), sequence[6..].to_vec())]);
     let mut gradients = Gradients::zeros(model.config());
     let weight = |i: usize| (i as f32 * 0.7).cos();
-    model.accumulate(&batch, &targets, 0.9, &mut gradients, &|i, _| weight(i));
+    model.accumulate_gradients(&batch, &targets, 0.9, &mut gradients, &|i, _| weight(i));
     let loss = |plain: &PlainQwen2| -> f64 {
         let logprobs = plain.logprobs(&sequence, f64::from(0.9f32));
         logprobs[5..].iter().enumerate().map(|(i, l)| f64::from(weight(i)) * l).sum()
@@ -211,7 +211,7 @@ fn the_row_of_the_padding_token_learns_only_from_a_tied_head() {
             assert_eq!(row.iter().all(|x| *x == 0.0), padding.is_some(), "as transformers starts it");
             model.parameters_mut()[0][2 * 30..3 * 30].fill(0.1);
             let mut gradients = Gradients::zeros(&config);
-            model.accumulate(&batch, &targets, 1.0, &mut gradients, &|_, _| 1.0);
+            model.accumulate_gradients(&batch, &targets, 1.0, &mut gradients, &|_, _| 1.0);
             gradients.0[0].to_vec()
         };
         let (all, without) = (gradient(None), gradient(Some(2)));
@@ -302,7 +302,7 @@ fn a_prompt_run_once_gives_the_bits_and_the_gradient_of_one_run_for_each_complet
             let batch = microbatch::pack(&sequences, run);
             let mut gradients = Gradients::zeros(model.config());
             let slope = |i: usize, _| 0.1 * (once_index(&once, batch.origins[i]) as f32 * 0.37).sin();
-            let stats = model.accumulate(&batch.packed, &batch.targets, 0.9, &mut gradients, &slope);
+            let stats = model.accumulate_gradients(&batch.packed, &batch.targets, 0.9, &mut gradients, &slope);
             assert_eq!(
                 stats.iter().map(|s| s.logprob).collect::<Vec<_>>(),
                 model.logprobs(&batch.packed, &batch.targets, 0.9).iter().map(|s| s.logprob).collect::<Vec<_>>()
@@ -332,7 +332,7 @@ fn order_and_cut_of_the_batch_leave_the_gradient_unchanged() {
         for part in parts {
             let (batch, targets) = lay(&part);
             let slope = |i: usize| 0.1 * (targets[i].token as f32 * 0.37).sin();
-            model.accumulate(&batch, &targets, 1.0, &mut gradients, &|i, _| slope(i));
+            model.accumulate_gradients(&batch, &targets, 1.0, &mut gradients, &|i, _| slope(i));
         }
         gradients.0.iter().flat_map(|g| g.iter().copied()).collect()
     };

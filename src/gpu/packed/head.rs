@@ -12,10 +12,7 @@ use super::kernels::{self, Chunk, Into, Norm, Sum};
 use crate::error::Result;
 use crate::gpu::driver::{Driver, Dtype, Matrix};
 use crate::gpu::{Buffer, Numbers, Weights};
-use crate::model::{Target, TokenStats};
-
-/// dLoss / dlogprob of a target, by its index and its log-probability.
-pub type Slope<'a> = &'a dyn Fn(usize, f32) -> f32;
+use crate::model::{Slope, Target, TokenStats};
 
 /// Memory of the head.
 pub struct Head {

@@ -15,6 +15,5 @@ mod plan;
 pub use batch::{Batch, TileRows};
 pub use forward::{Forward, Hook, Keep};
 pub use gradients::Gradients;
-pub use head::Slope;
 pub use learner::Learner;
 pub use plan::{Plan, Wish};

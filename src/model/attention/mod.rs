@@ -14,8 +14,8 @@ use super::config::Config;
 use super::simd::{self, Kernel, LANES, Simd};
 use rows::{ROWS, each, exponentials, score, weigh};
 
-pub use backward::{Kept, attend_packed_backward};
-pub use packed::{Layout, attend_packed};
+pub use backward::{SavedForward, attend_packed_backward};
+pub use packed::{PackedLayout, attend_packed};
 pub use rows::exp_and_sum;
 
 /// The head layout.
@@ -94,6 +94,9 @@ struct Query {
 
 /// Attention of at most `R` rows over the positions of all segments in order, of which the last row sees all. `scores` has room
 /// for `R` rows of whole vectors.
+///
+/// # Safety
+/// The processor has S, and the pointers of each query are good for `dim` numbers, `log_sum` for one.
 #[inline(always)]
 unsafe fn attend_rows<S: Simd, const R: usize>(
     queries: &[Query],
@@ -106,6 +109,7 @@ unsafe fn attend_rows<S: Simd, const R: usize>(
     let seen = positions.next_multiple_of(LANES);
     let width = seen + LANES; // a segment that ends inside a vector is scored to the end of that vector
     assert!((1..=R).contains(&rows) && scores.len() >= R * width);
+    // SAFETY: each of the R rows of `scores` has room for the scores of all segments and the rest of the last vector.
     unsafe {
         let mut from = 0;
         for segment in segments {
@@ -140,7 +144,7 @@ unsafe fn attend_rows<S: Simd, const R: usize>(
 /// - `q`, `out`: `(H, E)`; `log_sum`: `(H)`, gets the log-sum-exp of the scaled scores for the backward
 pub fn attend(heads: Heads, q: &[f32], segments: &[Segment<'_>], out: &mut [f32], log_sum: &mut [f32]) {
     assert!(q.len() == heads.q_width() && out.len() == heads.q_width() && log_sum.len() == heads.queries);
-    // SAFETY: the kernel stays inside the slices.
+    // SAFETY: the kernel's pointers are to these slices, whose lengths were checked.
     unsafe { simd::run(Attend { heads, q, segments, out, log_sum }) }
 }
 
@@ -165,13 +169,13 @@ impl Kernel for Attend<'_> {
         let (out, log_sum) = (self.out.as_mut_ptr(), self.log_sum.as_mut_ptr());
         let row = |head: usize| {
             let q = scaled[head * dim..].as_ptr();
-            // SAFETY: `attend` checked the lengths.
+            // SAFETY: `attend` checked that both hold all heads.
             unsafe { Query { q, out: out.add(head * dim), log_sum: log_sum.add(head), len: positions } }
         };
         let rows: Vec<Query> = (0..queries).map(row).collect();
         for (kv_head, group) in rows.chunks_exact(queries / kv).enumerate() {
             for rows in group.chunks(ROWS) {
-                // SAFETY: rows of `dim` numbers each.
+                // SAFETY: the rows point into `scaled`, `out` and `log_sum`, which hold all heads.
                 unsafe {
                     match rows.len() {
                         1 => attend_rows::<S, 1>(rows, (kv_head, dim), self.segments, &mut scores),

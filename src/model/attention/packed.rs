@@ -8,16 +8,16 @@ use super::rows::{ROWS, each};
 use super::{Heads, Query, Segment, attend_rows};
 use crate::model::simd::{self, Kernel, LANES, Simd};
 
-/// Where sequences stand among packed rows.
+/// Where each sequence lies among packed rows.
 #[derive(Clone, Copy)]
-pub struct Layout<'a> {
+pub struct PackedLayout<'a> {
     /// First row of each sequence, and T.
     pub starts: &'a [usize],
     /// The sequence whose positions come before those of each.
     pub prefixes: &'a [Option<usize>],
 }
 
-impl Layout<'_> {
+impl PackedLayout<'_> {
     /// How many there are.
     pub fn sequences(&self) -> usize {
         self.prefixes.len()
@@ -56,7 +56,7 @@ impl Transposed {
     }
 
     /// The keys of each sequence.
-    pub fn keys_of(heads: Heads, qkv: &[f32], layout: Layout<'_>) -> Vec<Self> {
+    pub fn keys_of(heads: Heads, qkv: &[f32], layout: PackedLayout<'_>) -> Vec<Self> {
         let (row, column) = (heads.row(), heads.q_width());
         let of = |i| Self::of(&qkv[layout.starts[i] * row..layout.starts[i + 1] * row], row, column, heads.kv_width());
         (0..layout.sequences()).into_par_iter().map(of).collect()
@@ -76,7 +76,7 @@ const TASK_ROWS: usize = 16 * ROWS;
 /// # Shapes
 /// - `qkv`: `(T, (H + 2 K) E)` after rope
 /// - `out`: `(T, H E)`; `log_sum`: `(T, H)`
-pub fn attend_packed(heads: Heads, qkv: &[f32], layout: Layout<'_>, out: &mut [f32], log_sum: &mut [f32]) {
+pub fn attend_packed(heads: Heads, qkv: &[f32], layout: PackedLayout<'_>, out: &mut [f32], log_sum: &mut [f32]) {
     let keys = Transposed::keys_of(heads, qkv, layout);
     let tasks = (0..layout.sequences()).flat_map(|i| layout.rows(i).step_by(TASK_ROWS).map(move |from| (i, from)));
     let (mut out, mut log_sum, mut work) = (out, log_sum, Vec::new());
@@ -87,7 +87,7 @@ pub fn attend_packed(heads: Heads, qkv: &[f32], layout: Layout<'_>, out: &mut [f
         (own_sum, log_sum) = log_sum.split_at_mut(rows * heads.queries);
         work.push(AttendPacked { heads, qkv, layout, keys: &keys, sequence, from, out: own_out, log_sum: own_sum });
     }
-    // SAFETY: the kernel stays inside the slices.
+    // SAFETY: each task has its own part of both outputs.
     work.into_par_iter().for_each(|task| unsafe { simd::run(task) });
 }
 
@@ -95,7 +95,7 @@ pub fn attend_packed(heads: Heads, qkv: &[f32], layout: Layout<'_>, out: &mut [f
 struct AttendPacked<'a> {
     heads: Heads,
     qkv: &'a [f32],
-    layout: Layout<'a>,
+    layout: PackedLayout<'a>,
     keys: &'a [Transposed],
     sequence: usize,
     from: usize,
@@ -138,7 +138,7 @@ impl Kernel for AttendPacked<'_> {
                     Query { q, out: out.add(head * dim), log_sum: log_sum.add(head), len: prefix + seen + r + 1 }
                 });
                 let at = (self.heads.of_kv(head), dim);
-                // SAFETY: as above.
+                // SAFETY: the queries point at `dim` numbers of `scaled` and of this task's outputs.
                 unsafe { attend_rows::<S, ROWS>(&rows_of_head[..rows], at, &[before, own], &mut scores) };
             }
         }

@@ -11,8 +11,9 @@ mod dot;
 mod outer;
 mod weight_loads;
 
-use crate::numbers::aligned::{Floats, Number};
-use outer::{Left, Right};
+use crate::numbers::aligned::{AlignedVec, Number};
+use dot::DotProduct;
+use outer::{Left, OuterProduct, Right};
 
 /// A matrix inside a larger one: row `i` is `data[i * stride..][..width]`.
 #[derive(Clone, Copy)]
@@ -56,33 +57,20 @@ pub enum Start<'a> {
 /// Multiply-adds below which a product stays on one thread: starting a second costs about as much.
 const PARALLEL_FROM: usize = 1 << 20;
 
-#[derive(Clone, Copy)]
-struct Shared<T>(T);
-// SAFETY: each task writes rows or columns that no other task touches; see the callers.
-unsafe impl<T> Send for Shared<T> {}
-// SAFETY: as above.
-unsafe impl<T> Sync for Shared<T> {}
-
-impl<T: Copy> Shared<T> {
-    fn get(&self) -> T {
-        self.0
-    }
-}
-
 /// The weight of a linear layer.
 #[derive(Clone, Copy)]
 pub struct Weight<'a, W = f32> {
     /// `(N, K)` without gaps.
     pub plain: &'a [W],
-    /// The same as [`turned`] gives it.
-    pub turned: Option<&'a [f32]>,
+    /// The same as [`panels`] returns it.
+    pub panels: Option<&'a [f32]>,
 }
 
 /// The layout in which [`linear`] wants a weight `(N, K)` of a depth that is one block; `None` for deeper ones.
 ///
 /// The depth alone decides, never the batch, so that a sum is always the same chain. Over a short depth dot products would spend
 /// half their time on the sums across lanes; over a long one they read weights as they stand in a file.
-pub fn turned<W: Number>(weight: &[W], depth: usize) -> Option<Floats> {
+pub fn panels<W: Number>(weight: &[W], depth: usize) -> Option<AlignedVec<f32>> {
     (depth <= outer::DEPTH).then(|| outer::panels(weight, depth))
 }
 
@@ -105,14 +93,14 @@ pub fn linear<W: Number>(
         assert!(bias.len() >= n);
     }
     let (x, y, y_stride) = (x.as_ptr(), y.data.as_mut_ptr(), y.stride);
-    if let Some(panels) = w.turned {
+    if let Some(panels) = w.panels {
         assert!(panels.len() >= n.next_multiple_of(outer::BLOCK_COLS) * k);
         let (a, b) = (Left { data: x, row: k, depth: 1 }, Right::Panels(panels.as_ptr()));
         // SAFETY: bounds asserted above.
-        unsafe { outer::Product { a, b, shape: (m, k, n), start, c: y, c_stride: y_stride }.run() }
+        unsafe { OuterProduct { a, b, shape: (m, k, n), start, c: y, c_stride: y_stride }.run() }
     } else {
         // SAFETY: bounds asserted above.
-        unsafe { dot::Product { x, w: w.plain.as_ptr(), y, y_stride, start, m, k }.run(n) }
+        unsafe { DotProduct { x, w: w.plain.as_ptr(), y, y_stride, start, m, k }.run(n) }
     }
 }
 
@@ -126,9 +114,9 @@ pub fn input_gradient(dy: Rows<'_>, w: &[f32], (m, n, k): (usize, usize, usize),
     }
     assert!(dy.data.len() >= (m - 1) * dy.stride + n && w.len() >= n * k && dx.len() >= m * k);
     let a = Left { data: dy.data.as_ptr(), row: dy.stride, depth: 1 };
-    let (b, c) = (Right::Straight(w.as_ptr()), dx.as_mut_ptr());
+    let (b, c) = (Right::RowMajor(w.as_ptr()), dx.as_mut_ptr());
     // SAFETY: bounds asserted above.
-    unsafe { outer::Product { a, b, shape: (m, n, k), start, c, c_stride: k }.run() }
+    unsafe { OuterProduct { a, b, shape: (m, n, k), start, c, c_stride: k }.run() }
 }
 
 /// dw += dy^T x: the gradient of a linear layer's weight.
@@ -141,7 +129,7 @@ pub fn weight_gradient(dy: Rows<'_>, x: &[f32], (m, n, k): (usize, usize, usize)
     }
     assert!(dy.data.len() >= (m - 1) * dy.stride + n && x.len() >= m * k && dw.len() >= n * k);
     let a = Left { data: dy.data.as_ptr(), row: 1, depth: dy.stride };
-    let (b, c) = (Right::Straight(x.as_ptr()), dw.as_mut_ptr());
+    let (b, c) = (Right::RowMajor(x.as_ptr()), dw.as_mut_ptr());
     // SAFETY: bounds asserted above.
-    unsafe { outer::Product { a, b, shape: (n, m, k), start: Start::Add, c, c_stride: k }.run() }
+    unsafe { OuterProduct { a, b, shape: (n, m, k), start: Start::Add, c, c_stride: k }.run() }
 }

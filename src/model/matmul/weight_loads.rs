@@ -11,7 +11,7 @@ use crate::numbers::aligned::Number;
 pub struct Wide(pub [[[f32; LANES]; COLS]; DEPTH / LANES]);
 
 /// Where the hot loop gets weights from.
-pub trait Source: Copy {
+pub trait WeightLoads: Copy {
     /// Sixteen of the thirty-two of column `c` from `i`, a multiple of that, on: the first or the second as x has them, see [`super::halves`].
     unsafe fn load<S: Simd>(self, c: usize, i: usize, second: bool) -> S::V;
     /// The `len`, at most sixteen, from `i`, a multiple of that, on as they stand, and zeros.
@@ -22,17 +22,17 @@ pub trait Source: Copy {
 
 /// As they stand. Columns beyond the block's last are the last again.
 #[derive(Clone, Copy)]
-pub struct Plain<W>(pub [*const W; COLS]);
+pub struct AsStored<W>(pub [*const W; COLS]);
 
 /// As they stand; and keeps them, widened.
 #[derive(Clone, Copy)]
-pub struct Keep<W>(pub Plain<W>, pub *mut Wide);
+pub struct WidenAndCopy<W>(pub AsStored<W>, pub *mut Wide);
 
 /// Those that were kept.
 #[derive(Clone, Copy)]
-pub struct Kept(pub *const Wide);
+pub struct Widened(pub *const Wide);
 
-impl<W: Number> Source for Plain<W> {
+impl<W: Number> WeightLoads for AsStored<W> {
     #[inline(always)]
     unsafe fn load<S: Simd>(self, c: usize, i: usize, second: bool) -> S::V {
         unsafe {
@@ -61,7 +61,7 @@ impl<W: Number> Source for Plain<W> {
     }
 }
 
-impl<W: Number> Source for Keep<W> {
+impl<W: Number> WeightLoads for WidenAndCopy<W> {
     #[inline(always)]
     unsafe fn load<S: Simd>(self, c: usize, i: usize, second: bool) -> S::V {
         unsafe {
@@ -84,7 +84,7 @@ impl<W: Number> Source for Keep<W> {
     }
 }
 
-impl Source for Kept {
+impl WeightLoads for Widened {
     #[inline(always)]
     unsafe fn load<S: Simd>(self, c: usize, i: usize, second: bool) -> S::V {
         unsafe { S::load((*self.0).0.as_ptr().cast::<f32>().add((i + usize::from(second) * LANES) * COLS + c * LANES)) }

@@ -17,7 +17,7 @@ use super::config::Config;
 use super::directory;
 use super::parameters::Parameter;
 use crate::error::{Error, Result};
-use crate::numbers::aligned::{Floats, Number, Numbers};
+use crate::numbers::aligned::{AlignedVec, Number};
 use crate::numbers::tensors::TensorFile;
 
 /// One parameter. However the matrices are held, norms and biases, a thousandth of the numbers, stay in f32.
@@ -37,11 +37,11 @@ pub enum StoredArray<T> {
         file: Arc<Mmap>,
         /// First byte.
         from: usize,
-        /// Numbers.
+        /// AlignedVec.
         len: usize,
     },
     /// In this process' memory.
-    Owned(Numbers<T>),
+    Owned(AlignedVec<T>),
 }
 
 impl<W: Number> Clone for ParameterValues<W> {
@@ -103,7 +103,7 @@ impl<T: Number> StoredArray<T> {
     /// The numbers to change; copied out of the file the first time.
     pub fn to_mut(&mut self) -> &mut [T] {
         if let Self::Mapped { .. } = self {
-            *self = Self::Owned(Numbers::from(&**self));
+            *self = Self::Owned(AlignedVec::from(&**self));
         }
         match self {
             Self::Owned(numbers) => numbers,
@@ -177,7 +177,7 @@ impl MappedFile {
 #[must_use]
 pub fn random(config: &Config, seed: u64) -> Vec<ParameterValues<f32>> {
     let random = |(tensor, (parameter, shape)): (usize, (Parameter, &[usize]))| {
-        let mut floats = Floats::zeros(shape.iter().product());
+        let mut floats = AlignedVec::zeros(shape.iter().product());
         if parameter.is_norm() {
             floats.fill(1.0);
         }
