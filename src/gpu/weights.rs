@@ -1,6 +1,6 @@
 //! A model's parameters on the device: matrices in the type of the products, vectors in f32.
 //!
-//! What one product reads lies together: queries, keys and values; gate and up.
+//! The weights that one product reads are contiguous: queries, keys and values; gate and up.
 
 use std::sync::Arc;
 
@@ -9,22 +9,22 @@ use super::driver::{Address, Driver, Dtype};
 use crate::error::{Error, Result};
 use crate::model::{Config, Model, Parameter, ParameterList};
 
-/// Kernels read 16 bytes at a time: every width is a multiple of so many numbers.
+/// Kernels read 16 bytes at a time, so every width is a multiple of this many numbers.
 const PACK: usize = 8;
 
-/// Where each parameter of a list lies among all of them.
+/// The offset of each parameter of a list in one array of all.
 #[derive(Debug, Clone)]
 pub struct Layout {
     list: ParameterList,
     /// First number of each parameter, in the order of the list.
     pub at: Vec<usize>,
-    /// Numbers of all matrices, which come first.
+    /// Count of numbers in all matrices, which come first.
     pub matrices: usize,
-    /// Numbers of all parameters.
+    /// Count of numbers in all parameters.
     pub all: usize,
 }
 
-/// Places of one block's parameters: matrices `(out, in)`, vectors `(out)`.
+/// Addresses of one layer's parameters: matrices `(out, in)`, vectors `(out)`.
 #[derive(Debug, Clone, Copy)]
 pub struct Layer {
     /// `(D)`.
@@ -47,7 +47,7 @@ pub struct Layer {
 pub struct Weights {
     /// The shape.
     pub config: Config,
-    /// Of `matrices` and `vectors` together.
+    /// Offsets in `matrices` and `vectors` together.
     pub layout: Layout,
     /// All matrices.
     pub matrices: Numbers,
@@ -60,7 +60,7 @@ pub struct Weights {
 }
 
 impl Layout {
-    /// Of the parameters in `list`, of a model of this shape.
+    /// Lays out the parameters in `list`, for a model of this shape.
     ///
     /// # Errors
     /// [`Error::Device`] naming a width that the kernels cannot read.
@@ -161,7 +161,7 @@ impl Weights {
         self.address(self.layout.of_head())
     }
 
-    /// Of block `layer`.
+    /// Addresses of the parameters of layer `layer`.
     #[must_use]
     pub fn layer(&self, layer: usize) -> Layer {
         self.layout.of_layer(layer, |number| self.address(number))

@@ -1,6 +1,6 @@
-//! One transformer block, backward: the explicit chain of `block::forward`, each gradient added once, no graph.
+//! Runs one layer backward: the derivatives of `block::forward` step by step, without a graph.
 //!
-//! Norms and the MLP's activation are computed again from what the forward kept; that costs less than reading them would.
+//! Norms and the MLP's activation are computed again from what the forward kept, which costs less than reading them from memory.
 
 use super::attention::{self, Heads, PackedLayout, attend_packed_backward};
 use super::block::{Activations, Scratch};
@@ -40,7 +40,7 @@ impl LayerGradients<'_> {
     }
 }
 
-/// Runs block `layer` backward. `kept` is used up: its buffers become gradients.
+/// Runs layer `layer` backward and overwrites `kept`, whose buffers become gradients.
 pub fn block(
     model: &Model,
     layer: usize,

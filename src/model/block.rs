@@ -1,4 +1,4 @@
-//! One transformer block, forward: the same code for prefill, decode and training, which differ in how rows attend.
+//! Runs one layer forward. Prefill, decode and training share this code, and differ in how rows attend.
 
 use super::attention::Heads;
 use super::matmul::{RowsMut, Start, linear};
@@ -7,10 +7,10 @@ use super::rope::Turn;
 use super::{Config, Transformer};
 use crate::numbers::aligned::{AlignedVec, Number};
 
-/// What a block computes on `T` rows and its backward needs again.
+/// What a layer computes for `T` rows and its backward needs.
 #[derive(Default)]
 pub struct Activations {
-    /// Residual stream at the block's start, `(T, D)`.
+    /// Residual stream at the start of the layer, `(T, D)`.
     pub x_in: AlignedVec<f32>,
     /// 1 / rms of `x_in`, `(T)`.
     pub scale_in: AlignedVec<f32>,
@@ -30,7 +30,7 @@ pub struct Activations {
     pub up: AlignedVec<f32>,
 }
 
-/// What a block computes on `T` rows and needs no longer.
+/// Intermediate results for `T` rows that nothing needs later.
 #[derive(Default)]
 pub struct Scratch {
     /// `(T, D)`.
@@ -51,7 +51,7 @@ impl Activations {
         empty
     }
 
-    /// Room for `rows` rows in the memory of others; what they hold is written before it is read.
+    /// Resizes to `rows` rows and keeps the memory; everything is written before it is read.
     pub fn reuse(&mut self, config: &Config, rows: usize) {
         let heads = Heads::of(config);
         for (matrix, width) in [
@@ -78,14 +78,14 @@ impl Scratch {
         empty
     }
 
-    /// Room for `rows` rows in the memory of others.
+    /// Resizes to `rows` rows and keeps the memory.
     pub fn reuse(&mut self, config: &Config, rows: usize) {
         self.normed.reuse(rows * config.hidden_size);
         self.act.reuse(rows * config.intermediate_size);
     }
 }
 
-/// How the rows of a block attend: `(layer, qkv, attended, log_sum)`.
+/// Computes the attention of a layer's rows: `(layer, qkv, attended, log_sum)`, of which it writes the last two.
 pub type Attend<'a> = &'a mut dyn FnMut(usize, &[f32], &mut [f32], &mut [f32]);
 
 /// The residual stream that a block reads and adds to.

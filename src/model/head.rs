@@ -1,4 +1,4 @@
-//! LM head, log-sum-exp, gather, entropy and their backward in one pass over chunks of rows: full logits never exist.
+//! Computes LM head, log-probability, entropy and their backward a chunk of rows at a time, so that the full logits never exist.
 
 #![allow(unsafe_code)] // the dispatch to an instruction set
 
@@ -11,24 +11,24 @@ use super::simd::{self, Kernel, LANES, Simd};
 use crate::numbers::aligned::AlignedVec;
 use crate::process::cancel::Stop;
 
-/// Logits held at once [numbers]: 128 MiB, some 220 rows of a vocabulary of 151,936.
+/// Logits held at once, 128 MiB (numbers): some 220 rows of a vocabulary of 151,936.
 const CHUNK_LOGITS: usize = 32 << 20;
 
-/// The head's inputs: hidden states after the final norm `(N, D)`, the head's weight `(V, D)`, the target of each row.
+/// A pass of the LM head over the rows that predict a target.
 pub struct HeadPass<'a> {
-    /// `(N, D)`.
+    /// Hidden states after the final norm, `(N, D)`.
     pub hidden: &'a [f32],
     /// `(V, D)`.
     pub weight: Weight<'a>,
-    /// `(N)`, in the order of the rows.
+    /// The target of each row, `(N)`.
     pub targets: &'a [Target],
-    /// Logits are divided by it.
+    /// The logits are divided by it.
     pub temperature: f32,
-    /// When wished for, the rest is left out.
+    /// Ends the pass early, with fewer stats than targets.
     pub stop: &'a Stop,
 }
 
-/// Where gradients go, and where they come from.
+/// What the backward of the head starts from, and where its gradients go.
 pub struct HeadGradients<'a> {
     /// dLoss / dlogprob of row `i`.
     pub slope: Slope<'a>,
@@ -39,7 +39,7 @@ pub struct HeadGradients<'a> {
 }
 
 impl HeadPass<'_> {
-    /// Log-probability and entropy of each row; with `backward`, gradients too. `logits` is memory to work in.
+    /// Returns log-probability and entropy of each row; with `backward`, computes gradients too. `logits` is scratch memory.
     pub fn run(&self, logits: &mut AlignedVec<f32>, mut backward: Option<HeadGradients<'_>>) -> Vec<TokenStats> {
         let rows = self.targets.len();
         if rows == 0 {
@@ -95,7 +95,7 @@ struct Softmax<'a> {
 impl Kernel for Softmax<'_> {
     type Out = TokenStats;
 
-    /// The entropy is log-sum-exp minus the mean logit, so that it needs no logarithm a token.
+    /// Computes the entropy as log-sum-exp minus the mean logit, which needs no logarithm per token.
     #[inline(always)]
     unsafe fn run<S: Simd>(self) -> TokenStats {
         let logit = self.row[self.token];
@@ -108,7 +108,7 @@ impl Kernel for Softmax<'_> {
     }
 }
 
-/// x becomes e^(x - max); returns their sum, added as [`exp_and_sum`] does it, and the sum of e^(x - max) (x - max).
+/// Replaces x by e^(x - max); returns their sum, added as in [`exp_and_sum`], and the sum of e^(x - max) (x - max).
 #[inline(always)]
 fn exp_and_sums<S: Simd>(x: &mut [f32], max: f32) -> (f32, f32) {
     let (mut sums, mut weighted) = ([0.0f32; LANES], [0.0f32; LANES]);
@@ -127,7 +127,7 @@ fn exp_and_sums<S: Simd>(x: &mut [f32], max: f32) -> (f32, f32) {
     unsafe { (simd::sum::<S>(S::load(sums.as_ptr())), simd::sum::<S>(S::load(weighted.as_ptr()))) }
 }
 
-/// What turns a logit into a log-probability. Sampler and trainer share it, so that what one records the other finds again, bit
+/// Turns a logit into a log-probability. Sampler and trainer share it, so that the trainer recomputes what the sampler recorded, bit
 /// for bit.
 #[derive(Debug, Clone, Copy)]
 pub struct Normalizer {
@@ -137,21 +137,21 @@ pub struct Normalizer {
 }
 
 impl Normalizer {
-    /// Turns a row of logits `(V)` into e^(logit / temperature - max): probabilities before their division by the sum. A logit that
-    /// is not a number makes every log-probability not a number.
+    /// Replaces a row of logits `(V)` by e^(logit / temperature - max): probabilities before the division by their sum. A NaN among the
+    /// logits makes every log-probability NaN.
     #[must_use]
     pub fn of(row: &mut [f32], temperature: f32) -> Self {
         // SAFETY: no pointers.
         unsafe { simd::run(Exponentials { row, scale: 1.0 / temperature }) }
     }
 
-    /// The same for fewer tokens: their share of the sum, which was `from`, is `to`.
+    /// The normalizer over fewer tokens, which have `to` of the sum `from`.
     #[must_use]
     pub fn restricted(self, from: f64, to: f64) -> Self {
         Self { log_sum: self.log_sum + (to / from).ln() as f32, ..self }
     }
 
-    /// The log-probability of a logit of the row [nats].
+    /// The log-probability of a logit of the row (nats).
     #[must_use]
     pub fn logprob(&self, logit: f32) -> f32 {
         logit * self.scale - self.max - self.log_sum
@@ -173,7 +173,7 @@ impl Kernel for Exponentials<'_> {
     }
 }
 
-/// x becomes scale x; returns the largest, in [`LANES`] chains.
+/// Multiplies x by `scale`; returns the largest, found in [`LANES`] chains.
 #[inline(always)]
 fn scale_and_max(x: &mut [f32], scale: f32) -> f32 {
     let mut lanes = [f32::NEG_INFINITY; LANES];

@@ -49,27 +49,27 @@ pub use parameters::{Parameter, ParameterList};
 pub use rope::{RopeParameters, Scaling, Yarn};
 pub use train::Gradients;
 
-/// A transformer whose weights are held as `W`, memory-mapped from a checkpoint that stores them so. Whatever they are held as, it
-/// computes in f32, and as one whose weights are the same numbers in f32: the same bits.
+/// A transformer with weights of type `W`, memory-mapped from a checkpoint that stores them so. It computes in f32 whatever `W` is, as
+/// if the weights were widened to f32.
 pub struct Transformer<W> {
     config: Config,
     stored: ParameterList,
     trainable: ParameterList,
     /// In the order of `stored`.
     weights: Vec<ParameterValues<W>>,
-    /// Matrices as [`matmul::panels`] gives them, each made when it is first used; in the order of `stored`.
+    /// Matrices as [`matmul::panels`] packs them, on first use; in the order of `stored`.
     panels: Vec<OnceLock<Option<AlignedVec<f32>>>>,
     rope: rope::Rope,
     stop: Stop,
 }
 
-/// A transformer in f32, which can be trained.
+/// A transformer in f32, the type that is trained.
 pub type Model = Transformer<f32>;
 
-/// What transformers wants a weight file to say of itself.
+/// The metadata that transformers requires in a weight file.
 const FORMAT: (&str, &str) = ("format", "pt");
 
-/// One block's weights: matrices `(out, in)`, vectors `(out)`.
+/// The weights of one layer: matrices `(out, in)`, vectors `(out)`.
 struct Layer<'a, W> {
     input_norm: &'a [f32],
     q: Weight<'a, W>,
@@ -85,14 +85,14 @@ struct Layer<'a, W> {
     down: Weight<'a, W>,
 }
 
-/// Weights up to this size stay in a core's own cache, so threads share out sequences instead of each product [bytes].
+/// The size up to which all weights stay in a core's own cache (bytes); threads then share out sequences instead of each product.
 const CACHED_WEIGHTS: usize = 2 << 20;
 
 impl<W: Number> Transformer<W> {
-    /// Maps the weights of a Hugging Face model directory into memory, or converts them where they are stored as other numbers.
+    /// Maps the weights of a Hugging Face model directory into memory, or converts them from another stored type.
     ///
     /// # Errors
-    /// [`crate::Error::Io`] when a file cannot be read, [`crate::Error::Model`] when config and weights do not fit together.
+    /// [`crate::Error::Io`] when a file cannot be read, [`crate::Error::Model`] when config and weights do not match.
     pub fn load(dir: &Path) -> Result<Self> {
         let config = Config::load(dir)?;
         let weights = weights::load(dir, &config)?;
@@ -106,12 +106,12 @@ impl<W: Number> Transformer<W> {
         Self { config, stored, trainable, weights, panels, rope, stop: Stop::default() }
     }
 
-    /// Lets work on it end early when that is wished; what it then gives is worth nothing, so callers look at `stop` too.
+    /// Lets a request on `stop` end passes early. Their results are then meaningless, so callers check `stop` afterwards.
     pub fn stop_with(&mut self, stop: &Stop) {
         self.stop = stop.clone();
     }
 
-    /// The wish that work on it ends.
+    /// What requests that passes end early.
     #[must_use]
     pub fn stop(&self) -> &Stop {
         &self.stop
@@ -123,7 +123,7 @@ impl<W: Number> Transformer<W> {
         &self.config
     }
 
-    /// What all weights take [bytes].
+    /// The size of all weights (bytes).
     #[must_use]
     pub fn weight_bytes(&self) -> usize {
         self.weights.iter().map(ParameterValues::bytes).sum()
@@ -201,7 +201,7 @@ impl<W: Number> Transformer<W> {
 /// Of parameters that every family has.
 const STORED: &str = "`Config::stored` lists it";
 
-/// The same weights in memory of their own, where they are not a file's.
+/// Copies weights that are in memory, and shares those that are mapped from a file.
 impl Clone for Model {
     fn clone(&self) -> Self {
         Self::new(self.config.clone(), self.weights.clone())
@@ -209,14 +209,14 @@ impl Clone for Model {
 }
 
 impl Model {
-    /// Random weights as transformers initialises them: normal with `initializer_range`, biases 0, norms 1.
+    /// Random weights as transformers initialises them: matrices normal with `initializer_range`, biases 0, norms 1.
     #[must_use]
     pub fn random(config: Config, seed: u64) -> Self {
         let weights = weights::random(&config, seed);
         Self::new(config, weights)
     }
 
-    /// Writes `model.safetensors` as transformers reads it, tied weights once.
+    /// Writes `model.safetensors` as transformers reads it, with tied weights once.
     ///
     /// # Errors
     /// [`crate::Error::Io`].
@@ -224,7 +224,7 @@ impl Model {
         tensors::write(path, FORMAT, storage, &self.tensors())
     }
 
-    /// The same in f32 for a reader of this moment, into a new file or over one that nobody reads any more.
+    /// Writes the same in f32 for the sampler of a running job, into a new file or over one without readers; not synced to the disk.
     ///
     /// # Errors
     /// [`crate::Error::Io`].
@@ -243,13 +243,13 @@ impl Model {
         self.weights.iter().map(ParameterValues::values).collect()
     }
 
-    /// The parameters to change, in the order of [`Config::stored`]; copied out of the memory map the first time.
+    /// The parameters, mutable, in the order of [`Config::stored`]; copied out of the memory map the first time.
     pub fn parameters_mut(&mut self) -> Vec<&mut [f32]> {
         self.panels.fill_with(OnceLock::new);
         self.weights.iter_mut().map(ParameterValues::values_mut).collect()
     }
 
-    /// The parameters in training to change, in the order of [`Config::trainable`].
+    /// The parameters in training, mutable, in the order of [`Config::trainable`].
     pub fn trainable_mut(&mut self) -> Vec<&mut [f32]> {
         debug_assert_eq!(self.trainable, self.stored, "all that is stored is trained");
         self.parameters_mut()

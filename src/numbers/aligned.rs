@@ -1,4 +1,4 @@
-//! Memory for many numbers, aligned for vector loads.
+//! Arrays of numbers aligned for vector loads, in huge pages where the system has them.
 
 #![allow(unsafe_code)] // views of aligned memory
 
@@ -9,20 +9,20 @@ use half::bf16;
 use memmap2::MmapMut;
 use safetensors::Dtype;
 
-/// What numbers are held as.
+/// A type that numbers are stored as.
 ///
 /// # Safety
-/// Any bytes are a number, and bytes of zero are zero.
+/// Any bit pattern is valid, and all-zero bytes are the number zero.
 pub unsafe trait Number: Copy + PartialEq + std::fmt::Debug + Send + Sync + 'static {
     /// Its name in a safetensors file.
     const DTYPE: Dtype;
-    /// The nearest one, ties to even.
+    /// Rounds to the nearest, ties to even.
     fn of(x: f32) -> Self;
-    /// Exactly it.
+    /// Converts to f32, exactly.
     fn widen(self) -> f32;
 }
 
-// SAFETY: IEEE 754.
+// SAFETY: any 32 bits are an IEEE 754 number, and zero bits are 0.0.
 unsafe impl Number for f32 {
     const DTYPE: Dtype = Dtype::F32;
     #[inline(always)]
@@ -35,7 +35,7 @@ unsafe impl Number for f32 {
     }
 }
 
-// SAFETY: the upper half of an f32.
+// SAFETY: any 16 bits are the upper half of an f32, and zero bits are 0.0.
 unsafe impl Number for bf16 {
     const DTYPE: Dtype = Dtype::BF16;
     #[inline(always)]
@@ -48,12 +48,12 @@ unsafe impl Number for bf16 {
     }
 }
 
-/// One cache line, the unit vector loads want to start at.
+/// A cache line: vector loads are fastest from its start.
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
 struct Line([u8; 64]);
 
-/// AlignedVec that start at a cache line.
+/// A vector of numbers that starts at a cache line. Its memory never moves.
 pub struct AlignedVec<T> {
     memory: Memory,
     len: usize,
@@ -62,11 +62,11 @@ pub struct AlignedVec<T> {
 
 enum Memory {
     Heap(Vec<Line>),
-    /// Pages of the system's own, large ones where it has them: fewer faults, fewer misses of the translation buffer.
+    /// Pages mapped from the system, huge ones if it has them: fewer page faults and fewer TLB misses.
     Pages(MmapMut),
 }
 
-/// From this size on numbers get pages of their own [bytes].
+/// The size from which an array gets pages of its own (bytes).
 const PAGES_FROM: usize = 1 << 20;
 
 impl Default for Memory {
@@ -75,7 +75,7 @@ impl Default for Memory {
     }
 }
 
-/// Whether the system would give so much memory at once: it refuses what it could never have.
+/// Whether the system would allocate this much memory at once. It refuses only what it can never have.
 #[must_use]
 pub fn is_room_for(bytes: usize) -> bool {
     MmapMut::map_anon(bytes).is_ok()
@@ -87,13 +87,13 @@ impl Memory {
             && let Ok(pages) = MmapMut::map_anon(bytes)
         {
             #[cfg(target_os = "linux")]
-            let _ = pages.advise(memmap2::Advice::HugePage); // a wish
+            let _ = pages.advise(memmap2::Advice::HugePage); // a hint
             return Self::Pages(pages);
         }
         Self::Heap(vec![Line([0; 64]); bytes.div_ceil(64)])
     }
 
-    /// Bytes there is room for.
+    /// Capacity (bytes).
     fn capacity(&self) -> usize {
         match self {
             Self::Heap(lines) => size_of_val(&**lines),
@@ -115,26 +115,26 @@ impl<T: Number> AlignedVec<T> {
         Self { memory: Memory::zeros(size_of::<T>() * len), len, number: PhantomData }
     }
 
-    /// As they lie in memory.
+    /// The numbers as bytes, in the order of this machine.
     #[must_use]
     pub fn bytes(&self) -> &[u8] {
-        // SAFETY: numbers are made of bytes.
+        // SAFETY: the numbers are initialised and have no padding.
         unsafe { std::slice::from_raw_parts(self.as_ptr().cast(), size_of_val(&**self)) }
     }
 
-    /// As they lie in memory.
+    /// The numbers as bytes, in the order of this machine.
     pub fn bytes_mut(&mut self) -> &mut [u8] {
         let (start, len) = (self.as_mut_ptr().cast(), size_of_val(&**self));
-        // SAFETY: numbers are made of bytes, and any bytes are numbers.
+        // SAFETY: the numbers are initialised and have no padding, and `Number` allows any bytes.
         unsafe { std::slice::from_raw_parts_mut(start, len) }
     }
 
-    /// Changes the length; the numbers are whatever was there before. Memory once taken is kept, and taken with room for a little
-    /// more: batches differ by a few tokens, and pages that nobody touches cost nothing.
+    /// Changes the length and leaves the values unspecified. The memory never shrinks, and grows with a quarter to spare: batches
+    /// differ by a few tokens, and untouched pages cost nothing.
     pub fn reuse(&mut self, len: usize) {
         let bytes = size_of::<T>() * len;
         if self.memory.capacity() < bytes {
-            self.memory = Memory::default(); // first give back, then take: both at once would be the peak
+            self.memory = Memory::default(); // freed before the new one is allocated: both at once would be the peak
             self.memory = Memory::zeros(bytes + bytes / 4);
         }
         self.len = len;
@@ -142,7 +142,7 @@ impl<T: Number> AlignedVec<T> {
 }
 
 impl AlignedVec<f32> {
-    /// As [`AlignedVec::reuse`], and all zero.
+    /// Changes the length and sets all numbers to zero; see [`AlignedVec::reuse`].
     pub fn reuse_zeros(&mut self, len: usize) -> &mut [f32] {
         self.reuse(len);
         self.fill(0.0);
@@ -194,7 +194,7 @@ impl<T: Number> DerefMut for AlignedVec<T> {
             Memory::Heap(lines) => lines.as_mut_ptr().cast(),
             Memory::Pages(pages) => pages.as_mut_ptr().cast(),
         };
-        // SAFETY: as above, and borrowed mutably.
+        // SAFETY: as in `deref`, and borrowed mutably.
         unsafe { std::slice::from_raw_parts_mut(start, self.len) }
     }
 }

@@ -1,4 +1,4 @@
-//! AdamW with moments in f32 or bf16, clipping by global norm, and learning-rate schedules, to PyTorch's and transformers' numbers.
+//! AdamW with moments in f32 or bf16, clipping by global norm, and learning-rate schedules, as PyTorch and transformers compute them.
 
 mod loss_scale;
 mod moments;
@@ -16,10 +16,10 @@ pub(crate) use moments::{Held, Means};
 pub use moments::{Moments, StateType};
 pub use update::{Rule, update};
 
-/// Numbers that one thread updates at a time. Sums over chunks are added in order, so threads do not change a bit.
+/// Numbers that one thread updates at a time. Sums of chunks are added in order, so the number of threads does not change a bit.
 pub(crate) const CHUNK: usize = 1 << 15;
 
-/// The course of the learning rate after the warm-up.
+/// How the learning rate changes after the warm-up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, clap::ValueEnum)]
 #[serde(rename_all = "snake_case")]
 pub enum Schedule {
@@ -67,7 +67,7 @@ pub struct OptimizerConfig {
 }
 
 impl OptimizerConfig {
-    /// Refuses numbers that mean nothing.
+    /// Refuses numbers out of range.
     ///
     /// # Errors
     /// [`Error::Usage`].
@@ -92,7 +92,7 @@ impl OptimizerConfig {
         Ok(())
     }
 
-    /// The learning rate of an optimizer step, counted from 0.
+    /// The learning rate of optimizer step `step`, counted from 0.
     ///
     /// # Source
     /// transformers `optimization.py`, `get_{constant_schedule_with_warmup,linear_schedule_with_warmup,cosine_schedule_with_warmup}`.
@@ -114,7 +114,7 @@ impl OptimizerConfig {
     }
 }
 
-/// The norm of each tensor. Squares are added in f64, so that no finite f32 overflows.
+/// The norm of each tensor. Squares are summed in f64, so no finite f32 overflows.
 #[must_use]
 pub fn norms<T: Deref<Target = [f32]> + Sync>(tensors: &[T]) -> Vec<f64> {
     let of_chunk = |chunk: &[f32]| chunk.iter().map(|x| f64::from(*x) * f64::from(*x)).sum::<f64>();
@@ -122,7 +122,7 @@ pub fn norms<T: Deref<Target = [f32]> + Sync>(tensors: &[T]) -> Vec<f64> {
     tensors.par_iter().map(|tensor| of_tensor(tensor).iter().sum::<f64>().sqrt()).collect()
 }
 
-/// The norm of all tensors as one vector, from the norm of each.
+/// The norm of all tensors taken as one vector, given the norm of each.
 #[must_use]
 pub fn global_norm(norms: &[f64]) -> f64 {
     norms.iter().map(|norm| norm * norm).sum::<f64>().sqrt()

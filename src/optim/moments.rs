@@ -1,4 +1,4 @@
-//! State of AdamW, and its file.
+//! The state of AdamW in memory and in its file.
 
 use std::path::Path;
 
@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 use crate::numbers::aligned::{AlignedVec, Number};
 use crate::numbers::tensors::{self, Storage, Tensor, TensorFile};
 
-/// What moments are held in between updates; these compute in f32.
+/// The type that moments are stored in between updates, which compute in f32.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, clap::ValueEnum)]
 #[serde(rename_all = "snake_case")]
 pub enum StateType {
@@ -19,7 +19,7 @@ pub enum StateType {
     Bf16,
 }
 
-/// State of AdamW: running means of gradients and of their squares, in the parameters' shapes and order.
+/// Running means of gradients and of their squares, in the parameters' shapes and order.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Moments {
     /// Updates made.
@@ -27,7 +27,7 @@ pub struct Moments {
     pub(crate) held: Held,
 }
 
-/// The means in the type that they are held in.
+/// The means in the type they are stored in.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Held {
     F32(Means<f32>),
@@ -41,15 +41,15 @@ pub(crate) struct Means<T: Number> {
     pub(crate) second: Vec<AlignedVec<T>>,
 }
 
-/// Name and shape of each parameter.
+/// Name and shape of each parameter with moments.
 type Parameters = [(String, Vec<usize>)];
 
-/// What a moment's name starts with, before its parameter's.
+/// Prefixes that turn a parameter's name into a moment's.
 const FIRST: &str = "exp_avg.";
 const SECOND: &str = "exp_avg_sq.";
 
 impl Moments {
-    /// Before the first update.
+    /// The moments before the first update: all zero.
     #[must_use]
     pub fn zeros(parameters: &Parameters, state: StateType) -> Self {
         let held = match state {
@@ -59,10 +59,10 @@ impl Moments {
         Self { steps: 0, held }
     }
 
-    /// Reads what [`Moments::save`] wrote; what was held in another type is rounded to the nearest.
+    /// Reads what [`Moments::save`] wrote, converting from another type by rounding to the nearest.
     ///
     /// # Errors
-    /// [`Error::Io`] or [`Error::Model`] when the file cannot be read or is of other parameters.
+    /// [`Error::Io`] or [`Error::Model`] when the file cannot be read or belongs to other parameters.
     pub fn load(path: &Path, parameters: &Parameters, state: StateType) -> Result<Self> {
         let file = TensorFile::open(path)?;
         let steps = file.note("step").and_then(|step| step.parse().ok());
@@ -79,7 +79,7 @@ impl Moments {
         Ok(Self { steps, held })
     }
 
-    /// Writes both moments of each parameter as they are held, and the count of updates in the file's metadata.
+    /// Writes both moments of each parameter in their own type, and the count of updates to the file's metadata.
     ///
     /// # Errors
     /// [`Error::Io`] when the file cannot be written.

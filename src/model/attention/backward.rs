@@ -1,4 +1,4 @@
-//! Attention backward, from the log-sum-exp that the forward saved.
+//! The backward of attention, which recomputes probabilities from the log-sum-exp that the forward saved.
 //!
 //! # Source
 //! Dao et al. 2022, <https://arxiv.org/abs/2205.14135>, algorithm 4.
@@ -13,7 +13,7 @@ use super::rows::{ROWS, ScoreMatrix, each, score, weigh};
 use crate::model::ops::dot;
 use crate::model::simd::{self, Kernel, LANES, Simd, exp};
 
-/// What the forward left for the backward.
+/// What the forward saves for the backward.
 #[derive(Clone, Copy)]
 pub struct SavedForward<'a> {
     /// `(T, (H + 2 K) E)` after rope.
@@ -24,7 +24,7 @@ pub struct SavedForward<'a> {
     pub log_sum: &'a [f32],
 }
 
-/// Backward of [`super::attend_packed`]: writes the gradient of `qkv` into `d_qkv` (which it overwrites).
+/// Backward of [`super::attend_packed`]: overwrites `d_qkv` with the gradient of `qkv`.
 ///
 /// # Shapes
 /// - `d_out`, `out`: `(T, H E)`; `qkv`, `d_qkv`: `(T, (H + 2 K) E)`; `log_sum`: `(T, H)`
@@ -164,8 +164,8 @@ impl AttendBackward<'_> {
         }
     }
 
-    /// Scores and products of values with the gradient, of the query in the sequence's row `t`, become probabilities and gradients
-    /// of the scores, zero behind the query's own position.
+    /// Replaces, for the query in row `t` of the sequence, the scores in `p` by probabilities, and the products of values with the
+    /// gradient in `ds` by gradients of the scores. Both are zero beyond the query's position.
     #[inline(always)]
     fn gradients_of_scores<S: Simd>(&self, head: usize, t: usize, p: &mut [f32], ds: &mut [f32]) {
         let (dim, scale, row) = (self.heads.dim, self.heads.scale(), self.layout.starts[self.sequence] + t);

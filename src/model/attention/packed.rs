@@ -18,7 +18,7 @@ pub struct PackedLayout<'a> {
 }
 
 impl PackedLayout<'_> {
-    /// How many there are.
+    /// The number of sequences.
     pub fn sequences(&self) -> usize {
         self.prefixes.len()
     }
@@ -38,12 +38,12 @@ impl PackedLayout<'_> {
 pub struct Transposed {
     /// The numbers.
     pub data: Vec<f32>,
-    /// Positions there is room for, a multiple of [`LANES`]; zero behind those held.
+    /// Positions there is room for, a multiple of [`LANES`]; unused ones are zero.
     pub capacity: usize,
 }
 
 impl Transposed {
-    /// Of `width` columns from `column` on, of rows of `stride`.
+    /// Transposes `width` columns from `column` on, of rows of `stride`.
     pub fn of(rows: &[f32], stride: usize, column: usize, width: usize) -> Self {
         let capacity = (rows.len() / stride).next_multiple_of(LANES);
         let mut data = vec![0.0; width * capacity];
@@ -62,16 +62,16 @@ impl Transposed {
         (0..layout.sequences()).into_par_iter().map(of).collect()
     }
 
-    /// Of one head, `(E, capacity)`.
+    /// The numbers of one head, `(E, capacity)`.
     pub fn head(&self, head: usize, dim: usize) -> &[f32] {
         &self.data[head * dim * self.capacity..(head + 1) * dim * self.capacity]
     }
 }
 
-/// Query rows that one task takes.
+/// Query rows per task.
 const TASK_ROWS: usize = 16 * ROWS;
 
-/// Causal attention inside each packed sequence, and over all of its prefix.
+/// Causal attention within each packed sequence and over all of its prefix.
 ///
 /// # Shapes
 /// - `qkv`: `(T, (H + 2 K) E)` after rope

@@ -1,4 +1,5 @@
-//! Products by dot products along the depth, sixteen lanes at a time: weights are read once, as they stand, however few the rows.
+//! Matrix products as dot products along the depth, sixteen lanes at a time. Weights are read once, as stored, however few rows there
+//! are.
 
 use std::ops::Range;
 
@@ -77,7 +78,7 @@ const ROWS: usize = 4;
 pub const COLS: usize = 6;
 /// Depth of a block: the rows of the weight, 24 KiB, and of x, 16 KiB, stay in the first-level cache.
 pub const DEPTH: usize = 1024;
-/// Numbers from what the hot loop reads to what it has fetched from the second-level cache meanwhile.
+/// How far ahead the hot loop prefetches from the second-level cache (numbers).
 const NEAR: usize = 8 * LANES;
 /// Rows of x, 1 MiB of a block's depth, that stay in the second-level cache while the weight streams past.
 pub const ROW_PANEL: usize = 256;
@@ -103,7 +104,7 @@ impl<W: Number> Kernel for Columns<'_, W> {
     }
 }
 
-/// A part of the output's columns, from a part of the depth.
+/// Some columns of the output, over a part of the depth.
 struct Block {
     col: usize,
     cols: usize,
@@ -111,12 +112,12 @@ struct Block {
     depth: usize,
 }
 
-/// Columns of the next block whose weights one block of rows fetches, where there are several of them and where there is one: two
-/// blocks fetch all of them. A fetch takes the place of a load, so several do not each fetch them all.
+/// Columns of the next block whose weights a block of rows prefetches: half of them if there are several blocks of rows, else all. A
+/// prefetch costs as much as a load, so no two blocks prefetch the same columns.
 const SHARE: usize = COLS / 2;
 const ALL: usize = COLS;
-/// Blocks of rows up to which each widens the weights for itself: a copy in f32 spares all but the first that instruction a vector, but
-/// to write it costs as much as that saves four of them.
+/// Blocks of rows up to which each widens the weights anew. A copy in f32 saves all but the first block an instruction per vector, but
+/// writing it costs as much as four blocks save.
 const WIDENED_ANEW: usize = 4;
 
 impl Block {
@@ -193,21 +194,21 @@ impl Block {
     }
 }
 
-/// The sixteen parts of the sums of a block.
+/// The sixteen partial sums of each sum of a block.
 #[repr(C, align(64))]
 struct Lanes<const R: usize>([[[f32; LANES]; COLS]; R]);
 
-/// The weights of the next columns come from memory while those of the present ones meet one block of rows after the other; each
-/// of `blocks` fetches its share of them, so that memory is busy all the time. What is no share is what is being read.
+/// The weights of the next columns that block `block` of `blocks` prefetches while it uses the present ones: each block takes a share, so
+/// that memory is always busy. Beyond the share it repeats a pointer that is being read anyway.
 fn share_of_next_columns<W>(w: AsStored<W>, (block, blocks): (usize, usize), k: usize) -> [*const W; SHARE] {
     let first = (block * COLS).div_ceil(blocks);
     let end = ((block + 1) * COLS).div_ceil(blocks);
     std::array::from_fn(|i| if first + i < end { w.0[first + i].wrapping_add(COLS * k) } else { w.0[0] })
 }
 
-/// The hot loop, sixteen lanes at a time; the tail is padded with zeros, which changes no sum. Sums stay in registers as long as
-/// nothing takes their address or indexes them with what is no constant, so they leave through `to`. And loops, no closures: these
-/// may be compiled by themselves, without the instruction set, and each load in them would be a call.
+/// The hot loop, sixteen lanes at a time; the tail is padded with zeros, which change no sum. Sums stay in registers as long as nothing
+/// takes their address or indexes them with a variable, so they leave through `to`. It uses loops instead of closures: a closure may
+/// be compiled on its own, without the instruction set, and each load in it would be a call.
 #[allow(clippy::needless_range_loop)] // they are unrolled: no index is left
 #[inline(always)]
 unsafe fn dot_lanes<S: Simd, W, F: WeightLoads, const R: usize, const AHEAD: usize>(
@@ -253,7 +254,7 @@ unsafe fn dot_lanes<S: Simd, W, F: WeightLoads, const R: usize, const AHEAD: usi
     }
 }
 
-/// What the hot loop at `i` has brought meanwhile: the next columns from memory, what it will read soon from the second-level cache.
+/// Prefetches for the hot loop at `i`: the next columns from memory, and its own next numbers from the second-level cache.
 #[allow(clippy::needless_range_loop)] // as above
 #[inline(always)]
 fn prefetch<S: Simd, W, F: WeightLoads, const R: usize, const AHEAD: usize>(
@@ -278,7 +279,7 @@ fn prefetch<S: Simd, W, F: WeightLoads, const R: usize, const AHEAD: usize>(
     }
 }
 
-/// Adds the sums of one row to what they start from, or to those of the depth before.
+/// Adds the sums of one row to their start, or to the sums over the depth before.
 #[inline(always)]
 unsafe fn finish<W>(t: &DotProduct<'_, W>, block: &Block, row: usize, sums: [f32; COLS]) {
     unsafe {
@@ -298,7 +299,7 @@ unsafe fn finish<W>(t: &DotProduct<'_, W>, block: &Block, row: usize, sums: [f32
     }
 }
 
-/// The first `len` of some numbers, zeros after them.
+/// The first `len` numbers, padded with zeros.
 #[inline(always)]
 unsafe fn first(from: *const f32, len: usize) -> [f32; COLS] {
     let mut numbers = [0.0; COLS];

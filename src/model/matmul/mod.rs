@@ -1,8 +1,8 @@
 //! The three products of a linear layer: forward, gradient of its input, gradient of its weight.
 //!
-//! Every output is one chain of multiply-adds in an order that depends on its own row and column and on what the weights are held in,
-//! so a row's result has the same bits whatever else is in the batch, on however many threads. That is what lets a sampled
-//! log-probability equal the trainer's. A library product chooses its order by the shape of the batch.
+//! Every output is one chain of multiply-adds, whose order depends only on its row, its column and the type of the weights. A row's
+//! result is therefore bit-identical whatever else is in the batch, on any number of threads, and a sampled log-probability equals
+//! the trainer's. BLAS libraries choose the order by the shape of the batch.
 
 #![allow(unsafe_code)] // pointers into disjoint parts of one output; each function checks its bounds first
 
@@ -22,7 +22,7 @@ pub struct Rows<'a> {
     stride: usize,
 }
 
-/// As [`Rows`], to write to.
+/// A mutable [`Rows`].
 pub struct RowsMut<'a> {
     data: &'a mut [f32],
     stride: usize,
@@ -43,18 +43,18 @@ impl<'a> RowsMut<'a> {
     }
 }
 
-/// What an output starts from.
+/// The value that the products are added to.
 #[derive(Clone, Copy)]
 pub enum Start<'a> {
     /// Zero.
     Zero,
-    /// The bias, `[N]`.
+    /// The bias, `(N)`.
     Bias(&'a [f32]),
-    /// What it holds already: a residual connection.
+    /// The output's own value: a residual connection.
     Add,
 }
 
-/// Multiply-adds below which a product stays on one thread: starting a second costs about as much.
+/// Multiply-adds below which a product stays on one thread: starting a second thread costs about as much.
 const PARALLEL_FROM: usize = 1 << 20;
 
 /// The weight of a linear layer.
@@ -62,14 +62,15 @@ const PARALLEL_FROM: usize = 1 << 20;
 pub struct Weight<'a, W = f32> {
     /// `(N, K)` without gaps.
     pub plain: &'a [W],
-    /// The same as [`panels`] returns it.
+    /// The same weight as [`panels`] packs it.
     pub panels: Option<&'a [f32]>,
 }
 
-/// The layout in which [`linear`] wants a weight `(N, K)` of a depth that is one block; `None` for deeper ones.
+/// Packs a weight `(N, K)` into the layout that [`linear`] reads if K is at most one block deep; `None` for deeper weights, which are
+/// read as stored.
 ///
-/// The depth alone decides, never the batch, so that a sum is always the same chain. Over a short depth dot products would spend
-/// half their time on the sums across lanes; over a long one they read weights as they stand in a file.
+/// K alone decides, never the batch, so that a sum is always the same chain. Over a short depth, dot products would spend half their
+/// time on sums across lanes; over a long one, they can read weights as a file stores them.
 pub fn panels<W: Number>(weight: &[W], depth: usize) -> Option<AlignedVec<f32>> {
     (depth <= outer::DEPTH).then(|| outer::panels(weight, depth))
 }

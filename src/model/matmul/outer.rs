@@ -1,4 +1,4 @@
-//! Products by rank-one updates: a number of the left operand times sixteen columns of the right one, the depth in ascending order.
+//! Matrix products as rank-one updates: a number of the left operand times sixteen columns of the right one, along the depth.
 
 use rayon::prelude::*;
 
@@ -31,7 +31,7 @@ pub struct Left {
 pub enum Right {
     /// `(depth, cols)` without gaps.
     RowMajor(*const f32),
-    /// As [`panels`] made them.
+    /// As [`panels`] packs it.
     Panels(*const f32),
 }
 
@@ -143,7 +143,7 @@ impl Kernel for OuterProduct<'_> {
     }
 }
 
-/// A part of the output that is made at once, from a part of the depth.
+/// A block of the output, over a part of the depth.
 struct Block {
     col: usize,
     cols: usize,
@@ -157,8 +157,8 @@ impl Kernel for Part<'_> {
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
         let (rows, all, cols) = self.product.shape;
-        // A left operand that is contiguous along the depth is read where it stands; one that strides would meet the same few
-        // cache sets over and over, and is packed.
+        // A left operand that is contiguous along the depth is read in place. One with a stride would hit the same few cache sets
+        // again and again, so it is packed.
         let pack = self.product.a.depth != 1;
         let row_blocks = rows.div_ceil(BLOCK_ROWS);
         let mut packed_a = vec![0.0f32; if pack { row_blocks * BLOCK_ROWS * DEPTH } else { 0 }];
@@ -230,7 +230,7 @@ impl OuterProduct<'_> {
         }
     }
 
-    /// `packed[p][col]`; what stands in missing columns is multiplied and dropped.
+    /// `packed[p][col]`; missing columns hold anything, and their results are dropped.
     #[inline(always)]
     unsafe fn pack_b(&self, b: *const f32, block: &Block, packed: &mut [f32]) -> *const f32 {
         for (p, packed) in packed.chunks_exact_mut(BLOCK_COLS).take(block.depth).enumerate() {
@@ -242,7 +242,7 @@ impl OuterProduct<'_> {
         packed.as_ptr()
     }
 
-    /// Adds the sums of a register block to what they start from, or to those of the depth before.
+    /// Adds the sums of a register block to their start, or to the sums over the depth before.
     #[inline(always)]
     unsafe fn finish<S: Simd, const VECTORS: usize>(
         &self,

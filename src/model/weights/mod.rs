@@ -1,4 +1,4 @@
-//! Weights on disk and in memory: safetensors mapped read-only, or owned and aligned once something changes them.
+//! Loads weights: safetensors files mapped read-only, copied to aligned memory when something changes them.
 
 #![allow(unsafe_code)] // the memory map
 
@@ -20,7 +20,7 @@ use crate::error::{Error, Result};
 use crate::numbers::aligned::{AlignedVec, Number};
 use crate::numbers::tensors::TensorFile;
 
-/// One parameter. However the matrices are held, norms and biases, a thousandth of the numbers, stay in f32.
+/// One parameter. Norms and biases, a thousandth of all numbers, are in f32 whatever type the matrices have.
 pub enum ParameterValues<W> {
     /// `(out, in)`.
     Matrix(StoredArray<W>),
@@ -32,15 +32,15 @@ pub enum ParameterValues<W> {
 pub enum StoredArray<T> {
     /// In a file, shared with every process that maps it.
     Mapped {
-        /// The file. Checkpoints appear by rename and are never written again, and weights for a run's sampler not before it is done
-        /// with them (`run::Live::publish`), which is what makes mapping them sound.
+        /// The file. The map is sound because a checkpoint appears by rename and is never written again, and the file for a run's
+        /// sampler is written again only when the sampler is done with it (`run::Live::publish`).
         file: Arc<Mmap>,
         /// First byte.
         from: usize,
-        /// AlignedVec.
+        /// Count of numbers.
         len: usize,
     },
-    /// In this process' memory.
+    /// In the memory of this process.
     Owned(AlignedVec<T>),
 }
 
@@ -112,8 +112,7 @@ impl<T: Number> StoredArray<T> {
     }
 }
 
-/// Maps the parameters of a Hugging Face model directory into memory; matrices that the file stores as other numbers than `W` are
-/// read and converted.
+/// Maps the parameters of a Hugging Face model directory into memory; those stored in another type are read and converted.
 ///
 /// # Errors
 /// [`Error::Io`] when a file cannot be read, [`Error::Model`] naming the tensor that is missing or has another shape or type.
@@ -170,10 +169,10 @@ impl MappedFile {
     }
 }
 
-/// Random parameters as transformers starts a Qwen2: matrices normal with `initializer_range`, but for a row of zeros where the padding
-/// token is embedded; biases 0, norms 1.
+/// Random parameters as transformers initialises a Qwen2: matrices normal with `initializer_range`, the padding token's embedding and
+/// biases 0, norms 1.
 ///
-/// Each number is a function of (seed, tensor, index) alone.
+/// Each number depends on (seed, tensor, index) alone.
 #[must_use]
 pub fn random(config: &Config, seed: u64) -> Vec<ParameterValues<f32>> {
     let random = |(tensor, (parameter, shape)): (usize, (Parameter, &[usize]))| {
@@ -192,7 +191,7 @@ pub fn random(config: &Config, seed: u64) -> Vec<ParameterValues<f32>> {
     config.stored().iter().enumerate().map(random).collect()
 }
 
-/// A standard normal number by Box and Muller from two hashes.
+/// A standard normal number, by the Box-Muller transform of two hashes.
 fn normal(stream: u64, index: u64) -> f32 {
     let unit = |x: u64| ((x >> 40) as f32 + 0.5) / (1u64 << 24) as f32;
     let radius = (-2.0 * unit(mix(stream ^ mix(2 * index))).ln()).sqrt();

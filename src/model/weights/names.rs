@@ -1,4 +1,4 @@
-//! Under which names, and in which files, a checkpoint stores a model's parameters.
+//! Finds the file and the stored name of each of a model's parameters.
 
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
@@ -7,15 +7,14 @@ use super::MappedFile;
 use crate::error::{Error, Result};
 use crate::model::{Config, Parameter};
 
-/// Each parameter's file, and its name in there.
+/// The file of each parameter, and its name in that file.
 pub(super) type Stored<'a> = HashMap<String, (&'a MappedFile, String)>;
 
-/// Finds the tensors of a model. As transformers reads them, names may lack `model.` in front, as in what was saved without the
-/// head; the head may stand beside tied embeddings, or in their place; and `rotary_emb.inv_freq`, which old versions saved, is
-/// computed.
+/// Finds the tensors of a model as transformers does: names may lack the prefix `model.`, as in a model saved without its head; the
+/// head may be stored beside tied embeddings, or in their place; and `rotary_emb.inv_freq`, which old versions saved, is ignored.
 ///
-/// transformers drops tensors that it has no use for with a warning. Most of them say that something was meant to be computed that
-/// Qwen2 does not compute, so here they are refused.
+/// transformers drops unknown tensors with a warning. Most of them belong to something that Qwen2 does not compute, so they are refused
+/// here.
 ///
 /// # Errors
 /// [`Error::Model`] with a tensor that the model does not have, or a tied head that is not the embedding.
