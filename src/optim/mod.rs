@@ -23,45 +23,45 @@ pub(crate) const CHUNK: usize = 1 << 15;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, clap::ValueEnum)]
 #[serde(rename_all = "snake_case")]
 pub enum Schedule {
-    /// Stays
+    /// No decay
     Constant,
-    /// Falls in a line to 0 at --total-steps
+    /// Decays linearly to 0 at --total-steps
     Linear,
-    /// Falls along half a cosine to 0 at --total-steps
+    /// Decays along half a cosine to 0 at --total-steps
     Cosine,
 }
 
 /// Numbers of the optimizer.
 #[derive(Debug, Clone, Serialize, clap::Args)]
 pub struct OptimizerConfig {
-    /// Learning rate, at its highest
+    /// Peak learning rate
     #[arg(long, value_name = "RATE", default_value_t = 1e-6)]
     pub learning_rate: f64,
-    /// Decay of the mean of gradients
+    /// Decay of the running mean of gradients
     #[arg(long, value_name = "DECAY", default_value_t = 0.9)]
     pub adam_beta1: f64,
-    /// Decay of the mean of squared gradients
+    /// Decay of the running mean of squared gradients
     #[arg(long, value_name = "DECAY", default_value_t = 0.999)]
     pub adam_beta2: f64,
-    /// Added to the root of the mean of squared gradients
+    /// Added to the square root of the running mean of squared gradients
     #[arg(long, value_name = "EPSILON", default_value_t = 1e-8)]
     pub adam_epsilon: f64,
-    /// Decay of weight matrices and embeddings; norms and biases have none
+    /// Weight decay of matrices and embeddings; norms and biases do not decay
     #[arg(long, value_name = "DECAY", default_value_t = 0.0)]
     pub weight_decay: f64,
-    /// Scale gradients down to this norm; 0 leaves them
+    /// Clip gradients to this global norm; 0 turns clipping off
     #[arg(long, value_name = "NORM", default_value_t = 1.0)]
     pub max_grad_norm: f64,
-    /// What AdamW's moments are held in between updates; those of a checkpoint are converted
+    /// Type that AdamW's moments are stored in; those of a checkpoint are converted
     #[arg(long, value_enum, value_name = "TYPE", default_value = "f32")]
     pub optimizer_state: StateType,
-    /// Course of the learning rate
+    /// Schedule of the learning rate
     #[arg(long, value_enum, default_value = "constant")]
     pub schedule: Schedule,
-    /// Part of --total-steps over which the learning rate rises from 0 [0-1]
+    /// Fraction of --total-steps over which the learning rate rises from 0 (0 to 1)
     #[arg(long, value_name = "RATIO", default_value_t = 0.0)]
     pub warmup_ratio: f64,
-    /// Optimizer steps of the whole run, of which this may be the first or a later part
+    /// Optimizer steps of the whole run, including those of earlier and later commands
     #[arg(long, value_name = "STEPS")]
     pub total_steps: Option<u64>,
 }

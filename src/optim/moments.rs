@@ -13,9 +13,9 @@ use crate::numbers::tensors::{self, Storage, Tensor, TensorFile};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, clap::ValueEnum)]
 #[serde(rename_all = "snake_case")]
 pub enum StateType {
-    /// As they are computed
+    /// The type that updates compute in
     F32,
-    /// In half the memory
+    /// Half the memory; the second moment is rounded stochastically
     Bf16,
 }
 
