@@ -32,7 +32,7 @@ impl AdamW {
     /// # Errors
     /// [`crate::Error::Device`] when the device fails or has no room, as with all that follows.
     pub fn new(driver: &Arc<dyn Driver>, model: &Model) -> Result<Self> {
-        let layout = ParameterLayout::new(model.config())?;
+        let layout = ParameterLayout::new(model.config(), model.config().trainable())?;
         let weights = Buffer::new(driver, layout.all)?;
         let (mut chunks, mut from) = (Vec::new(), Vec::new());
         for (numbers, at) in model.parameters().iter().zip(&layout.at) {
@@ -111,7 +111,7 @@ impl AdamW {
     /// # Errors
     /// See [`AdamW::new`].
     pub fn weights_to(&self, model: &mut Model) -> Result<()> {
-        let pairs = model.parameters_mut().into_iter().zip(&self.layout.at);
+        let pairs = model.trainable_mut().into_iter().zip(&self.layout.at);
         pairs.into_iter().try_for_each(|(numbers, at)| self.weights.download(*at, numbers))
     }
 
@@ -153,7 +153,7 @@ impl AdamW {
     /// See [`AdamW::new`].
     pub fn moments(&self, config: &Config) -> Result<Option<Moments>> {
         let Some(numbers) = &self.moments else { return Ok(None) };
-        let mut moments = Moments::zeros(&config.parameters(), numbers[0].dtype());
+        let mut moments = Moments::zeros(&config.with_moments().named(), numbers[0].dtype());
         moments.steps = self.steps;
         match &mut moments.held {
             Held::F32(means) => self.download(numbers, means)?,

@@ -1,39 +1,40 @@
 //! A model's parameters on the device: matrices in the type of the products, vectors in f32.
 //!
-//! What one product reads lies together: queries, keys and values; gate and up.
+//! The weights that one product reads are contiguous: queries, keys and values; gate and up.
 
 use std::sync::Arc;
 
 use super::buffer::{Buffer, DynBuffer};
 use super::driver::{Address, Driver};
 use crate::error::{Error, Result};
-use crate::model::{Config, Model};
+use crate::model::{Config, Model, Parameter, ParameterList};
 use crate::numbers::dtype::Dtype;
 
-/// Kernels read 16 bytes at a time: every width is a multiple of so many numbers.
+/// Kernels read 16 bytes at a time, so every width is a multiple of this many numbers.
 const PACK: usize = 8;
 
-/// Where each parameter lies among all of them.
+/// The offset of each parameter of a list in one array of all.
 #[derive(Debug, Clone)]
 pub struct ParameterLayout {
-    /// First number of each parameter, in the order of [`Config::parameters`].
+    list: ParameterList,
+    /// First number of each parameter, in the order of the list.
     pub at: Vec<usize>,
-    /// Numbers of all matrices, which come first.
+    /// Count of numbers in all matrices, which come first.
     pub matrices: usize,
-    /// Numbers of all parameters.
+    /// Count of numbers in all parameters.
     pub all: usize,
 }
 
-/// Places of one block's parameters: matrices `(out, in)`, vectors `(out)`.
+/// Addresses of one layer's parameters: matrices `(out, in)`, vectors `(out)`.
 #[derive(Debug, Clone, Copy)]
 pub struct LayerAddresses {
     /// `(D)`.
     pub input_norm: Address,
     /// `((H + 2 K) E, D)`.
     pub qkv: Address,
-    /// `((H + 2 K) E)`.
-    pub qkv_bias: Address,
-    /// `(D, D)`.
+    /// `((H + 2 K) E)`, where there is one.
+    pub qkv_bias: Option<Address>,
+    /// `(D, H E)`.
     pub o: Address,
     /// `(D)`.
     pub post_norm: Address,
@@ -47,7 +48,7 @@ pub struct LayerAddresses {
 pub struct DeviceWeights {
     /// The shape.
     pub config: Config,
-    /// Of `matrices` and `vectors` together.
+    /// Offsets in `matrices` and `vectors` together.
     pub layout: ParameterLayout,
     /// All matrices.
     pub matrices: DynBuffer,
@@ -59,28 +60,12 @@ pub struct DeviceWeights {
     pub positions: usize,
 }
 
-impl LayerAddresses {
-    /// Of block `layer`, by where each parameter is, in the order of [`Config::parameters`].
-    pub(super) fn of(layer: usize, parameter: impl Fn(usize) -> Address) -> Self {
-        let parameter = |i: usize| parameter(1 + LAYER * layer + i);
-        Self {
-            input_norm: parameter(0),
-            qkv: parameter(1),
-            qkv_bias: parameter(2),
-            o: parameter(7),
-            post_norm: parameter(8),
-            gate_up: parameter(9),
-            down: parameter(11),
-        }
-    }
-}
-
 impl ParameterLayout {
-    /// For a shape.
+    /// Lays out the parameters in `list`, for a model of this shape.
     ///
     /// # Errors
     /// [`Error::Device`] naming a width that the kernels cannot read.
-    pub fn new(config: &Config) -> Result<Self> {
+    pub fn new(config: &Config, list: ParameterList) -> Result<Self> {
         let widths = [
             ("hidden_size", config.hidden_size),
             ("intermediate_size", config.intermediate_size),
@@ -91,17 +76,42 @@ impl ParameterLayout {
                 "{name} = {width} is no multiple of {PACK}, as the GPU's kernels need it"
             )));
         }
-        let parameters = config.parameters();
-        let mut at = vec![0; parameters.len()];
+        let mut at = vec![0; list.iter().count()];
         let mut next = 0;
         let mut place = |dimensions: usize| {
-            for (at, (_, shape)) in at.iter_mut().zip(&parameters).filter(|(_, (_, shape))| shape.len() == dimensions) {
+            for (at, (_, shape)) in at.iter_mut().zip(list.iter()).filter(|(_, (_, shape))| shape.len() == dimensions) {
                 *at = next;
                 next += shape.iter().product::<usize>();
             }
             next
         };
-        Ok(Self { matrices: place(2), all: place(1), at })
+        let (matrices, all) = (place(2), place(1));
+        Ok(Self { matrices, all, at, list })
+    }
+
+    /// First number of a parameter outside the layers.
+    pub(super) fn of_model(&self, parameter: Parameter) -> usize {
+        self.at[self.list.of_model(parameter).expect(LISTED)]
+    }
+
+    /// First number of the LM head.
+    pub(super) fn of_head(&self) -> usize {
+        self.at[self.list.of_head().expect(LISTED)]
+    }
+
+    /// Addresses of a layer's parameters, given the address of each number.
+    pub(super) fn of_layer(&self, layer: usize, address: impl Fn(usize) -> Address) -> LayerAddresses {
+        let optional = |parameter| Some(address(self.at[self.list.of_layer(layer, parameter)?]));
+        let parameter = |parameter| optional(parameter).expect(LISTED);
+        LayerAddresses {
+            input_norm: parameter(Parameter::InputNorm),
+            qkv: parameter(Parameter::QProj),
+            qkv_bias: optional(Parameter::QBias),
+            o: parameter(Parameter::OProj),
+            post_norm: parameter(Parameter::PostNorm),
+            gate_up: parameter(Parameter::GateProj),
+            down: parameter(Parameter::DownProj),
+        }
     }
 }
 
@@ -111,7 +121,7 @@ impl DeviceWeights {
     /// # Errors
     /// [`Error::Device`] when the shape does not suit the kernels, there is no room, or the device fails.
     pub fn new(driver: &Arc<dyn Driver>, model: &Model, dtype: Dtype, positions: usize) -> Result<Self> {
-        let layout = ParameterLayout::new(model.config())?;
+        let layout = ParameterLayout::new(model.config(), model.config().stored())?;
         let matrices = DynBuffer::shareable(driver, dtype, layout.matrices)?;
         let vectors = Buffer::shareable(driver, layout.all - layout.matrices)?;
         let rope = Buffer::from_slice(driver, &model.rope_table(positions))?;
@@ -137,45 +147,34 @@ impl DeviceWeights {
     /// `(V, D)`.
     #[must_use]
     pub fn embedding(&self) -> Address {
-        self.parameter(0)
+        self.address(self.layout.of_model(Parameter::EmbedTokens))
     }
 
     /// `(D)`.
     #[must_use]
     pub fn final_norm(&self) -> Address {
-        self.parameter(final_norm_index(&self.config))
+        self.address(self.layout.of_model(Parameter::FinalNorm))
     }
 
     /// `(V, D)`.
     #[must_use]
     pub fn head(&self) -> Address {
-        self.parameter(head_index(&self.config))
+        self.address(self.layout.of_head())
     }
 
-    /// Of block `layer`.
+    /// Addresses of the parameters of layer `layer`.
     #[must_use]
     pub fn layer(&self, layer: usize) -> LayerAddresses {
-        LayerAddresses::of(layer, |index| self.parameter(index))
+        self.layout.of_layer(layer, |number| self.address(number))
     }
 
-    fn parameter(&self, index: usize) -> Address {
-        let at = self.layout.at[index];
-        match at.checked_sub(self.layout.matrices) {
-            None => self.matrices.at(at),
-            Some(at) => self.vectors.at(at),
+    fn address(&self, number: usize) -> Address {
+        match number.checked_sub(self.layout.matrices) {
+            None => self.matrices.at(number),
+            Some(number) => self.vectors.at(number),
         }
     }
 }
 
-/// Parameters of a block, in the order of [`Config::parameters`].
-const LAYER: usize = 12;
-
-/// The final norm's among the parameters.
-pub(super) fn final_norm_index(config: &Config) -> usize {
-    1 + LAYER * config.num_hidden_layers
-}
-
-/// The LM head's among the parameters.
-pub(super) fn head_index(config: &Config) -> usize {
-    if config.tie_word_embeddings { 0 } else { 1 + final_norm_index(config) }
-}
+/// Of parameters that every family has.
+const LISTED: &str = "every list has it";

@@ -1,46 +1,46 @@
-//! One transformer block, forward: the same code for prefill, decode and training, which differ in how rows attend.
+//! Runs one layer forward. Prefill, decode and training share this code, and differ in how rows attend.
 
 use super::attention::Heads;
 use super::matmul::{RowsMut, Start, linear};
 use super::ops::{rms_norm, swiglu};
 use super::rope::Turn;
 use super::{Config, Transformer};
-use crate::numbers::aligned::{Floats, Number};
+use crate::numbers::aligned::{AlignedVec, Number};
 
-/// What a block computes on `T` rows and its backward needs again.
+/// What a layer computes for `T` rows and its backward needs.
 #[derive(Default)]
 pub struct Activations {
-    /// Residual stream at the block's start, `(T, D)`.
-    pub x_in: Floats,
+    /// Residual stream at the start of the layer, `(T, D)`.
+    pub x_in: AlignedVec<f32>,
     /// 1 / rms of `x_in`, `(T)`.
-    pub scale_in: Floats,
+    pub scale_in: AlignedVec<f32>,
     /// Queries, keys and values after rope, `(T, (H + 2 K) E)`.
-    pub qkv: Floats,
+    pub qkv: AlignedVec<f32>,
     /// Heads' outputs, `(T, H E)`.
-    pub attended: Floats,
+    pub attended: AlignedVec<f32>,
     /// Log-sum-exp of the scores, `(T, H)`.
-    pub log_sum: Floats,
+    pub log_sum: AlignedVec<f32>,
     /// Residual stream after attention, `(T, D)`.
-    pub x_mid: Floats,
+    pub x_mid: AlignedVec<f32>,
     /// 1 / rms of `x_mid`, `(T)`.
-    pub scale_mid: Floats,
+    pub scale_mid: AlignedVec<f32>,
     /// `(T, F)`.
-    pub gate: Floats,
+    pub gate: AlignedVec<f32>,
     /// `(T, F)`.
-    pub up: Floats,
+    pub up: AlignedVec<f32>,
 }
 
-/// What a block computes on `T` rows and needs no longer.
+/// Intermediate results for `T` rows that nothing needs later.
 #[derive(Default)]
 pub struct Scratch {
     /// `(T, D)`.
-    pub normed: Floats,
+    pub normed: AlignedVec<f32>,
     /// `(T, F)`.
-    pub act: Floats,
-    /// Gradient of what a norm gives, or of the heads' outputs, `(T, D)`; a backward makes the room, as for the next.
-    pub d_normed: Floats,
+    pub act: AlignedVec<f32>,
+    /// Gradient of a norm's output, `(T, D)`, or of the heads' outputs, `(T, H E)`. Only a backward allocates it and the next one.
+    pub d_normed: AlignedVec<f32>,
     /// Gradient of queries, keys and values side by side, `(T, (H + 2 K) E)`.
-    pub d_qkv: Floats,
+    pub d_qkv: AlignedVec<f32>,
 }
 
 impl Activations {
@@ -51,14 +51,14 @@ impl Activations {
         empty
     }
 
-    /// Room for `rows` rows in the memory of others; what they hold is written before it is read.
+    /// Resizes to `rows` rows and keeps the memory; everything is written before it is read.
     pub fn reuse(&mut self, config: &Config, rows: usize) {
         let heads = Heads::of(config);
         for (matrix, width) in [
             (&mut self.x_in, config.hidden_size),
             (&mut self.scale_in, 1),
             (&mut self.qkv, heads.row()),
-            (&mut self.attended, config.hidden_size),
+            (&mut self.attended, config.attention_width()),
             (&mut self.log_sum, heads.queries),
             (&mut self.x_mid, config.hidden_size),
             (&mut self.scale_mid, 1),
@@ -78,38 +78,51 @@ impl Scratch {
         empty
     }
 
-    /// Room for `rows` rows in the memory of others.
+    /// Resizes to `rows` rows and keeps the memory.
     pub fn reuse(&mut self, config: &Config, rows: usize) {
         self.normed.reuse(rows * config.hidden_size);
         self.act.reuse(rows * config.intermediate_size);
     }
 }
 
-/// How the rows of a block attend: `(layer, qkv, attended, log_sum)`.
+/// Computes the attention of a layer's rows: `(layer, qkv, attended, log_sum)`, of which it writes the last two.
 pub type Attend<'a> = &'a mut dyn FnMut(usize, &[f32], &mut [f32], &mut [f32]);
 
-/// Runs block `layer` on the residual stream `x`, `(T, D)`, in place.
+/// The residual stream that a block reads and adds to.
+pub struct ResidualStream<'a> {
+    /// `(T, D)`.
+    pub x: &'a mut [f32],
+    /// Position of each row, `(T)`.
+    pub positions: &'a [u32],
+}
+
+/// Runs block `layer` on the residual stream, in place.
 pub fn forward<W: Number>(
     model: &Transformer<W>,
     layer: usize,
-    (x, positions): (&mut [f32], &[u32]),
+    ResidualStream { x, positions }: ResidualStream<'_>,
     kept: &mut Activations,
     scratch: &mut Scratch,
     attend: Attend<'_>,
 ) {
     let (config, heads, w) = (model.config(), Heads::of(model.config()), model.layer(layer));
-    let (rows, d, f, kv) = (positions.len(), config.hidden_size, config.intermediate_size, config.kv_dim());
-    let epsilon = config.rms_norm_eps;
+    let (rows, d, f, epsilon) = (positions.len(), config.hidden_size, config.intermediate_size, config.rms_norm_eps);
+    let (q_width, kv_width) = (config.attention_width(), config.kv_width());
 
     kept.x_in.copy_from_slice(x);
     rms_norm(x, w.input_norm, epsilon, &mut scratch.normed, &mut kept.scale_in);
-    for (weight, bias, column, width) in [(w.q, w.q_bias, 0, d), (w.k, w.k_bias, d, kv), (w.v, w.v_bias, d + kv, kv)] {
+    let parts = [
+        (w.q, w.q_bias, 0, q_width),
+        (w.k, w.k_bias, q_width, kv_width),
+        (w.v, w.v_bias, q_width + kv_width, kv_width),
+    ];
+    for (weight, bias, column, width) in parts {
         let out = RowsMut::new(&mut kept.qkv, heads.row(), column);
-        linear(&scratch.normed, weight, (rows, width, d), Start::Bias(bias), out);
+        linear(&scratch.normed, weight, (rows, width, d), bias.map_or(Start::Zero, Start::Bias), out);
     }
     model.rope().apply(&mut kept.qkv, heads.row(), heads.queries + heads.kv, positions, Turn::Forward);
     attend(layer, &kept.qkv, &mut kept.attended, &mut kept.log_sum);
-    linear(&kept.attended, w.o, (rows, d, d), Start::Add, RowsMut::new(x, d, 0));
+    linear(&kept.attended, w.o, (rows, d, q_width), Start::Add, RowsMut::new(x, d, 0));
 
     kept.x_mid.copy_from_slice(x);
     rms_norm(x, w.post_norm, epsilon, &mut scratch.normed, &mut kept.scale_mid);

@@ -1,27 +1,27 @@
-//! Keys and values of positions already run, in the layout attention reads (see [`super::attention`]).
+//! The KV cache, in the layout that attention reads (see [`super::attention`]).
 
 use super::attention::{Heads, Segment};
 use super::config::Config;
 use super::simd::LANES;
-use crate::numbers::aligned::Floats;
+use crate::numbers::aligned::AlignedVec;
 
-/// Keys (after rope) and values of a run of positions in every layer; memory for `capacity` positions is taken at once.
+/// Keys (after rope) and values of consecutive positions in every layer. Memory for `capacity` positions is allocated at once.
 pub struct KvCache {
     width: usize,
     capacity: usize,
     len: usize,
-    /// `(K * E, capacity)` a layer.
-    keys: Vec<Floats>,
-    /// `(capacity, K * E)` a layer.
-    values: Vec<Floats>,
+    /// `(K * E, capacity)` per layer.
+    keys: Vec<AlignedVec<f32>>,
+    /// `(capacity, K * E)` per layer.
+    values: Vec<AlignedVec<f32>>,
 }
 
 impl KvCache {
     /// An empty cache with room for `capacity` positions.
     #[must_use]
     pub fn new(config: &Config, capacity: usize) -> Self {
-        let (width, capacity) = (config.kv_dim(), capacity.next_multiple_of(LANES));
-        let layers = || (0..config.num_hidden_layers).map(|_| Floats::zeros(width * capacity)).collect();
+        let (width, capacity) = (config.kv_width(), capacity.next_multiple_of(LANES));
+        let layers = || (0..config.num_hidden_layers).map(|_| AlignedVec::zeros(width * capacity)).collect();
         Self { width, capacity, len: 0, keys: layers(), values: layers() }
     }
 
@@ -37,7 +37,7 @@ impl KvCache {
         self.len == 0
     }
 
-    /// Forgets all positions and keeps the memory.
+    /// Drops all positions and keeps the memory.
     pub fn clear(&mut self) {
         self.len = 0;
     }
@@ -53,12 +53,12 @@ impl KvCache {
         self.values[layer][position * self.width..][..self.width].copy_from_slice(&values[..self.width]);
     }
 
-    /// Counts `positions` written in all layers as held.
+    /// Marks `positions` more positions as held, once all layers have written theirs.
     pub(super) fn advance(&mut self, positions: usize) {
         self.len += positions;
     }
 
-    /// One layer's positions, `ahead` not yet counted ones included.
+    /// One layer's positions, including `ahead` that are written but not yet marked as held.
     pub(super) fn segment(&self, layer: usize, ahead: usize) -> Segment<'_> {
         let (keys, values) = (&self.keys[layer], &self.values[layer]);
         Segment { keys, capacity: self.capacity, values, stride: self.width, len: self.len + ahead }

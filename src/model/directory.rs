@@ -1,4 +1,4 @@
-//! What a directory has that is said to be a model: its weights, or in one line what it has instead and what to do about it.
+//! Recognises what a model directory contains: its weights, or something else, which it names together with a remedy.
 
 use std::path::{Component, Path, PathBuf};
 
@@ -7,20 +7,20 @@ use serde_json::Value;
 use super::config::CONFIG;
 use crate::error::{Error, Result};
 
-/// Weights in one file.
+/// The weights in a single file.
 pub const WEIGHTS: &str = "model.safetensors";
-/// Which of several files has which tensor.
+/// The index that says which of several files has which tensor.
 pub const INDEX: &str = "model.safetensors.index.json";
-/// What PEFT writes beside an adapter.
+/// The file that PEFT writes beside an adapter.
 pub const ADAPTER: &str = "adapter_config.json";
 
-/// Whether a model directory holds weights that are read.
+/// Whether a directory has weights that this program reads.
 #[must_use]
 pub fn has_weights(dir: &Path) -> bool {
     dir.join(WEIGHTS).exists() || dir.join(INDEX).exists()
 }
 
-/// Refuses what is no model directory, or one of a kind that is not supported.
+/// Refuses a path that is not a model directory, or is one of an unsupported kind.
 ///
 /// # Errors
 /// [`Error::Model`] with the kind and what to do, [`Error::Io`] when the directory cannot be read.
@@ -69,8 +69,8 @@ pub fn weight_files(dir: &Path) -> Result<Vec<PathBuf>> {
     Ok(names.into_iter().map(|name| dir.join(name)).collect())
 }
 
-/// What files of such names are instead of a model's, and what to do; `adapter` is where an adapter's config is to be read, if it is
-/// there.
+/// Says what files with these names are, if they are not a supported model, and what to do about it. `adapter` is the path of an
+/// adapter's config, which need not exist.
 #[must_use]
 pub fn unsupported(names: &[String], adapter: &Path) -> Option<String> {
     if names.iter().any(|name| name == ADAPTER || name.starts_with("adapter_model.")) {
@@ -109,7 +109,7 @@ fn is_of_another_library(name: &str) -> bool {
     [".h5", ".msgpack", ".onnx", ".ckpt", ".ckpt.index", ".npz", ".tflite", ".ot"].iter().any(|end| name.ends_with(end))
 }
 
-/// What to say of a file that stands where a model's directory is meant.
+/// The message for a file given in place of a model's directory.
 #[must_use]
 pub fn not_a_directory(path: &Path) -> String {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
@@ -132,7 +132,7 @@ fn of_adapter(config: &Path) -> String {
     )
 }
 
-/// Where somebody meant who named a directory around a model: one below, or below `snapshots`, as in the Hub's cache.
+/// The model directory inside `dir`, one level down or below `snapshots`, as in the Hub's cache.
 fn model_within(dir: &Path) -> Option<PathBuf> {
     let below = |dir: &Path| -> Vec<PathBuf> {
         let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();

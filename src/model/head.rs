@@ -1,36 +1,35 @@
-//! LM head, log-sum-exp, gather, entropy and their backward in one pass over chunks of rows: full logits never exist.
+//! Computes LM head, log-probability, entropy and their backward a chunk of rows at a time, so that the full logits never exist.
 
 #![allow(unsafe_code)] // the dispatch to an instruction set
 
 use rayon::prelude::*;
 
 use super::attention::exp_and_sum;
+use super::batch::{Slope, Target, TokenStats};
 use super::matmul::{Rows, RowsMut, Start, Weight, input_gradient, linear, weight_gradient};
 use super::simd::{self, Kernel, LANES, Simd};
-use super::slice_pass::Slope;
-use super::train::{Target, TokenStats};
-use crate::numbers::aligned::Floats;
+use crate::numbers::aligned::AlignedVec;
 use crate::process::cancel::Stop;
 
-/// Logits held at once [numbers]: 128 MiB, some 220 rows of a vocabulary of 151,936.
+/// Logits held at once, 128 MiB (numbers): some 220 rows of a vocabulary of 151,936.
 const CHUNK_LOGITS: usize = 32 << 20;
 
-/// The head's inputs: hidden states after the final norm `(N, D)`, the head's weight `(V, D)`, the target of each row.
-pub struct Head<'a> {
-    /// `(N, D)`.
+/// A pass of the LM head over the rows that predict a target.
+pub struct HeadPass<'a> {
+    /// Hidden states after the final norm, `(N, D)`.
     pub hidden: &'a [f32],
     /// `(V, D)`.
     pub weight: Weight<'a>,
-    /// `(N)`, in the order of the rows.
+    /// The target of each row, `(N)`.
     pub targets: &'a [Target],
-    /// Logits are divided by it.
+    /// The logits are divided by it.
     pub temperature: f32,
-    /// When wished for, the rest is left out.
+    /// Ends the pass early, with fewer stats than targets.
     pub stop: &'a Stop,
 }
 
-/// Where gradients go, and where they come from.
-pub struct HeadBackward<'a> {
+/// What the backward of the head starts from, and where its gradients go.
+pub struct HeadGradients<'a> {
     /// dLoss / dlogprob of row `i`.
     pub slope: Slope<'a>,
     /// Gradient of the hidden states, `(N, D)`, zero on entry.
@@ -39,9 +38,9 @@ pub struct HeadBackward<'a> {
     pub d_weight: &'a mut [f32],
 }
 
-impl Head<'_> {
-    /// Log-probability and entropy of each row; with `backward`, gradients too. `logits` is memory to work in.
-    pub fn run(&self, logits: &mut Floats, mut backward: Option<HeadBackward<'_>>) -> Vec<TokenStats> {
+impl HeadPass<'_> {
+    /// Returns log-probability and entropy of each row; with `backward`, computes gradients too. `logits` is scratch memory.
+    pub fn run(&self, logits: &mut AlignedVec<f32>, mut backward: Option<HeadGradients<'_>>) -> Vec<TokenStats> {
         let rows = self.targets.len();
         if rows == 0 {
             return Vec::new();
@@ -96,7 +95,7 @@ struct Softmax<'a> {
 impl Kernel for Softmax<'_> {
     type Out = TokenStats;
 
-    /// The entropy is log-sum-exp minus the mean logit, so that it needs no logarithm a token.
+    /// Computes the entropy as log-sum-exp minus the mean logit, which needs no logarithm per token.
     #[inline(always)]
     unsafe fn run<S: Simd>(self) -> TokenStats {
         let logit = self.row[self.token];
@@ -109,7 +108,7 @@ impl Kernel for Softmax<'_> {
     }
 }
 
-/// x becomes e^(x - max); returns their sum, added as [`exp_and_sum`] does it, and the sum of e^(x - max) (x - max).
+/// Replaces x by e^(x - max); returns their sum, added as in [`exp_and_sum`], and the sum of e^(x - max) (x - max).
 #[inline(always)]
 fn exp_and_sums<S: Simd>(x: &mut [f32], max: f32) -> (f32, f32) {
     let (mut sums, mut weighted) = ([0.0f32; LANES], [0.0f32; LANES]);
@@ -128,7 +127,7 @@ fn exp_and_sums<S: Simd>(x: &mut [f32], max: f32) -> (f32, f32) {
     unsafe { (simd::sum::<S>(S::load(sums.as_ptr())), simd::sum::<S>(S::load(weighted.as_ptr()))) }
 }
 
-/// What turns a logit into a log-probability. Sampler and trainer share it, so that what one records the other finds again, bit
+/// Turns a logit into a log-probability. Sampler and trainer share it, so that the trainer recomputes what the sampler recorded, bit
 /// for bit.
 #[derive(Debug, Clone, Copy)]
 pub struct Normalizer {
@@ -138,21 +137,21 @@ pub struct Normalizer {
 }
 
 impl Normalizer {
-    /// Turns a row of logits `(V)` into e^(logit / temperature - max): probabilities before their division by the sum. A logit that
-    /// is not a number makes every log-probability not a number.
+    /// Replaces a row of logits `(V)` by e^(logit / temperature - max): probabilities before the division by their sum. A NaN among the
+    /// logits makes every log-probability NaN.
     #[must_use]
     pub fn of(row: &mut [f32], temperature: f32) -> Self {
         // SAFETY: no pointers.
         unsafe { simd::run(Exponentials { row, scale: 1.0 / temperature }) }
     }
 
-    /// The same for fewer tokens: their share of the sum, which was `from`, is `to`.
+    /// The normalizer over fewer tokens, which have `to` of the sum `from`.
     #[must_use]
     pub fn restricted(self, from: f64, to: f64) -> Self {
         Self { log_sum: self.log_sum + (to / from).ln() as f32, ..self }
     }
 
-    /// The log-probability of a logit of the row [nats].
+    /// The log-probability of a logit of the row (nats).
     #[must_use]
     pub fn logprob(&self, logit: f32) -> f32 {
         logit * self.scale - self.max - self.log_sum
@@ -174,7 +173,7 @@ impl Kernel for Exponentials<'_> {
     }
 }
 
-/// x becomes scale x; returns the largest, in [`LANES`] chains.
+/// Multiplies x by `scale`; returns the largest, found in [`LANES`] chains.
 #[inline(always)]
 fn scale_and_max(x: &mut [f32], scale: f32) -> f32 {
     let mut lanes = [f32::NEG_INFINITY; LANES];

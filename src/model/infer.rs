@@ -3,26 +3,26 @@
 use rayon::prelude::*;
 
 use super::attention::{Heads, attend, attend_packed};
-use super::block::{self, Activations, Scratch};
+use super::block::{self, Activations, ResidualStream, Scratch};
 use super::matmul::{RowsMut, Start, linear};
 use super::ops::rms_norm;
-use super::threads::awake;
+use super::threads::keep_threads_spinning;
 use super::{KvCache, Packed, Transformer};
-use crate::numbers::aligned::{Floats, Number};
+use crate::numbers::aligned::{AlignedVec, Number};
 
-/// One sequence's part in a decode step.
+/// A sequence in a decode step.
 pub struct DecodeRow<'a> {
-    /// The token whose successor is wanted.
+    /// The last token.
     pub token: u32,
     /// Keys and values of the prompt, shared by its group.
     pub prompt: &'a KvCache,
-    /// Keys and values of the tokens since; the step appends `token`'s.
+    /// Keys and values of the completion so far; the step appends those of `token`.
     pub own: &'a mut KvCache,
 }
 
 impl<W: Number> Transformer<W> {
-    /// Runs prompts that begin with the tokens of `stem`, of which they are what comes after, at least one token each; packed, with
-    /// the stem once: the keys and values of each whole prompt, and the logits `(V)` after its last token.
+    /// Runs prompts that share the first tokens, `stem`; `prompts` are the rest of each, at least one token. The stem runs once for all.
+    /// Returns the KV cache of each whole prompt, and the logits `(V)` after its last token.
     #[must_use]
     pub fn prefill(&self, stem: &[u32], prompts: &[&[u32]]) -> Vec<(KvCache, Vec<f32>)> {
         let (heads, d) = (Heads::of(self.config()), self.config().hidden_size);
@@ -55,7 +55,7 @@ impl<W: Number> Transformer<W> {
         .collect()
     }
 
-    /// The first layer in which these tokens meet numbers that are not finite: where to look when logits are not.
+    /// The first layer with numbers that are not finite when it runs these tokens: it names the culprit when logits are not finite.
     #[must_use]
     pub fn first_not_finite(&self, tokens: &[u32]) -> Option<usize> {
         let (mut packed, mut first) = (Packed::default(), None);
@@ -68,11 +68,11 @@ impl<W: Number> Transformer<W> {
         first
     }
 
-    /// The residual stream `(T, D)` of packed sequences after all blocks; `each` is told of every layer's queries, keys and
-    /// values after rope.
-    fn run_packed(&self, packed: &Packed, each: &mut dyn FnMut(usize, &[f32])) -> Floats {
+    /// The residual stream `(T, D)` of packed sequences after all layers. `each` is called with every layer's queries, keys and values
+    /// after rope.
+    fn run_packed(&self, packed: &Packed, each: &mut dyn FnMut(usize, &[f32])) -> AlignedVec<f32> {
         let (heads, tokens) = (Heads::of(self.config()), packed.tokens.len());
-        let mut x = Floats::zeros(tokens * self.config().hidden_size);
+        let mut x = AlignedVec::zeros(tokens * self.config().hidden_size);
         self.embed(&packed.tokens, &mut x);
         let positions = packed.positions();
         let (mut kept, mut scratch) = (Activations::new(self.config(), tokens), Scratch::new(self.config(), tokens));
@@ -84,17 +84,18 @@ impl<W: Number> Transformer<W> {
                 each(layer, qkv);
                 attend_packed(heads, qkv, packed.layout(), out, log_sum);
             };
-            block::forward(self, layer, (&mut x, &positions), &mut kept, &mut scratch, &mut attend_prompts);
+            let stream = ResidualStream { x: &mut x, positions: &positions };
+            block::forward(self, layer, stream, &mut kept, &mut scratch, &mut attend_prompts);
         }
         x
     }
 
-    /// One step of many sequences: appends each row's token and writes the logits after it to `logits`, `(rows, V)`.
+    /// Runs one step of many sequences: appends each row's token and writes the logits after it to `logits`, `(rows, V)`.
     ///
-    /// A row's logits are the same bits whatever else is in the batch, and the same as [`Model::prefill`]'s and the trainer's.
+    /// A row's logits are bit-identical whatever else is in the batch, and equal those of [`Transformer::prefill`] and of training.
     pub fn decode(&self, rows: &mut [DecodeRow<'_>], logits: &mut [f32]) {
         if !self.fits_a_cores_cache() {
-            return awake(|| self.decode_together(rows, logits));
+            return keep_threads_spinning(|| self.decode_together(rows, logits));
         }
         let share = rows.len().div_ceil(rayon::current_num_threads()).max(1);
         rows.par_chunks_mut(share)
@@ -106,7 +107,7 @@ impl<W: Number> Transformer<W> {
         let heads = Heads::of(self.config());
         let tokens: Vec<u32> = rows.iter().map(|row| row.token).collect();
         let positions: Vec<u32> = rows.iter().map(|row| (row.prompt.len() + row.own.len()) as u32).collect();
-        let mut x = Floats::zeros(rows.len() * self.config().hidden_size);
+        let mut x = AlignedVec::zeros(rows.len() * self.config().hidden_size);
         self.embed(&tokens, &mut x);
         let (mut kept, mut scratch) =
             (Activations::new(self.config(), rows.len()), Scratch::new(self.config(), rows.len()));
@@ -121,13 +122,14 @@ impl<W: Number> Transformer<W> {
                     attend(heads, &qkv[..width], &segments, out, log_sum);
                 });
             };
-            block::forward(self, layer, (&mut x, &positions), &mut kept, &mut scratch, &mut attend_caches);
+            let stream = ResidualStream { x: &mut x, positions: &positions };
+            block::forward(self, layer, stream, &mut kept, &mut scratch, &mut attend_caches);
         }
         rows.iter_mut().for_each(|row| row.own.advance(1));
         self.logits(&x, logits);
     }
 
-    /// Rows of the embedding table, `(T, D)`.
+    /// Looks up the tokens in the embedding table, into `x`, `(T, D)`.
     pub(super) fn embed(&self, tokens: &[u32], x: &mut [f32]) {
         let d = self.config().hidden_size;
         for (x, &token) in x.chunks_exact_mut(d).zip(tokens) {
@@ -136,11 +138,11 @@ impl<W: Number> Transformer<W> {
         }
     }
 
-    /// Final norm and LM head: `(T, D)` to `(T, V)`.
+    /// Applies the final norm and the LM head: `(T, D)` to `(T, V)`.
     fn logits(&self, x: &[f32], logits: &mut [f32]) {
         let (d, v) = (self.config().hidden_size, self.config().vocab_size);
         let rows = x.len() / d;
-        let (mut normed, mut scale) = (Floats::zeros(x.len()), Floats::zeros(rows));
+        let (mut normed, mut scale) = (AlignedVec::zeros(x.len()), AlignedVec::zeros(rows));
         rms_norm(x, self.final_norm(), self.config().rms_norm_eps, &mut normed, &mut scale);
         linear(&normed, self.head(), (rows, v, d), Start::Zero, RowsMut::new(logits, v, 0));
     }

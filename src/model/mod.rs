@@ -1,14 +1,18 @@
-//! Tensors only: the Qwen2 transformer, written once for sampling and training.
+//! The Qwen2 transformer, written once for sampling and training.
 //!
-//! Knows nothing of text, records or losses. Shapes are given in the letters of [`Config`]: T tokens, D width, F MLP
+//! It knows nothing of text, records, sampling or losses. Docs give shapes in the letters of [`Config`]: T tokens, D width, F MLP
 //! width, H query heads, K key and value heads, E head width, V vocabulary, L layers.
 //!
-//! On plain f32 slices with kernels of our own: sampler and trainer run the same products in the same order, so the
-//! log-probability of a sampled token and the trainer's are the same bits, in any batch. `attention`, `matmul`, `ops` and `rope` hold the
-//! arithmetic, `block` the forward of one block, `infer` and `train` the two ways to use it.
+//! It works on plain f32 slices with kernels of its own. Sampler and trainer run the same products in the same order, so the
+//! log-probability of a sampled token and the trainer's are the same bits, in any batch.
+//!
+//! `attention`, `matmul`, `ops` and `rope` hold the arithmetic, `block` and `backward` one layer, `infer` and `train` the two ways to
+//! use the model. `tests/suite/plain_qwen2.rs` is the same model in a hundred lines of plain f64, which the tests compare this one
+//! with: read it first.
 
 mod attention;
 mod backward;
+mod batch;
 mod block;
 mod cache;
 mod config;
@@ -17,6 +21,7 @@ mod head;
 mod infer;
 mod matmul;
 mod ops;
+mod parameters;
 mod rope;
 mod sampling;
 mod simd;
@@ -29,48 +34,53 @@ use std::path::Path;
 use std::sync::OnceLock;
 
 use crate::error::Result;
-use crate::numbers::aligned::{Floats, Number};
+use crate::numbers::aligned::{AlignedVec, Number};
 use crate::numbers::dtype::Dtype;
 use crate::numbers::tensors::{self, Tensor};
 use crate::process::cancel::Stop;
 use matmul::Weight;
-use weights::Weights;
+use weights::ParameterValues;
 
+pub use batch::{Packed, Slope, Target, TokenStats};
 pub use cache::KvCache;
 pub use config::{CONFIG, Config, spell_rope};
 pub use directory::{ADAPTER, INDEX, WEIGHTS, check, has_weights, not_a_directory, unsupported, weight_files};
 pub use head::Normalizer;
 pub use infer::DecodeRow;
+pub use parameters::{Parameter, ParameterList};
 pub use rope::{RopeParameters, Scaling, Yarn};
 pub use sampling::Sampling;
-pub use train::{Gradients, Packed, Target, TokenStats};
+pub use train::Gradients;
 
-/// A transformer whose weights are held as `W`, memory-mapped from a checkpoint that stores them so. Whatever they are held as, it
-/// computes in f32, and as one whose weights are the same numbers in f32: the same bits.
+/// A transformer with weights of type `W`, memory-mapped from a checkpoint that stores them so. It computes in f32 whatever `W` is, as
+/// if the weights were widened to f32.
 pub struct Transformer<W> {
     config: Config,
-    weights: Weights<W>,
-    /// Matrices as [`matmul::turned`] gives them, each made when it is first used.
-    turned: Vec<OnceLock<Option<Floats>>>,
+    stored: ParameterList,
+    trainable: ParameterList,
+    /// In the order of `stored`.
+    weights: Vec<ParameterValues<W>>,
+    /// Matrices as [`matmul::panels`] packs them, on first use; in the order of `stored`.
+    panels: Vec<OnceLock<Option<AlignedVec<f32>>>>,
     rope: rope::Rope,
     stop: Stop,
 }
 
-/// A transformer in f32, which can be trained.
+/// A transformer in f32, the type that is trained.
 pub type Model = Transformer<f32>;
 
-/// What transformers wants a weight file to say of itself.
+/// The metadata that transformers requires in a weight file.
 const FORMAT: (&str, &str) = ("format", "pt");
 
-/// One block's weights: matrices `(out, in)`, vectors `(out)`.
+/// The weights of one layer: matrices `(out, in)`, vectors `(out)`.
 struct Layer<'a, W> {
     input_norm: &'a [f32],
     q: Weight<'a, W>,
-    q_bias: &'a [f32],
+    q_bias: Option<&'a [f32]>,
     k: Weight<'a, W>,
-    k_bias: &'a [f32],
+    k_bias: Option<&'a [f32]>,
     v: Weight<'a, W>,
-    v_bias: &'a [f32],
+    v_bias: Option<&'a [f32]>,
     o: Weight<'a, W>,
     post_norm: &'a [f32],
     gate: Weight<'a, W>,
@@ -78,37 +88,33 @@ struct Layer<'a, W> {
     down: Weight<'a, W>,
 }
 
-/// Weights up to this size stay in a core's own cache, so threads share out sequences instead of each product [bytes].
+/// The size up to which all weights stay in a core's own cache (bytes); threads then share out sequences instead of each product.
 const CACHED_WEIGHTS: usize = 2 << 20;
 
-/// Parameters of a block, in the order of [`Config::parameters`], and how many of them are matrices.
-const LAYER_PARAMETERS: usize = 12;
-const LAYER_MATRICES: usize = 7;
-const LAYER_VECTORS: usize = LAYER_PARAMETERS - LAYER_MATRICES;
-
 impl<W: Number> Transformer<W> {
-    /// Maps the weights of a Hugging Face model directory into memory, or converts them where they are stored as other numbers.
+    /// Maps the weights of a Hugging Face model directory into memory, or converts them from another stored type.
     ///
     /// # Errors
-    /// [`crate::Error::Io`] when a file cannot be read, [`crate::Error::Model`] when config and weights do not fit together.
+    /// [`crate::Error::Io`] when a file cannot be read, [`crate::Error::Model`] when config and weights do not match.
     pub fn load(dir: &Path) -> Result<Self> {
         let config = Config::load(dir)?;
         let weights = weights::load(dir, &config)?;
         Ok(Self::new(config, weights))
     }
 
-    fn new(config: Config, weights: Weights<W>) -> Self {
+    fn new(config: Config, weights: Vec<ParameterValues<W>>) -> Self {
         let rope = rope::Rope::new(&config.rope, config.head_dim(), config.positions());
-        let turned = weights.matrices.iter().map(|_| OnceLock::new()).collect();
-        Self { config, weights, turned, rope, stop: Stop::default() }
+        let (stored, trainable) = (config.stored(), config.trainable());
+        let panels = weights.iter().map(|_| OnceLock::new()).collect();
+        Self { config, stored, trainable, weights, panels, rope, stop: Stop::default() }
     }
 
-    /// Lets work on it end early when that is wished; what it then gives is worth nothing, so callers look at `stop` too.
+    /// Lets a request on `stop` end passes early. Their results are then meaningless, so callers check `stop` afterwards.
     pub fn stop_with(&mut self, stop: &Stop) {
         self.stop = stop.clone();
     }
 
-    /// The wish that work on it ends.
+    /// What requests that passes end early.
     #[must_use]
     pub fn stop(&self) -> &Stop {
         &self.stop
@@ -120,12 +126,10 @@ impl<W: Number> Transformer<W> {
         &self.config
     }
 
-    /// What all weights take [bytes].
+    /// The size of all weights (bytes).
     #[must_use]
     pub fn weight_bytes(&self) -> usize {
-        let Weights { matrices, vectors } = &self.weights;
-        let matrices: usize = matrices.iter().map(|matrix| size_of_val(&**matrix)).sum();
-        matrices + vectors.iter().map(|vector| size_of_val(&**vector)).sum::<usize>()
+        self.weights.iter().map(ParameterValues::bytes).sum()
     }
 
     fn fits_a_cores_cache(&self) -> bool {
@@ -144,46 +148,63 @@ impl<W: Number> Transformer<W> {
 
     /// `(V, D)`.
     fn embedding(&self) -> &[W] {
-        &self.weights.matrices[0]
+        self.matrix_at(self.stored.of_model(Parameter::EmbedTokens))
     }
 
     fn final_norm(&self) -> &[f32] {
-        &self.weights.vectors[LAYER_VECTORS * self.config.num_hidden_layers]
+        self.vector_at(self.stored.of_model(Parameter::FinalNorm)).expect(STORED)
     }
 
     /// `(V, D)`.
     fn head(&self) -> Weight<'_, W> {
-        let own = 1 + LAYER_MATRICES * self.config.num_hidden_layers;
-        self.matrix(if self.config.tie_word_embeddings { 0 } else { own }, self.config.hidden_size)
+        self.weight(self.stored.of_head(), self.config.hidden_size)
     }
 
-    fn matrix(&self, index: usize, depth: usize) -> Weight<'_, W> {
-        let plain = &*self.weights.matrices[index];
-        Weight { plain, turned: self.turned[index].get_or_init(|| matmul::turned(plain, depth)).as_deref() }
+    fn vector_at(&self, place: Option<usize>) -> Option<&[f32]> {
+        match &self.weights[place?] {
+            ParameterValues::Vector(values) => Some(values),
+            ParameterValues::Matrix(_) => None,
+        }
+    }
+
+    fn matrix_at(&self, place: Option<usize>) -> &[W] {
+        match &self.weights[place.expect(STORED)] {
+            ParameterValues::Matrix(values) => values,
+            ParameterValues::Vector(_) => unreachable!("asked for by the name of a matrix"),
+        }
+    }
+
+    fn weight(&self, place: Option<usize>, depth: usize) -> Weight<'_, W> {
+        let (plain, panels) = (self.matrix_at(place), &self.panels[place.expect(STORED)]);
+        Weight { plain, panels: panels.get_or_init(|| matmul::panels(plain, depth)).as_deref() }
     }
 
     fn layer(&self, layer: usize) -> Layer<'_, W> {
-        let (d, f) = (self.config.hidden_size, self.config.intermediate_size);
-        let vector = |i: usize| &*self.weights.vectors[LAYER_VECTORS * layer + i];
-        let matrix = |i: usize, depth| self.matrix(1 + LAYER_MATRICES * layer + i, depth);
+        let (d, f, width) = (self.config.hidden_size, self.config.intermediate_size, self.config.attention_width());
+        let place = |parameter| self.stored.of_layer(layer, parameter);
+        let (vector, matrix) =
+            (|parameter| self.vector_at(place(parameter)), |parameter, depth| self.weight(place(parameter), depth));
         Layer {
-            input_norm: vector(0),
-            q: matrix(0, d),
-            q_bias: vector(1),
-            k: matrix(1, d),
-            k_bias: vector(2),
-            v: matrix(2, d),
-            v_bias: vector(3),
-            o: matrix(3, d),
-            post_norm: vector(4),
-            gate: matrix(4, d),
-            up: matrix(5, d),
-            down: matrix(6, f),
+            input_norm: vector(Parameter::InputNorm).expect(STORED),
+            q: matrix(Parameter::QProj, d),
+            q_bias: vector(Parameter::QBias),
+            k: matrix(Parameter::KProj, d),
+            k_bias: vector(Parameter::KBias),
+            v: matrix(Parameter::VProj, d),
+            v_bias: vector(Parameter::VBias),
+            o: matrix(Parameter::OProj, width),
+            post_norm: vector(Parameter::PostNorm).expect(STORED),
+            gate: matrix(Parameter::GateProj, d),
+            up: matrix(Parameter::UpProj, d),
+            down: matrix(Parameter::DownProj, f),
         }
     }
 }
 
-/// The same weights in memory of their own, where they are not a file's.
+/// Of parameters that every family has.
+const STORED: &str = "`Config::stored` lists it";
+
+/// Copies weights that are in memory, and shares those that are mapped from a file.
 impl Clone for Model {
     fn clone(&self) -> Self {
         Self::new(self.config.clone(), self.weights.clone())
@@ -191,14 +212,14 @@ impl Clone for Model {
 }
 
 impl Model {
-    /// Random weights as transformers initialises them: normal with `initializer_range`, biases 0, norms 1.
+    /// Random weights as transformers initialises them: matrices normal with `initializer_range`, biases 0, norms 1.
     #[must_use]
     pub fn random(config: Config, seed: u64) -> Self {
         let weights = weights::random(&config, seed);
         Self::new(config, weights)
     }
 
-    /// Writes `model.safetensors` as transformers reads it, tied weights once.
+    /// Writes `model.safetensors` as transformers reads it, with tied weights once.
     ///
     /// # Errors
     /// [`crate::Error::Io`].
@@ -206,7 +227,7 @@ impl Model {
         tensors::write(path, FORMAT, storage, &self.tensors())
     }
 
-    /// The same in f32 for a reader of this moment, into a new file or over one that nobody reads any more.
+    /// Writes the same in f32 for the sampler of a running job, into a new file or over one without readers; not synced to the disk.
     ///
     /// # Errors
     /// [`crate::Error::Io`].
@@ -215,36 +236,25 @@ impl Model {
     }
 
     fn tensors(&self) -> Vec<Tensor<'_>> {
-        let named = self.config.parameters().into_iter().zip(self.parameters());
+        let named = self.stored.named().into_iter().zip(self.parameters());
         named.map(|((name, shape), values)| Tensor { name, shape, values }).collect()
     }
 
-    /// The parameters, in the order of [`Config::parameters`].
+    /// The parameters, in the order of [`Config::stored`].
     #[must_use]
     pub fn parameters(&self) -> Vec<&[f32]> {
-        let Weights { matrices, vectors } = &self.weights;
-        in_order(&self.config, matrices.iter().map(|tensor| &**tensor), vectors.iter().map(|tensor| &**tensor))
+        self.weights.iter().map(ParameterValues::values).collect()
     }
 
-    /// The parameters to change; copied out of the memory map the first time.
+    /// The parameters, mutable, in the order of [`Config::stored`]; copied out of the memory map the first time.
     pub fn parameters_mut(&mut self) -> Vec<&mut [f32]> {
-        self.turned.fill_with(OnceLock::new);
-        let Weights { matrices, vectors } = &mut self.weights;
-        let (matrices, vectors) = (matrices.iter_mut(), vectors.iter_mut());
-        in_order(&self.config, matrices.map(weights::Tensor::to_mut), vectors.map(weights::Tensor::to_mut))
+        self.panels.fill_with(OnceLock::new);
+        self.weights.iter_mut().map(ParameterValues::values_mut).collect()
     }
 
-    fn final_norm_index(&self) -> usize {
-        1 + LAYER_PARAMETERS * self.config.num_hidden_layers
+    /// The parameters in training, mutable, in the order of [`Config::trainable`].
+    pub fn trainable_mut(&mut self) -> Vec<&mut [f32]> {
+        debug_assert_eq!(self.trainable, self.stored, "all that is stored is trained");
+        self.parameters_mut()
     }
-
-    fn head_index(&self) -> usize {
-        if self.config.tie_word_embeddings { 0 } else { self.final_norm_index() + 1 }
-    }
-}
-
-/// Matrices and vectors in the order of [`Config::parameters`].
-fn in_order<T>(config: &Config, mut matrices: impl Iterator<Item = T>, mut vectors: impl Iterator<Item = T>) -> Vec<T> {
-    let next = |(_, shape): (_, Vec<usize>)| if shape.len() == 2 { matrices.next() } else { vectors.next() };
-    config.parameters().into_iter().filter_map(next).collect()
 }

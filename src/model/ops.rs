@@ -1,7 +1,7 @@
-//! What lies between the products: RMS norm, SwiGLU, each with its backward, row by row.
+//! RMS norm, SwiGLU and biases, forward and backward, row by row.
 //!
-//! Rows are independent of each other, so blocks of rows run in parallel and the batch never changes a bit of a row. Sums over
-//! rows (gradients of norm weights and biases) go block by block in a fixed order, whatever the number of threads.
+//! Rows are independent, so blocks of rows run in parallel and the batch never changes a bit of a row. Sums over rows (gradients of norm
+//! weights and biases) add blocks in a fixed order, whatever the number of threads.
 
 #![allow(unsafe_code)] // each kernel works on slices; `unsafe` is the dispatch to an instruction set only
 
@@ -9,7 +9,7 @@ use rayon::prelude::*;
 
 use super::simd::{self, Kernel, LANES, Simd, mul_add};
 
-/// Rows of a task.
+/// Rows per task.
 pub const ROW_BLOCK: usize = 32;
 
 /// Sum of `a[i] * b[i]` in [`LANES`] chains.
@@ -69,7 +69,7 @@ impl Kernel for RmsNorm<'_> {
     }
 }
 
-/// The forward of [`rms_norm`] again, from the saved scale: the same bits.
+/// Repeats the forward of [`rms_norm`] from the saved scale, bit for bit.
 pub fn rms_norm_again(x: &[f32], scale: &[f32], w: &[f32], y: &mut [f32]) {
     let d = w.len();
     y.par_chunks_mut(d).zip(x.par_chunks(d)).zip(scale).with_min_len(ROW_BLOCK).for_each(|((y, x), scale)| {
@@ -154,7 +154,7 @@ impl Kernel for SwiGlu<'_> {
     }
 }
 
-/// Backward of [`swiglu`]: `gate` and `up` become their gradients, `act` (in: its gradient) becomes the activation again.
+/// Backward of [`swiglu`]: replaces `gate` and `up` by their gradients, and `act`, which holds its gradient, by the activation.
 pub fn swiglu_backward(gate: &mut [f32], up: &mut [f32], act: &mut [f32]) {
     let block = 1 << 14;
     let blocks = gate.par_chunks_mut(block).zip(up.par_chunks_mut(block)).zip(act.par_chunks_mut(block));

@@ -1,4 +1,4 @@
-//! Parallel loops one after the other, without the time it takes to wake a thread for each.
+//! Keeps idle threads spinning between parallel loops that follow each other closely, to save the time of waking them.
 
 use std::hint::spin_loop;
 use std::sync::Arc;
@@ -7,14 +7,14 @@ use std::time::{Duration, Instant};
 
 use rayon::Yield;
 
-/// How long a thread looks for work before it sleeps after all: longer than what a decode step does on one thread between two loops.
-/// That it is bounded is also what keeps a thread that began to look in the middle of a loop's part from holding up the loop.
+/// How long a thread spins before it sleeps after all: longer than a decode step works on one thread between two loops. The bound also
+/// keeps a thread that starts to spin inside a task of a loop from holding up that loop.
 const PATIENCE: Duration = Duration::from_millis(1);
 
-/// Does `work` while the other threads of the pool stay awake. A thread that sleeps takes some 50 microseconds to wake, and a decode step
-/// of a model that streams from memory is 170 loops of some hundred microseconds. Nothing waits for the threads: one that is busy
-/// with something else comes later, or too late.
-pub fn awake(work: impl FnOnce()) {
+/// Runs `work` while the other threads of the pool spin. A sleeping thread takes some 50 microseconds to wake, and a decode step of a
+/// model that streams from memory is 170 loops of some hundred microseconds. Nothing waits for the threads: one that is busy elsewhere
+/// joins later, or not at all.
+pub fn keep_threads_spinning(work: impl FnOnce()) {
     let ended = Arc::new(AtomicBool::new(false));
     let (here, seen) = (rayon::current_thread_index(), Arc::clone(&ended));
     rayon::spawn_broadcast(move |thread| {
@@ -54,7 +54,7 @@ mod tests {
                 let others = scope.spawn(|| (0..2000).for_each(|_| assert_eq!(pool.install(sum), 499_500)));
                 let mut sums = 0;
                 for _ in 0..200 {
-                    pool.install(|| awake(|| sums += (0..10).map(|_| sum()).sum::<u32>()));
+                    pool.install(|| keep_threads_spinning(|| sums += (0..10).map(|_| sum()).sum::<u32>()));
                 }
                 assert_eq!(sums, 200 * 10 * 499_500);
                 others.join().unwrap();
@@ -73,7 +73,7 @@ mod tests {
             });
             scope.spawn(move |_| {
                 is_there.recv().unwrap();
-                awake(|| ());
+                keep_threads_spinning(|| ());
                 go.send(()).unwrap();
             });
         });

@@ -1,4 +1,4 @@
-//! Memory for many numbers, aligned for vector loads.
+//! Arrays of numbers aligned for vector loads, in huge pages where the system has them.
 
 #![allow(unsafe_code)] // views of aligned memory
 
@@ -10,20 +10,20 @@ use memmap2::MmapMut;
 
 use crate::numbers::dtype::Dtype;
 
-/// What numbers are held as.
+/// A type that numbers are stored as.
 ///
 /// # Safety
-/// Any bytes are a number, and bytes of zero are zero.
+/// Any bit pattern is valid, and all-zero bytes are the number zero.
 pub unsafe trait Number: Copy + PartialEq + std::fmt::Debug + Send + Sync + 'static {
     /// The type in which these are stored.
     const DTYPE: Dtype;
-    /// The nearest one, ties to even.
+    /// Rounds to the nearest, ties to even.
     fn of(x: f32) -> Self;
-    /// Exactly it.
+    /// Converts to f32, exactly.
     fn widen(self) -> f32;
 }
 
-// SAFETY: IEEE 754.
+// SAFETY: any 32 bits are an IEEE 754 number, and zero bits are 0.0.
 unsafe impl Number for f32 {
     const DTYPE: Dtype = Dtype::F32;
     #[inline(always)]
@@ -36,7 +36,7 @@ unsafe impl Number for f32 {
     }
 }
 
-// SAFETY: the upper half of an f32.
+// SAFETY: any 16 bits are the upper half of an f32, and zero bits are 0.0.
 unsafe impl Number for bf16 {
     const DTYPE: Dtype = Dtype::Bf16;
     #[inline(always)]
@@ -49,28 +49,25 @@ unsafe impl Number for bf16 {
     }
 }
 
-/// One cache line, the unit vector loads want to start at.
+/// A cache line: vector loads are fastest from its start.
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
 struct Line([u8; 64]);
 
-/// Numbers that start at a cache line.
-pub struct Numbers<T> {
+/// A vector of numbers that starts at a cache line. Its memory never moves.
+pub struct AlignedVec<T> {
     memory: Memory,
     len: usize,
     number: PhantomData<T>,
 }
 
-/// Numbers in 32 bits, in which everything but weights is computed.
-pub type Floats = Numbers<f32>;
-
 enum Memory {
     Heap(Vec<Line>),
-    /// Pages of the system's own, large ones where it has them: fewer faults, fewer misses of the translation buffer.
+    /// Pages mapped from the system, huge ones if it has them: fewer page faults and fewer TLB misses.
     Pages(MmapMut),
 }
 
-/// From this size on numbers get pages of their own [bytes].
+/// The size from which an array gets pages of its own (bytes).
 const PAGES_FROM: usize = 1 << 20;
 
 impl Default for Memory {
@@ -79,7 +76,7 @@ impl Default for Memory {
     }
 }
 
-/// Whether the system would give so much memory at once: it refuses what it could never have.
+/// Whether the system would allocate this much memory at once. It refuses only what it can never have.
 #[must_use]
 pub fn is_room_for(bytes: usize) -> bool {
     MmapMut::map_anon(bytes).is_ok()
@@ -91,13 +88,13 @@ impl Memory {
             && let Ok(pages) = MmapMut::map_anon(bytes)
         {
             #[cfg(target_os = "linux")]
-            let _ = pages.advise(memmap2::Advice::HugePage); // a wish
+            let _ = pages.advise(memmap2::Advice::HugePage); // a hint
             return Self::Pages(pages);
         }
         Self::Heap(vec![Line([0; 64]); bytes.div_ceil(64)])
     }
 
-    /// Bytes there is room for.
+    /// Capacity (bytes).
     fn capacity(&self) -> usize {
         match self {
             Self::Heap(lines) => size_of_val(&**lines),
@@ -106,47 +103,47 @@ impl Memory {
     }
 }
 
-impl<T> Default for Numbers<T> {
+impl<T> Default for AlignedVec<T> {
     fn default() -> Self {
         Self { memory: Memory::default(), len: 0, number: PhantomData }
     }
 }
 
-impl<T: Number> Numbers<T> {
+impl<T: Number> AlignedVec<T> {
     /// `len` zeros.
     #[must_use]
     pub fn zeros(len: usize) -> Self {
         Self { memory: Memory::zeros(size_of::<T>() * len), len, number: PhantomData }
     }
 
-    /// As they lie in memory.
+    /// The numbers as bytes, in the order of this machine.
     #[must_use]
     pub fn bytes(&self) -> &[u8] {
-        // SAFETY: numbers are made of bytes.
+        // SAFETY: the numbers are initialised and have no padding.
         unsafe { std::slice::from_raw_parts(self.as_ptr().cast(), size_of_val(&**self)) }
     }
 
-    /// As they lie in memory.
+    /// The numbers as bytes, in the order of this machine.
     pub fn bytes_mut(&mut self) -> &mut [u8] {
         let (start, len) = (self.as_mut_ptr().cast(), size_of_val(&**self));
-        // SAFETY: numbers are made of bytes, and any bytes are numbers.
+        // SAFETY: the numbers are initialised and have no padding, and `Number` allows any bytes.
         unsafe { std::slice::from_raw_parts_mut(start, len) }
     }
 
-    /// Changes the length; the numbers are whatever was there before. Memory once taken is kept, and taken with room for a little
-    /// more: batches differ by a few tokens, and pages that nobody touches cost nothing.
+    /// Changes the length and leaves the values unspecified. The memory never shrinks, and grows with a quarter to spare: batches
+    /// differ by a few tokens, and untouched pages cost nothing.
     pub fn reuse(&mut self, len: usize) {
         let bytes = size_of::<T>() * len;
         if self.memory.capacity() < bytes {
-            self.memory = Memory::default(); // first give back, then take: both at once would be the peak
+            self.memory = Memory::default(); // freed before the new one is allocated: both at once would be the peak
             self.memory = Memory::zeros(bytes + bytes / 4);
         }
         self.len = len;
     }
 }
 
-impl Floats {
-    /// As [`Numbers::reuse`], and all zero.
+impl AlignedVec<f32> {
+    /// Changes the length and sets all numbers to zero; see [`AlignedVec::reuse`].
     pub fn reuse_zeros(&mut self, len: usize) -> &mut [f32] {
         self.reuse(len);
         self.fill(0.0);
@@ -154,25 +151,25 @@ impl Floats {
     }
 }
 
-impl<T: Number> Clone for Numbers<T> {
+impl<T: Number> Clone for AlignedVec<T> {
     fn clone(&self) -> Self {
         Self::from(&**self)
     }
 }
 
-impl<T: Number> PartialEq for Numbers<T> {
+impl<T: Number> PartialEq for AlignedVec<T> {
     fn eq(&self, other: &Self) -> bool {
         **self == **other
     }
 }
 
-impl<T: Number> std::fmt::Debug for Numbers<T> {
+impl<T: Number> std::fmt::Debug for AlignedVec<T> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         (**self).fmt(f)
     }
 }
 
-impl<T: Number> From<&[T]> for Numbers<T> {
+impl<T: Number> From<&[T]> for AlignedVec<T> {
     fn from(values: &[T]) -> Self {
         let mut numbers = Self::zeros(values.len());
         numbers.copy_from_slice(values);
@@ -180,7 +177,7 @@ impl<T: Number> From<&[T]> for Numbers<T> {
     }
 }
 
-impl<T: Number> Deref for Numbers<T> {
+impl<T: Number> Deref for AlignedVec<T> {
     type Target = [T];
     fn deref(&self) -> &[T] {
         let start = match &self.memory {
@@ -192,13 +189,13 @@ impl<T: Number> Deref for Numbers<T> {
     }
 }
 
-impl<T: Number> DerefMut for Numbers<T> {
+impl<T: Number> DerefMut for AlignedVec<T> {
     fn deref_mut(&mut self) -> &mut [T] {
         let start = match &mut self.memory {
             Memory::Heap(lines) => lines.as_mut_ptr().cast(),
             Memory::Pages(pages) => pages.as_mut_ptr().cast(),
         };
-        // SAFETY: as above, and borrowed mutably.
+        // SAFETY: as in `deref`, and borrowed mutably.
         unsafe { std::slice::from_raw_parts_mut(start, self.len) }
     }
 }

@@ -1,4 +1,4 @@
-//! Arrays of numbers in memory and in safetensors files, and random ones.
+//! Numbers in bulk: aligned arrays, safetensors files, and reproducible random numbers.
 
 pub mod aligned;
 pub mod dtype;

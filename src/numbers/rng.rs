@@ -1,16 +1,16 @@
-//! Every random number of sampling as a pure function of (seed, step, prompt_id, sample_index, position).
+//! Random numbers as pure functions of (seed, step, prompt_id, sample_index, position).
 //!
-//! No generator state is carried along, so a completion does not depend on what else is sampled, in what order, or on how often a
-//! run was killed and started again.
+//! There is no generator state, so a completion does not depend on what else is sampled, in which order, or on how often a run was
+//! killed and restarted.
 
-/// The draws of one prompt in one step.
+/// The random numbers of one prompt in one step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Stream {
     key: [u32; 2],
 }
 
 impl Stream {
-    /// The key is the first 64 bits of blake3 over seed and step (little-endian), then the prompt's id.
+    /// Takes as its key the first 64 bits of the blake3 hash of seed and step (little-endian) and the prompt's id.
     #[must_use]
     pub fn new(seed: u64, step: u64, prompt_id: &str) -> Self {
         let mut hasher = blake3::Hasher::new();
@@ -20,13 +20,13 @@ impl Stream {
         Self { key: [word(0), word(1)] }
     }
 
-    /// What names the stream, for a generator elsewhere.
+    /// The key, for a generator on another device.
     #[must_use]
     pub fn key(&self) -> [u32; 2] {
         self.key
     }
 
-    /// One number in \[0, 1), a multiple of 2^-53, for a token: `position` counts the tokens of the completion from 0.
+    /// A number in \[0, 1), a multiple of 2^-53, for the token at `position` of a completion, counted from 0.
     #[must_use]
     pub fn uniform(&self, sample_index: u64, position: u64) -> f64 {
         let counter = [sample_index as u32, (sample_index >> 32) as u32, position as u32, (position >> 32) as u32];

@@ -1,4 +1,4 @@
-//! Safetensors files read and written one tensor at a time: neither side ever holds a second copy of all weights.
+//! Reads and writes safetensors files one tensor at a time, so that neither needs a second copy of all weights in memory.
 
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
@@ -14,19 +14,19 @@ use safetensors::tensor::{Metadata, TensorInfo};
 use serde_json::{Value, json};
 
 use crate::error::{Error, Result};
-use crate::numbers::aligned::{Number, Numbers};
+use crate::numbers::aligned::{AlignedVec, Number};
 use crate::numbers::dtype::Dtype;
 
 /// Bytes of the header's length at the start of a file.
 const LENGTH_BYTES: usize = 8;
 
-/// Numbers read or written at once.
+/// Numbers converted at once.
 const CHUNK: usize = 1 << 16;
 
-/// What the data's place in the file is a multiple of: a cache line [bytes].
+/// Alignment of the data in the file, a cache line (bytes).
 const ALIGNMENT: usize = 64;
 
-/// The longest header that is read [bytes]; the safetensors format's own limit.
+/// The longest header that is read, the safetensors format's own limit (bytes).
 const MAX_HEADER_BYTES: u64 = 100_000_000;
 
 /// An open safetensors file, its header read and its length checked.
@@ -41,7 +41,7 @@ impl TensorFile {
     /// Opens a file and reads its header.
     ///
     /// # Errors
-    /// [`Error::Io`] when it cannot be read, [`Error::Model`] when it is no whole safetensors file.
+    /// [`Error::Io`] when it cannot be read, [`Error::Model`] when it is not a complete safetensors file.
     pub fn open(path: &Path) -> Result<Self> {
         let file = File::open(path).map_err(Error::io(path))?;
         let bytes = file.metadata().map_err(Error::io(path))?.len();
@@ -66,19 +66,19 @@ impl TensorFile {
         Ok(Self { path: path.to_path_buf(), file, data_start, metadata })
     }
 
-    /// A value of the file's own metadata, such as `format`.
+    /// A value from the file's metadata, such as `format`.
     #[must_use]
     pub fn note(&self, key: &str) -> Option<&str> {
         self.metadata.metadata().as_ref()?.get(key).map(String::as_str)
     }
 
-    /// Names of all tensors, in the order of their bytes.
+    /// Names of all tensors, in the order in which they are stored.
     #[must_use]
     pub fn names(&self) -> Vec<String> {
         self.metadata.offset_keys()
     }
 
-    /// Dimensions of a tensor.
+    /// The shape of a tensor.
     ///
     /// # Errors
     /// [`Error::Model`] when the file has no tensor of that name.
@@ -86,7 +86,7 @@ impl TensorFile {
         Ok(&self.info(name)?.shape)
     }
 
-    /// How a tensor's numbers are stored, and the byte of the file at which they start.
+    /// The stored type of a tensor, and the byte of the file at which it starts.
     ///
     /// # Errors
     /// [`Error::Model`] when the file has no tensor of that name.
@@ -95,11 +95,11 @@ impl TensorFile {
         Ok((info.dtype, self.data_start + info.data_offsets.0 as u64))
     }
 
-    /// The numbers of a tensor, widened, or rounded to the nearest, where they are stored as others.
+    /// Reads a tensor, converting from the stored type: exactly if `T` is wider, else to the nearest number.
     ///
     /// # Errors
     /// [`Error::Model`] when the file has no tensor of that name in f32, bf16 or f16; [`Error::Io`] when it cannot be read.
-    pub fn read<T: Number>(&self, name: &str) -> Result<Numbers<T>> {
+    pub fn read<T: Number>(&self, name: &str) -> Result<AlignedVec<T>> {
         let info = self.info(name)?;
         let unread =
             |stored| Error::model(&self.path, format!("{name} is {stored}; this program reads f32, bf16 and f16"));
@@ -110,7 +110,7 @@ impl TensorFile {
             Dtype::F16 => |from, to| convert(from, to, |bytes| f16::from_le_bytes(bytes).to_f32()),
         };
         let (width, start) = (dtype.size(), self.data_start + info.data_offsets.0 as u64);
-        let mut numbers = Numbers::zeros(info.shape.iter().product());
+        let mut numbers = AlignedVec::zeros(info.shape.iter().product());
         numbers.par_chunks_mut(CHUNK).enumerate().try_for_each(|(i, chunk)| {
             let mut bytes = vec![0; width * chunk.len()];
             self.file.read_exact_at(&mut bytes, start + (i * width * CHUNK) as u64).map_err(Error::io(&self.path))?;
@@ -142,22 +142,22 @@ fn encode<T: Number, const WIDTH: usize>(from: &[T], to: &mut [u8], encode: impl
     from.iter().zip(to.as_chunks_mut().0).for_each(|(from, to)| *to = encode(from.widen()));
 }
 
-/// A tensor on its way into a file.
+/// A tensor to be written.
 #[derive(Debug, Clone)]
 pub struct Tensor<'a, T = f32> {
     /// Its name.
     pub name: String,
-    /// Dimensions; their product is the count of numbers.
+    /// Dimensions, whose product is the count of `values`.
     pub shape: Vec<usize>,
     /// The numbers.
     pub values: &'a [T],
 }
 
-/// Writes a safetensors file with one entry of metadata, the tensors in their order. The caller renames it into place, and brings
-/// it to the disk before if it has to last.
+/// Writes a safetensors file with one entry of metadata and the tensors in the given order. The caller renames it into place, after
+/// an fsync if it must survive a crash.
 ///
-/// The data start at a cache line, so that a map of the file is read at full speed; the safetensors crate aligns to 8 bytes only,
-/// and wants all bytes of a tensor at once.
+/// The data starts at a cache line, so that reading a map of the file is fast. The safetensors crate aligns to 8 bytes only, and needs
+/// all bytes of a tensor at once.
 ///
 /// # Errors
 /// [`Error::Io`] when it cannot be written.
@@ -177,8 +177,8 @@ pub fn write<T: Number>(path: &Path, note: (&str, &str), dtype: Dtype, tensors: 
     write().map_err(Error::io(path))
 }
 
-/// The same bytes by way of a map, on all threads, into a new file or over one that nobody reads any more: in a file system in memory
-/// a copy at the memory's speed, when its pages are there already.
+/// Writes the same bytes as [`write`] through a memory map and on all threads, into a new file or over one without readers. In a file
+/// system in memory whose pages are allocated already, this runs at the memory's speed.
 ///
 /// # Errors
 /// As [`write`].
@@ -198,23 +198,23 @@ pub fn write_mapped<T: Number>(path: &Path, note: (&str, &str), dtype: Dtype, te
     Ok(())
 }
 
-/// A map of a file of so many bytes that are there: a page that a full disk lacks would end the process when it is written to. `None`
-/// where the file system cannot promise them.
+/// Maps a file of `bytes` bytes, all allocated: writing to a page for which a full disk has no room would kill the process. `None` if
+/// the file system cannot allocate ahead.
 #[allow(unsafe_code)]
 fn map_whole(path: &Path, bytes: usize) -> io::Result<Option<MmapMut>> {
     let file = File::options().read(true).write(true).create(true).truncate(false).open(path)?;
     file.set_len(bytes as u64)?;
-    // A signal interrupts it in a file system in memory.
+    // In a file system in memory a signal interrupts it.
     match retry_on_intr(|| fallocate(&file, FallocateFlags::empty(), 0, bytes as u64)) {
         Ok(()) => {}
         Err(Errno::OPNOTSUPP) => return Ok(None),
         Err(err) => return Err(err.into()),
     }
-    // SAFETY: the caller's file, which nobody else writes to or shortens.
+    // SAFETY: the file has all its bytes, and only this process writes to it, under a name that no reader knows yet.
     unsafe { MmapOptions::new().populate().map_mut(&file) }.map(Some)
 }
 
-/// What the file holds before the data, and how many bytes these are.
+/// The bytes before the data, and the size of the data (bytes).
 fn head<T>((key, value): (&str, &str), dtype: Dtype, tensors: &[Tensor<'_, T>]) -> (Vec<u8>, usize) {
     let mut header = serde_json::Map::new();
     header.insert("__metadata__".into(), json!({ key: value }));
@@ -247,7 +247,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("x.safetensors");
         let values = [1.0, -0.1, 3e-30, 65_504.0];
-        let stored = |dtype| -> Numbers<f32> {
+        let stored = |dtype| -> AlignedVec<f32> {
             write(&path, ("step", "7"), dtype, &[tensor("first", &[0.0; 3]), tensor("a", &values)]).unwrap();
             let file = TensorFile::open(&path).unwrap();
             assert_eq!((file.note("step"), file.names()), (Some("7"), vec!["first".to_owned(), "a".to_owned()]));

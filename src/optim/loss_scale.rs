@@ -1,15 +1,15 @@
-//! The factor that keeps gradients within f16, found by trying.
+//! Finds by trial the factor that keeps f16 gradients in range.
 
 use serde::{Deserialize, Serialize};
 
 /// Updates in a row after which a larger factor is tried.
 const GROWTH_INTERVAL: u32 = 2000;
 
-/// The largest factor, as Apex has it: gradients that are zero for thousands of updates must not drive it beyond all use.
+/// The largest factor, as in Apex: thousands of updates with zero gradients must not make it useless.
 const LARGEST: u32 = 1 << 24;
 
-/// A loss is so many times as large while its gradients are f16, whose numbers begin at 6e-8 and end at 65,504: slopes are about
-/// 1 / tokens of a step. An update whose gradients overflow is left out, and the next one tries half the factor.
+/// The factor that the loss is multiplied by while its gradients are in f16, whose range is 6e-8 to 65,504: slopes are about 1 divided
+/// by the tokens of a step. An update whose gradients overflow is skipped, and the next one tries half the factor.
 ///
 /// # Source
 /// Micikevicius et al. 2018, section 3.2, <https://arxiv.org/abs/1710.03740>, with the numbers of `torch.amp.GradScaler`.
@@ -17,9 +17,9 @@ const LARGEST: u32 = 1 << 24;
 pub struct LossScale {
     /// A power of two, at least 1.
     pub factor: u32,
-    /// Updates made since it changed.
+    /// Updates made since the factor changed.
     pub good_updates: u32,
-    /// Updates left out since the run's start.
+    /// Updates skipped since the start of the run.
     pub skipped_updates: u64,
 }
 
@@ -30,7 +30,7 @@ impl Default for LossScale {
 }
 
 impl LossScale {
-    /// What it is after an update.
+    /// The scale after an update.
     #[must_use]
     pub fn after_update(self) -> Self {
         match self.good_updates + 1 {
@@ -39,7 +39,7 @@ impl LossScale {
         }
     }
 
-    /// What it is after an overflow; `None` when the gradients are too large as they are.
+    /// The scale after an overflow; `None` if the gradients overflow without any.
     #[must_use]
     pub fn after_overflow(self) -> Option<Self> {
         let skipped_updates = self.skipped_updates + 1;

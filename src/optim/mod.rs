@@ -1,4 +1,4 @@
-//! AdamW with moments in f32 or bf16, clipping by global norm, and learning-rate schedules, to PyTorch's and transformers' numbers.
+//! AdamW with moments in f32 or bf16, clipping by global norm, and learning-rate schedules, as PyTorch and transformers compute them.
 
 mod loss_scale;
 mod moments;
@@ -17,58 +17,58 @@ pub use moments::Moments;
 pub(crate) use moments::{Held, Means};
 pub use update::{Rule, update};
 
-/// Numbers that one thread updates at a time. Sums over chunks are added in order, so threads do not change a bit.
+/// Numbers that one thread updates at a time. Sums of chunks are added in order, so the number of threads does not change a bit.
 pub(crate) const CHUNK: usize = 1 << 15;
 
-/// The course of the learning rate after the warm-up.
+/// How the learning rate changes after the warm-up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, clap::ValueEnum)]
 #[serde(rename_all = "snake_case")]
 pub enum Schedule {
-    /// Stays
+    /// No decay
     Constant,
-    /// Falls in a line to 0 at --total-steps
+    /// Decays linearly to 0 at --total-steps
     Linear,
-    /// Falls along half a cosine to 0 at --total-steps
+    /// Decays along half a cosine to 0 at --total-steps
     Cosine,
 }
 
 /// Numbers of the optimizer.
 #[derive(Debug, Clone, Serialize, clap::Args)]
 pub struct OptimizerConfig {
-    /// Learning rate, at its highest
+    /// Peak learning rate
     #[arg(long, value_name = "RATE", default_value_t = 1e-6)]
     pub learning_rate: f64,
-    /// Decay of the mean of gradients
+    /// Decay of the running mean of gradients
     #[arg(long, value_name = "DECAY", default_value_t = 0.9)]
     pub adam_beta1: f64,
-    /// Decay of the mean of squared gradients
+    /// Decay of the running mean of squared gradients
     #[arg(long, value_name = "DECAY", default_value_t = 0.999)]
     pub adam_beta2: f64,
-    /// Added to the root of the mean of squared gradients
+    /// Added to the square root of the running mean of squared gradients
     #[arg(long, value_name = "EPSILON", default_value_t = 1e-8)]
     pub adam_epsilon: f64,
-    /// Decay of weight matrices and embeddings; norms and biases have none
+    /// Weight decay of matrices and embeddings; norms and biases do not decay
     #[arg(long, value_name = "DECAY", default_value_t = 0.0)]
     pub weight_decay: f64,
-    /// Scale gradients down to this norm; 0 leaves them
+    /// Clip gradients to this global norm; 0 turns clipping off
     #[arg(long, value_name = "NORM", default_value_t = 1.0)]
     pub max_grad_norm: f64,
-    /// What AdamW's moments are held in between updates; those of a checkpoint are converted
+    /// Type that AdamW's moments are stored in; those of a checkpoint are converted
     #[arg(long, value_parser = moments::state_type(), value_name = "TYPE", default_value = "f32")]
     pub optimizer_state: Dtype,
-    /// Course of the learning rate
+    /// Schedule of the learning rate
     #[arg(long, value_enum, default_value = "constant")]
     pub schedule: Schedule,
-    /// Part of --total-steps over which the learning rate rises from 0 [0-1]
+    /// Fraction of --total-steps over which the learning rate rises from 0 (0 to 1)
     #[arg(long, value_name = "RATIO", default_value_t = 0.0)]
     pub warmup_ratio: f64,
-    /// Optimizer steps of the whole run, of which this may be the first or a later part
+    /// Optimizer steps of the whole run, including those of earlier and later commands
     #[arg(long, value_name = "STEPS")]
     pub total_steps: Option<u64>,
 }
 
 impl OptimizerConfig {
-    /// Refuses numbers that mean nothing.
+    /// Refuses numbers out of range.
     ///
     /// # Errors
     /// [`Error::Usage`].
@@ -93,7 +93,7 @@ impl OptimizerConfig {
         Ok(())
     }
 
-    /// The learning rate of an optimizer step, counted from 0.
+    /// The learning rate of optimizer step `step`, counted from 0.
     ///
     /// # Source
     /// transformers `optimization.py`, `get_{constant_schedule_with_warmup,linear_schedule_with_warmup,cosine_schedule_with_warmup}`.
@@ -115,7 +115,7 @@ impl OptimizerConfig {
     }
 }
 
-/// The norm of each tensor. Squares are added in f64, so that no finite f32 overflows.
+/// The norm of each tensor. Squares are summed in f64, so no finite f32 overflows.
 #[must_use]
 pub fn norms<T: Deref<Target = [f32]> + Sync>(tensors: &[T]) -> Vec<f64> {
     let of_chunk = |chunk: &[f32]| chunk.iter().map(|x| f64::from(*x) * f64::from(*x)).sum::<f64>();
@@ -123,7 +123,7 @@ pub fn norms<T: Deref<Target = [f32]> + Sync>(tensors: &[T]) -> Vec<f64> {
     tensors.par_iter().map(|tensor| of_tensor(tensor).iter().sum::<f64>().sqrt()).collect()
 }
 
-/// The norm of all tensors as one vector, from the norm of each.
+/// The norm of all tensors taken as one vector, given the norm of each.
 #[must_use]
 pub fn global_norm(norms: &[f64]) -> f64 {
     norms.iter().map(|norm| norm * norm).sum::<f64>().sqrt()

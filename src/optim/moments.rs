@@ -1,4 +1,4 @@
-//! State of AdamW, and its file.
+//! The state of AdamW in memory and in its file.
 
 use std::path::Path;
 
@@ -6,11 +6,11 @@ use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use half::bf16;
 
 use crate::error::{Error, Result};
-use crate::numbers::aligned::{Number, Numbers};
+use crate::numbers::aligned::{AlignedVec, Number};
 use crate::numbers::dtype::Dtype;
 use crate::numbers::tensors::{self, Tensor, TensorFile};
 
-/// State of AdamW: running means of gradients and of their squares, in the parameters' shapes and order.
+/// Running means of gradients and of their squares, in the parameters' shapes and order.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Moments {
     /// Updates made.
@@ -18,7 +18,7 @@ pub struct Moments {
     pub(crate) held: Held,
 }
 
-/// The means in the type that they are held in.
+/// The means in the type they are stored in.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Held {
     F32(Means<f32>),
@@ -28,28 +28,29 @@ pub(crate) enum Held {
 /// Means of gradients, and of their squares.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Means<T: Number> {
-    pub(crate) first: Vec<Numbers<T>>,
-    pub(crate) second: Vec<Numbers<T>>,
+    pub(crate) first: Vec<AlignedVec<T>>,
+    pub(crate) second: Vec<AlignedVec<T>>,
 }
 
 const NO_F16: &str = "moments are held in f32 or bf16, which --optimizer-state checks";
 
-/// Parses `--optimizer-state`: the types in which moments are held between updates, which compute in f32.
+/// Parses `--optimizer-state`: the types that moments are stored in between updates, which compute in f32.
 pub(super) fn state_type() -> impl TypedValueParser<Value = Dtype> {
-    let full = PossibleValue::new(Dtype::F32.name()).help("As they are computed");
-    let half = PossibleValue::new(Dtype::Bf16.name()).help("In half the memory");
+    let full = PossibleValue::new(Dtype::F32.name()).help("The type that updates compute in");
+    let half =
+        PossibleValue::new(Dtype::Bf16.name()).help("Half the memory; the second moment is rounded stochastically");
     PossibleValuesParser::new([full, half]).map(|name| if name == "bf16" { Dtype::Bf16 } else { Dtype::F32 })
 }
 
-/// Name and shape of each parameter.
+/// Name and shape of each parameter with moments.
 type Parameters = [(String, Vec<usize>)];
 
-/// What a moment's name starts with, before its parameter's.
+/// Prefixes that turn a parameter's name into a moment's.
 const FIRST: &str = "exp_avg.";
 const SECOND: &str = "exp_avg_sq.";
 
 impl Moments {
-    /// Before the first update; `dtype` is f32 or bf16, as in [`Moments::load`].
+    /// The moments before the first update, all zero. `dtype` is f32 or bf16, as in [`Moments::load`].
     #[must_use]
     pub fn zeros(parameters: &Parameters, dtype: Dtype) -> Self {
         let held = match dtype {
@@ -60,10 +61,10 @@ impl Moments {
         Self { steps: 0, held }
     }
 
-    /// Reads what [`Moments::save`] wrote; what was held in another type is rounded to the nearest.
+    /// Reads what [`Moments::save`] wrote, converting from another type by rounding to the nearest.
     ///
     /// # Errors
-    /// [`Error::Io`] or [`Error::Model`] when the file cannot be read or is of other parameters.
+    /// [`Error::Io`] or [`Error::Model`] when the file cannot be read or belongs to other parameters.
     pub fn load(path: &Path, parameters: &Parameters, dtype: Dtype) -> Result<Self> {
         let file = TensorFile::open(path)?;
         let steps = file.note("step").and_then(|step| step.parse().ok());
@@ -81,7 +82,7 @@ impl Moments {
         Ok(Self { steps, held })
     }
 
-    /// Writes both moments of each parameter as they are held, and the count of updates in the file's metadata.
+    /// Writes both moments of each parameter in their own type, and the count of updates to the file's metadata.
     ///
     /// # Errors
     /// [`Error::Io`] when the file cannot be written.
@@ -96,12 +97,12 @@ impl Moments {
 
 impl<T: Number> Means<T> {
     fn zeros(parameters: &Parameters) -> Self {
-        let zeros = || parameters.iter().map(|(_, shape)| Numbers::zeros(shape.iter().product())).collect();
+        let zeros = || parameters.iter().map(|(_, shape)| AlignedVec::zeros(shape.iter().product())).collect();
         Self { first: zeros(), second: zeros() }
     }
 
     fn read(file: &TensorFile, parameters: &Parameters) -> Result<Self> {
-        let read = |prefix: &str| -> Result<Vec<Numbers<T>>> {
+        let read = |prefix: &str| -> Result<Vec<AlignedVec<T>>> {
             parameters.iter().map(|(name, _)| file.read(&format!("{prefix}{name}"))).collect()
         };
         Ok(Self { first: read(FIRST)?, second: read(SECOND)? })

@@ -1,4 +1,4 @@
-//! One update of AdamW, by threads over chunks; a number's update depends on nothing but its place.
+//! One update of AdamW, in chunks shared out to threads. What a number becomes depends on its index alone, not on the chunks.
 
 use std::ops::Deref;
 
@@ -9,13 +9,13 @@ use super::{CHUNK, Held, Means, Moments, OptimizerConfig};
 use crate::numbers::aligned::Number;
 use crate::numbers::rng::{Stream, philox4x32};
 
-/// Added to the norm before dividing by it, as `torch.nn.utils.clip_grad_norm_` does.
+/// Added to the norm before it divides, as in `torch.nn.utils.clip_grad_norm_`.
 const CLIP_EPSILON: f64 = 1e-6;
 
-/// Random words of a block.
+/// Random words per block of the generator.
 const WORDS: usize = 4;
 
-/// The numbers of one update, computed in f64 and rounded once, as PyTorch does with its scalars.
+/// The scalars of one update, computed in f64 and rounded once, as in PyTorch.
 pub struct Rule {
     pub(crate) gradient_scale: f32,
     pub(crate) keep: f32,
@@ -25,12 +25,12 @@ pub struct Rule {
     pub(crate) correction_root: f32,
     pub(crate) epsilon: f32,
     pub(crate) step_size: f32,
-    /// Of the random numbers.
+    /// Key of the random numbers.
     pub(crate) key: [u32; 2],
 }
 
 impl Rule {
-    /// Of update `step`, counted from 1, by gradients of this norm, in a run of this seed.
+    /// The scalars of update `step`, counted from 1, with gradients of norm `norm`, in the run with seed `seed`.
     #[must_use]
     pub fn new(config: &OptimizerConfig, norm: f64, step: u64, seed: u64) -> Self {
         let (rate, limit) = (config.learning_rate_at(step - 1), config.max_grad_norm);
@@ -49,7 +49,7 @@ impl Rule {
         }
     }
 
-    /// Updates a weight by its gradient; from its moments to the next ones.
+    /// Updates a weight by its gradient, and returns its next moments.
     #[inline(always)]
     fn number(&self, keep: f32, w: &mut f32, g: f32, [m, v]: [f32; 2]) -> [f32; 2] {
         let g = g * self.gradient_scale;
@@ -65,8 +65,9 @@ impl Rule {
         }
     }
 
-    /// With moments in bf16: the first is rounded to the nearest, of which a mean over ten steps is hardly moved. A mean over a
-    /// thousand would stand still, its changes below half of a last place: the second is rounded up or down by chance.
+    /// The update with moments in bf16. The first moment, a mean over some ten steps, is rounded to the nearest. The second is a mean over
+    /// some thousand steps: its changes are below half a unit in the last place, and rounding to the nearest would freeze it, so it
+    /// is rounded stochastically.
     fn apply_bf16(&self, part: Part<'_, bf16>) {
         let mut words = [0; WORDS];
         let numbers = part.weights.iter_mut().zip(part.gradients).zip(part.first).zip(part.second);
@@ -81,22 +82,22 @@ impl Rule {
     }
 }
 
-/// One of the two bf16 around a finite number, each the likelier the nearer it is: over all words the mean is the number.
+/// Stochastic rounding to one of the two bf16 around a finite number: the average over all words is the number.
 fn by_chance(x: f32, word: u32) -> bf16 {
     bf16::from_bits(((x.to_bits() + (word & 0xffff)) >> 16) as u16)
 }
 
 /// A parameter in training.
 struct Tensor<'a> {
-    /// Its first number's place among those of all parameters.
+    /// Index of its first number among those of all parameters.
     start: usize,
-    /// What decay leaves of its weights.
+    /// The factor that weight decay multiplies its weights by.
     keep: f32,
     weights: &'a mut [f32],
     gradients: &'a [f32],
 }
 
-/// A run of numbers of a parameter, with their moments.
+/// A chunk of a parameter, with its gradients and moments.
 struct Part<'a, T> {
     start: usize,
     keep: f32,
@@ -106,7 +107,7 @@ struct Part<'a, T> {
     second: &'a mut [T],
 }
 
-/// One AdamW update of all parameters by `rule`; `decays[i]` says whether weight decay is for parameter i, a matrix.
+/// Applies one AdamW update to all parameters; `decays[i]` says whether parameter i has weight decay, as matrices do.
 ///
 /// # Source
 /// Loshchilov and Hutter 2019, <https://arxiv.org/abs/1711.05101>, in the order of operations of `torch.optim.AdamW`.
@@ -131,7 +132,8 @@ pub fn update<G: Deref<Target = [f32]> + Sync>(
     moments.steps += 1;
 }
 
-/// Where each parameter begins among all, matrices first: as on a GPU, so that the same number is rounded by the same chance there.
+/// Index of each parameter's first number among all, matrices first: the order on a GPU, so that the same number meets the same
+/// random word there.
 fn places(parameters: &[&mut [f32]], is_matrix: &[bool]) -> Vec<usize> {
     let (mut places, mut next) = (vec![0; parameters.len()], 0);
     for matrices in [true, false] {

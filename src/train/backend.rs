@@ -3,13 +3,10 @@
 use std::borrow::Cow;
 
 use crate::error::Result;
-use crate::model::{Config, Gradients, Model, TokenStats};
+use crate::model::{Config, Gradients, Model, Slope, TokenStats};
 use crate::optim::{self, LossScale, Moments, Rule};
 use crate::process::cancel::Stop;
 use crate::train::microbatch::MicroBatch;
-
-/// dLoss / dlogprob of a target, by its index and its log-probability; asked in any order.
-pub type Slope<'a> = &'a (dyn Fn(usize, f32) -> f32 + Sync);
 
 /// Which weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,7 +52,7 @@ pub trait Machine {
     /// What the policy says of each target, and adds the gradients of the loss with these slopes.
     fn accumulate(&mut self, batch: &MicroBatch, temperature: f32, slope: Slope<'_>) -> Result<Vec<TokenStats>>;
 
-    /// The norm of each parameter's gradient, in the order of [`Config::parameters`].
+    /// The norm of each parameter's gradient, in the order of [`Config::trainable`].
     fn gradient_norms(&mut self) -> Result<Vec<f64>>;
 
     /// What slopes are multiplied by in the next pass, to change between updates; norms and updates are of the gradients without it.
@@ -140,7 +137,7 @@ impl Machine for Cpu {
 
     fn accumulate(&mut self, batch: &MicroBatch, temperature: f32, slope: Slope<'_>) -> Result<Vec<TokenStats>> {
         let Self { model, gradients, .. } = self;
-        let stats = model.accumulate(&batch.packed, &batch.targets, temperature, gradients, slope);
+        let stats = model.accumulate_gradients(&batch.packed, &batch.targets, temperature, gradients, slope);
         model.stop().check().map(|()| stats)
     }
 
@@ -172,8 +169,8 @@ impl Machine for Cpu {
 
     fn update(&mut self, rule: Rule) -> Result<()> {
         let moments = self.moments.as_mut().expect("given before the first update");
-        let decays: Vec<bool> = self.model.config().parameters().iter().map(|(_, shape)| shape.len() == 2).collect();
-        optim::update(&rule, self.model.parameters_mut(), &self.gradients.0, moments, &decays);
+        let decays: Vec<bool> = self.model.config().trainable().iter().map(|(_, shape)| shape.len() == 2).collect();
+        optim::update(&rule, self.model.trainable_mut(), &self.gradients.0, moments, &decays);
         self.gradients.clear();
         Ok(())
     }

@@ -8,11 +8,11 @@ use crate::gpu::DeviceWeights;
 use crate::gpu::adamw::AdamW;
 use crate::gpu::driver::Driver;
 use crate::gpu::packed::{DeviceGradients, PackedModel, TrainingPlan};
-use crate::model::{Config, Model, TokenStats};
+use crate::model::{Config, Model, Slope, TokenStats};
 use crate::numbers::dtype::Dtype;
 use crate::optim::{LossScale, Moments, Rule};
 use crate::process::cancel::Stop;
-use crate::train::backend::{Machine, Of, Slope};
+use crate::train::backend::{Machine, Of};
 use crate::train::microbatch::MicroBatch;
 
 /// A GPU.

@@ -9,7 +9,7 @@ use serde::Serialize;
 use crate::checkpoint::{self, Identity, Publication, State};
 use crate::error::{Error, Result};
 use crate::grpo::metrics::Metrics;
-use crate::model::{Config, Model, has_weights};
+use crate::model::{Config, Model, ParameterList, has_weights};
 use crate::numbers::aligned;
 use crate::numbers::dtype::Dtype;
 use crate::optim::{self, LossScale, Moments, OptimizerConfig, Rule};
@@ -25,7 +25,6 @@ pub struct Trainer {
     pub older: Vec<PathBuf>,
     config: OptimizerConfig,
     source: PathBuf,
-    parameters: Vec<(String, Vec<usize>)>,
 }
 
 /// Makes the machine that a model is trained on.
@@ -119,11 +118,10 @@ impl Trainer {
     }
 
     fn new(mut machine: Box<dyn Machine>, state: State, config: OptimizerConfig, source: &Path) -> Self {
-        let parameters = machine.config().parameters();
         if let (Some(scale), Some(reached)) = (machine.loss_scale(), state.loss_scale) {
             *scale = reached;
         }
-        Self { machine, state, older: Vec::new(), config, source: source.to_path_buf(), parameters }
+        Self { machine, state, older: Vec::new(), config, source: source.to_path_buf() }
     }
 
     /// Which weights it holds.
@@ -144,7 +142,7 @@ impl Trainer {
     /// one without is cut off from the loss.
     fn grad_norm(&mut self, learned: bool) -> Result<Option<f64>> {
         let norms = self.machine.gradient_norms()?;
-        for ((name, _), norm) in self.parameters.iter().zip(&norms) {
+        for ((name, _), norm) in self.machine.config().trainable().named().iter().zip(&norms) {
             if !norm.is_finite() {
                 let at = match self.machine.loss_scale() {
                     Some(scale) if scale.after_overflow().is_some() => return Ok(None),
@@ -216,13 +214,18 @@ impl Trainer {
         self.config.learning_rate_at(self.state.optimizer_steps)
     }
 
+    fn with_moments(&self) -> Vec<(String, Vec<usize>)> {
+        self.machine.config().with_moments().named()
+    }
+
     fn load_moments(&self) -> Result<Moments> {
         let held_in = self.config.optimizer_state;
+        let parameters = self.with_moments();
         if self.state.step == 0 {
-            return Ok(Moments::zeros(&self.parameters, held_in));
+            return Ok(Moments::zeros(&parameters, held_in));
         }
         let path = self.source.join(checkpoint::OPTIMIZER);
-        let moments = Moments::load(&path, &self.parameters, held_in)?;
+        let moments = Moments::load(&path, &parameters, held_in)?;
         if moments.steps != self.state.optimizer_steps {
             let (found, expected) = (moments.steps, self.state.optimizer_steps);
             return Err(Error::model(
@@ -251,12 +254,12 @@ impl Trainer {
     /// # Errors
     /// [`Error::Usage`] when `out` exists, [`Error::Io`] when the disk refuses, [`Error::Numerics`] when a weight is not finite.
     pub fn publish(&mut self, out: &Path, weights_only: bool, command_line: Vec<String>) -> Result<()> {
-        let publication = Publication::begin(out)?;
+        let (publication, parameters) = (Publication::begin(out)?, self.with_moments());
         let dir = publication.dir();
         write_model(dir, &self.source, self.machine.weights()?)?;
         if !weights_only && let Some(moments) = self.machine.moments()? {
             self.state.sign(command_line);
-            write_training(dir, &moments, &self.parameters, &self.older)?;
+            write_training(dir, &moments, &parameters, &self.older)?;
             self.state.seal(dir)?;
         }
         publication.publish()
@@ -269,7 +272,7 @@ impl Trainer {
     pub fn snapshot(&mut self, command_line: Vec<String>) -> Result<Option<Snapshot>> {
         let Some(moments) = self.machine.moments()?.map(Cow::into_owned) else { return Ok(None) };
         self.state.sign(command_line);
-        let (parameters, state, source) = (self.parameters.clone(), self.state.clone(), self.source.clone());
+        let (parameters, state, source) = (self.with_moments(), self.state.clone(), self.source.clone());
         Ok(Some(Snapshot { model: self.machine.weights()?.clone(), moments, parameters, state, source }))
     }
 
@@ -334,7 +337,7 @@ fn write_training(dir: &Path, moments: &Moments, parameters: &[(String, Vec<usiz
 
 /// An update can leave the numbers' range though loss and gradients are in it; nobody would see it before the next step.
 fn refuse_not_finite(weights: &Model) -> Result<()> {
-    let named = weights.config().parameters().into_iter().zip(weights.parameters());
+    let named = weights.config().stored().named().into_iter().zip(weights.parameters());
     let mut bad = named.filter(|(_, numbers)| !numbers.par_iter().all(|number| number.is_finite()));
     let Some(((name, _), _)) = bad.next() else { return Ok(()) };
     Err(Error::Numerics(format!("the update made {name} not finite, lower --learning-rate; nothing was published")))
@@ -343,8 +346,10 @@ fn refuse_not_finite(weights: &Model) -> Result<()> {
 /// Nothing vouches for the sizes of a model that has no weights, so the memory they take is asked for first: of weights, gradients and
 /// two moments in f32.
 fn refuse_too_large(shape: &Config, dir: &Path) -> Result<()> {
-    let numbers = |(_, shape): (String, Vec<usize>)| shape.iter().product::<usize>();
-    let bytes = shape.parameters().into_iter().map(numbers).fold(0, usize::saturating_add).saturating_mul(4 * 4);
+    let numbers = |(_, shape): (_, &[usize])| shape.iter().product::<usize>();
+    let bytes = |list: &ParameterList| list.iter().map(numbers).fold(0, usize::saturating_add).saturating_mul(4);
+    let (weights, gradients, moments) = (shape.stored(), shape.trainable(), shape.with_moments());
+    let bytes = [&weights, &gradients, &moments, &moments].map(bytes).into_iter().fold(0, usize::saturating_add);
     if aligned::is_room_for(bytes) {
         return Ok(());
     }

@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use grpo_pipes::engine::Sampler;
 use grpo_pipes::model::{DecodeRow, KvCache, Model, Sampling, Transformer};
-use grpo_pipes::numbers::aligned::{Floats, Number};
+use grpo_pipes::numbers::aligned::{AlignedVec, Number};
 use half::bf16;
 use rayon::prelude::*;
 
@@ -91,7 +91,7 @@ fn main() {
     let half = Transformer::<bf16>::load(Path::new(half)).expect("a model directory");
     let (mut full_1, mut full_16) = (Decoder::new(&full, 1), Decoder::new(&full, 16));
     let (mut half_1, mut half_16) = (Decoder::new(&half, 1), Decoder::new(&half, 16));
-    let mut buffer = Floats::zeros(BUFFER);
+    let mut buffer = AlignedVec::<f32>::zeros(BUFFER);
     buffer.fill(1.0);
     let mut memory = f64::INFINITY;
     // On a thread of the pool, as the engine has it.

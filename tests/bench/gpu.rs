@@ -149,6 +149,8 @@ fn shape() -> Config {
         num_hidden_layers: 24,
         num_attention_heads: 14,
         num_key_value_heads: 2,
+        head_dim: None,
+        attention_bias: true,
         max_position_embeddings: 32_768,
         rms_norm_eps: 1e-6,
         rope: RopeParameters { rope_theta: 1e6, scaling: Scaling::Default },

@@ -73,7 +73,7 @@ fn update(bench: &Bench, optimizer: &mut AdamW, gradients: &DeviceGradients, opt
         warmup_ratio: 0.0,
         total_steps: None,
     };
-    optimizer.take_moments(&Moments::zeros(&shape().parameters(), optimizer_state)).unwrap();
+    optimizer.take_moments(&Moments::zeros(&shape().with_moments().named(), optimizer_state)).unwrap();
     timed(&bench.gpu, 11, || {
         let norm = optim::global_norm(&optimizer.norms(gradients).unwrap());
         optimizer.update(&Rule::new(&config, norm, 1, 1), gradients, bench.weights()).unwrap();

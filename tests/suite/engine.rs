@@ -1,7 +1,7 @@
 //! The engine on the tiny model: the same completions in any batch, the trainer's log-probabilities, the ends of a run.
 
 use grpo_pipes::engine::{Completion, CpuDecoder, Engine, Request, Settings, Sink, Work};
-use grpo_pipes::model::{Model, Packed, Sampling, Target};
+use grpo_pipes::model::{Model, Packed, Parameter, Sampling, Target};
 use grpo_pipes::process::read_ahead::ReadAhead;
 use grpo_pipes::{Error, Result};
 
@@ -173,10 +173,12 @@ fn a_sink_that_refuses_ends_the_run() {
 
 #[test]
 fn logits_that_are_not_finite_name_step_prompt_sample_position_and_layer() {
-    let norms = [(1, "layer 0"), (1 + 12, "layer 1"), (tiny().parameters().len() - 1, "the LM head")];
+    let list = tiny().config().stored();
+    let norm = |layer| list.of_layer(layer, Parameter::InputNorm);
+    let norms = [(norm(0), "layer 0"), (norm(1), "layer 1"), (list.of_model(Parameter::FinalNorm), "the LM head")];
     for (parameter, place) in norms {
         let mut model = tiny();
-        model.parameters_mut()[parameter][0] = f32::NAN;
+        model.parameters_mut()[parameter.unwrap()][0] = f32::NAN;
         let mut sink = Groups::default();
         let settings = Settings { step: 7, ..settings() };
         let mut decoder = CpuDecoder::new(&model, &settings);

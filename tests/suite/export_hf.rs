@@ -108,7 +108,7 @@ fn weights_are_the_same_in_f32_and_the_nearest_in_fewer_bits() {
         assert_eq!(config, want);
         let file = TensorFile::open(&out.join("model.safetensors")).unwrap();
         assert_eq!(file.note("format"), Some("pt"), "transformers refuses a file that does not say so");
-        let parameters = model.config().parameters();
+        let parameters = model.config().stored().named();
         assert_eq!(file.names(), parameters.iter().map(|(name, _)| name.clone()).collect::<Vec<_>>());
         for ((name, shape), values) in parameters.iter().zip(model.parameters()) {
             assert_eq!(file.shape(name).unwrap(), shape);

@@ -219,14 +219,14 @@ fn by_hand(config: &LossConfig, groups: &[Group], known: [&[f32]; 2], temperatur
         counts(member).then(|| token_loss(config, advantage, known).weighted(weights[member]))
     };
     let slope = |target: usize, logprob: f32| part(target, logprob).map_or(0.0, |part| part.slope as f32);
-    let stats = model.accumulate(&batch.packed, &batch.targets, temperature, &mut gradients, &slope);
+    let stats = model.accumulate_gradients(&batch.packed, &batch.targets, temperature, &mut gradients, &slope);
     for (target, stats) in stats.iter().enumerate() {
         tally.add(batch.origins[target].0, stats, None, part(target, stats.logprob));
     }
     let mut line = Metrics::default();
     line.real("loss", tally.loss);
     tally.report(&mut line, true);
-    let names = model.config().parameters().into_iter().map(|(name, _)| name);
+    let names = model.config().trainable().named().into_iter().map(|(name, _)| name);
     (parsed(&line), names.zip(gradients.0.iter().map(|gradient| gradient.to_vec())).collect())
 }
 
@@ -396,7 +396,7 @@ fn five_optimizer_steps_equal_trl() {
 }
 
 fn weights(trainer: &mut Trainer) -> ByName {
-    let names = trainer.machine.config().parameters().into_iter().map(|(name, _)| name).collect::<Vec<_>>();
+    let names = trainer.machine.config().stored().named().into_iter().map(|(name, _)| name).collect::<Vec<_>>();
     names.into_iter().zip(trainer.machine.weights().unwrap().parameters().into_iter().map(<[f32]>::to_vec)).collect()
 }
 

@@ -45,6 +45,15 @@ fn with_rope(hidden: usize, intermediate: usize, range: f32, rope: Value) -> Mod
         "rope_parameters": rope, "tie_word_embeddings": false, "initializer_range": range
     }))
     .unwrap();
+    with_config(config, range)
+}
+
+/// A family without biases, whose heads together are wider than the stream.
+fn other_family() -> Model {
+    with_config(Config { head_dim: Some(14), attention_bias: false, ..odd().config().clone() }, 0.2)
+}
+
+fn with_config(config: Config, range: f32) -> Model {
     let mut model = Model::random(config, 3);
     for (i, parameter) in model.parameters_mut().into_iter().enumerate() {
         parameter.iter_mut().enumerate().for_each(|(j, x)| *x += 0.5 * range * ((i * 31 + j * 7) as f32).sin());
@@ -126,11 +135,11 @@ fn supervised_gradients_equal_torch() {
     let (batch, targets) = lay(&reference.sequences());
     let mut gradients = Gradients::zeros(model.config());
     let slope = -1.0 / targets.len() as f32;
-    let stats = model.accumulate(&batch, &targets, 1.0, &mut gradients, &|_, _| slope);
+    let stats = model.accumulate_gradients(&batch, &targets, 1.0, &mut gradients, &|_, _| slope);
     let loss: f32 = stats.iter().map(|s| slope * s.logprob).sum();
     let want = &reference.json["supervised"]["completion"];
     assert!((f64::from(loss) / want["loss"].as_f64().unwrap() - 1.0).abs() < 1e-5);
-    let names = model.config().parameters().into_iter().map(|(name, _)| name);
+    let names = model.config().trainable().named().into_iter().map(|(name, _)| name);
     let by_name: BTreeMap<String, &[f32]> = names.zip(gradients.0.iter().map(|g| &**g)).collect();
     for (name, gradient) in &by_name {
         let norm = gradient.iter().map(|g| f64::from(g * g)).sum::<f64>().sqrt();
@@ -145,7 +154,7 @@ fn supervised_gradients_equal_torch() {
 
 #[test]
 fn odd_and_deep_shapes_equal_the_plain_model() {
-    for model in [odd(), deep(), scaled()] {
+    for model in [odd(), deep(), scaled(), other_family()] {
         let plain = PlainQwen2::of(&model);
         let sequence = tokens(150, 37, 1);
         let got = decoded_logits(&model, &sequence, 40).concat();
@@ -157,7 +166,7 @@ fn odd_and_deep_shapes_equal_the_plain_model() {
 
 #[test]
 fn every_gradient_equals_finite_differences_of_the_plain_model() {
-    for model in [odd(), scaled()] {
+    for model in [odd(), scaled(), other_family()] {
         check_gradients(&model);
     }
 }
@@ -168,12 +177,12 @@ fn check_gradients(model: &Model) {
     let (batch, targets) = lay(&[(sequence[..6].to_vec(), sequence[6..].to_vec())]);
     let mut gradients = Gradients::zeros(model.config());
     let weight = |i: usize| (i as f32 * 0.7).cos();
-    model.accumulate(&batch, &targets, 0.9, &mut gradients, &|i, _| weight(i));
+    model.accumulate_gradients(&batch, &targets, 0.9, &mut gradients, &|i, _| weight(i));
     let loss = |plain: &PlainQwen2| -> f64 {
         let logprobs = plain.logprobs(&sequence, f64::from(0.9f32));
         logprobs[5..].iter().enumerate().map(|(i, l)| f64::from(weight(i)) * l).sum()
     };
-    for ((name, _), gradient) in model.config().parameters().iter().zip(&gradients.0) {
+    for ((name, _), gradient) in model.config().trainable().named().iter().zip(&gradients.0) {
         let used = if name.contains("embed") { sequence[3] as usize * 30 } else { 0 };
         for at in [used, used + 7, used + 29].into_iter().filter(|&at| at < gradient.len()) {
             let original = plain.parameters[name][at];
@@ -202,7 +211,7 @@ fn the_row_of_the_padding_token_learns_only_from_a_tied_head() {
             assert_eq!(row.iter().all(|x| *x == 0.0), padding.is_some(), "as transformers starts it");
             model.parameters_mut()[0][2 * 30..3 * 30].fill(0.1);
             let mut gradients = Gradients::zeros(&config);
-            model.accumulate(&batch, &targets, 1.0, &mut gradients, &|_, _| 1.0);
+            model.accumulate_gradients(&batch, &targets, 1.0, &mut gradients, &|_, _| 1.0);
             gradients.0[0].to_vec()
         };
         let (all, without) = (gradient(None), gradient(Some(2)));
@@ -293,7 +302,7 @@ fn a_prompt_run_once_gives_the_bits_and_the_gradient_of_one_run_for_each_complet
             let batch = microbatch::pack(&sequences, run);
             let mut gradients = Gradients::zeros(model.config());
             let slope = |i: usize, _| 0.1 * (once_index(&once, batch.origins[i]) as f32 * 0.37).sin();
-            let stats = model.accumulate(&batch.packed, &batch.targets, 0.9, &mut gradients, &slope);
+            let stats = model.accumulate_gradients(&batch.packed, &batch.targets, 0.9, &mut gradients, &slope);
             assert_eq!(
                 stats.iter().map(|s| s.logprob).collect::<Vec<_>>(),
                 model.logprobs(&batch.packed, &batch.targets, 0.9).iter().map(|s| s.logprob).collect::<Vec<_>>()
@@ -323,7 +332,7 @@ fn order_and_cut_of_the_batch_leave_the_gradient_unchanged() {
         for part in parts {
             let (batch, targets) = lay(&part);
             let slope = |i: usize| 0.1 * (targets[i].token as f32 * 0.37).sin();
-            model.accumulate(&batch, &targets, 1.0, &mut gradients, &|i, _| slope(i));
+            model.accumulate_gradients(&batch, &targets, 1.0, &mut gradients, &|i, _| slope(i));
         }
         gradients.0.iter().flat_map(|g| g.iter().copied()).collect()
     };
@@ -356,7 +365,7 @@ fn weights_held_in_bf16_are_the_same_numbers_in_f32() {
         for storage in [Dtype::F32, Dtype::Bf16, Dtype::F16] {
             let dir = saved(&model, storage);
             let mut rounded = Model::load(dir.path()).unwrap();
-            let shapes = rounded.config().parameters();
+            let shapes = rounded.config().stored().named();
             let matrices = shapes.iter().zip(rounded.parameters_mut()).filter(|((_, shape), _)| shape.len() == 2);
             for (_, values) in matrices {
                 values.iter_mut().for_each(|x| *x = bf16::from_f32(*x).to_f32());

@@ -52,7 +52,7 @@ fn stored(name: &str, shape: &[usize], values: &[f32], dtype: Dtype) -> Stored {
 /// The tiny model's tensors.
 fn tensors(dtype: Dtype) -> Vec<Stored> {
     let model = Model::load(&tiny()).unwrap();
-    let named = model.config().parameters().into_iter().zip(model.parameters());
+    let named = model.config().stored().named().into_iter().zip(model.parameters());
     named.map(|((name, shape), values)| stored(&name, &shape, values, dtype)).collect()
 }
 

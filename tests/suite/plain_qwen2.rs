@@ -14,7 +14,7 @@ pub struct PlainQwen2 {
 
 impl PlainQwen2 {
     pub fn of(model: &Model) -> Self {
-        let names = model.config().parameters().into_iter().map(|(name, _)| name);
+        let names = model.config().stored().named().into_iter().map(|(name, _)| name);
         let values = model.parameters().into_iter().map(|p| p.iter().map(|&x| f64::from(x)).collect());
         let config = model.config().clone();
         let scaled = config.rope.scaling != Scaling::Default;

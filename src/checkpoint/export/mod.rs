@@ -49,7 +49,7 @@ pub fn archive(checkpoint: &Path, target: &Path, dtype: Dtype, card: &Card) -> R
 fn fill(checkpoint: &Path, dir: &Path, dtype: Dtype, card: &Card) -> Result<()> {
     let model = Model::load(checkpoint)?;
     checkpoint::copy_companions(checkpoint, dir, dtype.torch_name())?;
-    for ((name, _), values) in model.config().parameters().iter().zip(model.parameters()) {
+    for ((name, _), values) in model.config().stored().named().iter().zip(model.parameters()) {
         if let Some(value) = values.iter().find(|value| !dtype.holds(**value)) {
             let (place, dtype) = (checkpoint.display(), dtype.torch_name());
             return Err(Error::Numerics(format!("{place}: {name} has a {value}, not in {dtype}")));

@@ -168,7 +168,7 @@ pub fn decode_attention(
         slot_of_row.at(0).into(),
         qkv.sums.at(0).into(),
         qkv.splits.into(),
-        weights.layer(layer).qkv_bias.into(),
+        weights.layer(layer).qkv_bias.unwrap_or(Address(0)).into(),
         weights.rope.at(0).into(),
         weights.positions.into(),
         prompt_keys.into(),

@@ -28,11 +28,12 @@ impl SamplingPlan {
     /// # Errors
     /// [`Error::Device`] when the kernels do not suit the model.
     pub fn new(config: &Config, shape: SlotCapacity, dtype: Dtype, prefill_rows: usize) -> Result<Self> {
-        let layout = ParameterLayout::new(config)?;
+        let layout = ParameterLayout::new(config, config.stored())?;
         let positions = shape.max_prompt_tokens + shape.max_completion_tokens;
-        let (d, f, kv) = (config.hidden_size, config.intermediate_size, config.kv_dim());
-        let in_f32 = d + (d + 2 * kv) + config.num_attention_heads; // residual stream, products, log-sum-exps
-        let in_dtype = 2 * d + (d + 2 * kv) + 3 * f;
+        let (d, f, attended) = (config.hidden_size, config.intermediate_size, config.attention_width());
+        let qkv = attended + 2 * config.kv_width();
+        let in_f32 = d + d.max(qkv) + config.num_attention_heads; // residual stream, products, log-sum-exps
+        let in_dtype = d + attended + qkv + 3 * f;
         Ok(Self {
             weights: layout.matrices * dtype.size()
                 + 4 * (layout.all - layout.matrices + positions * config.head_dim()),
@@ -93,6 +94,8 @@ mod tests {
             num_hidden_layers: 24,
             num_attention_heads: 14,
             num_key_value_heads: 2,
+            head_dim: None,
+            attention_bias: true,
             max_position_embeddings: 32_768,
             rms_norm_eps: 1e-6,
             rope: RopeParameters { rope_theta: 1e6, scaling: Scaling::Default },

@@ -66,7 +66,7 @@ impl Slots {
     #[must_use]
     pub fn cache_bytes(config: &Config, shape: SlotCapacity, dtype: Dtype) -> usize {
         let tokens = shape.slots * (shape.max_prompt_tokens + shape.max_completion_tokens);
-        2 * config.num_hidden_layers * tokens * config.kv_dim() * dtype.size()
+        2 * config.num_hidden_layers * tokens * config.kv_width() * dtype.size()
     }
 
     /// Idle slots.
@@ -81,7 +81,7 @@ impl Slots {
         penalised: bool,
     ) -> Result<Self> {
         let cache = |tokens: usize| {
-            DynBuffer::new(driver, dtype, 2 * config.num_hidden_layers * shape.slots * tokens * config.kv_dim())
+            DynBuffer::new(driver, dtype, 2 * config.num_hidden_layers * shape.slots * tokens * config.kv_width())
         };
         let words = if penalised { config.vocab_size.div_ceil(32) } else { 0 };
         Ok(Self {

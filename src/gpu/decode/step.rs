@@ -67,8 +67,8 @@ struct StepBuffers {
 
 impl StepBuffers {
     fn sums_len(config: &Config, rows: usize) -> usize {
-        let (d, f) = (config.hidden_size, config.intermediate_size);
-        let products = [(d + 2 * config.kv_dim(), d), (d, d), (d, f)];
+        let (d, f, attended) = (config.hidden_size, config.intermediate_size, config.attention_width());
+        let products = [(attended + 2 * config.kv_width(), d), (d, attended), (d, f)];
         products.iter().map(|&(width, depth)| splits(width, depth) * rows * width).max().expect("three")
     }
 
@@ -86,7 +86,7 @@ impl StepBuffers {
             x: Buffer::new(driver, rows * config.hidden_size)?,
             normed: DynBuffer::new(driver, dtype, rows * config.hidden_size)?,
             sums: Buffer::new(driver, Self::sums_len(config, rows))?,
-            attended: DynBuffer::new(driver, dtype, rows * config.hidden_size)?,
+            attended: DynBuffer::new(driver, dtype, rows * config.attention_width())?,
             act: DynBuffer::new(driver, dtype, rows * config.intermediate_size)?,
             logits: Buffer::new(driver, rows * config.vocab_size)?,
             summed: plain.then(summed).transpose()?,
@@ -101,7 +101,7 @@ impl DecodeStep {
         let (d, f, v) = (config.hidden_size, config.intermediate_size, config.vocab_size);
         let gate_up = if slots > FEW_ROWS { 2 * f } else { 0 };
         let numbers = 4 * (slots * (d + v) + StepBuffers::sums_len(config, slots)) + SoftmaxSums::bytes(slots, v);
-        numbers + dtype.size() * slots * (2 * d + f + gate_up)
+        numbers + dtype.size() * slots * (d + config.attention_width() + f + gate_up)
     }
 
     /// Room for `shape.slots` rows; `stops` are the tokens that end a completion. With `batch_invariant` a row's bits never depend
@@ -176,6 +176,7 @@ impl DecodeStep {
     fn launch(&self, weights: &DeviceWeights, slots: &Slots, slot_of_row: &Buffer<u32>) -> Result<()> {
         let (driver, room, config) = (&*self.driver, &self.room, &weights.config);
         let (rows, d, f) = (slot_of_row.len(), config.hidden_size, config.intermediate_size);
+        let (attended_width, qkv_width) = (config.attention_width(), config.attention_width() + 2 * config.kv_width());
         let norm = |weight, partial| {
             add_norm(driver, &room.x, partial, (weight, config.rms_norm_eps), &room.normed, [rows, d])
         };
@@ -185,10 +186,9 @@ impl DecodeStep {
         for layer in 0..config.num_hidden_layers {
             let w = weights.layer(layer);
             norm(w.input_norm, pending)?;
-            let width = d + 2 * config.kv_dim();
-            let qkv = self.linear((w.qkv, &room.normed), &room.sums, [rows, width, d])?;
+            let qkv = self.linear((w.qkv, &room.normed), &room.sums, [rows, qkv_width, d])?;
             decode_attention(driver, weights, (slots, layer), (slot_of_row, warps), qkv, &room.attended)?;
-            let attended = self.linear((w.o, &room.attended), &room.sums, [rows, d, d])?;
+            let attended = self.linear((w.o, &room.attended), &room.sums, [rows, d, attended_width])?;
             norm(w.post_norm, attended)?;
             self.swiglu((w.gate_up, &room.normed), [rows, f, d])?;
             pending = self.linear((w.down, &room.act), &room.sums, [rows, d, f])?;

@@ -48,7 +48,7 @@ template <class T> struct DecodeAttention {
   const u32 *slot_of_row;
   const float *partial; // (splits, rows, (H + 2 K) E): queries, keys, values before bias and rope
   u32 splits;
-  const float *bias;  // ((H + 2 K) E)
+  const float *bias;  // ((H + 2 K) E), or none
   const float *rope;  // cosines, then sines, (positions, E / 2) each
   u32 positions;
   const T *prompt_keys, *prompt_values;
@@ -61,7 +61,7 @@ template <class T> struct DecodeAttention {
   // Number `column` of row `blockIdx.x` of the product: its parts, added in order to the bias.
   __device__ float product(u32 column, u32 width) const {
     const float *part = partial + u64(blockIdx.x) * width + column;
-    float sum = bias[column];
+    float sum = bias ? bias[column] : 0.0f;
     for (u32 split = 0; split < splits; split += PARTS_AT_ONCE) {
       float parts[PARTS_AT_ONCE];
 #pragma unroll

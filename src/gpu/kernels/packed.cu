@@ -37,7 +37,7 @@ __device__ void norm_rows(const float *x, const u32 *index, const float *added, 
   }
 }
 
-// qkv (rows, (H + 2 K) E) = raw + bias, and all of it but the values turned by the angles of the rows' positions; `turned` heads
+// qkv (rows, (H + 2 K) E) = raw + bias, if there is one, and all of it but the values turned by the angles of the rows' positions; `turned` heads
 // come first. The table holds cosines, then sines, (table, E / 2) each.
 template <class T>
 __device__ void bias_rope(const float *raw, const float *bias, const float *rope, const u32 *positions, T *qkv, u32 table,
@@ -49,7 +49,8 @@ __device__ void bias_rope(const float *raw, const float *bias, const float *rope
   for (u32 i = threadIdx.x; i < heads * packs; i += 128) {
     u32 head = i / packs, at = SIZE * (i % packs), first = head * dim + at, second = first + half;
     Pack<float> a = load_pack(raw + first), b = load_pack(raw + second);
-    Pack<float> a_bias = load_pack(bias + first), b_bias = load_pack(bias + second);
+    Pack<float> a_bias = {}, b_bias = {};
+    if (bias) a_bias = load_pack(bias + first), b_bias = load_pack(bias + second);
     for (u32 k = 0; k < SIZE; k++) {
       float x = a.of[k] + a_bias.of[k], y = b.of[k] + b_bias.of[k];
       float cosine = head < turned ? cosines[at + k] : 1, sine = head < turned ? sines[at + k] : 0;

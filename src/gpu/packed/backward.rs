@@ -44,7 +44,7 @@ impl BackwardPass {
             entries,
             dx: Buffer::new(driver, rows * shape.width)?,
             d: DynBuffer::new(driver, dtype, rows * shape.width)?,
-            d_attended: DynBuffer::new(driver, dtype, rows * shape.width)?,
+            d_attended: DynBuffer::new(driver, dtype, rows * shape.attention_width())?,
             d_qkv: DynBuffer::new(driver, dtype, rows * shape.qkv())?,
             along: Buffer::new(driver, rows * shape.heads)?,
             keys: Buffer::new(driver, entries * 2 * shape.kv_heads * shape.dim)?,
@@ -104,18 +104,20 @@ impl BackwardPass {
         let Pass { weights, batch, gradients } = pass;
         let (driver, shape, room, rows) = (&*forward.driver, &forward.shape, forward.room(), batch.rows);
         let (w, to, kept) = (weights.layer(layer), gradients.layer(layer), &room.layers[layer]);
-        let (d, qkv) = (shape.width, shape.qkv());
+        let (d, width, qkv) = (shape.width, shape.attention_width(), shape.qkv());
 
         let dy = self.d.matrix(0, d);
-        input_gradient(driver, dy, forward.weight(w.o, d), self.d_attended.matrix(0, d), [rows, d, d])?;
-        weight_gradient(driver, dy, kept.attended.matrix(0, d), to.o, [rows, d, d])?;
+        let (attended, d_attended) = (kept.attended.matrix(0, width), self.d_attended.matrix(0, width));
+        input_gradient(driver, dy, forward.weight(w.o, width), d_attended, [rows, d, width])?;
+        weight_gradient(driver, dy, attended, to.o, [rows, d, width])?;
         let rope = RopeTable { table: weights.rope.at(0), positions: weights.positions };
         let (log_sum, d_out) = (&*kept.log_sum, &self.d_attended);
         let attended = SavedAttention { qkv: &kept.qkv, out: &kept.attended, log_sum, d_out };
         let attending = AttentionGradients { d_qkv: &self.d_qkv, along: &self.along, partial: &self.keys };
         kernels::attend_backward(driver, batch, attended, attending, (shape, rope))?;
-        let bias = ColumnSum { partial: &self.partial, to: to.qkv_bias };
-        kernels::column_sums(driver, &self.d_qkv, [rows, qkv], bias)?;
+        if let Some(to) = to.qkv_bias {
+            kernels::column_sums(driver, &self.d_qkv, [rows, qkv], ColumnSum { partial: &self.partial, to })?;
+        }
         forward.norm(NormInput::Rows(&kept.x_in), w.input_norm, rows)?;
         let dy = self.d_qkv.matrix(0, qkv);
         weight_gradient(driver, dy, room.normed.matrix(0, d), to.qkv, [rows, qkv, d])?;

@@ -125,14 +125,14 @@ impl ForwardPass {
     /// Queries, keys and values from `normed`, then the heads' outputs, and into `wide` what they add to the stream.
     pub(super) fn self_attention(&self, weights: &DeviceWeights, batch: &PackedBatch, layer: usize) -> Result<()> {
         let (driver, shape, room, w) = (&*self.driver, &self.shape, self.room(), weights.layer(layer));
-        let (kept, d, qkv) = (&room.layers[layer], shape.width, shape.qkv());
+        let (kept, d, width, qkv) = (&room.layers[layer], shape.width, shape.attention_width(), shape.qkv());
         let raw = wide(room, qkv);
         kernels::linear(driver, room.normed.matrix(0, d), self.weight(w.qkv, d), raw, [batch.rows, qkv, d])?;
         let rope = RopeTable { table: weights.rope.at(0), positions: weights.positions };
         kernels::bias_rope(driver, batch, (&room.wide, w.qkv_bias, rope), &kept.qkv, shape)?;
         kernels::attend(driver, batch, &kept.qkv, (&kept.attended, &kept.log_sum), shape)?;
-        let attended = kept.attended.matrix(0, d);
-        kernels::linear(driver, attended, self.weight(w.o, d), wide(room, d), [batch.rows, d, d])
+        let attended = kept.attended.matrix(0, width);
+        kernels::linear(driver, attended, self.weight(w.o, width), wide(room, d), [batch.rows, d, width])
     }
 
     /// From `normed`.
@@ -191,7 +191,7 @@ impl ForwardBuffers {
             Ok(BlockActivations {
                 x_in: stream()?,
                 qkv: numbers(shape.qkv())?,
-                attended: numbers(d)?,
+                attended: numbers(shape.attention_width())?,
                 log_sum: Arc::new(Buffer::new(driver, rows * shape.heads)?),
                 x_mid: stream()?,
                 gate_up: gate_up.map_or_else(|| numbers(2 * shape.mlp), |shared| Ok(Arc::clone(shared)))?,

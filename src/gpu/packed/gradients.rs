@@ -4,9 +4,8 @@ use std::sync::Arc;
 
 use crate::error::Result;
 use crate::gpu::driver::{Address, Driver};
-use crate::gpu::weights::{final_norm_index, head_index};
 use crate::gpu::{Buffer, LayerAddresses, ParameterLayout};
-use crate::model::Config;
+use crate::model::{Config, Parameter};
 
 /// What a step adds up.
 pub struct DeviceGradients {
@@ -23,39 +22,35 @@ impl DeviceGradients {
     /// # Errors
     /// [`crate::Error::Device`] when the shape does not suit the kernels or there is no room.
     pub fn zeros(driver: &Arc<dyn Driver>, config: &Config) -> Result<Self> {
-        let layout = ParameterLayout::new(config)?;
+        let layout = ParameterLayout::new(config, config.trainable())?;
         Ok(Self { numbers: Buffer::zeros(driver, layout.all)?, layout, config: config.clone() })
     }
 
-    /// Of each parameter, in the order of [`Config::parameters`].
+    /// Those of each parameter, in the order of [`Config::trainable`].
     ///
     /// # Errors
     /// [`crate::Error::Device`] when the device fails.
     pub fn to_vecs(&self) -> Result<Vec<Vec<f32>>> {
-        let of = |((_, shape), &at): (&(String, Vec<usize>), &usize)| {
+        let of = |((_, shape), &at): ((_, &[usize]), &usize)| {
             let mut numbers = vec![0.0; shape.iter().product()];
             self.numbers.download(at, &mut numbers).map(|()| numbers)
         };
-        self.config.parameters().iter().zip(&self.layout.at).map(of).collect()
+        self.config.trainable().iter().zip(&self.layout.at).map(of).collect()
     }
 
     pub(super) fn embedding(&self) -> Address {
-        self.parameter(0)
+        self.numbers.at(self.layout.of_model(Parameter::EmbedTokens))
     }
 
     pub(super) fn final_norm(&self) -> Address {
-        self.parameter(final_norm_index(&self.config))
+        self.numbers.at(self.layout.of_model(Parameter::FinalNorm))
     }
 
     pub(super) fn head(&self) -> Address {
-        self.parameter(head_index(&self.config))
+        self.numbers.at(self.layout.of_head())
     }
 
     pub(super) fn layer(&self, layer: usize) -> LayerAddresses {
-        LayerAddresses::of(layer, |index| self.parameter(index))
-    }
-
-    fn parameter(&self, index: usize) -> Address {
-        self.numbers.at(self.layout.at[index])
+        self.layout.of_layer(layer, |number| self.numbers.at(number))
     }
 }

@@ -12,11 +12,8 @@ use super::kernels::{self, ColumnSum, LogitChunk, NormBackward, NormGradient};
 use crate::error::Result;
 use crate::gpu::driver::{Driver, Matrix};
 use crate::gpu::{Buffer, DeviceWeights, DynBuffer};
-use crate::model::{Target, TokenStats};
+use crate::model::{Slope, Target, TokenStats};
 use crate::numbers::dtype::Dtype;
-
-/// dLoss / dlogprob of a target, by its index and its log-probability.
-pub type Slope<'a> = &'a dyn Fn(usize, f32) -> f32;
 
 /// Memory of the head.
 pub struct LmHead {

@@ -1,15 +1,15 @@
-//! A model on the device that is looked at and learns: the twin of `Model::logprobs` and `Model::accumulate`.
+//! A model on the device that is looked at and learns: the twin of `Model::logprobs` and `Model::accumulate_gradients`.
 
 use std::sync::Arc;
 
 use super::backward::{BackwardPass, Pass};
 use super::forward::{ForwardPass, KeptActivations};
 use super::gradients::DeviceGradients;
-use super::head::{HeadGradients, LmHead, Slope};
+use super::head::{HeadGradients, LmHead};
 use crate::error::Result;
 use crate::gpu::DeviceWeights;
 use crate::gpu::driver::Driver;
-use crate::model::{Packed, Target, TokenStats};
+use crate::model::{Packed, Slope, Target, TokenStats};
 
 /// Memory for the passes of a model: what a batch needs is kept for the next.
 pub struct PackedModel {

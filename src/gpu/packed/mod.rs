@@ -15,6 +15,5 @@ mod plan;
 pub use batch::{PackedBatch, TileRows};
 pub use forward::{ForwardPass, KeptActivations, QkvHook};
 pub use gradients::DeviceGradients;
-pub use head::Slope;
 pub use learner::PackedModel;
 pub use plan::{PlanRequest, TrainingPlan};

@@ -76,7 +76,7 @@ impl TrainingPlan {
     /// # Errors
     /// [`Error::Device`] with the numbers when none does, or the shape does not suit the kernels.
     pub fn choose(wish: PlanRequest<'_>) -> Result<Self> {
-        let (shape, layout) = (ModelShape::new(wish.config)?, ParameterLayout::new(wish.config)?);
+        let (shape, layout) = (ModelShape::new(wish.config)?, ParameterLayout::new(wish.config, wish.config.stored())?);
         let copy = layout.matrices * wish.dtype.size() + 4 * (layout.all - layout.matrices);
         let models = if wish.reference { 2 } else { 1 };
         let rope = 4 * wish.config.positions() * shape.dim;
@@ -139,9 +139,10 @@ impl TrainingPlan {
 
 /// What one row takes: `ForwardBuffers::new`, `BackwardPass::new`, and what the head holds of a target.
 fn row_bytes(shape: &ModelShape, (dtype, keep): (Dtype, KeptActivations), layers: usize) -> usize {
-    let (b, d, f, qkv, heads) = (dtype.size(), shape.width, shape.mlp, shape.qkv(), shape.heads);
+    let (b, d, f, heads) = (dtype.size(), shape.width, shape.mlp, shape.heads);
+    let (attended, qkv) = (shape.attention_width(), shape.qkv());
     let (stream, gate_up) = (4 * d, 2 * b * f);
-    let attention = b * (qkv + d) + 4 * heads + stream;
+    let attention = b * (qkv + attended) + 4 * heads + stream;
     let block = stream + attention + gate_up;
     let kept = match keep {
         KeptActivations::All => layers * block,
@@ -150,7 +151,7 @@ fn row_bytes(shape: &ModelShape, (dtype, keep): (Dtype, KeptActivations), layers
         KeptActivations::Nothing => block,
     };
     let scratch = stream + 4 * d.max(qkv) + b * (d + f);
-    let backward = stream + b * (2 * d + qkv) + 4 * heads + ENTRIES_PER_ROW * 8 * shape.kv_heads * shape.dim;
+    let backward = stream + b * (d + attended + qkv) + 4 * heads + ENTRIES_PER_ROW * 8 * shape.kv_heads * shape.dim;
     let head = (4 + b) * d;
     kept + scratch + backward + head
 }

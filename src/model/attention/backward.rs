@@ -1,4 +1,4 @@
-//! Attention backward, from the log-sum-exp that the forward saved.
+//! The backward of attention, which recomputes probabilities from the log-sum-exp that the forward saved.
 //!
 //! # Source
 //! Dao et al. 2022, <https://arxiv.org/abs/2205.14135>, algorithm 4.
@@ -8,14 +8,14 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::Heads;
-use super::packed::{Layout, Transposed};
-use super::rows::{ROWS, Weights, each, score, weigh};
+use super::packed::{PackedLayout, Transposed};
+use super::rows::{ROWS, ScoreMatrix, each, score, weigh};
 use crate::model::ops::dot;
 use crate::model::simd::{self, Kernel, LANES, Simd, exp};
 
-/// What the forward left for the backward.
+/// What the forward saves for the backward.
 #[derive(Clone, Copy)]
-pub struct Kept<'a> {
+pub struct SavedForward<'a> {
     /// `(T, (H + 2 K) E)` after rope.
     pub qkv: &'a [f32],
     /// `(T, H E)`.
@@ -24,17 +24,23 @@ pub struct Kept<'a> {
     pub log_sum: &'a [f32],
 }
 
-/// Backward of [`super::attend_packed`]: writes the gradient of `qkv` into `d_qkv` (which it overwrites).
+/// Backward of [`super::attend_packed`]: overwrites `d_qkv` with the gradient of `qkv`.
 ///
 /// # Shapes
 /// - `d_out`, `out`: `(T, H E)`; `qkv`, `d_qkv`: `(T, (H + 2 K) E)`; `log_sum`: `(T, H)`
-pub fn attend_packed_backward(heads: Heads, kept: Kept<'_>, layout: Layout<'_>, d_out: &[f32], d_qkv: &mut [f32]) {
+pub fn attend_packed_backward(
+    heads: Heads,
+    kept: SavedForward<'_>,
+    layout: PackedLayout<'_>,
+    d_out: &[f32],
+    d_qkv: &mut [f32],
+) {
     let rows = layout.starts[layout.sequences()];
     assert!(kept.qkv.len() == rows * heads.row() && d_qkv.len() == kept.qkv.len());
     assert!(kept.out.len() == rows * heads.q_width() && d_out.len() == kept.out.len());
     d_qkv.fill(0.0);
     let keys = Transposed::keys_of(heads, kept.qkv, layout);
-    let d_qkv = Gradient(d_qkv.as_mut_ptr());
+    let d_qkv = GradientPtr(d_qkv.as_mut_ptr());
     let families: Vec<&[Option<usize>]> = layout.prefixes.chunk_by(|_, next| next.is_some()).collect();
     let first = families.iter().scan(0, |at, family| Some(std::mem::replace(at, *at + family.len())));
     let families: Vec<_> = first.zip(&families).map(|(first, family)| first..first + family.len()).collect();
@@ -51,20 +57,20 @@ pub fn attend_packed_backward(heads: Heads, kept: Kept<'_>, layout: Layout<'_>, 
 
 /// `(T, (H + 2 K) E)`.
 #[derive(Clone, Copy)]
-struct Gradient(*mut f32);
+struct GradientPtr(*mut f32);
 // SAFETY: each task writes rows and columns that no other task touches; see `attend_packed_backward`.
-unsafe impl Send for Gradient {}
-// SAFETY: as above.
-unsafe impl Sync for Gradient {}
+unsafe impl Send for GradientPtr {}
+// SAFETY: see `Send`.
+unsafe impl Sync for GradientPtr {}
 
 /// One sequence, and the query heads of one key and value head.
 struct AttendBackward<'a> {
     heads: Heads,
-    kept: Kept<'a>,
-    layout: Layout<'a>,
+    kept: SavedForward<'a>,
+    layout: PackedLayout<'a>,
     keys: &'a [Transposed],
     d_out: &'a [f32],
-    d_qkv: Gradient,
+    d_qkv: GradientPtr,
     sequence: usize,
     kv_head: usize,
 }
@@ -91,15 +97,15 @@ impl Kernel for AttendBackward<'_> {
         for head in self.kv_head * group..(self.kv_head + 1) * group {
             for first in (0..own.len()).step_by(ROWS) {
                 let rows = first..(first + ROWS).min(own.len());
-                // SAFETY: the caller's.
+                // SAFETY: rows of this task's sequence, whose columns of this head no other task writes.
                 unsafe { self.rows::<S>(head, rows, (&scaled, &values), (&mut p, &mut ds, width)) };
             }
             let shape = (row, dim);
             for (cols, from, lower) in [(before.clone(), 0, false), (own.clone(), before.len(), true)] {
-                let ds = Weights { data: &ds[from..], width, rows: own.len(), cols: cols.len(), lower };
-                let p = Weights { data: &p[from..], ..ds };
+                let ds = ScoreMatrix { data: &ds[from..], width, rows: own.len(), cols: cols.len(), lower };
+                let p = ScoreMatrix { data: &p[from..], ..ds };
                 let (q, d_out) = (own.start * row + head * dim, own.start * q_width + head * dim);
-                // SAFETY: the caller's.
+                // SAFETY: `d_qkv` has the rows `cols` with `row` numbers each, of which `key` and `value` start this head's `dim`.
                 unsafe {
                     let d_qkv = self.d_qkv.0.add(cols.start * row);
                     ds.transposed_times::<S>(&self.kept.qkv[q..], row, d_qkv.add(key), shape);
@@ -137,7 +143,7 @@ impl AttendBackward<'_> {
                 sequence.map(|sequence| (&self.keys[sequence], values, from, start, len))
             })
         };
-        // SAFETY: `count` rows of `width` numbers each in p and ds, of `dim` in the others.
+        // SAFETY: p and ds have `count` rows of `width` numbers from row `rows.start` on, the others rows of `dim`.
         unsafe {
             for (keys, values, from, _, len) in parts() {
                 let to = |rows: *mut f32| each::<_, ROWS>(count, |r| rows.add(r * width + from));
@@ -158,8 +164,8 @@ impl AttendBackward<'_> {
         }
     }
 
-    /// Scores and products of values with the gradient, of the query in the sequence's row `t`, become probabilities and gradients
-    /// of the scores, zero behind the query's own position.
+    /// Replaces, for the query in row `t` of the sequence, the scores in `p` by probabilities, and the products of values with the
+    /// gradient in `ds` by gradients of the scores. Both are zero beyond the query's position.
     #[inline(always)]
     fn gradients_of_scores<S: Simd>(&self, head: usize, t: usize, p: &mut [f32], ds: &mut [f32]) {
         let (dim, scale, row) = (self.heads.dim, self.heads.scale(), self.layout.starts[self.sequence] + t);

@@ -1,8 +1,7 @@
-//! Causal attention over grouped heads without a score matrix: a few query rows at a time, forward and backward.
+//! Causal attention with grouped heads, forward and backward, a few query rows at a time: the full score matrix never exists.
 //!
-//! Keys are held transposed, `(K * E, positions)`, so that sixteen positions are scored at once and a score is one chain over E;
-//! what values add to an output is one chain over the positions. The chains are the same in prefill, decode and training, and so
-//! are the bits.
+//! Keys are stored transposed, `(K * E, positions)`, so that sixteen positions are scored at once and a score is one chain over E; an
+//! output is one chain over the positions. The chains are the same in prefill, decode and training, and so are the bits.
 
 #![allow(unsafe_code)] // loads of sixteen lanes at checked offsets
 
@@ -14,8 +13,8 @@ use super::config::Config;
 use super::simd::{self, Kernel, LANES, Simd};
 use rows::{ROWS, each, exponentials, score, weigh};
 
-pub use backward::{Kept, attend_packed_backward};
-pub use packed::{Layout, attend_packed};
+pub use backward::{SavedForward, attend_packed_backward};
+pub use packed::{PackedLayout, attend_packed};
 pub use rows::exp_and_sum;
 
 /// The head layout.
@@ -30,7 +29,7 @@ pub struct Heads {
 }
 
 impl Heads {
-    /// Of a model's shape.
+    /// The heads of a model.
     pub fn of(config: &Config) -> Self {
         Self { queries: config.num_attention_heads, kv: config.num_key_value_heads, dim: config.head_dim() }
     }
@@ -57,7 +56,7 @@ impl Heads {
         head / (self.queries / self.kv)
     }
 
-    /// Queries of the first `rows` rows of `qkv`, times the scale of the scores, `(rows, H E)`.
+    /// Multiplies the queries of the first `rows` rows of `qkv` by the scale of the scores, into `scaled`, `(rows, H E)`.
     fn scale_queries(&self, qkv: &[f32], rows: usize, scaled: &mut [f32]) {
         let rows = qkv.chunks_exact(self.row()).zip(scaled.chunks_exact_mut(self.q_width())).take(rows);
         rows.for_each(|(row, scaled)| scaled.iter_mut().zip(row).for_each(|(scaled, q)| *scaled = q * self.scale()));
@@ -79,14 +78,14 @@ pub struct Segment<'a> {
     pub len: usize,
 }
 
-/// A query row of one head.
+/// A query of one head.
 #[derive(Clone, Copy)]
 struct Query {
-    /// `(E)`, times the scale of the scores.
+    /// `(E)`, multiplied by the scale of the scores.
     q: *const f32,
     /// `(E)`.
     out: *mut f32,
-    /// Gets the log-sum-exp of the scores.
+    /// Receives the log-sum-exp of the scores.
     log_sum: *mut f32,
     /// Positions it sees.
     len: usize,
@@ -94,6 +93,9 @@ struct Query {
 
 /// Attention of at most `R` rows over the positions of all segments in order, of which the last row sees all. `scores` has room
 /// for `R` rows of whole vectors.
+///
+/// # Safety
+/// The processor has S, and the pointers of each query are good for `dim` numbers, `log_sum` for one.
 #[inline(always)]
 unsafe fn attend_rows<S: Simd, const R: usize>(
     queries: &[Query],
@@ -106,6 +108,7 @@ unsafe fn attend_rows<S: Simd, const R: usize>(
     let seen = positions.next_multiple_of(LANES);
     let width = seen + LANES; // a segment that ends inside a vector is scored to the end of that vector
     assert!((1..=R).contains(&rows) && scores.len() >= R * width);
+    // SAFETY: each of the R rows of `scores` has room for the scores of all segments and the rest of the last vector.
     unsafe {
         let mut from = 0;
         for segment in segments {
@@ -137,10 +140,10 @@ unsafe fn attend_rows<S: Simd, const R: usize>(
 /// Attention of one query row over the positions of all segments in order.
 ///
 /// # Shapes
-/// - `q`, `out`: `(H, E)`; `log_sum`: `(H)`, gets the log-sum-exp of the scaled scores for the backward
+/// - `q`, `out`: `(H, E)`; `log_sum`: `(H)`, receives the log-sum-exp of the scaled scores, for the backward
 pub fn attend(heads: Heads, q: &[f32], segments: &[Segment<'_>], out: &mut [f32], log_sum: &mut [f32]) {
     assert!(q.len() == heads.q_width() && out.len() == heads.q_width() && log_sum.len() == heads.queries);
-    // SAFETY: the kernel stays inside the slices.
+    // SAFETY: the kernel's pointers are to these slices, whose lengths were checked.
     unsafe { simd::run(Attend { heads, q, segments, out, log_sum }) }
 }
 
@@ -155,7 +158,7 @@ struct Attend<'a> {
 impl Kernel for Attend<'_> {
     type Out = ();
 
-    /// The query heads that share keys and values go together.
+    /// Runs query heads that share keys and values together.
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
         let Heads { queries, kv, dim } = self.heads;
@@ -165,13 +168,13 @@ impl Kernel for Attend<'_> {
         let (out, log_sum) = (self.out.as_mut_ptr(), self.log_sum.as_mut_ptr());
         let row = |head: usize| {
             let q = scaled[head * dim..].as_ptr();
-            // SAFETY: `attend` checked the lengths.
+            // SAFETY: `attend` checked that both hold all heads.
             unsafe { Query { q, out: out.add(head * dim), log_sum: log_sum.add(head), len: positions } }
         };
         let rows: Vec<Query> = (0..queries).map(row).collect();
         for (kv_head, group) in rows.chunks_exact(queries / kv).enumerate() {
             for rows in group.chunks(ROWS) {
-                // SAFETY: rows of `dim` numbers each.
+                // SAFETY: the rows point into `scaled`, `out` and `log_sum`, which hold all heads.
                 unsafe {
                     match rows.len() {
                         1 => attend_rows::<S, 1>(rows, (kv_head, dim), self.segments, &mut scores),

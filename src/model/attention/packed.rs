@@ -8,17 +8,17 @@ use super::rows::{ROWS, each};
 use super::{Heads, Query, Segment, attend_rows};
 use crate::model::simd::{self, Kernel, LANES, Simd};
 
-/// Where sequences stand among packed rows.
+/// Where each sequence lies among packed rows.
 #[derive(Clone, Copy)]
-pub struct Layout<'a> {
+pub struct PackedLayout<'a> {
     /// First row of each sequence, and T.
     pub starts: &'a [usize],
     /// The sequence whose positions come before those of each.
     pub prefixes: &'a [Option<usize>],
 }
 
-impl Layout<'_> {
-    /// How many there are.
+impl PackedLayout<'_> {
+    /// The number of sequences.
     pub fn sequences(&self) -> usize {
         self.prefixes.len()
     }
@@ -38,12 +38,12 @@ impl Layout<'_> {
 pub struct Transposed {
     /// The numbers.
     pub data: Vec<f32>,
-    /// Positions there is room for, a multiple of [`LANES`]; zero behind those held.
+    /// Positions there is room for, a multiple of [`LANES`]; unused ones are zero.
     pub capacity: usize,
 }
 
 impl Transposed {
-    /// Of `width` columns from `column` on, of rows of `stride`.
+    /// Transposes `width` columns from `column` on, of rows of `stride`.
     pub fn of(rows: &[f32], stride: usize, column: usize, width: usize) -> Self {
         let capacity = (rows.len() / stride).next_multiple_of(LANES);
         let mut data = vec![0.0; width * capacity];
@@ -56,27 +56,27 @@ impl Transposed {
     }
 
     /// The keys of each sequence.
-    pub fn keys_of(heads: Heads, qkv: &[f32], layout: Layout<'_>) -> Vec<Self> {
+    pub fn keys_of(heads: Heads, qkv: &[f32], layout: PackedLayout<'_>) -> Vec<Self> {
         let (row, column) = (heads.row(), heads.q_width());
         let of = |i| Self::of(&qkv[layout.starts[i] * row..layout.starts[i + 1] * row], row, column, heads.kv_width());
         (0..layout.sequences()).into_par_iter().map(of).collect()
     }
 
-    /// Of one head, `(E, capacity)`.
+    /// The numbers of one head, `(E, capacity)`.
     pub fn head(&self, head: usize, dim: usize) -> &[f32] {
         &self.data[head * dim * self.capacity..(head + 1) * dim * self.capacity]
     }
 }
 
-/// Query rows that one task takes.
+/// Query rows per task.
 const TASK_ROWS: usize = 16 * ROWS;
 
-/// Causal attention inside each packed sequence, and over all of its prefix.
+/// Causal attention within each packed sequence and over all of its prefix.
 ///
 /// # Shapes
 /// - `qkv`: `(T, (H + 2 K) E)` after rope
 /// - `out`: `(T, H E)`; `log_sum`: `(T, H)`
-pub fn attend_packed(heads: Heads, qkv: &[f32], layout: Layout<'_>, out: &mut [f32], log_sum: &mut [f32]) {
+pub fn attend_packed(heads: Heads, qkv: &[f32], layout: PackedLayout<'_>, out: &mut [f32], log_sum: &mut [f32]) {
     let keys = Transposed::keys_of(heads, qkv, layout);
     let tasks = (0..layout.sequences()).flat_map(|i| layout.rows(i).step_by(TASK_ROWS).map(move |from| (i, from)));
     let (mut out, mut log_sum, mut work) = (out, log_sum, Vec::new());
@@ -87,7 +87,7 @@ pub fn attend_packed(heads: Heads, qkv: &[f32], layout: Layout<'_>, out: &mut [f
         (own_sum, log_sum) = log_sum.split_at_mut(rows * heads.queries);
         work.push(AttendPacked { heads, qkv, layout, keys: &keys, sequence, from, out: own_out, log_sum: own_sum });
     }
-    // SAFETY: the kernel stays inside the slices.
+    // SAFETY: each task has its own part of both outputs.
     work.into_par_iter().for_each(|task| unsafe { simd::run(task) });
 }
 
@@ -95,7 +95,7 @@ pub fn attend_packed(heads: Heads, qkv: &[f32], layout: Layout<'_>, out: &mut [f
 struct AttendPacked<'a> {
     heads: Heads,
     qkv: &'a [f32],
-    layout: Layout<'a>,
+    layout: PackedLayout<'a>,
     keys: &'a [Transposed],
     sequence: usize,
     from: usize,
@@ -138,7 +138,7 @@ impl Kernel for AttendPacked<'_> {
                     Query { q, out: out.add(head * dim), log_sum: log_sum.add(head), len: prefix + seen + r + 1 }
                 });
                 let at = (self.heads.of_kv(head), dim);
-                // SAFETY: as above.
+                // SAFETY: the queries point at `dim` numbers of `scaled` and of this task's outputs.
                 unsafe { attend_rows::<S, ROWS>(&rows_of_head[..rows], at, &[before, own], &mut scores) };
             }
         }

@@ -1,18 +1,21 @@
-//! The products of attention, some rows at a time: each result is a chain of multiply-adds, and several chains side by side hide
-//! each other's latency. A chain's order is the same however many rows go together.
+//! The products of attention, a few rows at a time. Each result is a chain of multiply-adds; several chains side by side hide each
+//! other's latency. The number of rows that run together does not change the order of a chain.
 
 use crate::model::simd::{self, LANES, Simd, exp, mul_add};
 
-/// Rows that go together where there are enough.
+/// The most rows that run together.
 pub const ROWS: usize = 8;
 
-/// `[f(0), f(1), ..]`, those from `rows` on again that of the last row: they compute, and write, what it does.
+/// `[f(0), f(1), ..]`, with the last row's repeated from `rows` on: these compute and write what the last row does.
 #[inline(always)]
 pub fn each<T, const R: usize>(rows: usize, mut f: impl FnMut(usize) -> T) -> [T; R] {
     std::array::from_fn(|r| f(r.min(rows - 1)))
 }
 
 /// `to[r][s]` = sum over e of `x[r][e]` times `columns[e * capacity + s]`, for `s` up to `len` rounded up to whole vectors.
+///
+/// # Safety
+/// The processor has S. Each `x[r]` points at `dim` numbers, each `to[r]` at room for `len` of them rounded up to whole vectors.
 #[inline(always)]
 pub unsafe fn score<S: Simd, const R: usize>(
     x: [*const f32; R],
@@ -22,6 +25,7 @@ pub unsafe fn score<S: Simd, const R: usize>(
 ) {
     assert!(len <= capacity && capacity.is_multiple_of(LANES) && columns.len() >= dim * capacity);
     for s in (0..len).step_by(LANES) {
+        // SAFETY: `s + LANES` is at most `capacity`, which the columns were checked for, and inside the room of each `to[r]`.
         unsafe {
             let mut acc = [S::splat(0.0); R];
             for e in 0..dim {
@@ -38,6 +42,9 @@ pub unsafe fn score<S: Simd, const R: usize>(
 }
 
 /// `to[r][e]` += sum over `s` up to `len` of `weights[r][s]` times `x[s * stride + e]`, for `e` up to `dim`.
+///
+/// # Safety
+/// The processor has S. Each `weights[r]` points at `len` numbers, each `to[r]` at `dim`.
 #[inline(always)]
 pub unsafe fn weigh<S: Simd, const R: usize>(
     weights: [*const f32; R],
@@ -51,6 +58,7 @@ pub unsafe fn weigh<S: Simd, const R: usize>(
     assert!(x.len() >= (len - 1) * stride + dim);
     let whole = dim - dim % LANES;
     for e in (0..whole).step_by(LANES) {
+        // SAFETY: `e + LANES` is at most `dim`, `s` is below `len`, and x was checked for both.
         unsafe {
             let mut acc: [S::V; R] = std::array::from_fn(|r| S::load(to[r].add(e)));
             for s in 0..len {
@@ -65,6 +73,7 @@ pub unsafe fn weigh<S: Simd, const R: usize>(
         }
     }
     for e in whole..dim {
+        // SAFETY: `e` is below `dim`, and `s` below `len`.
         unsafe {
             let mut acc: [f32; R] = std::array::from_fn(|r| *to[r].add(e));
             for s in 0..len {
@@ -79,9 +88,9 @@ pub unsafe fn weigh<S: Simd, const R: usize>(
     }
 }
 
-/// Weights `(rows, cols)` in rows of `width`, with at least [`ROWS`] columns of anything after them.
+/// Probabilities or gradients of scores, `(rows, cols)` in rows of `width`, with at least [`ROWS`] readable numbers after them.
 #[derive(Clone, Copy)]
-pub struct Weights<'a> {
+pub struct ScoreMatrix<'a> {
     pub data: &'a [f32],
     pub width: usize,
     pub rows: usize,
@@ -90,8 +99,11 @@ pub struct Weights<'a> {
     pub lower: bool,
 }
 
-impl Weights<'_> {
+impl ScoreMatrix<'_> {
     /// y[s] += sum over t of self[t][s] x[t], for rows of `dim` numbers.
+    ///
+    /// # Safety
+    /// The processor has S, and y points at `cols` rows of `dim` numbers, `y_stride` apart.
     #[inline(always)]
     pub unsafe fn transposed_times<S: Simd>(
         &self,
@@ -109,6 +121,7 @@ impl Weights<'_> {
         for s in (0..cols).step_by(ROWS) {
             let (taken, first) = (ROWS.min(cols - s), if lower { s } else { 0 });
             for e in (0..whole).step_by(LANES) {
+                // SAFETY: data and x were checked for `rows`; only rows of y below `cols` are written.
                 unsafe {
                     let mut acc = [S::splat(0.0); ROWS];
                     for t in first..rows {
@@ -125,6 +138,7 @@ impl Weights<'_> {
             }
             for (s, e) in (s..s + taken).flat_map(|s| (whole..dim).map(move |e| (s, e))) {
                 let sum = |sum, t: usize| mul_add::<S>(data[t * width + s], x[t * x_stride + e], sum);
+                // SAFETY: `s` is below `cols`, `e` below `dim`.
                 unsafe { *y.add(s * y_stride + e) += (first..rows).fold(0.0, sum) };
             }
         }

@@ -1,8 +1,8 @@
-//! `config.json` as transformers reads it: what is missing gets the default of its `Qwen2Config` (5.23, the same since 4.45 but for
-//! where the rope's entries stand), and what would change numbers here is refused by name.
+//! Reads `config.json` as transformers does. A missing entry gets the default of `Qwen2Config` (5.23; the same since 4.45, but for the
+//! place of the rope's entries), and an entry that this program does not support is refused by name.
 //!
-//! Entries that neither class reads change nothing in transformers, and are passed over. So are those that have no effect on what
-//! this program computes; `tests/suite/config_fields.rs` goes through both classes and says why for each.
+//! Entries that transformers ignores are ignored here too, as are those without effect on what this program computes;
+//! `tests/suite/config_fields.rs` lists both and says why for each.
 
 use serde::{Deserialize, Deserializer};
 use serde_json::{Map, Value};
@@ -13,14 +13,14 @@ use crate::model::rope::{RopeParameters, Spelling};
 /// The name of the file.
 pub const CONFIG: &str = "config.json";
 
-/// What kind of model a file is about.
+/// The entries that say which kind of model a file describes.
 #[derive(Deserialize)]
 pub(super) struct Kind {
     model_type: Option<String>,
     architectures: Option<Vec<String>>,
 }
 
-/// Each entry that is looked at.
+/// Every entry that is read.
 #[derive(Deserialize)]
 #[serde(default)]
 pub(super) struct File {
@@ -31,7 +31,7 @@ pub(super) struct File {
     intermediate_size: usize,
     num_hidden_layers: usize,
     num_attention_heads: usize,
-    /// Null is as many as query heads.
+    /// Null means as many as query heads.
     num_key_value_heads: Option<usize>,
     head_dim: Option<usize>,
     hidden_act: String,
@@ -49,7 +49,7 @@ pub(super) struct File {
     attention_dropout: f64,
     is_causal: Option<bool>,
     is_encoder_decoder: Option<bool>,
-    /// Others change what runs, or where its numbers are; whatever they are, unless it is nothing.
+    /// This and the following change what is computed or where weights are found. Any value but an empty one is refused.
     #[serde(deserialize_with = "present")]
     quantization_config: Option<Value>,
     #[serde(deserialize_with = "present")]
@@ -62,7 +62,7 @@ pub(super) struct File {
     configuration_files: Option<Value>,
 }
 
-/// Null, and what has nothing in it, is as good as missing.
+/// Treats null and an empty list or object as missing.
 fn present<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Value>, D::Error> {
     let value = Option::<Value>::deserialize(from)?;
     Ok(value.filter(|value| *value != Value::Array(Vec::new()) && *value != Value::Object(Map::new())))
@@ -103,7 +103,7 @@ impl Default for File {
 }
 
 impl Kind {
-    /// Refuses other architectures, and Qwen2 with another head than one over the vocabulary.
+    /// Refuses other architectures, and Qwen2 models without a language-model head.
     pub(super) fn check(&self) -> Result<(), String> {
         const OURS: &str = "this program runs Qwen2 and Qwen2.5 language models, model_type \"qwen2\"";
         let language =
@@ -169,7 +169,7 @@ impl File {
         }
     }
 
-    /// As `Qwen2Config` makes out which layers slide.
+    /// Refuses layers with a sliding window, which it finds as `Qwen2Config` does.
     fn refuse_windows(&self) -> Result<(), String> {
         const WHOLE: [&str; 2] = ["full_attention", "attention"]; // the second by an old name
         let layers = self.num_hidden_layers;
@@ -218,6 +218,8 @@ impl TryFrom<File> for Config {
             num_hidden_layers: file.num_hidden_layers,
             num_attention_heads: file.num_attention_heads,
             num_key_value_heads: file.num_key_value_heads.unwrap_or(file.num_attention_heads),
+            head_dim: None,
+            attention_bias: true,
             max_position_embeddings: positions,
             rms_norm_eps: file.rms_norm_eps,
             rope: RopeParameters::read(&file.rope.entries(positions)?, positions)?,
@@ -230,7 +232,7 @@ impl TryFrom<File> for Config {
     }
 }
 
-/// Negative ones count from the end, as in PyTorch.
+/// Checks the padding token. Negative ids count from the end, as in PyTorch.
 fn padding(id: i64, vocabulary: usize) -> Result<u32, String> {
     let size = vocabulary as i64;
     let row = if id < 0 { id.saturating_add(size) } else { id };

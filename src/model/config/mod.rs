@@ -14,18 +14,18 @@ use file::{File, Kind};
 
 pub use file::CONFIG;
 
-/// The largest size of anything but the blocks; with [`MAX_LAYERS`] no product of sizes overflows.
+/// The largest value of any size but the number of layers; with [`MAX_LAYERS`] no product of sizes overflows.
 const MAX_SIZE: usize = 1 << 24;
 
-/// The most blocks: an order of magnitude more than the deepest model has.
+/// The most layers: ten times as many as the deepest models have.
 const MAX_LAYERS: usize = 1 << 10;
 
-/// The most numbers of a rotary table, positions times half a head: what a million positions of a common head take, 512 MiB.
-/// Nothing else in a model directory vouches for the positions, and a GPU holds the whole table.
+/// The most numbers in a rotary table, positions times half a head: 512 MiB, enough for a million positions of a common head.
+/// Nothing else in a model directory bounds the positions, and a GPU holds the whole table.
 const MAX_ROPE_NUMBERS: usize = 1 << 26;
 
-/// What of `config.json` decides shapes and numbers, as transformers' `Qwen2Config` understands the file; other entries are kept
-/// by whoever copies it. Written, it is a `config.json` again.
+/// The entries of `config.json` that decide shapes and numbers, as transformers' `Qwen2Config` reads them. Serialised, it is a
+/// `config.json` again; code that copies the file keeps the other entries.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(try_from = "File", tag = "model_type", rename = "qwen2")]
 pub struct Config {
@@ -35,24 +35,30 @@ pub struct Config {
     pub hidden_size: usize,
     /// F, width of the MLP.
     pub intermediate_size: usize,
-    /// L, number of blocks.
+    /// L, number of layers.
     pub num_hidden_layers: usize,
     /// H, number of query heads.
     pub num_attention_heads: usize,
     /// K, number of key and value heads; each serves H / K query heads.
     pub num_key_value_heads: usize,
-    /// The longest sequence of the training before [tokens]; see [`Config::positions`].
+    /// E, if it is not D / H; always `None` in a Qwen2.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub head_dim: Option<usize>,
+    /// Whether queries, keys and values have biases. They do in a Qwen2, whose `config.json` does not say so.
+    #[serde(skip_serializing)]
+    pub attention_bias: bool,
+    /// The longest sequence in pretraining (tokens); see [`Config::positions`].
     pub max_position_embeddings: usize,
     /// Added to the mean square in each RMS norm.
     pub rms_norm_eps: f32,
-    /// Of the rotary positions.
+    /// Parameters of the rotary positions.
     #[serde(rename = "rope_parameters")]
     pub rope: RopeParameters,
     /// Whether the LM head is the embedding table.
     pub tie_word_embeddings: bool,
-    /// Standard deviation of a random start.
+    /// Standard deviation of randomly initialised matrices.
     pub initializer_range: f32,
-    /// The token whose row of the embedding learns nothing from where it is read, as in PyTorch; a tied head still moves it.
+    /// The token whose embedding gets no gradient from its lookups, as in PyTorch; a tied head still trains it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pad_token_id: Option<u32>,
 }
@@ -61,14 +67,14 @@ impl Config {
     /// Reads `config.json` in a model directory.
     ///
     /// # Errors
-    /// [`Error::Io`] when it cannot be read, [`Error::Model`] when it describes no Qwen2 model that can be run, or the directory is
-    /// of another kind.
+    /// [`Error::Io`] when it cannot be read, [`Error::Model`] when it does not describe a Qwen2 model that this program can run, or the
+    /// directory is not a model's.
     pub fn load(dir: &Path) -> Result<Self> {
         directory::check(dir)?;
         Self::read(&dir.join(CONFIG))
     }
 
-    /// Reads a `config.json`, whatever is beside it.
+    /// Reads a `config.json` without looking at the rest of its directory.
     ///
     /// # Errors
     /// As [`Config::load`].
@@ -76,7 +82,7 @@ impl Config {
         let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
         let wrong = |what: String| Error::model(path, what);
         let json = |err: serde_json::Error| wrong(err.to_string());
-        // First, because the fields of other architectures need not be of the same types.
+        // First, because the fields of other architectures may have other types.
         serde_json::from_str::<Kind>(&text).map_err(json)?.check().map_err(wrong)?;
         serde_json::from_str::<File>(&text).map_err(json)?.try_into().map_err(wrong)
     }
@@ -99,7 +105,11 @@ impl Config {
         if !heads.is_multiple_of(kv_heads) {
             return Err(format!("num_attention_heads = {heads} is not a multiple of num_key_value_heads = {kv_heads}"));
         }
-        if !self.hidden_size.is_multiple_of(2 * self.num_attention_heads) {
+        let is_even = match self.head_dim {
+            None => self.hidden_size.is_multiple_of(2 * heads),
+            Some(dim) => dim.is_multiple_of(2),
+        };
+        if !is_even {
             return Err("hidden_size / num_attention_heads is not an even number".into());
         }
         self.check_reals()?;
@@ -124,7 +134,7 @@ impl Config {
         Err(format!("max_position_embeddings = {given}{what} is out of range: at most {most} with such heads"))
     }
 
-    /// The longest sequence [tokens].
+    /// The longest sequence (tokens).
     #[must_use]
     pub fn positions(&self) -> usize {
         self.rope.positions(self.max_position_embeddings)
@@ -133,61 +143,27 @@ impl Config {
     /// E, the width of one head.
     #[must_use]
     pub fn head_dim(&self) -> usize {
-        self.hidden_size / self.num_attention_heads
+        self.head_dim.unwrap_or(self.hidden_size / self.num_attention_heads)
+    }
+
+    /// H * E, the width of all query heads, and of what attention gives.
+    #[must_use]
+    pub fn attention_width(&self) -> usize {
+        self.num_attention_heads * self.head_dim()
     }
 
     /// K * E, the width of all key heads, and of all value heads.
     #[must_use]
-    pub fn kv_dim(&self) -> usize {
+    pub fn kv_width(&self) -> usize {
         self.num_key_value_heads * self.head_dim()
-    }
-
-    /// Of all parameters in f32 [bytes].
-    #[must_use]
-    pub fn weight_bytes(&self) -> u64 {
-        4 * self
-            .parameters()
-            .iter()
-            .map(|(_, shape)| shape.iter().map(|&length| length as u64).product::<u64>())
-            .sum::<u64>()
-    }
-
-    /// Name and shape of each trainable tensor in the checkpoint's order: embedding, blocks, final norm, and the LM head if it is
-    /// not the embedding. Parameters, gradients and optimizer state all follow it.
-    #[must_use]
-    pub fn parameters(&self) -> Vec<(String, Vec<usize>)> {
-        let (d, f, kv) = (self.hidden_size, self.intermediate_size, self.kv_dim());
-        let mut list = vec![("model.embed_tokens.weight".to_owned(), vec![self.vocab_size, d])];
-        for layer in 0..self.num_hidden_layers {
-            let block: [(&str, Vec<usize>); 12] = [
-                ("input_layernorm.weight", vec![d]),
-                ("self_attn.q_proj.weight", vec![d, d]),
-                ("self_attn.q_proj.bias", vec![d]),
-                ("self_attn.k_proj.weight", vec![kv, d]),
-                ("self_attn.k_proj.bias", vec![kv]),
-                ("self_attn.v_proj.weight", vec![kv, d]),
-                ("self_attn.v_proj.bias", vec![kv]),
-                ("self_attn.o_proj.weight", vec![d, d]),
-                ("post_attention_layernorm.weight", vec![d]),
-                ("mlp.gate_proj.weight", vec![f, d]),
-                ("mlp.up_proj.weight", vec![f, d]),
-                ("mlp.down_proj.weight", vec![d, f]),
-            ];
-            list.extend(block.into_iter().map(|(name, shape)| (format!("model.layers.{layer}.{name}"), shape)));
-        }
-        list.push(("model.norm.weight".to_owned(), vec![d]));
-        if !self.tie_word_embeddings {
-            list.push(("lm_head.weight".to_owned(), vec![self.vocab_size, d]));
-        }
-        list
     }
 }
 
-/// Writes the rope's entries in both spellings: `rope_theta` at the top and `rope_scaling`, where there is scaling, for transformers 4;
-/// `rope_parameters` for 5, which takes `rope_scaling` first where that stands.
+/// Writes the rope's entries in both spellings: for transformers 4 `rope_theta` and, if there is scaling, `rope_scaling`; for
+/// transformers 5 `rope_parameters`. The latter reads `rope_scaling` first if it is there.
 ///
 /// # Errors
-/// What is wrong with them.
+/// Says what is wrong with the entries.
 pub fn spell_rope(config: &mut Map<String, Value>) -> std::result::Result<(), String> {
     let file: File = serde_json::from_value(Value::Object(config.clone())).map_err(|err| err.to_string())?;
     let entries = file.rope.entries(file.max_position_embeddings)?;

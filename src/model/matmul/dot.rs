@@ -1,18 +1,19 @@
-//! Products by dot products along the depth, sixteen lanes at a time: weights are read once, as they stand, however few the rows.
+//! Matrix products as dot products along the depth, sixteen lanes at a time. Weights are read once, as stored, however few rows there
+//! are.
 
 use std::ops::Range;
 
 use rayon::prelude::*;
 
 use super::bf16_order::{as_weights_load, is_halved};
-use super::weight_loads::{Keep, Kept, Plain, Source, Wide};
-use super::{PARALLEL_FROM, Shared, Start};
+use super::weight_loads::{AsStored, WeightLoads, Wide, WidenAndCopy, Widened};
+use super::{PARALLEL_FROM, Start};
 use crate::model::simd::{self, Kernel, LANES, Simd};
 use crate::numbers::aligned::Number;
 
 /// y = start + x w^T, with x `(m, k)`, w `(n, k)`, y in rows of `y_stride`.
 #[derive(Clone, Copy)]
-pub struct Product<'a, W> {
+pub struct DotProduct<'a, W> {
     pub x: *const f32,
     pub w: *const W,
     pub y: *mut f32,
@@ -22,11 +23,14 @@ pub struct Product<'a, W> {
     pub k: usize,
 }
 
-impl<W: Number> Product<'_, W> {
+// SAFETY: threads share it in `columns`, where x and w are only read and each task writes its own columns of y.
+unsafe impl<W: Sync> Sync for DotProduct<'_, W> {}
+
+impl<W: Number> DotProduct<'_, W> {
     /// # Safety
-    /// The pointers are good for the shape, `n` columns of the output, and nothing else uses `y` meanwhile.
+    /// x points at `m * k` numbers, w at `n * k`, y at m rows of `n` numbers `y_stride` apart, which nothing else uses meanwhile.
     pub unsafe fn run(self, n: usize) {
-        // SAFETY: the caller's.
+        // SAFETY: x is as large as said; the rows of a panel, with their part of y, are among the `m`.
         unsafe {
             as_weights_load::<W>(self.x, (self.m, self.k), |rows, x| {
                 Self { x, y: self.y.add(rows.start * self.y_stride), m: rows.len(), ..self }.columns(n);
@@ -35,26 +39,26 @@ impl<W: Number> Product<'_, W> {
     }
 
     /// # Safety
-    /// As [`Product::run`], and x is as weights are loaded.
+    /// As [`DotProduct::run`], with x in the order in which weights are loaded.
     unsafe fn columns(self, n: usize) {
-        let (task, columns) = (Shared(self), columns_a_task(self.m, n, self.k));
+        let columns = columns_per_task(self.m, n, self.k);
         if columns >= n {
-            // SAFETY: the caller's.
-            return unsafe { simd::run(Columns { task: task.get(), from: 0, to: n }) };
+            // SAFETY: w and y have `n` columns.
+            return unsafe { simd::run(Columns { task: self, from: 0, to: n }) };
         }
         (0..n.div_ceil(columns)).into_par_iter().for_each(|i| {
             let (from, to) = (i * columns, ((i + 1) * columns).min(n));
-            // SAFETY: the caller's; each task writes its own columns.
-            unsafe { simd::run(Columns { task: task.get(), from, to }) }
+            // SAFETY: w and y have `n` columns, of which no other task writes these.
+            unsafe { simd::run(Columns { task: self, from, to }) }
         });
     }
 }
 
-/// Weights from which on they are taken to come from memory, where even one row is worth a second thread.
+/// Count of weights from which they are taken to come from memory, where even one row is worth a second thread.
 const STREAMED_FROM: usize = 1 << 19;
 
-/// Columns of the output one task takes: all, or a part that keeps each thread busy a few times.
-fn columns_a_task(m: usize, n: usize, k: usize) -> usize {
+/// Columns of the output that one task takes: all, or as many as give each thread a few tasks.
+fn columns_per_task(m: usize, n: usize, k: usize) -> usize {
     if m * n * k < PARALLEL_FROM && n * k < STREAMED_FROM {
         return n;
     }
@@ -63,7 +67,7 @@ fn columns_a_task(m: usize, n: usize, k: usize) -> usize {
 }
 
 struct Columns<'a, W> {
-    task: Product<'a, W>,
+    task: DotProduct<'a, W>,
     from: usize,
     to: usize,
 }
@@ -74,7 +78,7 @@ const ROWS: usize = 4;
 pub const COLS: usize = 6;
 /// Depth of a block: the rows of the weight, 24 KiB, and of x, 16 KiB, stay in the first-level cache.
 pub const DEPTH: usize = 1024;
-/// Numbers from what the hot loop reads to what it has fetched from the second-level cache meanwhile.
+/// How far ahead the hot loop prefetches from the second-level cache (numbers).
 const NEAR: usize = 8 * LANES;
 /// Rows of x, 1 MiB of a block's depth, that stay in the second-level cache while the weight streams past.
 pub const ROW_PANEL: usize = 256;
@@ -92,7 +96,7 @@ impl<W: Number> Kernel for Columns<'_, W> {
                 let depth = DEPTH.min(t.k - from);
                 for col in (self.from..self.to).step_by(COLS) {
                     let block = Block { col, cols: COLS.min(self.to - col), from, depth };
-                    // SAFETY: the block stays inside the asserted shapes.
+                    // SAFETY: columns below `to`, rows below `m` and the depth below `k`: inside what the pointers are good for.
                     unsafe { block.rows::<S, W>(t, rows.clone(), &mut wide) }
                 }
             }
@@ -100,7 +104,7 @@ impl<W: Number> Kernel for Columns<'_, W> {
     }
 }
 
-/// A part of the output's columns, from a part of the depth.
+/// Some columns of the output, over a part of the depth.
 struct Block {
     col: usize,
     cols: usize,
@@ -108,19 +112,19 @@ struct Block {
     depth: usize,
 }
 
-/// Columns of the next block whose weights one block of rows fetches, where there are several of them and where there is one: two
-/// blocks fetch all of them. A fetch takes the place of a load, so several do not each fetch them all.
+/// Columns of the next block whose weights a block of rows prefetches: half of them if there are several blocks of rows, else all. A
+/// prefetch costs as much as a load, so no two blocks prefetch the same columns.
 const SHARE: usize = COLS / 2;
 const ALL: usize = COLS;
-/// Blocks of rows up to which each widens the weights for itself: a copy in f32 spares all but the first that instruction a vector, but
-/// to write it costs as much as that saves four of them.
+/// Blocks of rows up to which each widens the weights anew. A copy in f32 saves all but the first block an instruction per vector, but
+/// writing it costs as much as four blocks save.
 const WIDENED_ANEW: usize = 4;
 
 impl Block {
     #[inline(always)]
-    unsafe fn rows<S: Simd, W: Number>(&self, t: &Product<'_, W>, rows: Range<usize>, wide: &mut Wide) {
+    unsafe fn rows<S: Simd, W: Number>(&self, t: &DotProduct<'_, W>, rows: Range<usize>, wide: &mut Wide) {
         let plain =
-            Plain(std::array::from_fn(|c| unsafe { t.w.add((self.col + c.min(self.cols - 1)) * t.k + self.from) }));
+            AsStored(std::array::from_fn(|c| unsafe { t.w.add((self.col + c.min(self.cols - 1)) * t.k + self.from) }));
         unsafe {
             if rows.len() <= ROWS {
                 self.some_rows::<S, W, _, ALL>(t, rows, plain, plain.0.map(|w| w.wrapping_add(COLS * t.k)));
@@ -132,17 +136,17 @@ impl Block {
                 let (some, ahead) = (row..rows.end.min(row + ROWS), share_of_next_columns(plain, (i, blocks), t.k));
                 match i {
                     _ if !copied => self.some_rows::<S, W, _, SHARE>(t, some, plain, ahead),
-                    0 => self.sums::<S, W, _, ROWS, SHARE>(t, row, Keep(plain, wide), ahead),
-                    _ => self.some_rows::<S, W, _, SHARE>(t, some, Kept(wide), ahead),
+                    0 => self.sums::<S, W, _, ROWS, SHARE>(t, row, WidenAndCopy(plain, wide), ahead),
+                    _ => self.some_rows::<S, W, _, SHARE>(t, some, Widened(wide), ahead),
                 }
             }
         }
     }
 
     #[inline(always)]
-    unsafe fn some_rows<S: Simd, W: Number, F: Source, const AHEAD: usize>(
+    unsafe fn some_rows<S: Simd, W: Number, F: WeightLoads, const AHEAD: usize>(
         &self,
-        t: &Product<'_, W>,
+        t: &DotProduct<'_, W>,
         rows: Range<usize>,
         w: F,
         ahead: [*const W; AHEAD],
@@ -159,9 +163,9 @@ impl Block {
 
     /// R x [`COLS`] dot products along the depth.
     #[inline(always)]
-    unsafe fn sums<S: Simd, W: Number, F: Source, const R: usize, const AHEAD: usize>(
+    unsafe fn sums<S: Simd, W: Number, F: WeightLoads, const R: usize, const AHEAD: usize>(
         &self,
-        t: &Product<'_, W>,
+        t: &DotProduct<'_, W>,
         row: usize,
         w: F,
         ahead: [*const W; AHEAD],
@@ -190,24 +194,24 @@ impl Block {
     }
 }
 
-/// The sixteen parts of the sums of a block.
+/// The sixteen partial sums of each sum of a block.
 #[repr(C, align(64))]
 struct Lanes<const R: usize>([[[f32; LANES]; COLS]; R]);
 
-/// The weights of the next columns come from memory while those of the present ones meet one block of rows after the other; each
-/// of `blocks` fetches its share of them, so that memory is busy all the time. What is no share is what is being read.
-fn share_of_next_columns<W>(w: Plain<W>, (block, blocks): (usize, usize), k: usize) -> [*const W; SHARE] {
+/// The weights of the next columns that block `block` of `blocks` prefetches while it uses the present ones: each block takes a share, so
+/// that memory is always busy. Beyond the share it repeats a pointer that is being read anyway.
+fn share_of_next_columns<W>(w: AsStored<W>, (block, blocks): (usize, usize), k: usize) -> [*const W; SHARE] {
     let first = (block * COLS).div_ceil(blocks);
     let end = ((block + 1) * COLS).div_ceil(blocks);
     std::array::from_fn(|i| if first + i < end { w.0[first + i].wrapping_add(COLS * k) } else { w.0[0] })
 }
 
-/// The hot loop, sixteen lanes at a time; the tail is padded with zeros, which changes no sum. Sums stay in registers as long as
-/// nothing takes their address or indexes them with what is no constant, so they leave through `to`. And loops, no closures: these
-/// may be compiled by themselves, without the instruction set, and each load in them would be a call.
+/// The hot loop, sixteen lanes at a time; the tail is padded with zeros, which change no sum. Sums stay in registers as long as nothing
+/// takes their address or indexes them with a variable, so they leave through `to`. It uses loops instead of closures: a closure may
+/// be compiled on its own, without the instruction set, and each load in it would be a call.
 #[allow(clippy::needless_range_loop)] // they are unrolled: no index is left
 #[inline(always)]
-unsafe fn dot_lanes<S: Simd, W, F: Source, const R: usize, const AHEAD: usize>(
+unsafe fn dot_lanes<S: Simd, W, F: WeightLoads, const R: usize, const AHEAD: usize>(
     x: [*const f32; R],
     w: F,
     len: usize,
@@ -241,7 +245,7 @@ unsafe fn dot_lanes<S: Simd, W, F: Source, const R: usize, const AHEAD: usize>(
             for c in 0..COLS {
                 let w = w.load_part::<S>(c, i, LANES.min(len - i));
                 for r in 0..R {
-                    let x = Plain([x[r]; COLS]).load_part::<S>(0, i, LANES.min(len - i));
+                    let x = AsStored([x[r]; COLS]).load_part::<S>(0, i, LANES.min(len - i));
                     let to = to.add((r * COLS + c) * LANES);
                     S::store(S::mul_add(x, w, S::load(to)), to);
                 }
@@ -250,10 +254,10 @@ unsafe fn dot_lanes<S: Simd, W, F: Source, const R: usize, const AHEAD: usize>(
     }
 }
 
-/// What the hot loop at `i` has brought meanwhile: the next columns from memory, what it will read soon from the second-level cache.
+/// Prefetches for the hot loop at `i`: the next columns from memory, and its own next numbers from the second-level cache.
 #[allow(clippy::needless_range_loop)] // as above
 #[inline(always)]
-fn prefetch<S: Simd, W, F: Source, const R: usize, const AHEAD: usize>(
+fn prefetch<S: Simd, W, F: WeightLoads, const R: usize, const AHEAD: usize>(
     x: [*const f32; R],
     w: F,
     i: usize,
@@ -275,9 +279,9 @@ fn prefetch<S: Simd, W, F: Source, const R: usize, const AHEAD: usize>(
     }
 }
 
-/// Adds the sums of one row to what they start from, or to those of the depth before.
+/// Adds the sums of one row to their start, or to the sums over the depth before.
 #[inline(always)]
-unsafe fn finish<W>(t: &Product<'_, W>, block: &Block, row: usize, sums: [f32; COLS]) {
+unsafe fn finish<W>(t: &DotProduct<'_, W>, block: &Block, row: usize, sums: [f32; COLS]) {
     unsafe {
         let y = t.y.add(row * t.y_stride + block.col);
         let start = match t.start {
@@ -295,7 +299,7 @@ unsafe fn finish<W>(t: &Product<'_, W>, block: &Block, row: usize, sums: [f32; C
     }
 }
 
-/// The first `len` of some numbers, zeros after them.
+/// The first `len` numbers, padded with zeros.
 #[inline(always)]
 unsafe fn first(from: *const f32, len: usize) -> [f32; COLS] {
     let mut numbers = [0.0; COLS];

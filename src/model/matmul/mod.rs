@@ -1,8 +1,8 @@
 //! The three products of a linear layer: forward, gradient of its input, gradient of its weight.
 //!
-//! Every output is one chain of multiply-adds in an order that depends on its own row and column and on what the weights are held in,
-//! so a row's result has the same bits whatever else is in the batch, on however many threads. That is what lets a sampled
-//! log-probability equal the trainer's. A library product chooses its order by the shape of the batch.
+//! Every output is one chain of multiply-adds, whose order depends only on its row, its column and the type of the weights. A row's
+//! result is therefore bit-identical whatever else is in the batch, on any number of threads, and a sampled log-probability equals
+//! the trainer's. BLAS libraries choose the order by the shape of the batch.
 
 #![allow(unsafe_code)] // pointers into disjoint parts of one output; each function checks its bounds first
 
@@ -11,8 +11,9 @@ mod dot;
 mod outer;
 mod weight_loads;
 
-use crate::numbers::aligned::{Floats, Number};
-use outer::{Left, Right};
+use crate::numbers::aligned::{AlignedVec, Number};
+use dot::DotProduct;
+use outer::{Left, OuterProduct, Right};
 
 /// A matrix inside a larger one: row `i` is `data[i * stride..][..width]`.
 #[derive(Clone, Copy)]
@@ -21,7 +22,7 @@ pub struct Rows<'a> {
     stride: usize,
 }
 
-/// As [`Rows`], to write to.
+/// A mutable [`Rows`].
 pub struct RowsMut<'a> {
     data: &'a mut [f32],
     stride: usize,
@@ -42,47 +43,35 @@ impl<'a> RowsMut<'a> {
     }
 }
 
-/// What an output starts from.
+/// The value that the products are added to.
 #[derive(Clone, Copy)]
 pub enum Start<'a> {
     /// Zero.
     Zero,
-    /// The bias, `[N]`.
+    /// The bias, `(N)`.
     Bias(&'a [f32]),
-    /// What it holds already: a residual connection.
+    /// The output's own value: a residual connection.
     Add,
 }
 
-/// Multiply-adds below which a product stays on one thread: starting a second costs about as much.
+/// Multiply-adds below which a product stays on one thread: starting a second thread costs about as much.
 const PARALLEL_FROM: usize = 1 << 20;
-
-#[derive(Clone, Copy)]
-struct Shared<T>(T);
-// SAFETY: each task writes rows or columns that no other task touches; see the callers.
-unsafe impl<T> Send for Shared<T> {}
-// SAFETY: as above.
-unsafe impl<T> Sync for Shared<T> {}
-
-impl<T: Copy> Shared<T> {
-    fn get(&self) -> T {
-        self.0
-    }
-}
 
 /// The weight of a linear layer.
 #[derive(Clone, Copy)]
 pub struct Weight<'a, W = f32> {
     /// `(N, K)` without gaps.
     pub plain: &'a [W],
-    /// The same as [`turned`] gives it.
-    pub turned: Option<&'a [f32]>,
+    /// The same weight as [`panels`] packs it.
+    pub panels: Option<&'a [f32]>,
 }
 
-/// The layout in which [`linear`] wants a weight `(N, K)` of a depth that is one block; `None` for deeper ones.
+/// Packs a weight `(N, K)` into the layout that [`linear`] reads if K is at most one block deep; `None` for deeper weights, which are
+/// read as stored.
 ///
-/// The depth alone decides, never the batch, so that a sum is always the same chain. Over a short depth dot products would spend
-/// half their time on the sums across lanes; over a long one they read weights as they stand in a file.
-pub fn turned<W: Number>(weight: &[W], depth: usize) -> Option<Floats> {
+/// K alone decides, never the batch, so that a sum is always the same chain. Over a short depth, dot products would spend half their
+/// time on sums across lanes; over a long one, they can read weights as a file stores them.
+pub fn panels<W: Number>(weight: &[W], depth: usize) -> Option<AlignedVec<f32>> {
     (depth <= outer::DEPTH).then(|| outer::panels(weight, depth))
 }
 
@@ -105,14 +94,14 @@ pub fn linear<W: Number>(
         assert!(bias.len() >= n);
     }
     let (x, y, y_stride) = (x.as_ptr(), y.data.as_mut_ptr(), y.stride);
-    if let Some(panels) = w.turned {
+    if let Some(panels) = w.panels {
         assert!(panels.len() >= n.next_multiple_of(outer::BLOCK_COLS) * k);
         let (a, b) = (Left { data: x, row: k, depth: 1 }, Right::Panels(panels.as_ptr()));
         // SAFETY: bounds asserted above.
-        unsafe { outer::Product { a, b, shape: (m, k, n), start, c: y, c_stride: y_stride }.run() }
+        unsafe { OuterProduct { a, b, shape: (m, k, n), start, c: y, c_stride: y_stride }.run() }
     } else {
         // SAFETY: bounds asserted above.
-        unsafe { dot::Product { x, w: w.plain.as_ptr(), y, y_stride, start, m, k }.run(n) }
+        unsafe { DotProduct { x, w: w.plain.as_ptr(), y, y_stride, start, m, k }.run(n) }
     }
 }
 
@@ -126,9 +115,9 @@ pub fn input_gradient(dy: Rows<'_>, w: &[f32], (m, n, k): (usize, usize, usize),
     }
     assert!(dy.data.len() >= (m - 1) * dy.stride + n && w.len() >= n * k && dx.len() >= m * k);
     let a = Left { data: dy.data.as_ptr(), row: dy.stride, depth: 1 };
-    let (b, c) = (Right::Straight(w.as_ptr()), dx.as_mut_ptr());
+    let (b, c) = (Right::RowMajor(w.as_ptr()), dx.as_mut_ptr());
     // SAFETY: bounds asserted above.
-    unsafe { outer::Product { a, b, shape: (m, n, k), start, c, c_stride: k }.run() }
+    unsafe { OuterProduct { a, b, shape: (m, n, k), start, c, c_stride: k }.run() }
 }
 
 /// dw += dy^T x: the gradient of a linear layer's weight.
@@ -141,7 +130,7 @@ pub fn weight_gradient(dy: Rows<'_>, x: &[f32], (m, n, k): (usize, usize, usize)
     }
     assert!(dy.data.len() >= (m - 1) * dy.stride + n && x.len() >= m * k && dw.len() >= n * k);
     let a = Left { data: dy.data.as_ptr(), row: 1, depth: dy.stride };
-    let (b, c) = (Right::Straight(x.as_ptr()), dw.as_mut_ptr());
+    let (b, c) = (Right::RowMajor(x.as_ptr()), dw.as_mut_ptr());
     // SAFETY: bounds asserted above.
-    unsafe { outer::Product { a, b, shape: (n, m, k), start: Start::Add, c, c_stride: k }.run() }
+    unsafe { OuterProduct { a, b, shape: (n, m, k), start: Start::Add, c, c_stride: k }.run() }
 }

@@ -1,14 +1,14 @@
-//! Products by rank-one updates: a number of the left operand times sixteen columns of the right one, the depth in ascending order.
+//! Matrix products as rank-one updates: a number of the left operand times sixteen columns of the right one, along the depth.
 
 use rayon::prelude::*;
 
-use super::{PARALLEL_FROM, Shared, Start};
+use super::{PARALLEL_FROM, Start};
 use crate::model::simd::{self, Kernel, LANES, Simd};
-use crate::numbers::aligned::{Floats, Number};
+use crate::numbers::aligned::{AlignedVec, Number};
 
 /// c = start + a b, with c `(rows, cols)` in rows of `c_stride`.
 #[derive(Clone, Copy)]
-pub struct Product<'a> {
+pub struct OuterProduct<'a> {
     pub a: Left,
     pub b: Right,
     /// `(rows, depth, cols)`.
@@ -30,33 +30,33 @@ pub struct Left {
 #[derive(Clone, Copy)]
 pub enum Right {
     /// `(depth, cols)` without gaps.
-    Straight(*const f32),
-    /// As [`panels`] made them.
+    RowMajor(*const f32),
+    /// As [`panels`] packs it.
     Panels(*const f32),
 }
 
-/// The weight of a linear layer, `(cols, depth)`, turned: for each [`BLOCK_COLS`] of its columns `(depth, BLOCK_COLS)`.
-pub fn panels<W: Number>(weight: &[W], depth: usize) -> Floats {
+/// The weight of a linear layer, `(cols, depth)`, transposed in panels: `(depth, BLOCK_COLS)` for each [`BLOCK_COLS`] of its columns.
+pub fn panels<W: Number>(weight: &[W], depth: usize) -> AlignedVec<f32> {
     let cols = weight.len() / depth;
-    let mut panels = Floats::zeros(cols.next_multiple_of(BLOCK_COLS) * depth);
+    let mut panels = AlignedVec::zeros(cols.next_multiple_of(BLOCK_COLS) * depth);
     let mut wide = Vec::new();
     for (weight, panel) in weight.chunks(BLOCK_COLS * depth).zip(panels.chunks_exact_mut(BLOCK_COLS * depth)) {
         wide.clear();
         wide.extend(weight.iter().map(|w| w.widen()));
         // SAFETY: no pointers.
-        unsafe { simd::run(Turn { weight: &wide, depth, panel }) };
+        unsafe { simd::run(Transpose { weight: &wide, depth, panel }) };
     }
     panels
 }
 
 /// At most [`BLOCK_COLS`] columns.
-struct Turn<'a> {
+struct Transpose<'a> {
     weight: &'a [f32],
     depth: usize,
     panel: &'a mut [f32],
 }
 
-impl Kernel for Turn<'_> {
+impl Kernel for Transpose<'_> {
     type Out = ();
 
     #[inline(always)]
@@ -86,35 +86,40 @@ const BLOCK_ROWS: usize = 6;
 const BLOCK_VECTORS: usize = 4;
 pub const BLOCK_COLS: usize = BLOCK_VECTORS * LANES;
 
-impl Product<'_> {
+// SAFETY: threads share it in `run`, where a and b are only read and each task writes its own rows or columns of c.
+unsafe impl Sync for OuterProduct<'_> {}
+
+impl OuterProduct<'_> {
     /// # Safety
-    /// The pointers are good for the shape, and nothing else uses `c` meanwhile.
+    /// a, b and c point at matrices of the shape, and nothing else uses c meanwhile.
     pub unsafe fn run(self) {
         let (rows, depth, cols) = self.shape;
         if rows * depth * cols < PARALLEL_FROM {
-            // SAFETY: the caller's.
+            // SAFETY: the matrices are there.
             return unsafe { simd::run(self) };
         }
-        let (whole, tasks) = (Shared(self), 2 * rayon::current_num_threads());
+        let tasks = 2 * rayon::current_num_threads();
         if rows >= cols {
             let size = rows.div_ceil(tasks).next_multiple_of(BLOCK_ROWS);
             (0..rows.div_ceil(size)).into_par_iter().for_each(|i| {
-                // SAFETY: the caller's; each task writes rows of its own.
-                unsafe { simd::run(whole.get().part_of_rows(i * size, size.min(rows - i * size))) }
+                // SAFETY: rows of a and c that no other task writes.
+                unsafe { simd::run(self.part_of_rows(i * size, size.min(rows - i * size))) }
             });
         } else {
             let size = cols.div_ceil(tasks).next_multiple_of(BLOCK_COLS);
             (0..cols.div_ceil(size)).into_par_iter().for_each(|i| {
-                let part = Part { from: i * size, to: (i * size + size).min(cols), product: whole.get() };
-                // SAFETY: the caller's; each task writes columns of its own.
+                let part = Part { from: i * size, to: (i * size + size).min(cols), product: self };
+                // SAFETY: columns of b and c that no other task writes.
                 unsafe { simd::run(part) }
             });
         }
     }
 
+    /// # Safety
+    /// There are `from + rows` rows.
     unsafe fn part_of_rows(self, from: usize, rows: usize) -> Self {
         let (_, depth, cols) = self.shape;
-        // SAFETY: the caller's.
+        // SAFETY: both pointers stay inside their matrices, which have more than `from` rows.
         let (a, c) = unsafe { (self.a.data.add(from * self.a.row), self.c.add(from * self.c_stride)) };
         Self { a: Left { data: a, ..self.a }, c, shape: (rows, depth, cols), ..self }
     }
@@ -122,23 +127,23 @@ impl Product<'_> {
 
 /// Columns `from..to` of a product.
 struct Part<'a> {
-    product: Product<'a>,
+    product: OuterProduct<'a>,
     from: usize,
     to: usize,
 }
 
-impl Kernel for Product<'_> {
+impl Kernel for OuterProduct<'_> {
     type Out = ();
 
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
         let to = self.shape.2;
-        // SAFETY: the caller's.
+        // SAFETY: all columns of the matrices that this kernel's pointers are good for.
         unsafe { Part { product: self, from: 0, to }.run::<S>() }
     }
 }
 
-/// A part of the output that is made at once, from a part of the depth.
+/// A block of the output, over a part of the depth.
 struct Block {
     col: usize,
     cols: usize,
@@ -152,16 +157,16 @@ impl Kernel for Part<'_> {
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
         let (rows, all, cols) = self.product.shape;
-        // A left operand that is contiguous along the depth is read where it stands; one that strides would meet the same few
-        // cache sets over and over, and is packed.
+        // A left operand that is contiguous along the depth is read in place. One with a stride would hit the same few cache sets
+        // again and again, so it is packed.
         let pack = self.product.a.depth != 1;
         let row_blocks = rows.div_ceil(BLOCK_ROWS);
         let mut packed_a = vec![0.0f32; if pack { row_blocks * BLOCK_ROWS * DEPTH } else { 0 }];
-        let pack_b = matches!(self.product.b, Right::Straight(_)) && cols != BLOCK_COLS;
+        let pack_b = matches!(self.product.b, Right::RowMajor(_)) && cols != BLOCK_COLS;
         let mut packed_b = vec![0.0f32; if pack_b { DEPTH * BLOCK_COLS } else { 0 }];
         for from in (0..all).step_by(DEPTH) {
             let depth = DEPTH.min(all - from);
-            // SAFETY: the caller's.
+            // SAFETY: all rows, columns up to `to` and the depth up to `all`: inside the matrices.
             unsafe {
                 if pack {
                     self.product.pack_a(from, depth, &mut packed_a);
@@ -169,8 +174,8 @@ impl Kernel for Part<'_> {
                 for col in (self.from..self.to).step_by(BLOCK_COLS) {
                     let block = Block { col, cols: BLOCK_COLS.min(self.to - col), from, depth };
                     let b = match self.product.b {
-                        Right::Straight(b) if !pack_b => b.add(from * BLOCK_COLS), // has the packed layout already
-                        Right::Straight(b) => self.product.pack_b(b, &block, &mut packed_b),
+                        Right::RowMajor(b) if !pack_b => b.add(from * BLOCK_COLS), // has the packed layout already
+                        Right::RowMajor(b) => self.product.pack_b(b, &block, &mut packed_b),
                         Right::Panels(b) => b.add(col * all + from * BLOCK_COLS),
                     };
                     let a = pack.then_some(packed_a.as_ptr());
@@ -186,7 +191,7 @@ impl Kernel for Part<'_> {
     }
 }
 
-impl Product<'_> {
+impl OuterProduct<'_> {
     /// All rows of a block's columns.
     #[inline(always)]
     unsafe fn rows<S: Simd, const VECTORS: usize>(&self, block: &Block, packed_a: Option<*const f32>, b: *const f32) {
@@ -225,7 +230,7 @@ impl Product<'_> {
         }
     }
 
-    /// `packed[p][col]`; what stands in missing columns is multiplied and dropped.
+    /// `packed[p][col]`; missing columns hold anything, and their results are dropped.
     #[inline(always)]
     unsafe fn pack_b(&self, b: *const f32, block: &Block, packed: &mut [f32]) -> *const f32 {
         for (p, packed) in packed.chunks_exact_mut(BLOCK_COLS).take(block.depth).enumerate() {
@@ -237,7 +242,7 @@ impl Product<'_> {
         packed.as_ptr()
     }
 
-    /// Adds the sums of a register block to what they start from, or to those of the depth before.
+    /// Adds the sums of a register block to their start, or to the sums over the depth before.
     #[inline(always)]
     unsafe fn finish<S: Simd, const VECTORS: usize>(
         &self,

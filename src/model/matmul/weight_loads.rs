@@ -1,5 +1,5 @@
-//! Where the hot loop of dot products gets a block of weights from: where they stand, or, if they are to be widened for many rows,
-//! from a copy in f32 in the first-level cache.
+//! Loads a block of weights for the hot loop of dot products: as stored or, if many rows need them widened, from a copy in f32 in the
+//! first-level cache.
 
 use super::bf16_order::is_halved;
 use super::dot::{COLS, DEPTH};
@@ -10,29 +10,36 @@ use crate::numbers::aligned::Number;
 #[repr(C, align(64))]
 pub struct Wide(pub [[[f32; LANES]; COLS]; DEPTH / LANES]);
 
-/// Where the hot loop gets weights from.
-pub trait Source: Copy {
-    /// Sixteen of the thirty-two of column `c` from `i`, a multiple of that, on: the first or the second as x has them, see [`super::halves`].
+/// How the hot loop loads weights.
+pub trait WeightLoads: Copy {
+    /// Sixteen of the thirty-two weights of column `c` from `i` on, the first or the second half in the order of x; see
+    /// [`super::bf16_order`]. `i` is a multiple of thirty-two.
+    ///
+    /// # Safety
+    /// The processor has S, and the column has those weights.
     unsafe fn load<S: Simd>(self, c: usize, i: usize, second: bool) -> S::V;
-    /// The `len`, at most sixteen, from `i`, a multiple of that, on as they stand, and zeros.
+    /// The `len` weights, at most sixteen, from `i` on in the order of storage, padded with zeros. `i` is a multiple of sixteen.
+    ///
+    /// # Safety
+    /// The processor has S, and the column has those weights.
     unsafe fn load_part<S: Simd>(self, c: usize, i: usize, len: usize) -> S::V;
-    /// Has what `load` will want soon brought to the first-level cache.
+    /// Prefetches to the first-level cache what `load` will read soon.
     fn prefetch_near<S: Simd>(self, _c: usize, _i: usize) {}
 }
 
-/// As they stand. Columns beyond the block's last are the last again.
+/// Loads them as stored. Columns beyond the block's last repeat the last.
 #[derive(Clone, Copy)]
-pub struct Plain<W>(pub [*const W; COLS]);
+pub struct AsStored<W>(pub [*const W; COLS]);
 
-/// As they stand; and keeps them, widened.
+/// Loads them as stored, and copies them widened.
 #[derive(Clone, Copy)]
-pub struct Keep<W>(pub Plain<W>, pub *mut Wide);
+pub struct WidenAndCopy<W>(pub AsStored<W>, pub *mut Wide);
 
-/// Those that were kept.
+/// Loads the widened copy.
 #[derive(Clone, Copy)]
-pub struct Kept(pub *const Wide);
+pub struct Widened(pub *const Wide);
 
-impl<W: Number> Source for Plain<W> {
+impl<W: Number> WeightLoads for AsStored<W> {
     #[inline(always)]
     unsafe fn load<S: Simd>(self, c: usize, i: usize, second: bool) -> S::V {
         unsafe {
@@ -52,7 +59,7 @@ impl<W: Number> Source for Plain<W> {
             S::load(lanes.as_ptr())
         }
     }
-    /// Of half as many bytes a line is used twice, and they come in time by themselves.
+    /// Weights in bf16 use each line twice, and arrive in time without a prefetch.
     #[inline(always)]
     fn prefetch_near<S: Simd>(self, c: usize, i: usize) {
         if size_of::<W>() == size_of::<f32>() {
@@ -61,7 +68,7 @@ impl<W: Number> Source for Plain<W> {
     }
 }
 
-impl<W: Number> Source for Keep<W> {
+impl<W: Number> WeightLoads for WidenAndCopy<W> {
     #[inline(always)]
     unsafe fn load<S: Simd>(self, c: usize, i: usize, second: bool) -> S::V {
         unsafe {
@@ -84,7 +91,7 @@ impl<W: Number> Source for Keep<W> {
     }
 }
 
-impl Source for Kept {
+impl WeightLoads for Widened {
     #[inline(always)]
     unsafe fn load<S: Simd>(self, c: usize, i: usize, second: bool) -> S::V {
         unsafe { S::load((*self.0).0.as_ptr().cast::<f32>().add((i + usize::from(second) * LANES) * COLS + c * LANES)) }

@@ -1,19 +1,18 @@
-//! Rotary frequencies of each kind, rounded to f32 where transformers rounds.
+//! The rotary frequencies of each rope type, rounded to f32 where transformers rounds.
 
 use std::f64::consts::TAU;
 
 use super::parameters::{RopeParameters, Scaling, Yarn};
 
 impl RopeParameters {
-    /// The angle that each pair of numbers of a head turns by from one position to the next [rad], and what cosines and sines are
-    /// multiplied by.
+    /// The angle that each pair of numbers of a head turns by per position (rad), and the factor of cosines and sines.
     ///
     /// # Source
     /// Su et al. 2021, <https://arxiv.org/abs/2104.09864>, eq. 15; `modeling_rope_utils.py` of transformers 5.23.
     pub(super) fn frequencies(&self, head_dim: usize) -> (Vec<f32>, f32) {
         let base = self.rope_theta;
         match &self.scaling {
-            // Not by way of `periods`, whose last bit differs now and then: runs recorded with these frequencies stay what they are.
+            // Not from `periods`, whose last bit sometimes differs: recorded runs used these frequencies.
             Scaling::Default => {
                 let frequency = |i: usize| base.powf(-(2.0 * i as f64) / head_dim as f64) as f32;
                 ((0..head_dim / 2).map(frequency).collect(), 1.0)
@@ -39,7 +38,7 @@ impl Yarn {
     /// Peng et al. 2023, <https://arxiv.org/abs/2309.00071>, section 3.2, with the ramp of the authors' code over the index of a
     /// frequency, as transformers has it.
     fn frequencies(&self, base: f64, head_dim: usize) -> Vec<f32> {
-        // The index at which a frequency turns so often in the original positions.
+        // The index of the frequency that makes this many turns over the original positions.
         let index = |turns: f64| {
             let period = self.original_max_position_embeddings / (turns * TAU);
             head_dim as f64 * period.ln() / (2.0 * base.ln())

@@ -1,4 +1,4 @@
-//! Rotary positions: cosines and sines of each position's angles, and heads turned by them.
+//! Rotary position embedding: tables of cosines and sines, and the rotation of heads by them.
 
 mod frequencies;
 mod parameters;
@@ -15,26 +15,26 @@ use spelling::DEFAULT_THETA;
 pub use parameters::{RopeParameters, Scaling, Yarn};
 pub use spelling::Spelling;
 
-/// Positions that are made together, when the first of them is needed: a model of a million positions is loaded as fast as another.
+/// Positions whose table is computed together, when the first of them is needed: a model of a million positions loads as fast as any.
 const BLOCK: usize = 1024;
 
 /// Cosines and sines of the rotary positions.
 pub struct Rope {
-    /// Of each pair of numbers in a head, `(E / 2)`.
+    /// Angle per position of each pair of numbers in a head, `(E / 2)` (rad).
     frequencies: Vec<f32>,
-    /// What cosines and sines are multiplied by.
+    /// Factor of cosines and sines.
     scale: f32,
     positions: usize,
     blocks: Vec<OnceLock<Block>>,
 }
 
-/// Of [`BLOCK`] positions, or of those that are left, `(BLOCK, E / 2)` each.
+/// The table of [`BLOCK`] positions, fewer in the last block, `(BLOCK, E / 2)` each.
 struct Block {
     cos: Vec<f32>,
     sin: Vec<f32>,
 }
 
-/// Which way a rotation goes: forward, or back for the gradient.
+/// The direction of a rotation: backward for the gradient.
 #[derive(Clone, Copy)]
 pub enum Turn {
     /// By the position's angle.
@@ -44,14 +44,14 @@ pub enum Turn {
 }
 
 impl Rope {
-    /// For positions `0..positions`, in f32 whatever the weights are: a bf16 angle is wrong beyond some hundred tokens.
+    /// A table for positions `0..positions`, in f32 whatever type the weights have: bf16 angles are wrong beyond a few hundred tokens.
     pub fn new(parameters: &RopeParameters, head_dim: usize, positions: usize) -> Self {
         let (frequencies, scale) = parameters.frequencies(head_dim);
         let blocks = (0..positions.div_ceil(BLOCK)).map(|_| OnceLock::new()).collect();
         Self { frequencies, scale, positions, blocks }
     }
 
-    /// How many positions there are.
+    /// The number of positions.
     pub fn positions(&self) -> usize {
         self.positions
     }
@@ -70,7 +70,7 @@ impl Rope {
         table
     }
 
-    /// Made on this thread alone: a thread that waited for others here could be given a task that waits for the same block.
+    /// Computes the block on this thread alone: while waiting for others it could be given a task that waits for the same block.
     fn block(&self, at: usize) -> &Block {
         self.blocks[at].get_or_init(|| {
             let angles = (BLOCK * at..self.positions.min(BLOCK * (at + 1)))

@@ -1,66 +1,66 @@
-//! Which rotary positions a model has: each kind that transformers has for Qwen2, with the numbers that belong to it.
+//! The rope types that transformers has for Qwen2, with their parameters.
 
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-/// Entries that every type may have: transformers reads them for no type, or not for all.
+/// Entries that any type may have, though transformers reads them for none or for some only.
 const HARMLESS: [&str; 4] = ["rope_type", "rope_theta", "original_max_position_embeddings", "finetuned"];
 
 const YARN: [&str; 7] =
     ["factor", "attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate"];
 
-/// What rotary positions are made from.
+/// The rope parameters of a model.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct RopeParameters {
     /// Base of the frequencies.
     pub rope_theta: f64,
-    /// What is done with the frequencies, for sequences longer than those of the training before.
+    /// How frequencies are scaled for sequences longer than in pretraining.
     #[serde(flatten)]
     pub scaling: Scaling,
 }
 
-/// Named as transformers names them.
+/// The rope types, under transformers' names.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(tag = "rope_type", rename_all = "lowercase")]
 pub enum Scaling {
-    /// Nothing.
+    /// No scaling.
     Default,
     /// Frequencies divided by a factor.
     Linear {
-        /// At least 1 in a model that makes sense.
+        /// At least 1 in any sensible model.
         factor: f64,
     },
-    /// NTK scaling that follows the length of a batch: nothing up to the model's positions, and nothing longer is run here.
+    /// NTK scaling by the length of a batch: none up to the model's positions, and this program runs no longer sequences.
     Dynamic {
         /// Of the positions beyond.
         factor: f64,
     },
-    /// Low frequencies divided by a factor, high ones left, and all scores raised a little.
+    /// YaRN: low frequencies divided by a factor, high ones left alone, and all scores raised a little.
     Yarn(Yarn),
 }
 
-/// The numbers of YaRN.
+/// The parameters of YaRN.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Yarn {
-    /// What low frequencies are divided by.
+    /// Divisor of low frequencies.
     pub factor: f64,
-    /// Positions of the training before.
+    /// The longest sequence in pretraining (tokens).
     pub original_max_position_embeddings: f64,
-    /// Cosines and sines are multiplied by it.
+    /// Factor of cosines and sines.
     pub attention_factor: f64,
-    /// Frequencies that turn as often in the original positions, or more often, are left.
+    /// Frequencies with at least this many turns over the original positions are left alone.
     pub beta_fast: f64,
-    /// Those that turn as often, or less often, are divided.
+    /// Frequencies with at most this many turns are divided.
     pub beta_slow: f64,
     /// Whether the border between the two is rounded to whole frequencies.
     pub truncate: bool,
 }
 
 impl RopeParameters {
-    /// From the entries that [`super::Spelling::entries`] gives.
+    /// Reads the entries that [`super::Spelling::entries`] returns.
     ///
     /// # Errors
-    /// What is missing, not supported or out of range.
+    /// Says which entry is missing, not supported or out of range.
     pub fn read(entries: &Map<String, Value>, max_position_embeddings: usize) -> Result<Self, String> {
         let kind = entries.get("rope_type").and_then(Value::as_str).unwrap_or_default();
         let own: &[&str] = match kind {
@@ -93,8 +93,7 @@ impl RopeParameters {
         Ok(Self { rope_theta: theta, scaling })
     }
 
-    /// The longest sequence [tokens], as vLLM and transformers' documentation have it: a factor lengthens what the model was trained
-    /// for.
+    /// The longest sequence (tokens). As in vLLM and transformers' documentation, the factor lengthens the sequences of pretraining.
     #[must_use]
     pub fn positions(&self, max_position_embeddings: usize) -> usize {
         let reached = match &self.scaling {
@@ -115,7 +114,7 @@ impl Yarn {
             (Some(_), None) => max_position_embeddings as f64 / original,
             (None, _) => return Err("rope type \"yarn\" needs a factor".into()),
         };
-        // Zero is as good as missing, as Python's `or` and `if` have it.
+        // Zero counts as missing, as in Python's `or` and `if`.
         let unless_zero = |name| Ok::<_, String>(numbers.number(name)?.filter(|number| *number != 0.0));
         let raised = |by: f64| if factor <= 1.0 { 1.0 } else { 0.1 * by * factor.ln() + 1.0 };
         let attention_factor = match (unless_zero("mscale")?, unless_zero("mscale_all_dim")?) {

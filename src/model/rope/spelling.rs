@@ -1,36 +1,36 @@
-//! Where a `config.json` says which rotary positions it means: in the spelling of transformers 4, of transformers 5, or in both.
+//! Reads the rope entries of a `config.json` in the spelling of transformers 4, of transformers 5, or both.
 
 use serde::{Deserialize, Deserializer};
 use serde_json::{Map, Value};
 
-/// The base of the frequencies where nothing names one, `default_theta` of transformers.
+/// The default base of the frequencies, `default_theta` of transformers.
 pub(super) const DEFAULT_THETA: f64 = 10_000.0;
 
-/// The entries of `config.json` about rotary positions.
+/// The rope entries of `config.json`.
 #[derive(Debug, Clone, Default, Deserialize)]
 pub struct Spelling {
     #[serde(default, deserialize_with = "some")]
     rope_theta: Option<f64>,
-    /// Of transformers 4, beside `rope_theta`.
+    /// The spelling of transformers 4, beside `rope_theta`.
     rope_scaling: Option<Map<String, Value>>,
-    /// Of transformers 5, with `rope_theta` in it.
+    /// The spelling of transformers 5, with `rope_theta` in it.
     rope_parameters: Option<Map<String, Value>>,
     #[serde(default, deserialize_with = "some")]
     original_max_position_embeddings: Option<f64>,
     partial_rotary_factor: Option<f64>,
 }
 
-/// An entry that may be missing, but not null.
+/// Reads an entry that may be missing, but not null.
 fn some<'de, T: Deserialize<'de>, D: Deserializer<'de>>(from: D) -> Result<Option<T>, D::Error> {
     T::deserialize(from).map(Some)
 }
 
 impl Spelling {
-    /// One set of entries, with `rope_type` and `rope_theta` among them, merged as transformers 5 does it. Where that and version 4
-    /// would read different numbers, nobody knows which are meant.
+    /// Merges both spellings into one set of entries, with `rope_type` and `rope_theta`, as transformers 5 does. It is an error if
+    /// versions 4 and 5 would read different numbers.
     ///
     /// # Errors
-    /// The entries that contradict each other, or a rotation of less than whole heads.
+    /// Names the entries that contradict each other, or a rotation of less than whole heads.
     pub fn entries(&self, max_position_embeddings: usize) -> Result<Map<String, Value>, String> {
         let named = |entries: &Option<Map<_, _>>| entries.clone().filter(|entries| !entries.is_empty());
         let mut entries = match (named(&self.rope_scaling), named(&self.rope_parameters)) {
@@ -61,7 +61,7 @@ impl Spelling {
         Ok(entries)
     }
 
-    /// With `rope_type` for `type`, and the `rope_theta` beside them; nulls are as good as missing, but for two of YaRN's.
+    /// Renames `type` to `rope_type` and adds `rope_theta`. Nulls count as missing, except for two of YaRN's.
     fn complete(&self, mut entries: Map<String, Value>) -> Result<Map<String, Value>, String> {
         entries.retain(|name, value| !value.is_null() || ["factor", "truncate"].contains(&name.as_str()));
         let kind = match (entries.shift_remove("type"), entries.get("rope_type").cloned()) {

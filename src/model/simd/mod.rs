@@ -1,7 +1,7 @@
-//! Sixteen f32 lanes on whatever the processor has: AVX-512, AVX2 with FMA, or plain code the compiler may vectorise.
+//! Sixteen f32 lanes with AVX-512, AVX2 with FMA, or plain code that the compiler may vectorise.
 //!
-//! A [`Kernel`] is written once over [`Simd`] and compiled for each; [`run`] picks at run time. All three add in the same lanes and
-//! reduce in the same order, so AVX-512 and AVX2 give the same bits; plain code rounds products that FMA does not.
+//! A [`Kernel`] is written once over [`Simd`] and compiled for each; [`run`] picks one at run time. All three add in the same lanes and
+//! reduce in the same order, so AVX-512 and AVX2 agree bit for bit; plain code rounds products that FMA does not.
 
 #![allow(unsafe_code)] // intrinsics behind one dispatch; the bounds are checked by the kernels' callers in `matmul`
 
@@ -33,19 +33,19 @@ pub trait Simd: Copy {
     /// # Safety
     /// `from` points at [`LANES`] numbers.
     unsafe fn load(from: *const f32) -> Self::V;
-    /// The even or the odd ones of twice [`LANES`] numbers, widened, which is exact. Neighbours share a word of 32 bits, whose upper
-    /// half is an f32 but for the lower bits: one instruction for each, where to widen them in their order takes two.
+    /// The even or the odd ones of twice [`LANES`] numbers, widened exactly. Neighbours share a 32-bit word, so that one instruction widens
+    /// the even or the odd ones; widening in order takes two.
     ///
     /// # Safety
-    /// `from` points at so many.
+    /// `from` points at twice [`LANES`] numbers.
     unsafe fn load_bf16(from: *const bf16, odd: bool) -> Self::V;
     /// # Safety
     /// `to` points at room for [`LANES`] numbers.
     unsafe fn store(v: Self::V, to: *mut f32);
-    /// Has a cache line brought to the second-level cache, if it exists.
+    /// Prefetches a cache line to the second-level cache; any address is allowed.
     #[inline(always)]
     fn prefetch<T>(_line: *const T) {}
-    /// The same, to the first-level cache.
+    /// Prefetches a cache line to the first-level cache; any address is allowed.
     #[inline(always)]
     fn prefetch_near<T>(_line: *const T) {}
     /// `a * b + c` in each lane.
@@ -53,7 +53,7 @@ pub trait Simd: Copy {
     /// # Safety
     /// As [`Simd::splat`].
     unsafe fn mul_add(a: Self::V, b: Self::V, c: Self::V) -> Self::V;
-    /// The sums of 4 x 4 vectors, each by halves as [`sum`] does it.
+    /// The sums of 4 x 4 vectors, each added by halves as in [`sum`].
     ///
     /// # Safety
     /// As [`Simd::splat`].
@@ -67,10 +67,10 @@ pub trait Simd: Copy {
         }
         sums
     }
-    /// Twice [`LANES`] numbers, first the even ones, then the odd ones.
+    /// Copies twice [`LANES`] numbers, first the even ones, then the odd ones.
     ///
     /// # Safety
-    /// `from` points at so many and `to` at room for them.
+    /// `from` points at twice [`LANES`] numbers, `to` at room for them.
     #[inline(always)]
     unsafe fn halve(from: *const f32, to: *mut f32) {
         for i in 0..LANES {
@@ -80,10 +80,10 @@ pub trait Simd: Copy {
             }
         }
     }
-    /// [`LANES`] x [`LANES`] numbers in rows of `stride` become columns in rows of `to_stride`.
+    /// Transposes [`LANES`] x [`LANES`] numbers, from rows of `stride` to rows of `to_stride`.
     ///
     /// # Safety
-    /// Both matrices are there.
+    /// `from` and `to` point at [`LANES`] rows of [`LANES`] numbers with these strides.
     #[inline(always)]
     unsafe fn transpose(from: *const f32, stride: usize, to: *mut f32, to_stride: usize) {
         for row in 0..LANES {
@@ -94,23 +94,23 @@ pub trait Simd: Copy {
     }
 }
 
-/// A computation over any instruction set. `run` must be `#[inline(always)]`, or it is compiled without the set; so may be a closure,
-/// where each instruction is then a call: loops do not have that.
+/// A computation for any instruction set. `run` must be `#[inline(always)]`, or it is compiled without the set. A closure may be too, and
+/// then each instruction in it is a call: use loops.
 pub trait Kernel {
     /// What it returns.
     type Out;
     /// # Safety
-    /// The processor has `S`, and the kernel's own pointers are good for what it does.
+    /// The processor has `S`, and the kernel's own pointers are valid.
     unsafe fn run<S: Simd>(self) -> Self::Out;
 }
 
-/// `a * b + c`, rounded once where the instruction set does so at no cost.
+/// `a * b + c`, rounded once if the instruction set has FMA.
 #[inline(always)]
 pub fn mul_add<S: Simd>(a: f32, b: f32, c: f32) -> f32 {
     if S::FUSED { a.mul_add(b, c) } else { a * b + c }
 }
 
-/// The sum of all lanes, by halves.
+/// The sum of all lanes, added by halves.
 ///
 /// # Safety
 /// As [`Simd::splat`].
@@ -151,7 +151,7 @@ pub fn exp<S: Simd>(x: f32) -> f32 {
 /// Runs a kernel on the best instruction set of this processor.
 ///
 /// # Safety
-/// The kernel's pointers are good for what it does.
+/// The kernel's own pointers are valid.
 #[inline]
 pub unsafe fn run<K: Kernel>(kernel: K) -> K::Out {
     #[cfg(target_arch = "x86_64")]

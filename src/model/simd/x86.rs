@@ -17,8 +17,8 @@ pub unsafe fn run_avx2<K: Kernel>(kernel: K) -> K::Out {
 #[derive(Clone, Copy)]
 pub struct Avx512;
 
-/// Sums of halves, quarters, ... of two vectors, side by side. Functions that are always part of their caller: a closure may be
-/// compiled by itself, without the instruction set, and then each instruction of these is a call.
+/// Sums of halves, quarters, ... of two vectors, side by side. These are functions because a closure may be compiled on its own, without
+/// the instruction set, and then each of its instructions is a call.
 macro_rules! sums_of_parts {
     ($($name:ident $shuffle:ident $low:literal $high:literal),*) => {
         $(#[inline(always)]
@@ -63,7 +63,7 @@ impl Simd for Avx512 {
     }
     #[inline(always)]
     fn prefetch_near<T>(line: *const T) {
-        // SAFETY: as above.
+        // SAFETY: a hint; it never faults.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(line.cast()) }
     }
     #[inline(always)]
@@ -135,7 +135,7 @@ impl Simd for Avx512 {
 #[derive(Clone, Copy)]
 pub struct Avx2;
 
-/// The even or the odd ones of sixteen numbers.
+/// The even or the odd ones of sixteen numbers, widened.
 #[inline(always)]
 unsafe fn half_of_pairs(from: *const bf16, odd: bool) -> __m256 {
     unsafe {

@@ -1,4 +1,4 @@
-//! Weights on disk and in memory: safetensors mapped read-only, or owned and aligned once something changes them.
+//! Loads weights: safetensors files mapped read-only, copied to aligned memory when something changes them.
 
 #![allow(unsafe_code)] // the memory map
 
@@ -15,42 +15,69 @@ use safetensors::Dtype;
 
 use super::config::Config;
 use super::directory;
+use super::parameters::Parameter;
 use crate::error::{Error, Result};
-use crate::numbers::aligned::{Floats, Number, Numbers};
+use crate::numbers::aligned::{AlignedVec, Number};
 use crate::numbers::tensors::TensorFile;
 
-/// The parameters of a model in the order of [`Config::parameters`], matrices and vectors by themselves: however the matrices are
-/// held, norms and biases, a thousandth of the numbers, stay in f32.
-pub struct Weights<W> {
-    /// Embedding, the matrices of each block, the head if it is not the embedding.
-    pub matrices: Vec<Tensor<W>>,
-    /// Norms and biases of each block, the final norm.
-    pub vectors: Vec<Tensor<f32>>,
+/// One parameter. Norms and biases, a thousandth of all numbers, are in f32 whatever type the matrices have.
+pub enum ParameterValues<W> {
+    /// `(out, in)`.
+    Matrix(StoredArray<W>),
+    /// `(out)`.
+    Vector(StoredArray<f32>),
 }
 
 /// One parameter's numbers.
-pub enum Tensor<T> {
+pub enum StoredArray<T> {
     /// In a file, shared with every process that maps it.
     Mapped {
-        /// The file. Checkpoints appear by rename and are never written again, and weights for a run's sampler not before it is done
-        /// with them (`run::Live::publish`), which is what makes mapping them sound.
+        /// The file. The map is sound because a checkpoint appears by rename and is never written again, and the file for a run's
+        /// sampler is written again only when the sampler is done with it (`run::Live::publish`).
         file: Arc<Mmap>,
         /// First byte.
         from: usize,
-        /// Numbers.
+        /// Count of numbers.
         len: usize,
     },
-    /// In this process' memory.
-    Owned(Numbers<T>),
+    /// In the memory of this process.
+    Owned(AlignedVec<T>),
 }
 
-impl<W: Number> Clone for Weights<W> {
+impl<W: Number> Clone for ParameterValues<W> {
     fn clone(&self) -> Self {
-        Self { matrices: self.matrices.clone(), vectors: self.vectors.clone() }
+        match self {
+            Self::Matrix(values) => Self::Matrix(values.clone()),
+            Self::Vector(values) => Self::Vector(values.clone()),
+        }
     }
 }
 
-impl<T: Number> Clone for Tensor<T> {
+impl<W: Number> ParameterValues<W> {
+    /// What they take (bytes).
+    pub fn bytes(&self) -> usize {
+        match self {
+            Self::Matrix(values) => size_of_val(&**values),
+            Self::Vector(values) => size_of_val(&**values),
+        }
+    }
+}
+
+impl ParameterValues<f32> {
+    /// The numbers, of either kind.
+    pub fn values(&self) -> &[f32] {
+        let (Self::Matrix(values) | Self::Vector(values)) = self;
+        values
+    }
+
+    /// The numbers to change, of either kind.
+    pub fn values_mut(&mut self) -> &mut [f32] {
+        let (Self::Matrix(values) | Self::Vector(values)) = self;
+        values.to_mut()
+    }
+}
+
+impl<T: Number> Clone for StoredArray<T> {
     fn clone(&self) -> Self {
         match self {
             Self::Mapped { file, from, len } => Self::Mapped { file: Arc::clone(file), from: *from, len: *len },
@@ -59,7 +86,7 @@ impl<T: Number> Clone for Tensor<T> {
     }
 }
 
-impl<T: Number> Deref for Tensor<T> {
+impl<T: Number> Deref for StoredArray<T> {
     type Target = [T];
     fn deref(&self) -> &[T] {
         match self {
@@ -72,11 +99,11 @@ impl<T: Number> Deref for Tensor<T> {
     }
 }
 
-impl<T: Number> Tensor<T> {
+impl<T: Number> StoredArray<T> {
     /// The numbers to change; copied out of the file the first time.
     pub fn to_mut(&mut self) -> &mut [T] {
         if let Self::Mapped { .. } = self {
-            *self = Self::Owned(Numbers::from(&**self));
+            *self = Self::Owned(AlignedVec::from(&**self));
         }
         match self {
             Self::Owned(numbers) => numbers,
@@ -85,25 +112,23 @@ impl<T: Number> Tensor<T> {
     }
 }
 
-/// Maps the parameters of a Hugging Face model directory into memory; matrices that the file stores as other numbers than `W` are
-/// read and converted.
+/// Maps the parameters of a Hugging Face model directory into memory; those stored in another type are read and converted.
 ///
 /// # Errors
 /// [`Error::Io`] when a file cannot be read, [`Error::Model`] naming the tensor that is missing or has another shape or type.
-pub fn load<W: Number>(dir: &Path, config: &Config) -> Result<Weights<W>> {
+pub fn load<W: Number>(dir: &Path, config: &Config) -> Result<Vec<ParameterValues<W>>> {
     let files = directory::weight_files(dir)?.iter().map(|path| MappedFile::open(path)).collect::<Result<Vec<_>>>()?;
     let stored = names::stored(dir, &files, config)?;
-    let mut weights = Weights { matrices: Vec::new(), vectors: Vec::new() };
-    for (name, shape) in config.parameters() {
+    let load = |(name, shape): (String, Vec<usize>)| {
         let (file, stored) =
             stored.get(&name).ok_or_else(|| Error::model(dir, format!("the weights have no tensor {name}")))?;
-        if shape.len() == 2 {
-            weights.matrices.push(file.tensor(stored, &shape)?);
+        Ok(if shape.len() == 2 {
+            ParameterValues::Matrix(file.tensor(stored, &shape)?)
         } else {
-            weights.vectors.push(file.tensor(stored, &shape)?);
-        }
-    }
-    Ok(weights)
+            ParameterValues::Vector(file.tensor(stored, &shape)?)
+        })
+    };
+    config.stored().named().into_iter().map(load).collect()
 }
 
 struct MappedFile {
@@ -116,7 +141,7 @@ impl MappedFile {
     fn open(path: &Path) -> Result<Self> {
         let tensors = TensorFile::open(path)?;
         let file = File::open(path).map_err(Error::io(path))?;
-        // SAFETY: see `Tensor::Mapped`.
+        // SAFETY: see `StoredArray::Mapped`.
         let map = Arc::new(unsafe { Mmap::map(&file) }.map_err(Error::io(path))?);
         Ok(Self { path: path.to_path_buf(), tensors, map })
     }
@@ -128,7 +153,7 @@ impl MappedFile {
         Ok((dtype, self.map.get(from as usize..).and_then(|bytes| bytes.get(..len)).unwrap_or_default()))
     }
 
-    fn tensor<T: Number>(&self, name: &str, shape: &[usize]) -> Result<Tensor<T>> {
+    fn tensor<T: Number>(&self, name: &str, shape: &[usize]) -> Result<StoredArray<T>> {
         let found = self.tensors.shape(name)?;
         if found != shape {
             let what = format!("tensor {name} has shape {found:?}, config.json says {shape:?}");
@@ -138,38 +163,35 @@ impl MappedFile {
         let bytes = self.map.get(from as usize..).and_then(|bytes| bytes.get(..size_of::<T>() * len));
         let aligned = bytes.is_some_and(|bytes| bytes.as_ptr().addr().is_multiple_of(align_of::<T>()));
         if stored == T::DTYPE.into() && aligned && cfg!(target_endian = "little") {
-            return Ok(Tensor::Mapped { file: Arc::clone(&self.map), from: from as usize, len });
+            return Ok(StoredArray::Mapped { file: Arc::clone(&self.map), from: from as usize, len });
         }
-        self.tensors.read(name).map(Tensor::Owned)
+        self.tensors.read(name).map(StoredArray::Owned)
     }
 }
 
-/// Random parameters as transformers starts a Qwen2: matrices normal with `initializer_range`, but for a row of zeros where the padding
-/// token is embedded; biases 0, norms 1.
+/// Random parameters as transformers initialises a Qwen2: matrices normal with `initializer_range`, the padding token's embedding and
+/// biases 0, norms 1.
 ///
-/// Each number is a function of (seed, tensor, index) alone.
+/// Each number depends on (seed, tensor, index) alone.
 #[must_use]
-pub fn random(config: &Config, seed: u64) -> Weights<f32> {
-    let mut weights = Weights { matrices: Vec::new(), vectors: Vec::new() };
-    for (tensor, (name, shape)) in config.parameters().into_iter().enumerate() {
-        let mut floats = Floats::zeros(shape.iter().product());
-        if shape.len() == 2 {
-            let stream = mix(seed ^ mix(tensor as u64 + 1));
-            let spread = config.initializer_range;
-            floats.par_iter_mut().enumerate().for_each(|(i, x)| *x = spread * normal(stream, i as u64));
-            if let (0, Some(row)) = (tensor, config.pad_token_id) {
-                floats[row as usize * shape[1]..][..shape[1]].fill(0.0);
-            }
-        } else if name.ends_with("norm.weight") {
+pub fn random(config: &Config, seed: u64) -> Vec<ParameterValues<f32>> {
+    let random = |(tensor, (parameter, shape)): (usize, (Parameter, &[usize]))| {
+        let mut floats = AlignedVec::zeros(shape.iter().product());
+        if parameter.is_norm() {
             floats.fill(1.0);
         }
-        let kind = if shape.len() == 2 { &mut weights.matrices } else { &mut weights.vectors };
-        kind.push(Tensor::Owned(floats));
-    }
-    weights
+        let &[_, width] = shape else { return ParameterValues::Vector(StoredArray::Owned(floats)) };
+        let (stream, spread) = (mix(seed ^ mix(tensor as u64 + 1)), config.initializer_range);
+        floats.par_iter_mut().enumerate().for_each(|(i, x)| *x = spread * normal(stream, i as u64));
+        if let (Parameter::EmbedTokens, Some(row)) = (parameter, config.pad_token_id) {
+            floats[row as usize * width..][..width].fill(0.0);
+        }
+        ParameterValues::Matrix(StoredArray::Owned(floats))
+    };
+    config.stored().iter().enumerate().map(random).collect()
 }
 
-/// A standard normal number by Box and Muller from two hashes.
+/// A standard normal number, by the Box-Muller transform of two hashes.
 fn normal(stream: u64, index: u64) -> f32 {
     let unit = |x: u64| ((x >> 40) as f32 + 0.5) / (1u64 << 24) as f32;
     let radius = (-2.0 * unit(mix(stream ^ mix(2 * index))).ln()).sqrt();

@@ -1,43 +1,40 @@
-//! Under which names, and in which files, a checkpoint stores a model's parameters.
+//! Finds the file and the stored name of each of a model's parameters.
 
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
 
 use super::MappedFile;
 use crate::error::{Error, Result};
-use crate::model::Config;
+use crate::model::{Config, Parameter};
 
-const EMBEDDING: &str = "model.embed_tokens.weight";
-const HEAD: &str = "lm_head.weight";
-
-/// Each parameter's file, and its name in there.
+/// The file of each parameter, and its name in that file.
 pub(super) type Stored<'a> = HashMap<String, (&'a MappedFile, String)>;
 
-/// Finds the tensors of a model. As transformers reads them, names may lack `model.` in front, as in what was saved without the
-/// head; the head may stand beside tied embeddings, or in their place; and `rotary_emb.inv_freq`, which old versions saved, is
-/// computed.
+/// Finds the tensors of a model as transformers does: names may lack the prefix `model.`, as in a model saved without its head; the
+/// head may be stored beside tied embeddings, or in their place; and `rotary_emb.inv_freq`, which old versions saved, is ignored.
 ///
-/// transformers drops tensors that it has no use for with a warning. Most of them say that something was meant to be computed that
-/// Qwen2 does not compute, so here they are refused.
+/// transformers drops unknown tensors with a warning. Most of them belong to something that Qwen2 does not compute, so they are refused
+/// here.
 ///
 /// # Errors
 /// [`Error::Model`] with a tensor that the model does not have, or a tied head that is not the embedding.
 pub(super) fn stored<'a>(dir: &Path, files: &'a [MappedFile], config: &Config) -> Result<Stored<'a>> {
-    let wanted: HashSet<String> = config.parameters().into_iter().map(|(name, _)| name).collect();
+    let wanted: HashSet<String> = config.stored().named().into_iter().map(|(name, _)| name).collect();
+    let head = Parameter::LmHead.name();
     let mut found = Stored::new();
     for file in files {
         for stored in file.tensors.names() {
             let name = full(&stored);
-            if wanted.contains(&name) || (name == HEAD && config.tie_word_embeddings) {
+            if wanted.contains(&name) || (name == head && config.tie_word_embeddings) {
                 found.insert(name, (file, stored));
             } else if !name.ends_with("rotary_emb.inv_freq") {
                 return Err(unknown(file, &stored, config));
             }
         }
     }
-    match (config.tie_word_embeddings, found.remove(HEAD)) {
-        (true, Some(head)) => tie(dir, &mut found, head)?,
-        (false, Some(head)) => _ = found.insert(HEAD.into(), head),
+    match (config.tie_word_embeddings, found.remove(head)) {
+        (true, Some(stored)) => tie(dir, &mut found, stored)?,
+        (false, Some(stored)) => _ = found.insert(head.into(), stored),
         (_, None) => {}
     }
     Ok(found)
@@ -58,15 +55,19 @@ fn unknown(file: &MappedFile, name: &str, config: &Config) -> Error {
 
 /// Where both are stored and differ, transformers 5 computes with the head, and 4 with the embedding.
 fn tie<'a>(dir: &Path, found: &mut Stored<'a>, head: (&'a MappedFile, String)) -> Result<()> {
-    let Some(embedding) = found.get(EMBEDDING) else {
-        found.insert(EMBEDDING.into(), head);
+    let name = Parameter::EmbedTokens.name();
+    let Some(embedding) = found.get(name) else {
+        found.insert(name.into(), head);
         return Ok(());
     };
     if same(embedding, &head)? {
         return Ok(());
     }
     let remedy = "set tie_word_embeddings to false in config.json to use both, or remove lm_head.weight";
-    Err(Error::model(dir, format!("tie_word_embeddings is true, but {HEAD} is not {EMBEDDING}; {remedy}")))
+    Err(Error::model(
+        dir,
+        format!("tie_word_embeddings is true, but {} is not {name}; {remedy}", Parameter::LmHead.name()),
+    ))
 }
 
 fn same((one, name): &(&MappedFile, String), (other, head): &(&MappedFile, String)) -> Result<bool> {

@@ -4,7 +4,7 @@ use grpo_pipes::engine::{
     Completion, CpuDecoder, Decoder, Engine, GpuDecoder, GpuOptions, Request, Settings, Sink, Work,
 };
 use grpo_pipes::gpu::DeviceWeights;
-use grpo_pipes::model::{Model, Sampling};
+use grpo_pipes::model::{Config, Model, Parameter, Sampling};
 use grpo_pipes::numbers::dtype::Dtype;
 use grpo_pipes::process::read_ahead::ReadAhead;
 use grpo_pipes::{Error, Result};
@@ -29,6 +29,15 @@ impl Sink<()> for Groups {
 
 fn tiny() -> Model {
     Model::load(&directory().join("tiny-qwen2")).unwrap()
+}
+
+/// A family without biases, whose heads together are wider than the stream.
+fn other_family() -> Model {
+    let tiny = tiny();
+    Model::random(
+        Config { head_dim: Some(32), attention_bias: false, initializer_range: 0.2, ..tiny.config().clone() },
+        3,
+    )
 }
 
 fn settings(sampling: Sampling) -> Settings {
@@ -73,8 +82,8 @@ fn largest_difference(got: &[Vec<Completion>], want: &[Vec<Completion>]) -> f32 
 #[test]
 #[ignore = "run by kernels_run_under_sanitizers"]
 fn completions_in_f32_are_the_cpus_on_a_gpu() {
-    let model = tiny();
-    for sampling in [Sampling::default(), Sampling { temperature: 0.0, repetition_penalty: 1.5, ..Sampling::default() }]
+    let penalised = Sampling { temperature: 0.0, repetition_penalty: 1.5, ..Sampling::default() };
+    for (model, sampling) in [(tiny(), Sampling::default()), (tiny(), penalised), (other_family(), Sampling::default())]
     {
         let settings = settings(sampling);
         let want = sampled(&mut CpuDecoder::new(&model, &settings), settings.clone(), 6).unwrap();
@@ -117,7 +126,8 @@ fn many_rows_give_the_cpus_completions_on_a_gpu() {
 #[ignore = "run by kernels_run_under_sanitizers"]
 fn logits_that_are_not_finite_end_the_run_on_a_gpu() {
     let mut model = tiny();
-    model.parameters_mut()[1 + 12][0] = f32::NAN;
+    let norm = model.config().stored().of_layer(1, Parameter::InputNorm).unwrap();
+    model.parameters_mut()[norm][0] = f32::NAN;
     let settings = settings(Sampling::default());
     let err = on_gpu(&model, Dtype::F32, &settings, 1).unwrap_err();
     assert_eq!(err.to_string(), "step 0, prompt p/0, sample 0, position 0: logits are not finite, first in layer 1");

@@ -65,6 +65,11 @@ impl ModelShape {
         })
     }
 
+    /// H E.
+    pub fn attention_width(&self) -> usize {
+        self.heads * self.dim
+    }
+
     /// (H + 2 K) E.
     pub fn qkv(&self) -> usize {
         (self.heads + 2 * self.kv_heads) * self.dim
@@ -185,18 +190,18 @@ pub fn norm_rows(
     rows(driver, ("norm_rows", normed.dtype()), [count.div_ceil(4), 128], &arguments)
 }
 
-/// `qkv` = `raw` + `bias`, queries and keys turned by the angles of their positions.
+/// `qkv` = `raw` + `bias`, if there is one, queries and keys turned by the angles of their positions.
 pub fn bias_rope(
     driver: &dyn Driver,
     batch: &PackedBatch,
-    (raw, bias, rope): (&Buffer<f32>, Address, RopeTable),
+    (raw, bias, rope): (&Buffer<f32>, Option<Address>, RopeTable),
     qkv: &DynBuffer,
     shape: &ModelShape,
 ) -> Result<()> {
     assert!(raw.len().min(qkv.len()) >= batch.rows * shape.qkv());
     let arguments = [
         raw.at(0).into(),
-        bias.into(),
+        bias.unwrap_or(NONE).into(),
         rope.table.into(),
         batch.positions().into(),
         qkv.at(0).into(),

@@ -12,7 +12,7 @@ use grpo_pipes::numbers::dtype::Dtype;
 
 use super::super::{DTYPES, gpu, numbers};
 use super::attention::{SHAPES, seen, shape};
-use super::{cosine, family, model, packed, unshared};
+use super::{cosine, family, model, other_family, packed, unshared};
 use crate::fixtures::{distance, worst};
 
 /// Attention backward as its formulas say it, in f64, and the turn back by the angles of rope.
@@ -159,7 +159,7 @@ fn on_gpu(
 
 fn on_cpu(model: &Model, packed: &Packed) -> (Vec<Vec<f32>>, Vec<TokenStats>) {
     let mut gradients = model::Gradients::zeros(model.config());
-    let stats = model.accumulate(packed, &targets(packed), 0.9, &mut gradients, &slope);
+    let stats = model.accumulate_gradients(packed, &targets(packed), 0.9, &mut gradients, &slope);
     (gradients.0.iter().map(|gradient| gradient.to_vec()).collect(), stats)
 }
 
@@ -171,8 +171,8 @@ fn norm(x: &[f32]) -> f64 {
 #[ignore = "run by kernels_run_under_sanitizers"]
 fn gradients_of_each_tensor_equal_the_cpus_on_a_gpu() {
     let gpu = gpu();
-    for (heads, tied) in [([7, 1, 16], false), ([2, 2, 32], true)] {
-        let (model, packed) = (model(heads, tied), family());
+    for model in [model([7, 1, 16], false), model([2, 2, 32], true), other_family()] {
+        let packed = family();
         let (want, want_stats) = on_cpu(&model, &packed);
         for dtype in DTYPES {
             let (got, stats) = on_gpu(&gpu, &model, &packed, (dtype, KeptActivations::All));
@@ -181,7 +181,7 @@ fn gradients_of_each_tensor_equal_the_cpus_on_a_gpu() {
             let near = if dtype == Dtype::F32 { 1e-5 } else { 0.1 };
             assert!(worst(&logprobs(&stats), &logprobs(&want_stats)) < near, "{dtype:?}");
             assert!(worst(&entropies(&stats), &entropies(&want_stats)) < near, "{dtype:?}");
-            for (((name, _), got), want) in model.config().parameters().iter().zip(&got).zip(&want) {
+            for (((name, _), got), want) in model.config().trainable().named().iter().zip(&got).zip(&want) {
                 if dtype == Dtype::F32 {
                     assert!(distance(got, want) < 1e-4, "{name}: {}", distance(got, want));
                 } else {
