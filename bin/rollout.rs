@@ -13,7 +13,7 @@ use grpo_pipes::lines::jsonl::{Input, Output};
 use grpo_pipes::process::cancel::Stop;
 use grpo_pipes::process::command::{InputArgs, OutputArgs, run_filter};
 use grpo_pipes::rollout::{Asked, Format, Job, LongPrompt, Place, Prompts, Steps, follow, run};
-use grpo_pipes::run::{MOST_AHEAD, Run};
+use grpo_pipes::run::{MAX_STEPS_AHEAD, Run};
 use grpo_pipes::{Error, Result};
 
 /// Sample completions of prompts from a model
@@ -42,7 +42,7 @@ struct Args {
     /// Sample for --follow up to N steps ahead of training, which must allow the same N: each step from the weights of N steps
     /// before those that it would wait for otherwise, never from others
     #[arg(long, value_name = "N", requires = "follow", conflicts_with = "model", default_value_t = 0,
-          value_parser = clap::value_parser!(u64).range(..=MOST_AHEAD))]
+          value_parser = clap::value_parser!(u64).range(..=MAX_STEPS_AHEAD))]
     max_staleness: u64,
     /// Completions of each prompt
     #[arg(short, long, value_name = "N", default_value = "1")]

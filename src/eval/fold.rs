@@ -7,10 +7,11 @@ use serde::de::IgnoredAny;
 use serde_json::{Map, Value};
 
 use super::stats::Counts;
-use super::summary::{Mean, Summary};
+use super::summary::Summary;
 use crate::error::{Error, Result};
 use crate::lines::prompt::{self, Names};
 use crate::lines::record::{Line, Record};
+use crate::numbers::mean::Mean;
 use crate::reward::number::Number;
 
 /// The most rewards by name: each record's are looked up among them one by one.
@@ -67,7 +68,9 @@ impl Fold {
         let rewards = rewards.unwrap_or_default();
         let earned = self.add_rewards(&record, &rewards)?;
         let length: Option<Vec<IgnoredAny>> = record.get_optional("completion_token_ids")?;
-        self.length.add(length.map(|tokens| tokens.len() as f64));
+        if let Some(tokens) = length {
+            self.length.add(tokens.len() as f64);
+        }
         self.policy_step.see(record.get_optional("policy_step")?);
         self.policy_id.see(record.get_optional("policy_id")?);
         self.temperature.see(record.get_optional("temperature")?);
@@ -103,9 +106,9 @@ impl Fold {
         summary.policy_step = self.policy_step.into_value();
         summary.policy_id = self.policy_id.into_value();
         summary.temperature = self.temperature.into_value();
-        summary.mean_length_tokens = self.length.value();
-        summary.reward = self.reward.value();
-        summary.rewards = self.rewards.into_iter().map(|(name, mean)| (name, mean.value().into())).collect();
+        summary.mean_length_tokens = self.length.mean();
+        summary.reward = self.reward.mean();
+        summary.rewards = self.rewards.into_iter().map(|(name, mean)| (name, mean.mean().into())).collect();
         Ok(summary)
     }
 
@@ -129,9 +132,13 @@ impl Fold {
                     &mut self.rewards.last_mut().expect("just pushed").1
                 }
             };
-            mean.add(value.as_f64());
+            if let Some(value) = value.as_f64() {
+                mean.add(value);
+            }
         }
-        self.reward.add(record.get_optional("reward")?);
+        if let Some(reward) = record.get_optional("reward")? {
+            self.reward.add(reward);
+        }
         Ok(|name: &str| rewards.get(name).and_then(Value::as_f64).map(|value| value > 0.0))
     }
 }

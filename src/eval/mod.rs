@@ -8,4 +8,4 @@ mod summary;
 
 pub use fold::Fold;
 pub use stats::{Counts, Rate, pass_at_k, rate};
-pub use summary::{Mean, Summary};
+pub use summary::Summary;

@@ -41,27 +41,6 @@ pub struct Summary {
     pub pass_at_k: Map<String, Value>,
 }
 
-/// A mean of the numbers that were there.
-#[derive(Debug, Clone, Copy, Default, PartialEq)]
-pub struct Mean {
-    sum: f64,
-    count: u64,
-}
-
-impl Mean {
-    /// Adds one number; `None` does not count.
-    pub fn add(&mut self, value: Option<f64>) {
-        self.sum += value.unwrap_or(0.0);
-        self.count += u64::from(value.is_some());
-    }
-
-    /// The mean; `None` of nothing.
-    #[must_use]
-    pub fn value(self) -> Option<f64> {
-        (self.count > 0).then(|| self.sum / self.count as f64)
-    }
-}
-
 impl Summary {
     /// One line of JSON.
     #[must_use]

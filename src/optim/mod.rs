@@ -7,7 +7,6 @@ mod update;
 use std::ops::Deref;
 
 use rayon::prelude::*;
-use serde::Serialize;
 
 use crate::error::{Error, Result};
 
@@ -19,55 +18,72 @@ pub use update::{Rule, update};
 /// Numbers that one thread updates at a time. Sums over chunks are added in order, so threads do not change a bit.
 pub(crate) const CHUNK: usize = 1 << 15;
 
-/// The course of the learning rate after the warm-up.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, clap::ValueEnum)]
-#[serde(rename_all = "snake_case")]
+/// The schedule of the learning rate after the warm-up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Schedule {
-    /// Stays
+    /// Stays at its peak
     Constant,
-    /// Falls in a line to 0 at --total-steps
+    /// Falls linearly to 0 at --total-steps
     Linear,
     /// Falls along half a cosine to 0 at --total-steps
     Cosine,
 }
 
-/// Numbers of the optimizer.
-#[derive(Debug, Clone, Serialize, clap::Args)]
+/// Configures the optimizer.
+#[derive(Debug, Clone, clap::Args)]
 pub struct OptimizerConfig {
-    /// Learning rate, at its highest
-    #[arg(long, value_name = "RATE", default_value_t = 1e-6)]
+    /// Peak learning rate
+    #[arg(long, value_name = "RATE", default_value_t = OptimizerConfig::default().learning_rate)]
     pub learning_rate: f64,
-    /// Decay of the mean of gradients
-    #[arg(long, value_name = "DECAY", default_value_t = 0.9)]
+    /// Decay of the running mean of gradients
+    #[arg(long, value_name = "DECAY", default_value_t = OptimizerConfig::default().adam_beta1)]
     pub adam_beta1: f64,
-    /// Decay of the mean of squared gradients
-    #[arg(long, value_name = "DECAY", default_value_t = 0.999)]
+    /// Decay of the running mean of squared gradients
+    #[arg(long, value_name = "DECAY", default_value_t = OptimizerConfig::default().adam_beta2)]
     pub adam_beta2: f64,
-    /// Added to the root of the mean of squared gradients
-    #[arg(long, value_name = "EPSILON", default_value_t = 1e-8)]
+    /// Added to the square root of the mean of squared gradients
+    #[arg(long, value_name = "EPSILON", default_value_t = OptimizerConfig::default().adam_epsilon)]
     pub adam_epsilon: f64,
-    /// Decay of weight matrices and embeddings; norms and biases have none
-    #[arg(long, value_name = "DECAY", default_value_t = 0.0)]
+    /// Weight decay of matrices and embeddings; norms and biases have none
+    #[arg(long, value_name = "DECAY", default_value_t = OptimizerConfig::default().weight_decay)]
     pub weight_decay: f64,
-    /// Scale gradients down to this norm; 0 leaves them
-    #[arg(long, value_name = "NORM", default_value_t = 1.0)]
+    /// Scale gradients down to this global norm; 0 turns clipping off
+    #[arg(long, value_name = "NORM", default_value_t = OptimizerConfig::default().max_grad_norm)]
     pub max_grad_norm: f64,
-    /// What AdamW's moments are held in between updates; those of a checkpoint are converted
-    #[arg(long, value_enum, value_name = "TYPE", default_value = "f32")]
+    /// Type in which AdamW's moments are stored between updates; those of a checkpoint are converted
+    #[arg(long, value_enum, value_name = "TYPE", default_value_t = OptimizerConfig::default().optimizer_state)]
     pub optimizer_state: StateType,
-    /// Course of the learning rate
-    #[arg(long, value_enum, default_value = "constant")]
+    /// Schedule of the learning rate
+    #[arg(long, value_enum, default_value_t = OptimizerConfig::default().schedule)]
     pub schedule: Schedule,
-    /// Part of --total-steps over which the learning rate rises from 0 [0-1]
-    #[arg(long, value_name = "RATIO", default_value_t = 0.0)]
+    /// Fraction of --total-steps over which the learning rate rises from 0 [0-1]
+    #[arg(long, value_name = "RATIO", default_value_t = OptimizerConfig::default().warmup_ratio)]
     pub warmup_ratio: f64,
-    /// Optimizer steps of the whole run, of which this may be the first or a later part
+    /// Optimizer steps of the whole run, of which this call may be a part
     #[arg(long, value_name = "STEPS")]
     pub total_steps: Option<u64>,
 }
 
+/// The defaults of the command line.
+impl Default for OptimizerConfig {
+    fn default() -> Self {
+        Self {
+            learning_rate: 1e-6,
+            adam_beta1: 0.9,
+            adam_beta2: 0.999,
+            adam_epsilon: 1e-8,
+            weight_decay: 0.0,
+            max_grad_norm: 1.0,
+            optimizer_state: StateType::F32,
+            schedule: Schedule::Constant,
+            warmup_ratio: 0.0,
+            total_steps: None,
+        }
+    }
+}
+
 impl OptimizerConfig {
-    /// Refuses numbers that mean nothing.
+    /// Refuses numbers out of range.
     ///
     /// # Errors
     /// [`Error::Usage`].

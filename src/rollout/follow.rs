@@ -21,7 +21,7 @@ use crate::process::cancel::Stop;
 use crate::process::command::note;
 use crate::process::progress::Progress;
 use crate::process::stopwatch::Spent;
-use crate::run::{Lock, Offers, PartnerWatch, Role, Run, TrainerWatch, sampled_from};
+use crate::run::{HandoverOffers, Lock, PeerWatch, Role, Run, TrainerWatch, sampled_from};
 
 /// How the prompts of a run become steps.
 #[derive(Debug, Clone, Copy)]
@@ -45,7 +45,7 @@ pub fn follow(job: Job, run: &Run, steps: Steps, input: Input, out: &mut Output)
 }
 
 fn sample(job: Job, run: &Run, steps: Steps, mut input: Input, out: &mut Output) -> Result<()> {
-    let start = run.intact_step(&|_| ())?;
+    let start = run.newest_intact_step(&|_| ())?;
     let (dir, oldest) = (run.checkpoint(start), run.oldest_weights(start)?);
     input.skip_consumed(State::load(&dir)?.map_or(0, |state| state.prompts_consumed))?;
     let stop = job.stop.clone();
@@ -53,14 +53,14 @@ fn sample(job: Job, run: &Run, steps: Steps, mut input: Input, out: &mut Output)
         Ready::new(job, &dir, Some(steps.groups))?;
     let mut requests = Ahead::of_lines(input, move |line| source.request(line));
     let say = |words: &str| note("rollout", words);
-    let _trainer = PartnerWatch::start(run, Role::Train, &stop);
+    let _trainer = PeerWatch::start(run, Role::Train, &stop);
     let mut watch = TrainerWatch::of(run, &say, &stop);
     let mut progress = Progress::new("rollout");
     let mut batch = next_batch(&mut requests, steps.groups)?;
     if !batch.is_empty() {
         watch.wait_for_start(start + 1)?;
     }
-    let mut offers = Offers::of(run);
+    let mut offers = HandoverOffers::of(run);
     let mut spent = Spent::on(["sampling", "waiting for weights", "loading them"]);
     while !batch.is_empty() {
         let weights = sampled_from(settings.step, steps.ahead, oldest);
@@ -87,7 +87,7 @@ fn sample(job: Job, run: &Run, steps: Steps, mut input: Input, out: &mut Output)
 }
 
 /// Takes the trainer's offer of another way for the weights than files, before it can hand over those that these records lead to.
-fn look_for_an_offer(offers: &mut Offers, seat: &mut Seat, say: &dyn Fn(&str)) -> Result<()> {
+fn look_for_an_offer(offers: &mut HandoverOffers, seat: &mut Seat, say: &dyn Fn(&str)) -> Result<()> {
     let Some(offer) = offers.look() else { return Ok(()) };
     match seat.accept(offer) {
         Ok(()) => {

@@ -33,7 +33,7 @@ pub enum Tensor<T> {
     /// In a file, shared with every process that maps it.
     Mapped {
         /// The file. Checkpoints appear by rename and are never written again, and weights for a run's sampler not before it is done
-        /// with them (`run::Live::publish`), which is what makes mapping them sound.
+        /// with them (`run::LiveWeights::publish`), which is what makes mapping them sound.
         file: Arc<Mmap>,
         /// First byte.
         from: usize,
