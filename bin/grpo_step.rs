@@ -1,4 +1,4 @@
-//! Scored rollouts and a policy to the next policy.
+//! Trains a policy on scored rollouts.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -12,17 +12,17 @@ use grpo_pipes::optim::OptimizerConfig;
 use grpo_pipes::process::cancel::Stop;
 use grpo_pipes::process::memory_limit::CountingAllocator;
 use grpo_pipes::process::message::note;
-use grpo_pipes::run::{Keep, Run};
+use grpo_pipes::run::{Retention, Run};
 use grpo_pipes::train::COMMAND;
-use grpo_pipes::train::device::{Load, PlaceArgs};
+use grpo_pipes::train::device::{MemoryNeeds, TrainDeviceArgs};
 use grpo_pipes::train::grpo_step::GrpoConfig;
 use grpo_pipes::train::once::{self, Objective, OnceJob};
-use grpo_pipes::train::resident::{self, Job, Listeners};
+use grpo_pipes::train::resident::{self, Listeners, ResidentJob};
 
 /// Train a policy on scored rollouts: groups, advantages, loss, AdamW, and the next checkpoint directory.
 ///
-/// One line of metrics an optimizer step goes to standard output. With --follow it is the end of a pipe that runs as long as the
-/// run: `rollout --follow RUN | score | grpo-step --follow RUN`.
+/// Each optimizer step writes one line of metrics to standard output. With --follow this is the last command of a pipe that trains a
+/// whole run: `rollout --follow RUN | score | grpo-step --follow RUN`.
 #[derive(Parser)]
 #[command(name = COMMAND, version)]
 struct Args {
@@ -31,41 +31,42 @@ struct Args {
     /// Model directory to train: a starting model, or a checkpoint with optimizer.safetensors and state.json
     #[arg(long, value_name = "DIR", required_unless_present = "follow")]
     policy: Option<PathBuf>,
-    /// Checkpoint directory to make; it appears when it is whole
+    /// Checkpoint directory to make; it appears when it is complete
     #[arg(long, value_name = "DIR", required_unless_present_any = ["dry_run", "follow"])]
     out: Option<PathBuf>,
-    /// Train the run in this directory, for as many steps as the input holds: its policy, metrics.jsonl, rollouts/ and checkpoints/
+    /// Train the run in this directory until the input ends, and write its policy, metrics.jsonl, rollouts/ and checkpoints/
     #[arg(long, value_name = "RUN", requires = "groups_per_step",
           conflicts_with_all = ["policy", "out", "dry_run", "init", "weights_only", "supervised"])]
     follow: Option<PathBuf>,
-    /// Steps of --follow between checkpoints; those between, made where an input ends, go when the policy has left them [default: 1]
+    /// With --follow, steps between checkpoints. One that is made in between, where an input ends, is removed by a later one [default: 1]
     #[arg(long, value_name = "N", requires = "follow", value_parser = clap::value_parser!(u64).range(1..))]
     save_every: Option<u64>,
-    /// Checkpoints of --follow that are kept besides the start, the youngest: the older ones are there if one is damaged [default: 3]
+    /// With --follow, how many checkpoints to keep besides the start: the newest, of which the older ones serve if one is damaged
+    /// [default: 3]
     #[arg(long, value_name = "N", requires = "follow", value_parser = clap::value_parser!(u64).range(2..))]
     keep: Option<u64>,
-    /// Groups (or demonstrations) a step; as many steps as the input holds [default: all, one step]
+    /// Groups (or demonstrations) per step; there are as many steps as the input holds [default: all in one step]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     groups_per_step: Option<u32>,
-    /// Most tokens in the model at once, bounds memory [tokens] [default: 4096; on a GPU as many as fit, up to 32768]
+    /// The most tokens to process at once, which bounds memory [tokens] [default: 4096; on a GPU as many as fit, up to 32768]
     #[arg(long, value_name = "TOKENS")]
     micro_batch_tokens: Option<usize>,
-    /// Print the metrics of each step, and change nothing
+    /// Print the metrics of each step without changing anything
     #[arg(long, conflicts_with_all = ["supervised", "out"])]
     dry_run: bool,
-    /// Start from random weights: --policy has config.json and tokenizer only; no input makes just these weights
+    /// Start from random weights; --policy has config.json and a tokenizer only. With an empty input, --out holds just these weights
     #[arg(long, requires = "seed")]
     init: bool,
-    /// Seed of the run
+    /// Seed of the run: of random weights and of rounding
     #[arg(long)]
     seed: Option<u64>,
-    /// Leave optimizer and state out of --out: a starting model, at step 0
+    /// Write only the weights to --out: a starting model at step 0, without optimizer and state
     #[arg(long)]
     weights_only: bool,
-    /// Train with cross-entropy on demonstrations: records with `prompt` and `completion`
+    /// Train with cross-entropy on demonstrations, which are records with `prompt` and `completion`
     #[arg(long)]
     supervised: bool,
-    /// Learn the tokens of the prompt too
+    /// Train on the tokens of the prompt too
     #[arg(long, requires = "supervised")]
     loss_on_prompt: bool,
     #[command(flatten)]
@@ -73,7 +74,7 @@ struct Args {
     #[command(flatten)]
     optimizer: OptimizerConfig,
     #[command(flatten)]
-    place: PlaceArgs,
+    device: TrainDeviceArgs,
     #[command(flatten)]
     output: OutputArgs,
 }
@@ -92,13 +93,13 @@ fn run(args: &Args) -> Result<()> {
     args.optimizer.check()?;
     args.out.as_deref().map_or(Ok(()), checkpoint::refuse_existing)?;
     let say = |words: &str| note(COMMAND, words);
-    let place = args.place.open(&say)?;
-    let load = Load {
+    let device = args.device.open(&say)?;
+    let needs = MemoryNeeds {
         reference: args.grpo.reference.is_some(),
         tokens: args.micro_batch_tokens,
         optimizer_state: args.optimizer.optimizer_state,
     };
-    let place = |model| place.machine(model, load, &say);
+    let open = |model| device.backend(model, needs, &say);
     let mut report = Report::create(&args.output)?;
     if let Some(dir) = &args.follow {
         let job = args.resident(Run::new(dir), Stop::on_signals()?);
@@ -107,19 +108,19 @@ fn run(args: &Args) -> Result<()> {
             report.write(line);
             report.check()
         };
-        resident::train(&job, input, &place, Listeners { metrics: &mut metrics, say: &say })?;
+        resident::train(&job, input, &open, Listeners { metrics: &mut metrics, say: &say })?;
     } else {
-        once::train(&args.once(), Input::open(&args.input.file)?, &place, &mut report)?;
+        once::train(&args.once(), Input::open(&args.input.file)?, &open, &mut report)?;
     }
     report.finish()
 }
 
 impl Args {
-    fn resident(&self, run: Run, stop: Stop) -> Job {
-        Job {
+    fn resident(&self, run: Run, stop: Stop) -> ResidentJob {
+        ResidentJob {
             run,
             groups_per_step: self.groups_per_step.expect("--follow requires it") as usize,
-            keep: Keep { every: self.save_every.unwrap_or(1), count: self.keep.unwrap_or(3) },
+            retention: Retention { every: self.save_every.unwrap_or(1), count: self.keep.unwrap_or(3) },
             grpo: self.grpo.clone(),
             optimizer: self.optimizer.clone(),
             micro_batch_tokens: self.micro_batch_tokens,

@@ -14,7 +14,7 @@ use grpo_pipes::process::memory_limit::CountingAllocator;
 use grpo_pipes::rollout::{
     BackendOptions, FollowOptions, LineFormat, LongPrompt, Policy, PromptOptions, RequestedSizes, RolloutJob, run,
 };
-use grpo_pipes::run::MOST_AHEAD;
+use grpo_pipes::run::MAX_STEPS_AHEAD;
 
 /// Sample completions of prompts from a model
 ///
@@ -42,7 +42,7 @@ struct Args {
     /// Let --follow sample up to N steps ahead of training, which must allow the same N: each step uses the weights from exactly N
     /// steps before those that it would otherwise wait for
     #[arg(long, value_name = "N", requires = "follow", conflicts_with = "model", default_value_t = 0,
-          value_parser = clap::value_parser!(u64).range(..=MOST_AHEAD))]
+          value_parser = clap::value_parser!(u64).range(..=MAX_STEPS_AHEAD))]
     max_staleness: u64,
     /// Completions per prompt
     #[arg(short, long, value_name = "N", default_value = "1")]

@@ -1,7 +1,6 @@
-//! Checkpoint directories: what names their weights, what they remember of the run, and how a new one appears whole or not at
-//! all.
+//! Checkpoint directories: the id of their weights, the state of the run in them, and how a new one appears complete or not at all.
 //!
-//! A checkpoint is a Hugging Face model directory with two files more, `optimizer.safetensors` and `state.json`. A directory
+//! A checkpoint is a Hugging Face model directory with two more files, `optimizer.safetensors` and `state.json`. A directory
 //! without `state.json` is a starting model, at step 0.
 
 pub mod export;
@@ -20,17 +19,17 @@ use crate::model::{self, CONFIG};
 pub use crate::model::WEIGHTS;
 pub use state::{State, verify};
 
-/// The moments of the optimizer.
+/// The optimizer's moments.
 pub const OPTIMIZER: &str = "optimizer.safetensors";
-/// What the run remembers, a [`State`].
+/// The state of the run, a [`State`].
 pub const STATE: &str = "state.json";
-/// The system prompt that a model was trained with: what `rollout --text` puts before a question.
+/// The system prompt that a model was trained with, which `rollout --text` puts before a question.
 pub const SYSTEM_PROMPT: &str = "system_prompt.txt";
-/// Directory of a checkpoint for weights of steps before its own, where steps after it are sampled from them.
+/// Directory in a checkpoint for weights of earlier steps, from which steps after the checkpoint are sampled.
 pub const OLDER: &str = "older";
 
-/// Files that travel from a model directory to its successors unchanged, where they exist. `config.json` travels with its dtype
-/// set to that of the weights beside it, see [`write_config`].
+/// Files that are copied unchanged from a model directory to the checkpoints made of it, where they exist. `config.json` is copied with
+/// the dtype of the weights beside it, see [`write_config`].
 const COMPANIONS: [&str; 11] = [
     "generation_config.json",
     "tokenizer.json",
@@ -48,17 +47,17 @@ const COMPANIONS: [&str; 11] = [
 /// Hexadecimal digits of a `policy_id`.
 const ID_DIGITS: usize = 32;
 
-/// Which weights a directory holds.
+/// Identifies the weights in a directory.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Identity {
-    /// Names the weights: equal ids, equal weights.
+    /// Id of the weights: equal ids mean equal weights.
     pub policy_id: String,
     /// Steps of training since the starting model.
     pub step: u64,
 }
 
-/// The identity of the weights in a directory: from `state.json`, or for a starting model the hash of `model.safetensors`, or of its
-/// shards' hashes in the order of their names.
+/// Identifies the weights in a directory: by `state.json`, or for a starting model by the hash of `model.safetensors`, or of the hashes of
+/// its shards in the order of their names.
 ///
 /// # Errors
 /// [`Error::Io`] when the weights cannot be read, [`Error::Model`] when there are none or `state.json` is damaged.
@@ -75,7 +74,7 @@ pub fn identity(dir: &Path) -> Result<Identity> {
     Ok(Identity { policy_id, step: 0 })
 }
 
-/// The id made of several parts; each part's length is hashed too, so that moving a border changes the id.
+/// An id hashed from several parts. The length of each part is hashed too, so that moving a border between parts changes the id.
 #[must_use]
 pub fn derive_id(parts: &[&[u8]]) -> String {
     let mut hasher = blake3::Hasher::new();
@@ -89,7 +88,7 @@ fn short_id(hash: blake3::Hash) -> String {
     hash.to_hex()[..ID_DIGITS].to_owned()
 }
 
-/// A directory in the making: written as `.NAME.tmp` beside its place, renamed when it is whole, removed when it never is.
+/// A directory under construction: written as `.NAME.tmp` beside its target, renamed when it is complete, and removed if it never is.
 pub struct Publication {
     target: PathBuf,
     staging: PathBuf,
@@ -97,10 +96,10 @@ pub struct Publication {
 }
 
 impl Publication {
-    /// Starts a directory that shall appear as `target`. What a killed run left of an earlier attempt is removed.
+    /// Starts a directory that will appear as `target`; removes what a killed process left of an earlier attempt.
     ///
     /// # Errors
-    /// [`Error::Usage`] when `target` exists, [`Error::Io`] when the directory cannot be made.
+    /// [`Error::Usage`] when `target` exists, [`Error::Io`] when the directory cannot be created.
     pub fn begin(target: &Path) -> Result<Self> {
         refuse_existing(target)?;
         let name = target.file_name().ok_or_else(|| Error::Usage(format!("{}: not a name", target.display())))?;
@@ -116,16 +115,16 @@ impl Publication {
         Ok(Self { target: target.to_path_buf(), staging, done: false })
     }
 
-    /// Where to write the files.
+    /// The directory to write files into.
     #[must_use]
     pub fn dir(&self) -> &Path {
         &self.staging
     }
 
-    /// Brings every file to the disk, then renames: after a crash the directory is whole or absent.
+    /// Flushes every file to the disk, then renames the directory: after a crash it is complete or absent.
     ///
     /// # Errors
-    /// [`Error::Io`] when the disk refuses, [`Error::Usage`] when somebody else made the target meanwhile.
+    /// [`Error::Io`] when flushing or renaming fails, [`Error::Usage`] when another process made the target meanwhile.
     pub fn publish(mut self) -> Result<()> {
         sync_all(&self.staging)?;
         refuse_existing(&self.target)?;
@@ -138,23 +137,23 @@ impl Publication {
 impl Drop for Publication {
     fn drop(&mut self) {
         if !self.done {
-            let _ = fs::remove_dir_all(&self.staging); // already on the way out with an error of its own
+            let _ = fs::remove_dir_all(&self.staging); // the error that led here is the one to report
         }
     }
 }
 
-/// Refuses a directory or file that is in the way of a new one, before any work is spent on it.
+/// Refuses a target that exists, before any work is spent on it.
 ///
 /// # Errors
 /// [`Error::Usage`] when it exists.
 pub fn refuse_existing(target: &Path) -> Result<()> {
     if target.symlink_metadata().is_ok() {
-        return Err(Error::Usage(format!("{}: exists already; name a directory to be made", target.display())));
+        return Err(Error::Usage(format!("{}: exists already; name a new directory", target.display())));
     }
     Ok(())
 }
 
-/// Copies what belongs to a model besides its weights: tokenizer, generation config, and `config.json` with its dtype set.
+/// Copies the other files of a model: tokenizer, generation config, and `config.json` with its dtype set.
 ///
 /// # Errors
 /// [`Error::Io`] when a file cannot be copied, [`Error::Model`] when `config.json` is not an object.
@@ -170,9 +169,9 @@ pub fn copy_companions(from: &Path, to: &Path, torch_dtype: &str) -> Result<()> 
     Ok(())
 }
 
-/// Copies `config.json` as transformers 4.45 to 5 read it alike, whichever wrote it: the rope's entries, and the dtype of the weights,
-/// each in both spellings. Version 4 looks for `rope_theta` at the top alone, and takes 10,000 where it is not; both load in the dtype
-/// that the file names, so the start's `bfloat16` left beside f32 weights would round them.
+/// Copies `config.json` so that transformers 4.45 to 5 read it alike, whichever wrote it: the rope's entries and the dtype of the weights
+/// are written in both spellings. Version 4 looks for `rope_theta` only at the top level, and falls back to 10,000; both load weights in
+/// the dtype that the file names, so that a `bfloat16` left beside f32 weights would round them.
 pub(crate) fn write_config(from: &Path, to: &Path, torch_dtype: &str) -> Result<()> {
     let path = from.join(CONFIG);
     let bytes = fs::read(&path).map_err(Error::io(&path))?;
@@ -186,7 +185,7 @@ pub(crate) fn write_config(from: &Path, to: &Path, torch_dtype: &str) -> Result<
     write_json(&to.join(CONFIG), &config)
 }
 
-/// Copies a directory of files to a new one.
+/// Copies the files of a directory to a new one.
 ///
 /// # Errors
 /// [`Error::Io`].
@@ -216,7 +215,7 @@ fn parent(path: &Path) -> &Path {
     }
 }
 
-/// What is in a directory.
+/// The paths in a directory.
 ///
 /// # Errors
 /// [`Error::Io`].
@@ -225,7 +224,7 @@ pub(crate) fn entries(dir: &Path) -> Result<Vec<PathBuf>> {
     paths.map_err(Error::io(dir))
 }
 
-/// Brings a file, or a directory with all that is in it, to the disk.
+/// Flushes a file, or a directory with everything in it, to the disk.
 fn sync_all(path: &Path) -> Result<()> {
     if path.is_dir() {
         entries(path)?.iter().try_for_each(|entry| sync_all(entry))?;
@@ -233,7 +232,7 @@ fn sync_all(path: &Path) -> Result<()> {
     sync(path)
 }
 
-/// Brings a file, or the names in a directory, to the disk.
+/// Flushes a file, or the names in a directory, to the disk.
 pub(crate) fn sync(path: &Path) -> Result<()> {
     File::open(path).and_then(|file| file.sync_all()).map_err(Error::io(path))
 }

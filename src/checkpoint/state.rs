@@ -1,4 +1,4 @@
-//! What a checkpoint remembers, and whether its files are still those that were written.
+//! The state of a run in a checkpoint, and the check that the checkpoint's files are as they were written.
 
 use std::collections::BTreeMap;
 use std::fmt::Display;
@@ -13,16 +13,15 @@ use super::{STATE, derive_id, entries, json, write_json};
 use crate::error::{Error, Result};
 use crate::optim::LossScale;
 
-/// Read and hashed at once [bytes].
+/// Size of the pieces that are read and hashed (bytes).
 const CHUNK: usize = 16 << 20;
 
-/// What a checkpoint remembers of its run, `state.json`.
+/// The state of a run at a checkpoint, `state.json`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct State {
-    /// Batches trained on since the starting model.
+    /// Steps of training since the starting model.
     pub step: u64,
-    /// Updates made by the optimizer: `step` times the iterations over each batch, but for those that `loss_scale` says were
-    /// left out.
+    /// Updates made by the optimizer: `step` times the iterations over each batch, less those that `loss_scale` counts as skipped.
     pub optimizer_steps: u64,
     /// Seed of the run.
     pub seed: u64,
@@ -30,23 +29,23 @@ pub struct State {
     pub prompts_consumed: u64,
     /// Tokens of prompts and completions trained on since the starting model.
     pub tokens_consumed: u64,
-    /// Of the loss, once it was trained with gradients in f16.
+    /// The loss scale of training with gradients in f16.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub loss_scale: Option<LossScale>,
-    /// Names these weights.
+    /// Id of these weights.
     pub policy_id: String,
-    /// Names the weights that the step started from.
+    /// Id of the weights that the step started from.
     pub parent_policy_id: String,
-    /// What made this directory.
+    /// The command that made this directory.
     pub command_line: Vec<String>,
-    /// Version of this program that made it.
+    /// The version of that program.
     pub package_version: String,
-    /// Checksum of each other file of a durable checkpoint by its path in it, BLAKE3 in hexadecimal; none in weights of the moment.
+    /// BLAKE3 checksum, in hexadecimal, of each other file by its path in the checkpoint; empty in live weights.
     #[serde(default)]
     pub files: BTreeMap<String, String>,
 }
 
-/// The entry of `state.json` that is the checksum of all others.
+/// The entry of `state.json` with the checksum of all others.
 const OWN_CHECKSUM: &str = "checksum";
 
 impl State {
@@ -81,10 +80,10 @@ impl State {
         write_json(&dir.join(STATE), &entries)
     }
 
-    /// Refuses a directory whose files are not those that it was written with.
+    /// Refuses a directory whose files are not as they were written.
     ///
     /// # Errors
-    /// [`Error::Model`] with the file that is missing or damaged, [`Error::Io`] when one cannot be read.
+    /// [`Error::Model`] naming the file that is missing or damaged, [`Error::Io`] when one cannot be read.
     pub fn verify(&self, dir: &Path) -> Result<()> {
         for (name, written) in &self.files {
             let path = dir.join(name);
@@ -98,13 +97,13 @@ impl State {
         Ok(())
     }
 
-    /// Says what made the checkpoint.
+    /// Records the command that makes the checkpoint, and its version.
     pub fn sign(&mut self, command_line: Vec<String>) {
         self.command_line = command_line;
         self.package_version = env!("CARGO_PKG_VERSION").into();
     }
 
-    /// Saves it beside the other files of a checkpoint, with the checksums of these and of those in directories within.
+    /// Writes `state.json` with the checksums of all other files of the checkpoint, also of those in its directories.
     ///
     /// # Errors
     /// [`Error::Io`] when one cannot be read, or it cannot be written.
@@ -126,7 +125,7 @@ impl State {
     }
 }
 
-/// Refuses a checkpoint whose files are not those that were written. A starting model has nothing to be compared with.
+/// Refuses a checkpoint whose files are not as they were written. A starting model has no checksums to compare.
 ///
 /// # Errors
 /// As [`State::load`] and [`State::verify`].
@@ -134,7 +133,7 @@ pub fn verify(dir: &Path) -> Result<()> {
     State::load(dir)?.map_or(Ok(()), |state| state.verify(dir))
 }
 
-/// Of a file's bytes, on all cores.
+/// Hashes a file on all cores.
 pub(super) fn checksum(path: &Path) -> std::io::Result<blake3::Hash> {
     let (mut file, mut hasher) = (File::open(path)?, blake3::Hasher::new());
     let mut chunk = vec![0; CHUNK.min(file.metadata()?.len() as usize + 1)];

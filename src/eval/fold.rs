@@ -6,11 +6,12 @@ use std::collections::HashMap;
 use serde::de::IgnoredAny;
 use serde_json::{Map, Value};
 
-use super::stats::{Counts, RunningMean, pass_at_k, rate};
+use super::stats::{Counts, pass_at_k, rate};
 use super::summary::Summary;
 use crate::error::{Error, Result};
 use crate::lines::prompt::{self, Names};
 use crate::lines::record::{Line, Record};
+use crate::numbers::mean::Mean;
 use crate::reward::number::Number;
 
 /// The most rewards a file may name: each record's are looked up by a linear search.
@@ -22,9 +23,9 @@ pub struct Fold {
     /// In the order of their first record, so that every run sums the same doubles in the same order.
     groups: Vec<GroupCounts>,
     index: HashMap<String, usize>,
-    reward: RunningMean,
-    rewards: Vec<(String, RunningMean)>,
-    length: RunningMean,
+    reward: Mean,
+    rewards: Vec<(String, Mean)>,
+    length: Mean,
     policy_step: Uniform,
     policy_id: Uniform,
     temperature: Uniform,
@@ -67,7 +68,9 @@ impl Fold {
         let rewards = rewards.unwrap_or_default();
         let earned = self.add_rewards(&record, &rewards)?;
         let length: Option<Vec<IgnoredAny>> = record.get_optional("completion_token_ids")?;
-        self.length.add(length.map(|tokens| tokens.len() as f64));
+        if let Some(tokens) = length {
+            self.length.add(tokens.len() as f64);
+        }
         self.policy_step.see(record.get_optional("policy_step")?);
         self.policy_id.see(record.get_optional("policy_id")?);
         self.temperature.see(record.get_optional("temperature")?);
@@ -112,9 +115,9 @@ impl Fold {
             accuracy_flexible: over_groups(|group| group.flexible),
             format_rate: over_groups(|group| group.format),
             truncation_rate: over_groups(|group| group.truncated),
-            mean_length_tokens: self.length.value(),
-            reward: self.reward.value(),
-            rewards: self.rewards.into_iter().map(|(name, mean)| (name, mean.value().into())).collect(),
+            mean_length_tokens: self.length.mean(),
+            reward: self.reward.mean(),
+            rewards: self.rewards.into_iter().map(|(name, mean)| (name, mean.mean().into())).collect(),
             pass_at_k: mean_pass_at_k(groups),
         })
     }
@@ -135,13 +138,17 @@ impl Fold {
                     return Err(record.error(format!("field \"rewards\": more than {MAX_REWARDS} names so far")));
                 }
                 None => {
-                    self.rewards.push((name.clone(), RunningMean::default()));
+                    self.rewards.push((name.clone(), Mean::default()));
                     &mut self.rewards.last_mut().expect("just pushed").1
                 }
             };
-            mean.add(value.as_f64());
+            if let Some(value) = value.as_f64() {
+                mean.add(value);
+            }
         }
-        self.reward.add(record.get_optional("reward")?);
+        if let Some(reward) = record.get_optional("reward")? {
+            self.reward.add(reward);
+        }
         Ok(|name: &str| rewards.get(name).and_then(Value::as_f64).map(|value| value > 0.0))
     }
 }

@@ -9,5 +9,5 @@ mod summary;
 
 pub use compare::Comparison;
 pub use fold::Fold;
-pub use stats::{Counts, Rate, RunningMean, pass_at_k, rate};
+pub use stats::{Counts, Rate, pass_at_k, rate};
 pub use summary::Summary;

@@ -25,27 +25,6 @@ pub struct Rate {
     pub high: f64,
 }
 
-/// A mean over the numbers that are present.
-#[derive(Debug, Clone, Copy, Default, PartialEq)]
-pub struct RunningMean {
-    sum: f64,
-    count: u64,
-}
-
-impl RunningMean {
-    /// Adds a number; `None` is ignored.
-    pub fn add(&mut self, value: Option<f64>) {
-        self.sum += value.unwrap_or(0.0);
-        self.count += u64::from(value.is_some());
-    }
-
-    /// The mean, `None` if nothing was added.
-    #[must_use]
-    pub fn value(self) -> Option<f64> {
-        (self.count > 0).then(|| self.sum / self.count as f64)
-    }
-}
-
 /// The fraction of all samples that passed; `None` without samples.
 ///
 /// With one sample per prompt the interval is Wilson's. Samples of one prompt are not independent, so with more the interval is Wilson's for

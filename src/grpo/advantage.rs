@@ -1,13 +1,10 @@
-//! Rewards of a step's groups to advantages: how much better than its siblings a completion did.
-
-use serde::Serialize;
+//! Turns rewards into advantages: how much better a completion did than the others of its group.
 
 /// Added to the standard deviation before dividing by it, as TRL does.
 const STD_EPSILON: f64 = 1e-4;
 
-/// What the difference from the group's mean is divided by.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, clap::ValueEnum)]
-#[serde(rename_all = "snake_case")]
+/// What the difference between a reward and its group's mean is divided by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum ScaleRewards {
     /// The standard deviation of the completion's own group
     Group,
@@ -17,23 +14,23 @@ pub enum ScaleRewards {
     None,
 }
 
-/// Advantages of a step, and what the step's metrics say of its rewards.
+/// The advantages of a step, and statistics of its rewards.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Advantages {
-    /// One list a group, one number a completion; 0 for a completion without a reward.
+    /// One list per group, one number per completion; 0 for a completion without a reward.
     pub groups: Vec<Vec<f64>>,
     /// Mean of all rewards.
     pub reward_mean: f64,
     /// Standard deviation of all rewards.
     pub reward_std: f64,
-    /// Fraction of completions whose group's (or step's) rewards are all equal: they teach nothing. In 0-1.
+    /// Fraction of completions whose group's (or step's) rewards are all equal, so that nothing is learned from them.
     pub zero_std_frac: f64,
 }
 
 /// Advantages of each completion within its group.
 ///
-/// A missing reward leaves its completion out of every mean and deviation. Deviations have Bessel's correction; a group of one
-/// has none, and advantage 0. Equal rewards give exactly 0.
+/// A completion without a reward does not enter means and deviations. Deviations have Bessel's correction; the advantage in a group of
+/// one is 0. Equal rewards give exactly 0.
 ///
 /// # Source
 /// Shao et al. 2024, section 4.1.2, <https://arxiv.org/abs/2402.03300>; TRL `GRPOTrainer`, `scale_rewards`.
@@ -68,7 +65,7 @@ pub fn advantages(rewards: &[Vec<Option<f64>>], scale: ScaleRewards) -> Advantag
     }
 }
 
-/// Mean and standard deviation of the rewards that are there.
+/// Mean and standard deviation of the known rewards.
 struct Spread {
     mean: f64,
     std: f64,
@@ -81,7 +78,7 @@ impl Spread {
             return Self { mean: 0.0, std: 0.0 };
         };
         if known.iter().all(|reward| *reward == first) {
-            return Self { mean: first, std: 0.0 }; // a computed mean may be off by a rounding, and no advantage must remain
+            return Self { mean: first, std: 0.0 }; // a computed mean may be off by a rounding error, which would be an advantage
         }
         let count = known.len() as f64;
         let mean = known.iter().sum::<f64>() / count;

@@ -1,20 +1,18 @@
-//! Scored rollouts to groups: whole, of one sampler, and fit for the model, or refused with the line that is wrong.
+//! Reads scored rollouts as complete groups that fit the model, and refuses others by file and line.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 
 use serde::de::DeserializeOwned;
 
-use crate::checkpoint::Identity;
 use crate::error::{Error, Result};
+use crate::grpo::limits::SequenceLimits;
 use crate::lines::jsonl::Input;
 use crate::lines::record::{Line, Record};
-use crate::model::Config;
-use crate::run::record_order::Order;
 
-/// One sampled completion, as trained on.
+/// A sampled completion with its reward.
 #[derive(Debug, Clone)]
-pub struct Completion {
-    /// The record as it came.
+pub struct ScoredCompletion {
+    /// Its record.
     pub line: Line,
     /// Its place in the group.
     pub sample_index: u64,
@@ -22,17 +20,17 @@ pub struct Completion {
     pub prompt: Vec<u32>,
     /// Tokens as sampled, with the end token if the completion stopped.
     pub tokens: Vec<u32>,
-    /// Log-probability of each token under the sampler [nats].
+    /// Log-probability of each token under the sampler (nats).
     pub logprobs: Vec<f32>,
-    /// Total reward; `None` could not be scored.
+    /// Total reward; `None` where it could not be scored.
     pub reward: Option<f64>,
-    /// Its parts by name, in the record's order.
+    /// Parts of the reward by name, in the record's order.
     pub parts: Vec<(String, f64)>,
-    /// Whether sampling was cut off by a length limit.
+    /// Whether a length limit cut it off.
     pub truncated: bool,
-    /// Temperature of sampling.
+    /// Sampling temperature.
     pub temperature: f32,
-    /// Weights that sampled it; `None` in records made elsewhere.
+    /// Policy id of the weights that sampled it; `None` in records made elsewhere.
     pub policy_id: Option<String>,
     /// Step of those weights.
     pub policy_step: Option<u64>,
@@ -41,23 +39,23 @@ pub struct Completion {
 /// All completions of one prompt, in the order of their `sample_index`.
 #[derive(Debug, Clone)]
 pub struct Group {
-    /// `group_id` of its records.
+    /// The `group_id` of its records.
     pub id: String,
     /// At least one.
-    pub completions: Vec<Completion>,
+    pub completions: Vec<ScoredCompletion>,
 }
 
-/// Which weights a completion may come from.
+/// How old the weights that sampled a completion may be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Staleness {
-    /// At most this many steps older than those that are trained.
+    /// At most this many steps older than those in training.
     Steps(u64),
-    /// Any, also unnamed ones.
+    /// Any weights, also unnamed ones.
     Any,
 }
 
 impl Staleness {
-    /// How many steps the sampler of a run may be ahead of its trainer. Of what samples for any weights nothing is known.
+    /// How many steps a run's sampler may be ahead of its trainer; 0 where any weights are accepted.
     #[must_use]
     pub fn ahead(self) -> u64 {
         match self {
@@ -73,13 +71,13 @@ impl std::str::FromStr for Staleness {
     fn from_str(text: &str) -> std::result::Result<Self, String> {
         match text {
             "any" => Ok(Self::Any),
-            _ => text.parse().map(Self::Steps).map_err(|_| "neither a number of steps nor \"any\"".into()),
+            _ => text.parse().map(Self::Steps).map_err(|_| "not a number of steps or \"any\"".into()),
         }
     }
 }
 
-impl Completion {
-    fn parse(line: &Line, record: &Record<'_>, limits: &Config) -> Result<Self> {
+impl ScoredCompletion {
+    fn parse(line: &Line, record: &Record<'_>, limits: SequenceLimits) -> Result<Self> {
         if !record.has("reward") {
             return Err(record.error("no field \"reward\": send the rollouts through `score`, or a program of yours"));
         }
@@ -103,7 +101,7 @@ impl Completion {
         Ok(completion)
     }
 
-    fn check(&self, limits: &Config) -> std::result::Result<(), String> {
+    fn check(&self, limits: SequenceLimits) -> std::result::Result<(), String> {
         let (tokens, logprobs) = (self.tokens.len(), self.logprobs.len());
         if tokens != logprobs {
             return Err(format!("{tokens} completion_token_ids but {logprobs} logprobs"));
@@ -111,67 +109,69 @@ impl Completion {
         if self.prompt.is_empty() {
             return Err("prompt_token_ids is empty".into());
         }
-        let vocabulary = limits.vocab_size;
-        if let Some(token) = self.prompt.iter().chain(&self.tokens).find(|token| **token as usize >= vocabulary) {
-            return Err(format!("token {token} is not in the policy's vocabulary of {vocabulary}"));
-        }
-        let (length, positions) = (self.prompt.len() + tokens, limits.positions());
-        if length > positions {
-            return Err(format!("{length} tokens; the policy has {positions} positions"));
-        }
+        limits.check(&self.prompt, &self.tokens)?;
         if self.logprobs.iter().any(|logprob| !logprob.is_finite()) || self.reward.is_some_and(|r| !r.is_finite()) {
             return Err("a log-probability or the reward is not finite".into());
         }
         if !(self.temperature > 0.0 && self.temperature.is_finite()) {
             return Err(format!(
-                "temperature {}: only what was sampled from a distribution can be trained on",
+                "temperature {}: greedy completions have no distribution to train on; sample above 0",
                 self.temperature
             ));
         }
         Ok(())
     }
 
-    /// Whether the weights in training are those that sampled it.
+    /// Whether the weights named `policy_id` sampled it.
     #[must_use]
-    pub fn is_fresh(&self, held: &Identity) -> bool {
-        self.policy_id.as_ref() == Some(&held.policy_id)
+    pub fn is_fresh(&self, policy_id: &str) -> bool {
+        self.policy_id.as_deref() == Some(policy_id)
     }
 
-    /// Refuses a completion of weights that are too old, or others altogether.
+    /// Refuses a completion sampled by weights that are too old, or unrelated, for the policy in training: its id and its step.
     ///
     /// # Errors
     /// [`Error::Record`] with both ids and the remedy.
-    pub fn check_policy(&self, held: &Identity, allowed: Staleness) -> Result<()> {
-        let age = self.policy_step.and_then(|step| held.step.checked_sub(step));
+    pub fn check_policy(&self, policy_id: &str, policy_step: u64, allowed: Staleness) -> Result<()> {
+        let age = self.policy_step.and_then(|step| policy_step.checked_sub(step));
         let fits = match allowed {
             Staleness::Any => true,
-            Staleness::Steps(steps) => self.is_fresh(held) || age.is_some_and(|age| (1..=steps).contains(&age)),
+            Staleness::Steps(steps) => self.is_fresh(policy_id) || age.is_some_and(|age| (1..=steps).contains(&age)),
         };
         if fits {
             return Ok(());
         }
         let sampler = self.policy_id.as_deref().unwrap_or("an unnamed policy");
         let step = self.policy_step.map_or(String::new(), |step| format!(" (step {step})"));
-        let (id, held_step) = (&held.policy_id, held.step);
         let remedy = match self.policy_id {
             Some(_) => "--max-staleness allows older ones",
             None => "--max-staleness any takes records without a policy_id",
         };
-        Err(self
-            .error(format!("sampled by {sampler}{step}, but the weights held are {id} (step {held_step}); {remedy}")))
+        Err(self.error(format!(
+            "sampled by {sampler}{step}, but the weights held are {policy_id} (step {policy_step}); {remedy}"
+        )))
     }
 
-    /// An error that names this completion's line.
+    /// `FILE:LINE` of its record.
+    #[must_use]
+    pub fn place(&self) -> String {
+        format!("{}:{}", self.line.path, self.line.number)
+    }
+
+    /// An error that names its line.
     pub fn error(&self, what: impl Into<String>) -> Error {
         self.line.error(what)
     }
 }
 
-/// Whole groups of an input, in the order of their first records. Records of several groups may be mixed.
+/// Checks that a record, given with its sample index and group size, is the one that comes next.
+pub type CheckOrder = Box<dyn FnMut(&Record<'_>, u64, usize) -> Result<()> + Send>;
+
+/// Reads complete groups from an input, in the order of their first records. Records of several groups may be interleaved.
 pub struct Groups {
     input: Input,
-    limits: Config,
-    order: Option<Order>,
+    limits: SequenceLimits,
+    order: Option<CheckOrder>,
     open: VecDeque<OpenGroup>,
     seen: HashSet<String>,
 }
@@ -182,16 +182,16 @@ struct OpenGroup {
 }
 
 impl Groups {
-    /// Reads `input` for a policy of shape `limits`.
+    /// Reads groups that fit a policy's limits.
     #[must_use]
-    pub fn new(input: Input, limits: Config) -> Self {
+    pub fn new(input: Input, limits: SequenceLimits) -> Self {
         Self { input, limits, order: None, open: VecDeque::new(), seen: HashSet::new() }
     }
 
-    /// Refuses records in any other order, too.
+    /// Refuses records in any other order too.
     #[must_use]
-    pub fn in_order(self, order: Order) -> Self {
-        Self { order: Some(order), ..self }
+    pub fn in_order(self, check: CheckOrder) -> Self {
+        Self { order: Some(check), ..self }
     }
 
     fn next_group(&mut self) -> Result<Option<Group>> {
@@ -212,8 +212,10 @@ impl Groups {
         let record = line.record()?;
         let id: String = need(&record, "group_id", "which completions are of one prompt")?;
         let size: usize = need(&record, "group_size", "how many completions the group has")?;
-        let completion = Completion::parse(line, &record, &self.limits)?;
-        self.order.as_mut().map_or(Ok(()), |order| order.check(&record, completion.sample_index, size))?;
+        let completion = ScoredCompletion::parse(line, &record, self.limits)?;
+        if let Some(check) = &mut self.order {
+            check(&record, completion.sample_index, size)?;
+        }
         let sample = completion.sample_index;
         let refuse = |what: String| Err(record.error(format!("group {id}: {what}")));
         if let Some(open) = self.open.iter_mut().find(|open| open.group.id == id) {
@@ -249,7 +251,7 @@ impl Iterator for Groups {
     }
 }
 
-/// A field that training cannot do without; records of other samplers may lack it.
+/// A field that training needs; records of other samplers may lack it.
 fn need<T: DeserializeOwned>(record: &Record<'_>, name: &str, what: &str) -> Result<T> {
     let found = record.get_optional(name)?;
     found.ok_or_else(|| {
@@ -260,16 +262,16 @@ fn need<T: DeserializeOwned>(record: &Record<'_>, name: &str, what: &str) -> Res
 fn incomplete(open: &OpenGroup) -> Error {
     let (found, size) = (open.group.completions.len(), open.size);
     let last = open.group.completions.last().expect("opened by its first record");
-    // Of the input as a whole: there is nothing wrong with its last line.
+    // An error of the input as a whole: its last line is correct.
     Error::Data(
         last.error(format!("group {}: {found} of {size} samples when the input ended", open.group.id)).to_string(),
     )
 }
 
-/// The one temperature of a step's completions; 1 when there are none.
+/// The temperature of a step's completions; 1 when there are none.
 ///
 /// # Errors
-/// [`Error::Record`] when they differ: the loss of a step is of one distribution.
+/// [`Error::Record`] when they differ: the loss of a step assumes one distribution.
 pub fn temperature(groups: &[Group]) -> Result<f32> {
     let mut all = groups.iter().flat_map(|group| &group.completions);
     let Some(first) = all.next() else {
@@ -284,7 +286,7 @@ pub fn temperature(groups: &[Group]) -> Result<f32> {
     }
 }
 
-/// Digest of the records of a step, whatever their order within a group.
+/// Digest of a step's records, independent of their order within a group.
 #[must_use]
 pub fn digest(groups: &[Group]) -> blake3::Hash {
     let mut hasher = blake3::Hasher::new();
@@ -318,14 +320,7 @@ mod tests {
     use super::*;
     use std::io::Write;
 
-    fn config() -> Config {
-        serde_json::from_str(
-            r#"{"model_type":"qwen2","vocab_size":50,"hidden_size":8,"intermediate_size":8,"num_hidden_layers":1,
-            "num_attention_heads":2,"num_key_value_heads":1,"max_position_embeddings":16,"rms_norm_eps":1e-6,
-            "rope_theta":10000.0}"#,
-        )
-        .unwrap()
-    }
+    const LIMITS: SequenceLimits = SequenceLimits { vocab_size: 50, positions: 16 };
 
     fn record(group: &str, sample: u64, extra: &str) -> String {
         format!(
@@ -339,7 +334,7 @@ mod tests {
     fn read(lines: &[String]) -> Result<Vec<Group>> {
         let mut file = tempfile::NamedTempFile::new().unwrap();
         file.write_all(lines.join("\n").as_bytes()).unwrap();
-        Groups::new(Input::open(file.path()).unwrap(), config()).collect()
+        Groups::new(Input::open(file.path()).unwrap(), LIMITS).collect()
     }
 
     fn refusal(lines: &[String]) -> String {
@@ -396,8 +391,8 @@ mod tests {
     #[test]
     fn weights_other_than_those_held_are_refused_unless_stale_ones_are_allowed() {
         let groups = read(&[record("a", 0, ""), record("a", 1, "")]).unwrap();
-        let held = |id: &str, step| Identity { policy_id: id.into(), step };
-        let check = |held: &Identity, allowed| groups[0].completions[0].check_policy(held, allowed);
+        let held = |id: &'static str, step: u64| (id, step);
+        let check = |(id, step): &(&str, u64), allowed| groups[0].completions[0].check_policy(id, *step, allowed);
         assert!(check(&held("p", 3), Staleness::Steps(0)).is_ok());
         let message = check(&held("q", 4), Staleness::Steps(0)).unwrap_err().to_string();
         assert!(message.contains("sampled by p (step 3), but the weights held are q (step 4)"), "{message}");

@@ -1,58 +1,55 @@
-//! What is wrong with a run whose numbers are all finite: a cause by its name, in the metrics and in one line to the user.
+//! Detects why a run learns nothing though its numbers are finite, and names the cause in the metrics and in one line to the user.
 //!
-//! A cause is a function of a step's groups and metrics, and of the metrics of the steps before it: these are in the run's directory,
-//! so that a run that was killed comes to the same words.
-
-use std::path::Path;
+//! A cause depends on a step's groups and metrics, and on the metrics of the steps before it, which a run keeps in its directory: a
+//! run that was killed names the same causes when it resumes.
 
 use crate::error::{Error, Result};
-use crate::grpo::groups::{Completion, Group};
+use crate::grpo::groups::{Group, ScoredCompletion};
 use crate::grpo::metrics::Metrics;
-use crate::lines::jsonl::Input;
+use crate::lines::record::Line;
 
-/// Steps whose groups teach nothing, one after the other, before that is a cause: one step's may by chance all agree.
+/// Consecutive steps without any learning signal that are a cause; in a single step all rewards may agree by chance.
 const SILENT_STEPS: usize = 5;
 
-/// Steps at each end of the run that are compared, at least: the mean of one step's completions scatters.
+/// The fewest steps at each end of the run that are compared, because the mean of a single step is noisy.
 const WINDOW: usize = 10;
 
-/// Of the entropy that the run began with, what is left when it counts as collapsed: little is then left to choose from, and reward
-/// rises no further (Cui et al. 2025, <https://arxiv.org/abs/2505.22617>). The recipe `tiny`, which learns, keeps a third.
+/// Fraction of the initial entropy below which it counts as collapsed: the policy hardly explores any more, and reward stops rising
+/// (Cui et al. 2025, <https://arxiv.org/abs/2505.22617>). The recipe `tiny`, which learns, keeps a third.
 const COLLAPSED: f32 = 0.05;
 
-/// Fraction of the band from which the difference of sampler and trainer is a cause: the step after may be refused.
+/// Fraction of the band above which the difference between sampler and trainer is a cause: a later step may be refused.
 const NEAR_THE_BAND: f64 = 0.5;
 
-/// Rise of the rewards for format, each at most 0.5, that counts as one: a tenth of the completions more are in format.
+/// Smallest rise of the rewards for format, each at most 0.5, that counts: a tenth more of the completions are in format.
 const FORMAT_RISE: f32 = 0.05;
 
-/// Correctness, at most 2, from which nothing is missing in it.
+/// Correctness, at most 2, that needs no further rise.
 const CORRECT_ENOUGH: f32 = 1.8;
 
-/// A difference of means of so many standard errors is one.
+/// Means differ if they are this many standard errors apart.
 const STANDARD_ERRORS: f32 = 2.0;
 
-/// Steps after which a cause is told again.
+/// Steps after which a cause is reported again.
 const TOLD_AGAIN: u64 = 100;
 
-/// The metric that has the name of the cause.
+/// The metric that names the cause.
 const METRIC: &str = "health";
 
-/// Why a run learns nothing, or not what it should. In the order in which the first one that holds is named: what comes later may be a
-/// consequence.
+/// Why a run learns nothing, or not what it should. The first that holds is named: the later ones may be its consequences.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Cause {
     /// No completion of the step has a reward.
     RewardNull,
     /// Every completion of the step was cut off.
     AllTruncated,
-    /// The policy hardly samples anything but one completion.
+    /// The policy samples nearly the same completion every time.
     EntropyCollapse,
-    /// In each group of the last steps all rewards are equal.
+    /// All rewards are equal within every group of the last steps.
     NoSignal,
-    /// The log-probabilities of sampler and trainer come near to being refused.
+    /// The log-probabilities of sampler and trainer differ so much that a step may soon be refused.
     SamplerMismatch,
-    /// Rewards for format rise, and that for the answer does not.
+    /// Rewards for format rise, and the reward for the answer does not.
     FormatOnly,
 }
 
@@ -72,50 +69,50 @@ impl Cause {
         }
     }
 
-    /// What was seen, and what to do.
+    /// What happens, and what to do about it.
     fn advice(self) -> &'static str {
         match self {
             Self::RewardNull => {
-                "no completion has a reward, all are null: look at what the stage before says, and whether the prompts have an `answer`"
+                "no completion has a reward, all are null: see the messages of the scorer, and check that the prompts have an `answer`"
             }
             Self::AllTruncated => {
-                "every completion was cut off at the length limit: raise --max-completion-tokens of rollout, or look whether the \
+                "every completion was cut off at the length limit: raise --max-completion-tokens of rollout, or check that the \
                  model's end token is in generation_config.json"
             }
             Self::EntropyCollapse => {
-                "entropy is under a twentieth of what the run began with: completions hardly differ any more; fork from an earlier \
-                 checkpoint with a lower --learning-rate, or with --beta or a higher --epsilon-high"
+                "entropy is below a twentieth of its initial value, so that completions hardly differ: fork from an earlier checkpoint \
+                 with a lower --learning-rate, with --beta, or with a higher --epsilon-high"
             }
             Self::NoSignal => {
-                "in each group all rewards are equal, so that nothing is learned: take problems that are neither too easy nor too \
-                 hard, more completions a prompt, or a reward that tells them apart"
+                "all rewards are equal within every group, so that nothing is learned: use problems that are neither too easy nor too \
+                 hard, more completions per prompt, or a reward that tells them apart"
             }
             Self::SamplerMismatch => {
-                "log-probabilities of sampler and trainer differ by more than half of --logprob-band: sample with a more exact \
+                "log-probabilities of sampler and trainer differ by more than half of --logprob-band: sample with a more precise \
                  --dtype before a step is refused"
             }
             Self::FormatOnly => {
-                "rewards for format rise and correctness does not: the policy learns how an answer looks; weigh correctness more, and \
-                 look into rollouts/"
+                "rewards for format rise and correctness does not, so that the policy learns only what an answer looks like: give \
+                 correctness more weight, and read some of rollouts/"
             }
         }
     }
 }
 
-/// Looks after the steps of a run, or of one call.
+/// Judges the steps of a run, or of a single call.
 pub struct Health {
-    /// How far sampler and trainer may differ [nats].
+    /// How far sampler and trainer may differ (nats).
     band: f64,
-    /// Of each step of the run so far; `None` in a call that knows no run, which names what it sees in a step alone: as many calls of
-    /// one step are then told the same as one call of many.
+    /// The steps of the run so far. `None` without a run, where each step is judged by itself, so that one call of many steps reports
+    /// the same as many calls of one.
     past: Option<Vec<Seen>>,
-    /// The causes in the lines since the last look, with their steps.
+    /// Causes found since the last report, with their steps.
     found: Vec<(Cause, u64)>,
-    /// When each was told last.
+    /// The step at which each cause was last reported.
     told: [Option<u64>; Cause::COUNT],
 }
 
-/// What of a step's metrics is compared with other steps'; f32 as it is in their file.
+/// The metrics of a step that are compared with other steps, in f32 as in the file of metrics.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 struct Seen {
     step: u64,
@@ -126,19 +123,19 @@ struct Seen {
 }
 
 impl Health {
-    /// Of a call's steps, each by itself. `band` is how far log-probabilities of sampler and trainer may differ [nats].
+    /// Judges each step by itself. `band` is how far log-probabilities of sampler and trainer may differ (nats).
     #[must_use]
     pub fn of_steps(band: f64) -> Self {
         Self { band, past: None, found: Vec::new(), told: [None; Cause::COUNT] }
     }
 
-    /// Of a run, whose metrics so far are in a file, if there is one.
+    /// Judges a step together with the steps before it in its run, whose metrics are read from `past`.
     ///
     /// # Errors
-    /// [`Error::Io`] when it cannot be read, [`Error::Record`] when it is damaged.
-    pub fn of_run(band: f64, metrics: &Path) -> Result<Self> {
+    /// Those of `past`, [`Error::Record`] when a line is damaged.
+    pub fn of_run(band: f64, metrics: impl Iterator<Item = Result<Line>>) -> Result<Self> {
         let mut past = Vec::new();
-        for line in if metrics.exists() { Some(Input::open(metrics)?) } else { None }.into_iter().flatten() {
+        for line in metrics {
             let line = line?;
             let record = line.record()?;
             let step = record.get("policy_step")?;
@@ -147,7 +144,7 @@ impl Health {
         Ok(Self { past: Some(past), ..Self::of_steps(band) })
     }
 
-    /// The line with the name of a cause in it, if there is one. It is told by the next [`Health::tell`].
+    /// Adds the name of the cause to a line of metrics, if there is one. [`Health::tell`] reports it.
     #[must_use]
     pub fn mark(&mut self, line: &Metrics, groups: &[Group]) -> Metrics {
         let step = line.get("policy_step").unwrap_or_default() as u64;
@@ -161,7 +158,7 @@ impl Health {
         line
     }
 
-    /// Tells what was found, but no cause again that was told not long ago.
+    /// Reports the causes found, except those reported recently.
     pub fn tell(&mut self, say: &dyn Fn(&str)) {
         for (cause, step) in self.found.drain(..) {
             let told = &mut self.told[cause as usize];
@@ -173,7 +170,7 @@ impl Health {
     }
 
     fn judge(&mut self, line: &Metrics, groups: &[Group], seen: Seen) -> Option<Cause> {
-        let all = |holds: fn(&Completion) -> bool| groups.iter().flat_map(|group| &group.completions).all(holds);
+        let all = |holds: fn(&ScoredCompletion) -> bool| groups.iter().flat_map(|group| &group.completions).all(holds);
         let (silent, past): (_, &[Seen]) = match &mut self.past {
             None => (seen.silent, &[]),
             Some(past) => {
@@ -211,21 +208,21 @@ impl Seen {
     }
 }
 
-/// Of several updates on one batch the first counts.
+/// Adds a step; of several updates on one batch, the first.
 fn remember(past: &mut Vec<Seen>, seen: Seen) {
     if past.last().is_none_or(|last| last.step != seen.step) {
         past.push(seen);
     }
 }
 
-/// The mean over the last steps, against that over the first ones.
+/// Compares the mean entropy of the last steps with that of the first.
 fn has_collapsed(past: &[Seen]) -> bool {
     let Some((first, last)) = ends(past, WINDOW, |seen| seen.entropy) else { return false };
     first.mean > 0.0 && last.mean < COLLAPSED * first.mean
 }
 
-/// The last quarter of the run's steps against the first one: the longer the run, the smaller the difference that can be told from
-/// chance.
+/// Compares the last quarter of the run's steps with the first: the longer the run, the smaller the difference that can be told from
+/// noise.
 fn learns_format_only(past: &[Seen]) -> bool {
     let window = past.len() / 4;
     if window < WINDOW {
@@ -237,13 +234,13 @@ fn learns_format_only(past: &[Seen]) -> bool {
     format.mean - format_before.mean >= FORMAT_RISE && now.mean < CORRECT_ENOUGH && now.mean - before.mean <= chance
 }
 
-/// The mean over some steps, and the square of its standard error by how the steps scatter.
+/// The mean over some steps, and the square of its standard error.
 struct Window {
     mean: f32,
     error_squared: f32,
 }
 
-/// The first and the last `window` steps, when they do not overlap and all have the number.
+/// The first and the last `window` steps; `None` when they overlap or one lacks the number.
 fn ends(past: &[Seen], window: usize, of: fn(&Seen) -> Option<f32>) -> Option<(Window, Window)> {
     if past.len() < 2 * window {
         return None;
@@ -264,6 +261,9 @@ impl Window {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::grpo::groups::Groups;
+    use crate::grpo::limits::SequenceLimits;
+    use crate::lines::jsonl::Input;
 
     fn line(step: u64, numbers: &[(&str, f64)]) -> Metrics {
         let mut line = Metrics::default();
@@ -272,7 +272,7 @@ mod tests {
         line
     }
 
-    /// A group that there is nothing wrong with.
+    /// A group without a cause.
     fn sound() -> Vec<Group> {
         let text = |sample| {
             format!(
@@ -283,11 +283,8 @@ mod tests {
         let mut file = tempfile::NamedTempFile::new().unwrap();
         let lines: String = (0..2).map(|sample| text(sample).replace('\n', " ") + "\n").collect();
         std::io::Write::write_all(&mut file, lines.as_bytes()).unwrap();
-        let config = serde_json::json!({"model_type": "qwen2", "vocab_size": 50, "hidden_size": 8, "intermediate_size": 8,
-            "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 16,
-            "rms_norm_eps": 1e-6, "rope_theta": 10000.0});
-        let config = serde_json::from_value(config).unwrap();
-        crate::grpo::groups::Groups::new(Input::open(file.path()).unwrap(), config).collect::<Result<_>>().unwrap()
+        let limits = SequenceLimits { vocab_size: 50, positions: 16 };
+        Groups::new(Input::open(file.path()).unwrap(), limits).collect::<Result<_>>().unwrap()
     }
 
     fn named(line: &Metrics) -> Option<String> {
@@ -299,11 +296,12 @@ mod tests {
     fn course(steps: usize, numbers: impl Fn(f64) -> Vec<(&'static str, f64)>) -> Vec<Option<String>> {
         let (dir, groups) = (tempfile::tempdir().unwrap(), sound());
         let path = dir.path().join("metrics.jsonl");
-        let mut uninterrupted = Health::of_run(0.05, &path).unwrap();
+        let mut uninterrupted = Health::of_run(0.05, std::iter::empty()).unwrap();
+        std::fs::write(&path, "").unwrap();
         let mut text = Vec::new();
         let mut step = |step: usize| {
             let line = line(step as u64, &numbers(step as f64));
-            let marked = Health::of_run(0.05, &path).unwrap().mark(&line, &groups);
+            let marked = Health::of_run(0.05, Input::open(&path).unwrap()).unwrap().mark(&line, &groups);
             assert_eq!(marked, uninterrupted.mark(&line, &groups));
             text.extend_from_slice(&[&marked.to_json()[..], b"\n"].concat());
             std::fs::write(&path, &text).unwrap();

@@ -1,67 +1,71 @@
-//! The loss of each token and its slope, the derivative after the token's log-probability. Knows advantages, not rewards.
+//! The loss of each token and its slope, the derivative with respect to the token's log-probability. Knows advantages, not rewards.
 //!
 //! The sum of `weight * loss` over all tokens of a step is the step's loss; the weights come from the data of the whole step
 //! ([`token_weights`]), so that the way it is cut into micro-batches cannot change them.
 
-use serde::Serialize;
-
 use crate::error::{Error, Result};
 
-/// Bound of |difference of log-probabilities| before `exp` [nats]; beyond it the loss is flat. As verl, `core_algos.py`.
+/// Bound on the difference of two log-probabilities before `exp` (nats), as in verl's `core_algos.py`. Beyond it the loss is flat.
 pub const MAX_LOG_RATIO: f64 = 20.0;
 
-/// How token losses become the step's loss. With B completions, and tokens that count t:
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, clap::ValueEnum)]
-#[serde(rename_all = "snake_case")]
+/// How the losses of tokens are averaged to the loss of a step. Masked and unscored completions have no tokens here.
+///
+/// # Source
+/// TRL `GRPOTrainer`, `loss_type`; Yu et al. 2025, <https://arxiv.org/abs/2503.14476> (DAPO); Liu et al. 2025,
+/// <https://arxiv.org/abs/2503.20783> (Dr. GRPO).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 #[value(rename_all = "snake_case")]
 pub enum LossKind {
-    /// Mean over completions of the mean over tokens
+    /// Mean over completions of the mean over each one's tokens: a token of a long completion weighs less
     Grpo,
-    /// Mean over all tokens of the step
+    /// The same number as dapo. In TRL bnpo takes the mean over each micro-batch, so that its size changes the loss; here it is always
+    /// the whole step
     Bnpo,
-    /// Sum over tokens / (completions * --max-completion-tokens)
+    /// Sum over all tokens / (completions * --max-completion-tokens): a token's weight depends on no length
     DrGrpo,
-    /// Mean over all tokens of the step
+    /// Mean over all tokens of the step: each token weighs the same
     Dapo,
 }
 
-/// Numbers of the loss.
-#[derive(Debug, Clone, Serialize, clap::Args)]
+/// Configures the loss.
+#[derive(Debug, Clone, clap::Args)]
 pub struct LossConfig {
-    /// How token losses are averaged over a step
+    /// How the losses of tokens are averaged over a step
     #[arg(long = "loss", value_enum, value_name = "KIND", default_value = "dapo")]
     pub kind: LossKind,
-    /// Clip range below: no further gain once the probability ratio is under 1 - EPSILON
+    /// Lower clip range: a token stops contributing once its probability ratio is below 1 - EPSILON
     #[arg(long, value_name = "EPSILON", default_value_t = 0.2)]
     pub epsilon: f64,
-    /// Clip range above: no further gain once the ratio is over 1 + EPSILON [default: that of --epsilon]
+    /// Upper clip range: a token stops contributing once its probability ratio is above 1 + EPSILON [default: --epsilon]
     #[arg(long, value_name = "EPSILON")]
     pub epsilon_high: Option<f64>,
-    /// Weight of the KL divergence from --reference; 0 needs no reference
+    /// Weight of the KL divergence from --reference; at 0 no reference is used
     #[arg(long, default_value_t = 0.0)]
     pub beta: f64,
-    /// Give completions that were cut off (finish_reason "length") no gradient
+    /// Give no gradient to completions that were cut off (finish_reason "length")
     #[arg(long)]
     pub mask_truncated: bool,
-    /// What `dr_grpo` divides by, the longest completion that `rollout` was allowed [tokens]
+    /// The longest completion that `rollout` may sample, by which --loss dr_grpo divides [tokens]
     #[arg(long, value_name = "TOKENS")]
     pub max_completion_tokens: Option<usize>,
-    /// Weight each token's gain with how much likelier the weights that the step starts from make it than those that sampled it,
-    /// at most C, and clip the ratio to the former. Without it the ratio is to those that sampled it
+    /// Correct for rollouts of older weights by importance sampling: weight each token by its probability under the weights that the
+    /// step starts with over that under the weights that sampled it, at most C, and clip the ratio to the former. Without it the ratio
+    /// is to the weights that sampled the token
     #[arg(long, value_name = "C")]
-    #[serde(skip_serializing_if = "Option::is_none")] // steps without it keep their names
     pub importance_sampling_clip_max: Option<f64>,
 }
 
 impl LossConfig {
-    /// Refuses numbers that contradict each other.
+    /// Refuses options that contradict each other or are out of range.
     ///
     /// # Errors
     /// [`Error::Usage`].
     pub fn check(&self) -> Result<()> {
         let high = self.epsilon_high.unwrap_or(self.epsilon);
         if !(0.0..1.0).contains(&self.epsilon) || !(0.0..).contains(&high) || !high.is_finite() {
-            return Err(Error::Usage("--epsilon must be in 0 to 1, and --epsilon-high at least 0".into()));
+            return Err(Error::Usage(
+                "--epsilon must be at least 0 and less than 1, and --epsilon-high at least 0".into(),
+            ));
         }
         if !(0.0..).contains(&self.beta) || !self.beta.is_finite() {
             return Err(Error::Usage("--beta must be at least 0".into()));
@@ -70,7 +74,7 @@ impl LossConfig {
             return Err(Error::Usage("--importance-sampling-clip-max must be above 0".into()));
         }
         if self.kind == LossKind::DrGrpo && self.max_completion_tokens.is_none_or(|tokens| tokens == 0) {
-            return Err(Error::Usage("--loss dr_grpo divides by --max-completion-tokens; give it".into()));
+            return Err(Error::Usage("--loss dr_grpo needs --max-completion-tokens, by which it divides".into()));
         }
         Ok(())
     }
@@ -78,8 +82,8 @@ impl LossConfig {
 
 /// The weight of each completion's tokens in the step's loss: 1 / denominator.
 ///
-/// `counting[i]` is the number of completion i's tokens that count: its length, or 0 where it is masked. A masked completion
-/// still is one of the B that `grpo` and `dr_grpo` divide by, as in TRL.
+/// `counting[i]` is the number of completion i's tokens that count: its length, or 0 where it is masked. As in TRL, `grpo` and `dr_grpo`
+/// divide by masked completions too.
 #[must_use]
 pub fn token_weights(config: &LossConfig, counting: &[usize]) -> Vec<f64> {
     let completions = counting.len() as f64;
@@ -92,56 +96,56 @@ pub fn token_weights(config: &LossConfig, counting: &[usize]) -> Vec<f64> {
     counting.iter().map(|length| weight(*length)).collect()
 }
 
-/// Which side of the clip range a token is beyond, where that stops its gradient.
+/// On which side of the clip range a token's gradient is stopped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Clipped {
-    /// Within the range, or on the side from which the advantage pulls it back.
+    /// Not stopped: within the range, or the advantage pulls it back there.
     No,
-    /// Ratio under 1 - epsilon, and the advantage negative.
+    /// The ratio is below 1 - epsilon, and the advantage negative.
     Low,
-    /// Ratio over 1 + epsilon_high, and the advantage positive.
+    /// The ratio is above 1 + epsilon_high, and the advantage positive.
     High,
 }
 
-/// Log-probabilities of one token [nats].
+/// Log-probabilities of one token (nats).
 #[derive(Debug, Clone, Copy)]
 pub struct Logprobs {
     /// Under the weights in training.
     pub now: f32,
-    /// Under those that the clipped ratio is to; `None` when they are those in training, and the ratio 1 by construction.
+    /// Under the weights that the clipped ratio is to; `None` when these are in training, so that the ratio is 1.
     pub old: Option<f32>,
-    /// Under those that sampled it, for [`LossConfig::importance_sampling_clip_max`]; unused without that.
+    /// Under the weights that sampled it; used with [`LossConfig::importance_sampling_clip_max`] only.
     pub sampled: f32,
-    /// Under the reference; needed where `beta` is not 0.
+    /// Under the reference; required where `beta` is not 0.
     pub reference: Option<f32>,
 }
 
-/// How much likelier a token was when the step began than when it was sampled.
+/// The weight of a token in importance sampling.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Importance {
-    /// The ratio of the probabilities, truncated.
+    /// Its probability when the step began over that when it was sampled, truncated.
     pub ratio: f64,
-    /// Whether it was larger before.
+    /// Whether truncation changed it.
     pub truncated: bool,
 }
 
-/// One token's part of the loss.
+/// The loss of one token.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct TokenLoss {
-    /// Surrogate and `beta` times `kl`.
+    /// `beta` times `kl`, minus the surrogate.
     pub loss: f64,
     /// dloss / dlogprob.
     pub slope: f64,
-    /// Estimate of the KL divergence from the reference [nats], weighted with the probability ratio; 0 without a reference.
+    /// Estimate of the KL divergence from the reference (nats), weighted by the probability ratio; 0 without a reference.
     pub kl: f64,
     /// Whether the clip range stops the gradient.
     pub clipped: Clipped,
-    /// What the surrogate was weighted with; `None` without that.
+    /// The weight of the surrogate; `None` without importance sampling.
     pub importance: Option<Importance>,
 }
 
 impl TokenLoss {
-    /// With the token's weight in the loss.
+    /// Loss and slope times the token's weight in the step's loss.
     #[must_use]
     pub fn weighted(self, weight: f64) -> Self {
         Self { loss: weight * self.loss, slope: weight * self.slope, ..self }
@@ -150,11 +154,11 @@ impl TokenLoss {
 
 /// The clipped surrogate of one token, with the KL penalty.
 ///
-/// The penalty is weighted with the ratio, which has a slope even where it is 1: only so is the penalty's gradient that of the
-/// divergence.
+/// The penalty is weighted by the ratio, whose slope counts even where the ratio is 1: otherwise the gradient of the penalty would not
+/// be that of the divergence.
 ///
-/// With [`LossConfig::importance_sampling_clip_max`] the surrogate, but not the penalty, is weighted with the truncated ratio of
-/// the old policy to the sampler, a constant: what clipping holds the policy near to is then not what sampled the token.
+/// With [`LossConfig::importance_sampling_clip_max`] the surrogate, but not the penalty, is weighted by the truncated ratio of the old
+/// policy to the sampler, a constant. Clipping then keeps the policy near the old one, not near the sampler.
 ///
 /// # Source
 /// Schulman et al. 2017, eq. 7, <https://arxiv.org/abs/1707.06347>; k3 of <http://joschu.net/blog/kl-approx.html>; its weight is
@@ -187,7 +191,7 @@ pub fn token_loss(config: &LossConfig, advantage: f64, logprobs: Logprobs) -> To
     }
 }
 
-/// The ratio of the old policy to the sampler, truncated, where it is asked for.
+/// The truncated ratio of the old policy to the sampler; `None` without importance sampling.
 fn importance(config: &LossConfig, logprobs: Logprobs) -> Option<Importance> {
     let most = config.importance_sampling_clip_max?;
     let difference = f64::from(logprobs.old.unwrap_or(logprobs.now)) - f64::from(logprobs.sampled);
@@ -195,10 +199,10 @@ fn importance(config: &LossConfig, logprobs: Logprobs) -> Option<Importance> {
     Some(Importance { ratio: ratio.min(most), truncated: ratio > most })
 }
 
-/// k3 of `difference` = log reference - log policy, and its derivative after the policy's log-probability.
+/// The k3 estimate for `difference` = log reference - log policy, and its derivative with respect to the policy's log-probability.
 fn k3(difference: f64) -> (f64, f64) {
     let bounded = difference.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO);
-    let excess = bounded.exp_m1(); // exp - 1, without losing the small differences of a policy near its reference
+    let excess = bounded.exp_m1(); // exact for the small differences of a policy near its reference
     (excess - bounded, if bounded == difference { -excess } else { 0.0 })
 }
 
@@ -219,7 +223,7 @@ mod tests {
         }
     }
 
-    /// Of a token that the old policy sampled, too.
+    /// A token that the old policy sampled.
     fn logprobs(now: f32, old: Option<f32>, reference: Option<f32>) -> Logprobs {
         Logprobs { now, old, sampled: old.unwrap_or(now), reference }
     }
@@ -307,7 +311,7 @@ mod tests {
         assert_eq!(at(1.0, 1.27).clipped, Clipped::No);
     }
 
-    /// Whatever sampled the tokens, the weighted slopes are in the mean those of tokens that the policy itself had sampled.
+    /// Whatever sampled the tokens, the weighted slopes are on average those of tokens that the policy itself sampled.
     #[test]
     fn importance_makes_good_for_another_sampler_as_far_as_it_is_not_truncated() {
         let (policy, sampler, advantages) = ([0.7f32, 0.2, 0.1], [0.3f32, 0.3, 0.4], [1.0, -2.0, 0.5]);

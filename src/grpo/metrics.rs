@@ -1,21 +1,22 @@
-//! One line of metrics an optimizer step, under TRL's names where they mean the same.
+//! The line of metrics of an optimizer step. Names are TRL's where the meaning is.
 
 use serde::ser::{Serialize, SerializeMap, Serializer};
 
 use crate::grpo::groups::Group;
+use crate::numbers::mean::Mean;
 
 /// A metric's value.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Metric {
     /// A count.
     Count(u64),
-    /// A measure; written with f32's digits, which is what it is worth.
+    /// A measurement, written with the digits of an f32.
     Real(f64),
     /// A word.
     Word(&'static str),
 }
 
-/// Names and values, in the order they were added.
+/// Metrics by name, in the order they were added.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Metrics(Vec<(String, Metric)>);
 
@@ -25,7 +26,7 @@ impl Metrics {
         self.0.push((name.to_owned(), Metric::Count(value)));
     }
 
-    /// Adds a measure.
+    /// Adds a measurement.
     pub fn real(&mut self, name: &str, value: f64) {
         self.0.push((name.to_owned(), Metric::Real(value)));
     }
@@ -35,7 +36,7 @@ impl Metrics {
         self.0.push((name.to_owned(), Metric::Word(value)));
     }
 
-    /// The number under a name.
+    /// The number of this name.
     #[must_use]
     pub fn get(&self, name: &str) -> Option<f64> {
         self.0.iter().find(|(other, _)| other == name).and_then(|(_, metric)| match metric {
@@ -45,7 +46,7 @@ impl Metrics {
         })
     }
 
-    /// The few numbers that tell a watcher how it goes.
+    /// The main numbers, for a line of progress.
     #[must_use]
     pub fn brief(&self) -> String {
         let shown = ["step", "loss", "grad_norm", "reward", "entropy"];
@@ -53,7 +54,7 @@ impl Metrics {
         words.collect::<Vec<_>>().join(", ")
     }
 
-    /// One line of JSON, without its end.
+    /// One line of JSON, without the line end.
     #[must_use]
     pub fn to_json(&self) -> Vec<u8> {
         serde_json::to_vec(self).expect("names, numbers and words serialise")
@@ -74,62 +75,26 @@ impl Serialize for Metrics {
     }
 }
 
-/// Running mean, with the extremes; all 0 while nothing was added.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct Mean {
-    sum: f64,
-    /// Numbers added.
-    pub count: u64,
-    /// Largest number.
-    pub max: f64,
-    /// Smallest number.
-    pub min: f64,
-}
-
-impl Mean {
-    /// Adds one number.
-    pub fn add(&mut self, value: f64) {
-        self.max = if self.count == 0 { value } else { self.max.max(value) };
-        self.min = if self.count == 0 { value } else { self.min.min(value) };
-        self.sum += value;
-        self.count += 1;
-    }
-
-    /// The mean.
-    #[must_use]
-    pub fn mean(&self) -> f64 {
-        if self.count == 0 { 0.0 } else { self.sum / self.count as f64 }
-    }
-}
-
-impl FromIterator<f64> for Mean {
-    fn from_iter<I: IntoIterator<Item = f64>>(values: I) -> Self {
-        let mut mean = Self::default();
-        values.into_iter().for_each(|value| mean.add(value));
-        mean
-    }
-}
-
-/// Adds the lengths of completions [tokens] and the fraction of them that were cut off.
+/// Adds the lengths of completions (tokens) and the fraction that was cut off.
 pub fn completions(metrics: &mut Metrics, groups: &[Group]) {
     let all = || groups.iter().flat_map(|group| &group.completions);
     let lengths: Mean = all().map(|completion| completion.tokens.len() as f64).collect();
     let ended = all().filter(|completion| !completion.truncated);
     let ended: Mean = ended.map(|completion| completion.tokens.len() as f64).collect();
     let cut_off: Mean = all().map(|completion| f64::from(completion.truncated)).collect();
-    metrics.real("completions/mean_length", lengths.mean());
+    metrics.real("completions/mean_length", lengths.mean().unwrap_or(0.0));
     metrics.real("completions/min_length", lengths.min);
     metrics.real("completions/max_length", lengths.max);
-    metrics.real("completions/mean_terminated_length", ended.mean());
-    metrics.real("completions/clipped_ratio", cut_off.mean());
+    metrics.real("completions/mean_terminated_length", ended.mean().unwrap_or(0.0));
+    metrics.real("completions/clipped_ratio", cut_off.mean().unwrap_or(0.0));
 }
 
-/// Adds how much older than those of `step` the weights are that sampled the completions [steps].
+/// Adds how much older than those of `step` the weights are that sampled the completions (steps).
 pub fn staleness(metrics: &mut Metrics, groups: &[Group], step: u64) {
     let all = groups.iter().flat_map(|group| &group.completions);
     let ages = all.filter_map(|completion| step.checked_sub(completion.policy_step?));
     let ages: Mean = ages.map(|age| age as f64).collect();
-    metrics.real("sampling/staleness/mean", ages.mean());
+    metrics.real("sampling/staleness/mean", ages.mean().unwrap_or(0.0));
     metrics.real("sampling/staleness/max", ages.max);
 }
 
@@ -144,12 +109,5 @@ mod tests {
         metrics.real("loss", 0.1 + 0.2);
         metrics.real("learning_rate", 1e-3);
         assert_eq!(metrics.to_json(), br#"{"step":3,"loss":0.3,"learning_rate":0.001}"#);
-    }
-
-    #[test]
-    fn a_mean_of_nothing_is_zero_and_extremes_may_be_negative() {
-        assert_eq!(Mean::default().mean(), 0.0);
-        let mean: Mean = [-3.0, -1.0].into_iter().collect();
-        assert_eq!((mean.mean(), mean.min, mean.max), (-2.0, -3.0, -1.0));
     }
 }

@@ -2,5 +2,6 @@
 
 pub mod aligned;
 pub mod dtype;
+pub mod mean;
 pub mod rng;
 pub mod tensors;

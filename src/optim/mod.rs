@@ -7,7 +7,6 @@ mod update;
 use std::ops::Deref;
 
 use rayon::prelude::*;
-use serde::Serialize;
 
 use crate::error::{Error, Result};
 use crate::numbers::dtype::Dtype;
@@ -20,51 +19,68 @@ pub use update::{Rule, update};
 /// Numbers that one thread updates at a time. Sums of chunks are added in order, so the number of threads does not change a bit.
 pub(crate) const CHUNK: usize = 1 << 15;
 
-/// How the learning rate changes after the warm-up.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, clap::ValueEnum)]
-#[serde(rename_all = "snake_case")]
+/// The schedule of the learning rate after the warm-up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Schedule {
-    /// No decay
+    /// Stays at its peak
     Constant,
-    /// Decays linearly to 0 at --total-steps
+    /// Falls linearly to 0 at --total-steps
     Linear,
     /// Decays along half a cosine to 0 at --total-steps
     Cosine,
 }
 
-/// Numbers of the optimizer.
-#[derive(Debug, Clone, Serialize, clap::Args)]
+/// Configures the optimizer.
+#[derive(Debug, Clone, clap::Args)]
 pub struct OptimizerConfig {
     /// Peak learning rate
-    #[arg(long, value_name = "RATE", default_value_t = 1e-6)]
+    #[arg(long, value_name = "RATE", default_value_t = OptimizerConfig::default().learning_rate)]
     pub learning_rate: f64,
     /// Decay of the running mean of gradients
-    #[arg(long, value_name = "DECAY", default_value_t = 0.9)]
+    #[arg(long, value_name = "DECAY", default_value_t = OptimizerConfig::default().adam_beta1)]
     pub adam_beta1: f64,
     /// Decay of the running mean of squared gradients
-    #[arg(long, value_name = "DECAY", default_value_t = 0.999)]
+    #[arg(long, value_name = "DECAY", default_value_t = OptimizerConfig::default().adam_beta2)]
     pub adam_beta2: f64,
     /// Added to the square root of the running mean of squared gradients
-    #[arg(long, value_name = "EPSILON", default_value_t = 1e-8)]
+    #[arg(long, value_name = "EPSILON", default_value_t = OptimizerConfig::default().adam_epsilon)]
     pub adam_epsilon: f64,
     /// Weight decay of matrices and embeddings; norms and biases do not decay
-    #[arg(long, value_name = "DECAY", default_value_t = 0.0)]
+    #[arg(long, value_name = "DECAY", default_value_t = OptimizerConfig::default().weight_decay)]
     pub weight_decay: f64,
     /// Clip gradients to this global norm; 0 turns clipping off
-    #[arg(long, value_name = "NORM", default_value_t = 1.0)]
+    #[arg(long, value_name = "NORM", default_value_t = OptimizerConfig::default().max_grad_norm)]
     pub max_grad_norm: f64,
     /// Type that AdamW's moments are stored in; those of a checkpoint are converted
-    #[arg(long, value_parser = moments::state_type(), value_name = "TYPE", default_value = "f32")]
+    #[arg(long, value_parser = moments::state_type(), value_name = "TYPE", default_value_t = OptimizerConfig::default().optimizer_state)]
     pub optimizer_state: Dtype,
     /// Schedule of the learning rate
-    #[arg(long, value_enum, default_value = "constant")]
+    #[arg(long, value_enum, default_value_t = OptimizerConfig::default().schedule)]
     pub schedule: Schedule,
     /// Fraction of --total-steps over which the learning rate rises from 0 (0 to 1)
-    #[arg(long, value_name = "RATIO", default_value_t = 0.0)]
+    #[arg(long, value_name = "RATIO", default_value_t = OptimizerConfig::default().warmup_ratio)]
     pub warmup_ratio: f64,
     /// Optimizer steps of the whole run, including those of earlier and later commands
     #[arg(long, value_name = "STEPS")]
     pub total_steps: Option<u64>,
+}
+
+/// The defaults of the command line.
+impl Default for OptimizerConfig {
+    fn default() -> Self {
+        Self {
+            learning_rate: 1e-6,
+            adam_beta1: 0.9,
+            adam_beta2: 0.999,
+            adam_epsilon: 1e-8,
+            weight_decay: 0.0,
+            max_grad_norm: 1.0,
+            optimizer_state: Dtype::F32,
+            schedule: Schedule::Constant,
+            warmup_ratio: 0.0,
+            total_steps: None,
+        }
+    }
 }
 
 impl OptimizerConfig {

@@ -22,7 +22,7 @@ use crate::process::message::note;
 use crate::process::progress::Progress;
 use crate::process::read_ahead::ReadAhead;
 use crate::process::stopwatch::Stopwatch;
-use crate::run::{Lock, Offers, PartnerWatch, Role, Run, TrainerWatch, sampled_from};
+use crate::run::{HandoverOffers, Lock, PeerWatch, Role, Run, TrainerWatch, sampled_from};
 
 /// How the prompts of a run become steps.
 #[derive(Debug, Clone, Copy)]
@@ -46,7 +46,7 @@ pub fn follow(job: RolloutJob, run: &Run, options: FollowOptions, input: Input, 
 }
 
 fn sample(job: RolloutJob, run: &Run, options: FollowOptions, mut input: Input, out: &mut Output) -> Result<()> {
-    let start = run.intact_step(&|_| ())?;
+    let start = run.newest_intact_step(&|_| ())?;
     let (dir, oldest) = (run.checkpoint(start), run.oldest_weights(start)?);
     input.skip_consumed(State::load(&dir)?.map_or(0, |state| state.prompts_consumed))?;
     let stop = job.stop.clone();
@@ -54,14 +54,14 @@ fn sample(job: RolloutJob, run: &Run, options: FollowOptions, mut input: Input, 
         Ready::new(job, &dir, Some(options.groups_per_step))?;
     let mut requests = read_ahead(input, move |line| requests.build(line));
     let say = |words: &str| note(NAME, words);
-    let _trainer = PartnerWatch::start(run, Role::Train, &stop);
+    let _trainer = PeerWatch::start(run, Role::Train, &stop);
     let mut watch = TrainerWatch::of(run, &say, &stop);
     let mut progress = Progress::new(NAME);
     let mut batch = next_batch(&mut requests, options.groups_per_step)?;
     if !batch.is_empty() {
         watch.wait_for_start(start + 1)?;
     }
-    let mut offers = Offers::of(run);
+    let mut offers = HandoverOffers::of(run);
     let mut stopwatch = Stopwatch::new(["sampling", "waiting for weights", "loading them"]);
     while !batch.is_empty() {
         let weights = sampled_from(settings.step, options.max_staleness, oldest);
@@ -88,7 +88,7 @@ fn sample(job: RolloutJob, run: &Run, options: FollowOptions, mut input: Input, 
 }
 
 /// Accepts the trainer's offer to hand over weights within the GPU, if it has made one, before the step that these records train.
-fn accept_offer(offers: &mut Offers, backend: &mut SamplingBackend, say: &dyn Fn(&str)) -> Result<()> {
+fn accept_offer(offers: &mut HandoverOffers, backend: &mut SamplingBackend, say: &dyn Fn(&str)) -> Result<()> {
     let Some(offer) = offers.look() else { return Ok(()) };
     match backend.accept(offer) {
         Ok(()) => {

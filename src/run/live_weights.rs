@@ -1,5 +1,5 @@
-//! The weights of the youngest steps, for those who sample: written to memory where the system has a file system in it, mapped from
-//! there by the reader, and never brought to a disk.
+//! Hands the weights of the last steps to the sampler through files in memory, which the sampler maps. Where the system has no file
+//! system in memory they go through the run's directory, without waiting for the disk.
 
 use std::fs::{self, DirBuilder, File};
 use std::io;
@@ -10,41 +10,41 @@ use super::{Run, remove_if_there, step_name};
 use crate::checkpoint::WEIGHTS;
 use crate::error::{Error, Result};
 
-/// Linux' file system in memory.
+/// Linux's file system in memory.
 const MEMORY: &str = "/dev/shm";
 
-/// What the names of our directories there begin with.
+/// The names of our directories there begin with this.
 const PREFIX: &str = "grpo-pipes-";
 
-/// Locked in such a directory while its owner lives.
+/// A file in each of them that its owner keeps locked.
 const OWNER: &str = "owner";
 
-/// Steps whose weights are there at once, besides those that sampling may be ahead: a reader may still be opening the older ones.
+/// Steps whose weights exist at once, besides those that sampling may be ahead: the sampler may still be opening older ones.
 const KEPT: u64 = 2;
 
-/// Where the steps' weights appear; gone when dropped.
-pub struct Live {
+/// The place where the weights of steps appear; dropping it removes them.
+pub struct LiveWeights {
     link: PathBuf,
     pub(super) dir: PathBuf,
-    /// Steps whose weights are there at once.
+    /// Steps whose weights exist at once.
     kept: u64,
-    /// Another way than files.
+    /// The handle offered to the sampler instead of files.
     pub(super) offered: Option<Vec<u8>>,
-    /// Of the directory in memory, which without it is anybody's to sweep.
+    /// Keeps other runs from removing the directory in memory.
     _owner: Option<File>,
 }
 
-impl Live {
-    /// Makes the place afresh, for weights of so many bytes that sampling may be so many steps `ahead` of. `say` is told when there
-    /// is no room for them in memory.
+impl LiveWeights {
+    /// Makes an empty place for weights of this size (bytes), with sampling up to `ahead` steps ahead. When memory has no room for them,
+    /// tells `say` so and uses the run's directory.
     ///
     /// # Errors
     /// [`Error::Io`].
     pub fn create(run: &Run, bytes: u64, ahead: u64, say: &dyn Fn(&str)) -> Result<Self> {
-        Self::create_in(Path::new(MEMORY), run, (bytes, KEPT + ahead), say)
+        Self::create_in(Path::new(MEMORY), run, bytes, KEPT + ahead, say)
     }
 
-    fn create_in(memory: &Path, run: &Run, (bytes, kept): (u64, u64), say: &dyn Fn(&str)) -> Result<Self> {
+    fn create_in(memory: &Path, run: &Run, bytes: u64, kept: u64, say: &dyn Fn(&str)) -> Result<Self> {
         let link = run.live_link();
         remove(&link)?;
         let (dir, owner) = match in_memory(memory, run, kept.saturating_mul(bytes)) {
@@ -61,8 +61,8 @@ impl Live {
         Ok(Self { link, dir, kept, offered: None, _owner: owner })
     }
 
-    /// Lets the weights of a step appear, made by `fill` in the directory it is given, where it may find the file of older ones that
-    /// nobody can want any more.
+    /// Publishes the weights of a step. `fill` writes them into the directory it is given, where it may find a file of older weights to
+    /// overwrite.
     ///
     /// # Errors
     /// [`Error::Io`], and that of `fill`.
@@ -72,8 +72,8 @@ impl Live {
         if let Some(old) = step.checked_sub(self.kept) {
             let file = self.weights(old).join(WEIGHTS);
             if !self.is_taken() {
-                // Who has sampled the records of this step has younger weights than these, so their file can be written over: to
-                // take its pages from the system again would take longer than to fill them.
+                // The sampler of this step's records has later weights, so this file can be overwritten: allocating its pages anew
+                // would take longer than filling them.
                 remove_if_there(fs::rename(&file, unfinished.join(WEIGHTS)), &file)?;
             }
             remove(&self.weights(old))?;
@@ -89,16 +89,16 @@ impl Live {
     }
 }
 
-impl Drop for Live {
+impl Drop for LiveWeights {
     fn drop(&mut self) {
-        // The link first: to a reader all of it goes at once. Nobody is left to tell of a failure, and the next trainer of the run
-        // begins with the same removal.
+        // The link goes first, so that a reader loses everything at once. Failures have no one to report to, and the next trainer of
+        // the run starts with the same removal.
         let _ = remove(&self.link);
         let _ = remove(&self.dir);
     }
 }
 
-/// A directory of the run's own in memory, that nobody else can read or have made, or why there is none.
+/// Makes the run's own directory in memory, closed to other users, or says why it cannot.
 fn in_memory(memory: &Path, run: &Run, bytes: u64) -> std::result::Result<(PathBuf, File), String> {
     let whole = run.dir().canonicalize().map_err(|err| err.to_string())?;
     let hash = blake3::hash(whole.as_os_str().as_encoded_bytes()).to_hex();
@@ -123,7 +123,7 @@ fn in_memory(memory: &Path, run: &Run, bytes: u64) -> std::result::Result<(PathB
     Ok((dir, owner))
 }
 
-/// Removes the weights of runs that were killed and have not gone on. Those that cannot be removed are somebody else's.
+/// Removes the weights of killed runs that have not resumed; those of other users cannot be removed and stay.
 fn sweep(memory: &Path) {
     for entry in fs::read_dir(memory).into_iter().flatten().flatten() {
         let ours = entry.file_name().to_str().is_some_and(|name| name.starts_with(PREFIX));
@@ -134,7 +134,7 @@ fn sweep(memory: &Path) {
     }
 }
 
-/// Removes a link (not what it points to) or a directory.
+/// Removes a link, not what it points to, or a directory.
 fn remove(path: &Path) -> Result<()> {
     let is_dir = path.symlink_metadata().is_ok_and(|found| found.is_dir());
     remove_if_there(if is_dir { fs::remove_dir_all(path) } else { fs::remove_file(path) }, path)
@@ -144,10 +144,10 @@ fn remove(path: &Path) -> Result<()> {
 mod tests {
     use std::os::unix::fs::MetadataExt;
 
-    use super::super::Offers;
+    use super::super::HandoverOffers;
     use super::*;
 
-    fn publish(live: &Live, step: u64) {
+    fn publish(live: &LiveWeights, step: u64) {
         live.publish(step, |dir| fs::write(dir.join("x"), step.to_string()).map_err(Error::io(dir))).unwrap();
     }
 
@@ -156,12 +156,12 @@ mod tests {
         let (dir, memory) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let run = Run::new(dir.path());
         let silent = |words: &str| panic!("said {words}");
-        let killed = Live::create_in(memory.path(), &run, (10, KEPT), &silent).unwrap();
+        let killed = LiveWeights::create_in(memory.path(), &run, 10, KEPT, &silent).unwrap();
         publish(&killed, 9);
         std::mem::forget(killed);
 
         for (kept, want) in [(KEPT, [false, false, true, true]), (KEPT + 1, [false, true, true, true])] {
-            let live = Live::create_in(memory.path(), &run, (10, kept), &silent).unwrap();
+            let live = LiveWeights::create_in(memory.path(), &run, 10, kept, &silent).unwrap();
             assert!(!run.live(9).exists() && run.live_link().is_symlink());
             for step in 1..=4 {
                 publish(&live, step);
@@ -180,7 +180,7 @@ mod tests {
     fn weights_go_over_the_file_of_those_that_nobody_wants_unless_they_go_another_way() {
         let (dir, memory) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let run = Run::new(dir.path());
-        let mut live = Live::create_in(memory.path(), &run, (10, KEPT), &|words| panic!("said {words}")).unwrap();
+        let mut live = LiveWeights::create_in(memory.path(), &run, 10, KEPT, &|words| panic!("said {words}")).unwrap();
         let inode = |step| fs::metadata(run.live(step).join(WEIGHTS)).unwrap().ino();
         let mut first = 0;
         for step in 1..=3 {
@@ -190,7 +190,7 @@ mod tests {
         assert!(inode(3) == first && inode(2) != first);
         assert_eq!(fs::read(run.live(3).join(WEIGHTS)).unwrap(), [3]);
         live.offer(b"another way".to_vec()).unwrap();
-        let mut offers = Offers::of(&run);
+        let mut offers = HandoverOffers::of(&run);
         offers.look().unwrap();
         offers.take().unwrap();
         live.publish(4, |_| Ok(())).unwrap();
@@ -201,7 +201,8 @@ mod tests {
     fn what_a_killed_run_left_goes_with_the_next_run_and_what_is_owned_stays() {
         let (dirs, memory) = ([(); 3].map(|()| tempfile::tempdir().unwrap()), tempfile::tempdir().unwrap());
         let [killed, living, next] = dirs.each_ref().map(|dir| Run::new(dir.path()));
-        let create = |run| Live::create_in(memory.path(), run, (10, KEPT), &|words| panic!("said {words}")).unwrap();
+        let create =
+            |run| LiveWeights::create_in(memory.path(), run, 10, KEPT, &|words| panic!("said {words}")).unwrap();
         let mut live = create(&killed);
         live._owner = None;
         std::mem::forget(live);
@@ -220,11 +221,11 @@ mod tests {
         for (memory, bytes, why) in [("/no/such/place", 1, "No such file"), ("/", u64::MAX / 4, "no room for ")] {
             let said = std::cell::RefCell::new(String::new());
             let say = |words: &str| said.replace(words.into()).clear();
-            let live = Live::create_in(Path::new(memory), &run, (bytes, KEPT), &say);
+            let live = LiveWeights::create_in(Path::new(memory), &run, bytes, KEPT, &say);
             publish(&live.unwrap(), 1);
             assert!(said.borrow().contains(why), "{}", said.borrow());
         }
-        let live = Live::create_in(Path::new("/no/such/place"), &run, (1, KEPT), &|_| ()).unwrap();
+        let live = LiveWeights::create_in(Path::new("/no/such/place"), &run, 1, KEPT, &|_| ()).unwrap();
         publish(&live, 1);
         assert!(run.live(1).join("x").exists() && run.live_link().is_dir() && !run.live_link().is_symlink());
     }

@@ -1,4 +1,4 @@
-//! One trainer and one sampler a run: locks on files, which the system lets go when their holder ends in any way.
+//! Allows one trainer and one sampler per run, by file locks, which the system releases however their holder ends.
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{ErrorKind, Read, Seek, Write};
@@ -9,51 +9,51 @@ use std::time::Duration;
 use super::Run;
 use crate::error::{Error, Result};
 
-/// Who asks whether a lock is held takes it for a moment; who meets such a moment tries again.
+/// Testing whether a lock is held takes it briefly, so taking it retries.
 const TRIES: usize = 50;
 const BETWEEN_TRIES: Duration = Duration::from_millis(2);
 
-/// What one process at a time may do for a run.
+/// A role in a run that one process has at a time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Role {
-    /// Train it.
+    /// The trainer.
     Train,
-    /// Sample for it. A second sampler would wait for a trainer that reads from the first.
+    /// The sampler. A second one would wait for a trainer that reads from the first.
     Sample,
 }
 
-/// The right to a role in a run, until it is dropped.
+/// Holds a role in a run until it is dropped.
 pub struct Lock {
     file: File,
 }
 
-/// What became of who had a role.
+/// Whether a process has a role, or how the last one that had it ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Holder {
-    /// Nobody ever had it.
-    Nobody,
-    /// Somebody has it.
+pub enum PeerState {
+    /// No process has had the role.
+    Absent,
+    /// A process has the role.
     Working,
-    /// Ended with all of its work done.
+    /// The last one finished its work.
     Done,
-    /// Ended because the weights it was given make numbers that are not finite.
+    /// The last one ended because the weights it was given make numbers that are not finite.
     FoundNumerics,
-    /// Ended in another way: killed, or with an error.
+    /// The last one was killed, or ended with another error.
     Gone,
 }
 
-/// What a holder that ends leaves in the place of its number, see [`Holder`].
+/// Words that a process writes over its id in the lock file when it ends, see [`PeerState`].
 const DONE: &str = "done";
 const NUMERICS: &str = "numerics";
 
 impl Lock {
-    /// Takes the lock, and writes this process' number into its file.
+    /// Takes the lock, and writes the id of this process into its file.
     ///
     /// # Errors
-    /// [`Error::Usage`] with the number of the process that has it, [`Error::Io`] when there is no such directory.
+    /// [`Error::Usage`] with the id of the process that has it, [`Error::Io`] when there is no such directory.
     pub fn take(run: &Run, role: Role) -> Result<Self> {
         let path = path(run, role);
-        // The file says who holds the lock, so a holder's number is not cut off by merely opening it.
+        // Opening must not truncate the file: it holds the id of the process that has the lock.
         let opened = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path);
         let mut file = opened.map_err(Error::io(&path))?;
         for _ in 0..TRIES {
@@ -76,47 +76,47 @@ impl Lock {
         Err(Error::Usage(format!("{dir}: process {owner} {does} this run already; wait for it, or end it")))
     }
 
-    /// Lets the role go, and says how the work ended.
+    /// Releases the lock, and records how the work ended.
     pub fn leave<T>(mut self, ended: &Result<T>) {
         let word = match ended {
             Ok(_) => DONE,
             Err(Error::Numerics(_)) => NUMERICS,
             Err(_) => return,
         };
-        // A word that cannot be left makes it an end like any other.
+        // Without the word this end counts as `Gone`.
         let _ = self.file.set_len(0).and_then(|()| self.file.rewind()).and_then(|()| writeln!(self.file, "{word}"));
     }
 
-    /// Whether somebody has the role now, or what became of them.
+    /// Whether a process has the role, or how the last one ended.
     ///
     /// # Errors
     /// [`Error::Io`].
-    pub fn holder(run: &Run, role: Role) -> Result<Holder> {
+    pub fn state(run: &Run, role: Role) -> Result<PeerState> {
         let path = path(run, role);
         let mut file = match File::open(&path) {
-            Err(err) if err.kind() == ErrorKind::NotFound => return Ok(Holder::Nobody),
+            Err(err) if err.kind() == ErrorKind::NotFound => return Ok(PeerState::Absent),
             opened => opened.map_err(Error::io(&path))?,
         };
         match file.try_lock_shared() {
-            Err(TryLockError::WouldBlock) => return Ok(Holder::Working),
+            Err(TryLockError::WouldBlock) => return Ok(PeerState::Working),
             Err(TryLockError::Error(err)) => return Err(Error::io(&path)(err)),
             Ok(()) => {}
         }
         let mut left = String::new();
         file.read_to_string(&mut left).map_err(Error::io(&path))?;
         Ok(match left.trim() {
-            DONE => Holder::Done,
-            NUMERICS => Holder::FoundNumerics,
-            _ => Holder::Gone,
+            DONE => PeerState::Done,
+            NUMERICS => PeerState::FoundNumerics,
+            _ => PeerState::Gone,
         })
     }
 
-    /// Whether somebody has the role now.
+    /// Whether a process has the role.
     ///
     /// # Errors
     /// [`Error::Io`].
     pub fn is_held(run: &Run, role: Role) -> Result<bool> {
-        Ok(Self::holder(run, role)? == Holder::Working)
+        Ok(Self::state(run, role)? == PeerState::Working)
     }
 }
 
@@ -151,20 +151,20 @@ mod tests {
     fn a_holder_that_ends_says_how() {
         let dir = tempfile::tempdir().unwrap();
         let run = Run::new(dir.path());
-        let holder = || Lock::holder(&run, Role::Sample).unwrap();
-        assert_eq!(holder(), Holder::Nobody);
-        let endings: [(Result<()>, Holder); 3] = [
-            (Err(Error::Data("x".into())), Holder::Gone),
-            (Ok(()), Holder::Done),
-            (Err(Error::Numerics("x".into())), Holder::FoundNumerics),
+        let holder = || Lock::state(&run, Role::Sample).unwrap();
+        assert_eq!(holder(), PeerState::Absent);
+        let endings: [(Result<()>, PeerState); 3] = [
+            (Err(Error::Data("x".into())), PeerState::Gone),
+            (Ok(()), PeerState::Done),
+            (Err(Error::Numerics("x".into())), PeerState::FoundNumerics),
         ];
         for (ended, want) in endings {
             let lock = Lock::take(&run, Role::Sample).unwrap();
-            assert_eq!(holder(), Holder::Working);
+            assert_eq!(holder(), PeerState::Working);
             lock.leave(&ended);
             assert_eq!(holder(), want);
         }
         drop(Lock::take(&run, Role::Sample).unwrap()); // as when it is killed
-        assert_eq!(holder(), Holder::Gone);
+        assert_eq!(holder(), PeerState::Gone);
     }
 }

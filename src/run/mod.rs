@@ -1,7 +1,7 @@
-//! A run's directory: what is where in it, and the rename that makes a step of it final.
+//! The directory of a run: the paths in it, and the rename that makes a step final.
 //!
-//! Whoever trains a run holds its [`Lock`] and gives its weights back through [`Live`]; who samples for it waits with [`TrainerWatch`].
-//! Both have an eye on the other while they work, [`PartnerWatch`].
+//! The trainer of a run holds its [`Lock`] and hands weights to the sampler through [`LiveWeights`], for which the sampler waits with
+//! [`TrainerWatch`]. While they work, each notices through [`PeerWatch`] that the other is gone.
 
 mod gpu_handover;
 mod live_weights;
@@ -20,14 +20,14 @@ use std::path::{Path, PathBuf};
 use crate::checkpoint::{OLDER, entries, sync};
 use crate::error::{Error, Result};
 
-pub use gpu_handover::Offers;
-pub use live_weights::Live;
-pub use lock::{Holder, Lock, Role};
-pub use peer_watch::PartnerWatch;
-pub use recover::Keep;
+pub use gpu_handover::HandoverOffers;
+pub use live_weights::LiveWeights;
+pub use lock::{Lock, PeerState, Role};
+pub use peer_watch::PeerWatch;
+pub use recover::Retention;
 pub use wait_for_weights::TrainerWatch;
 
-/// The names in a run's directory.
+/// The directory of a run.
 #[derive(Debug, Clone)]
 pub struct Run {
     dir: PathBuf,
@@ -46,25 +46,25 @@ impl Run {
         &self.dir
     }
 
-    /// The prompts in the order of training.
+    /// The prompts, in the order of training.
     #[must_use]
     pub fn prompts(&self) -> PathBuf {
         self.dir.join("prompts.jsonl")
     }
 
-    /// One line of metrics an optimizer step.
+    /// The metrics: one line per optimizer step.
     #[must_use]
     pub fn metrics(&self) -> PathBuf {
         self.dir.join("metrics.jsonl")
     }
 
-    /// What a step was trained on.
+    /// The rollouts that a step was trained on.
     #[must_use]
     pub fn rollouts(&self, step: u64) -> PathBuf {
         self.rollouts_dir().join(format!("{}.jsonl.zst", step_name(step)))
     }
 
-    /// Where these are.
+    /// The directory of the rollouts.
     #[must_use]
     pub fn rollouts_dir(&self) -> PathBuf {
         self.dir.join("rollouts")
@@ -82,7 +82,7 @@ impl Run {
         self.checkpoint(step).join(OLDER).join(step_name(earlier))
     }
 
-    /// The earliest step whose weights the checkpoint of a step holds; without older ones its own.
+    /// The earliest step whose weights the checkpoint of a step holds: its own, unless it holds older ones.
     ///
     /// # Errors
     /// [`Error::Io`].
@@ -92,13 +92,13 @@ impl Run {
         Ok(older.iter().filter_map(|path| step_of(path)).fold(step, u64::min))
     }
 
-    /// The weights of a step for those who sample, while the step is young.
+    /// The weights of a recent step, for the sampler.
     #[must_use]
     pub fn live(&self, step: u64) -> PathBuf {
         self.live_link().join(step_name(step))
     }
 
-    /// The checkpoint that the policy is, by its own name: the link may point elsewhere by the next call.
+    /// The checkpoint that the link `policy` points to, by its own path: the link may move.
     ///
     /// # Errors
     /// [`Error::Run`] when there is none.
@@ -109,7 +109,7 @@ impl Run {
         }
     }
 
-    /// Makes a step final: the policy is its checkpoint from here on, after a crash too.
+    /// Makes a step final: from here on, and after a crash, its checkpoint is the policy.
     ///
     /// # Errors
     /// [`Error::Io`].
@@ -135,18 +135,18 @@ impl Run {
     }
 }
 
-/// The step in the name of a checkpoint or a file of rollouts.
+/// The step in the name of a checkpoint or of a file of rollouts.
 fn step_of(path: &Path) -> Option<u64> {
     let name = path.file_name().and_then(OsStr::to_str)?.strip_prefix("step_")?;
     name.split('.').next()?.parse().ok()
 }
 
-/// The name of a step's files.
+/// The name of a step's directories and files.
 fn step_name(step: u64) -> String {
     format!("step_{step:06}")
 }
 
-/// That something is not there is as good as having removed it.
+/// Accepts that what should be removed is not there.
 fn remove_if_there(removed: std::io::Result<()>, path: &Path) -> Result<()> {
     match removed {
         Err(err) if err.kind() != ErrorKind::NotFound => Err(Error::io(path)(err)),
@@ -154,14 +154,13 @@ fn remove_if_there(removed: std::io::Result<()>, path: &Path) -> Result<()> {
     }
 }
 
-/// Most steps that sampling may be ahead of training.
-pub const MOST_AHEAD: u64 = 100;
+/// The most steps that sampling may be ahead of training.
+pub const MAX_STEPS_AHEAD: u64 = 100;
 
-/// The step whose weights the samples of a step come from, when sampling may be so many steps ahead of training; both are the
-/// number of a policy's step, so that without being ahead they are the same. `oldest` are the oldest weights that there are.
+/// The step whose weights sample the rollouts of the step after `step`, when sampling may be `ahead` steps ahead of training; without
+/// being ahead, `step` itself. `oldest` is the step of the oldest weights that exist.
 ///
-/// It is this step always, even where later weights are there already: a run stays a function of its numbers, whatever is
-/// fast, slow, or killed in it.
+/// Later weights are not used even where they exist already, so that timing and interruptions do not change a run.
 #[must_use]
 pub fn sampled_from(step: u64, ahead: u64, oldest: u64) -> u64 {
     step.saturating_sub(ahead).max(oldest)

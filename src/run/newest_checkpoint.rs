@@ -1,4 +1,4 @@
-//! Which checkpoint a run goes on from: its policy, or when that is damaged the youngest older one that is not.
+//! Finds the checkpoint that a run resumes from: its policy, or if that is damaged the newest intact one before it.
 
 use std::path::Path;
 
@@ -8,15 +8,18 @@ use crate::error::{Error, Result};
 use crate::lines::jsonl::Input;
 
 impl Run {
-    /// The step of the youngest checkpoint, from the policy's back, whose files are those that were written. `say` is told what is
-    /// wrong with younger ones. Sampler and trainer come to the same answer without a word between them.
+    /// The step of the newest checkpoint, up to the policy's, whose files are as they were written; tells `say` what is wrong with newer
+    /// ones. Sampler and trainer find the same step independently.
     ///
     /// # Errors
-    /// [`Error::Run`] when there is no policy, [`Error::Model`] when no checkpoint is whole.
-    pub fn intact_step(&self, say: &dyn Fn(&str)) -> Result<u64> {
+    /// [`Error::Run`] when there is no policy or no intact checkpoint.
+    pub fn newest_intact_step(&self, say: &dyn Fn(&str)) -> Result<u64> {
         let policy = self.policy()?;
         let Some(reached) = step_of(&policy) else {
-            return Err(Error::run(self.dir(), format!("`policy` points to {}, no checkpoint", policy.display())));
+            return Err(Error::run(
+                self.dir(),
+                format!("`policy` points to {}, which is not a checkpoint", policy.display()),
+            ));
         };
         let older = entries(&self.checkpoints())?.into_iter().filter_map(|path| step_of(&path));
         let mut steps: Vec<u64> = older.filter(|step| *step < reached).collect();
@@ -33,7 +36,7 @@ impl Run {
                 Err(err) => damage.push(err.to_string()),
             }
         }
-        let what = format!("{}; no older checkpoint is whole", damage.join("; "));
+        let what = format!("{}; no older checkpoint is intact", damage.join("; "));
         Err(Error::run(self.dir(), what))
     }
 
@@ -47,7 +50,7 @@ impl Run {
         }
     }
 
-    /// The start has no state; but what was sampled from it says which weights it had.
+    /// Checks the start, which has no state, against the policy id in the first rollouts.
     fn check_start(&self, dir: &Path) -> Result<()> {
         let first = Input::open(&self.rollouts(1)).ok().and_then(|mut lines| lines.next()?.ok());
         let sampled_from: Option<String> = first.and_then(|line| line.record().ok()?.get("policy_id").ok());

@@ -1,4 +1,4 @@
-//! How sampler and trainer notice that the other is gone in the middle of work that may take minutes.
+//! Notices, during work that may take minutes, that the sampler or the trainer at the other end of the pipe is gone.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -6,27 +6,27 @@ use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::thread;
 use std::time::Duration;
 
-use super::{Holder, Lock, Role, Run};
+use super::{Lock, PeerState, Role, Run};
 use crate::error::Result;
 use crate::lines::jsonl::stdout_is_closed;
 use crate::process::cancel::Stop;
 
-/// Between two looks for the partner.
+/// Time between two looks at the peer.
 const PROBE: Duration = Duration::from_millis(100);
 
-/// An eye on who has a role at the other end of the pipe, from a thread of its own.
-pub struct PartnerWatch {
+/// Watches the process that has a role in the run, from a thread of its own.
+pub struct PeerWatch {
     run: Run,
     role: Role,
-    /// Whether there was anybody. Without a sampler the records come from a file.
+    /// Whether the peer was ever seen at work. Without a sampler the records come from a file.
     seen: Arc<AtomicBool>,
-    /// The thread ends with it.
+    /// Dropping it ends the thread.
     _end: Sender<()>,
 }
 
-impl PartnerWatch {
-    /// Watches until it is dropped, and abandons what `stop` ends when the partner ends before its work is done, or nobody takes what
-    /// is made for it.
+impl PeerWatch {
+    /// Watches until it is dropped. When the peer ends before its work is done, or the reader of standard output is gone, it abandons
+    /// the work that `stop` ends.
     #[must_use]
     pub fn start(run: &Run, role: Role, stop: &Stop) -> Self {
         let (end, ended) = channel::<()>();
@@ -35,7 +35,7 @@ impl PartnerWatch {
         let (run, stop) = (run.clone(), stop.clone());
         thread::spawn(move || {
             loop {
-                let gone = matches!(became(&run, role, &seen), Ok(Holder::Gone | Holder::FoundNumerics));
+                let gone = matches!(peer_state(&run, role, &seen), Ok(PeerState::Gone | PeerState::FoundNumerics));
                 if gone || role == Role::Train && stdout_is_closed() {
                     stop.abandon();
                 }
@@ -47,20 +47,20 @@ impl PartnerWatch {
         watch
     }
 
-    /// What became of the partner.
+    /// Whether the peer is at work, or how it ended.
     ///
     /// # Errors
     /// [`crate::Error::Io`].
-    pub fn became(&self) -> Result<Holder> {
-        became(&self.run, self.role, &self.seen)
+    pub fn peer_state(&self) -> Result<PeerState> {
+        peer_state(&self.run, self.role, &self.seen)
     }
 }
 
-/// Looks; who was never seen at work is of an earlier time.
-fn became(run: &Run, role: Role, seen: &AtomicBool) -> Result<Holder> {
-    let holder = Lock::holder(run, role)?;
-    let seen = seen.fetch_or(holder == Holder::Working, Ordering::Relaxed);
-    Ok(if seen || holder == Holder::Working { holder } else { Holder::Nobody })
+/// Looks at the lock; a state left by a process that was never seen at work is of an earlier run.
+fn peer_state(run: &Run, role: Role, seen: &AtomicBool) -> Result<PeerState> {
+    let state = Lock::state(run, role)?;
+    let seen = seen.fetch_or(state == PeerState::Working, Ordering::Relaxed);
+    Ok(if seen || state == PeerState::Working { state } else { PeerState::Absent })
 }
 
 #[cfg(test)]
@@ -74,21 +74,21 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let run = Run::new(dir.path());
         drop(Lock::take(&run, Role::Sample).unwrap()); // of an earlier time
-        let endings = [(Ok(()), Holder::Done), (Err(Error::Data("x".into())), Holder::Gone)];
+        let endings = [(Ok(()), PeerState::Done), (Err(Error::Data("x".into())), PeerState::Gone)];
         for (ended, holder) in endings {
             let stop = Stop::default();
-            let watch = PartnerWatch::start(&run, Role::Sample, &stop);
-            assert_eq!(watch.became().unwrap(), Holder::Nobody);
+            let watch = PeerWatch::start(&run, Role::Sample, &stop);
+            assert_eq!(watch.peer_state().unwrap(), PeerState::Absent);
             let lock = Lock::take(&run, Role::Sample).unwrap();
             thread::sleep(2 * PROBE);
             assert!(!stop.is_requested());
             lock.leave(&ended);
-            assert_eq!(watch.became().unwrap(), holder);
+            assert_eq!(watch.peer_state().unwrap(), holder);
             let left = Instant::now();
             while !stop.is_requested() && left.elapsed() < 5 * PROBE {
                 thread::sleep(Duration::from_millis(1));
             }
-            assert_eq!(stop.is_requested(), holder == Holder::Gone);
+            assert_eq!(stop.is_requested(), holder == PeerState::Gone);
         }
     }
 }

@@ -1,7 +1,7 @@
-//! The order that the records of a run come in: its prompts one after the other, the samples of each from 0 on.
+//! Checks the order of a run's records: its prompts one after the other, the samples of each from 0 on.
 //!
-//! A stage between sampler and trainer that loses, repeats or reorders records would otherwise show as a wait without end, or as a
-//! run that gives other bytes each time.
+//! Without this check a stage between sampler and trainer that loses, repeats or reorders records would make the run wait for ever, or
+//! end with other bytes each time.
 
 use std::path::Path;
 
@@ -10,20 +10,20 @@ use crate::lines::jsonl::Input;
 use crate::lines::prompt::Names;
 use crate::lines::record::{Line, Record};
 
-/// Which record comes next.
-pub struct Order {
+/// The record that must come next.
+pub struct RecordOrder {
     prompts: Input,
     names: Names,
-    /// The prompt that comes after that.
+    /// The prompt of the next group.
     next: Option<Line>,
-    /// The prompt of the group that is under way.
+    /// The prompt of the current group.
     prompt_id: String,
-    /// The sample that comes next; 0 between groups.
+    /// The next sample; 0 between groups.
     sample: u64,
 }
 
-impl Order {
-    /// The order of the prompts in a file, of which so many were trained on already, with so many in each step.
+impl RecordOrder {
+    /// Expects the prompts of a file in order, after the `consumed` ones that were trained on already.
     ///
     /// # Errors
     /// [`Error::Io`] when the file cannot be read, [`Error::Data`] when it has fewer prompts.
@@ -34,16 +34,16 @@ impl Order {
         Ok(Self { prompts, next, names: Names::new(Some(groups_per_step)), prompt_id: String::new(), sample: 0 })
     }
 
-    /// Whether all prompts have had their turn.
+    /// Whether the last prompt is complete.
     #[must_use]
     pub fn is_over(&self) -> bool {
         self.next.is_none() && self.sample == 0
     }
 
-    /// Takes the next record, one of `group_size` of its prompt.
+    /// Checks the next record, one of `group_size` of its prompt.
     ///
     /// # Errors
-    /// [`Error::Record`] with the record that came and the one that should have.
+    /// [`Error::Record`] naming the record that came and the one expected.
     pub fn check(&mut self, record: &Record<'_>, sample: u64, group_size: usize) -> Result<()> {
         if self.sample == 0 {
             let next = self.next.take().ok_or_else(|| self.no_more(record))?;
@@ -54,15 +54,16 @@ impl Order {
         if (&prompt_id, sample) != (&self.prompt_id, self.sample) {
             let came = format!("prompt {prompt_id}, sample {sample}");
             let due = format!("prompt {}, sample {}", self.prompt_id, self.sample);
-            return Err(record
-                .error(format!("{came}, where {due} comes next; a stage before lost, repeated or reordered records")));
+            return Err(record.error(format!(
+                "{came}, where {due} comes next; an earlier stage lost, repeated or reordered records"
+            )));
         }
         self.sample = (sample + 1) % group_size.max(1) as u64;
         Ok(())
     }
 
     fn no_more(&self, record: &Record<'_>) -> Error {
-        record.error(format!("a record after those of the last prompt in {}", self.prompts.name()))
+        record.error(format!("a record after the last prompt of {}", self.prompts.name()))
     }
 }
 
@@ -77,7 +78,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let prompts = dir.path().join("prompts.jsonl");
         std::fs::write(&prompts, "{\"prompt_id\":\"old\"}\n{\"prompt_id\":\"a\"}\n{\"prompt_id\":\"b\"}\n").unwrap();
-        let mut order = Order::new(&prompts, 1, 2).unwrap();
+        let mut order = RecordOrder::new(&prompts, 1, 2).unwrap();
         records.iter().find_map(|(prompt, sample)| {
             let text = format!("{{\"prompt_id\":\"{prompt}\"}}");
             let line = Line { path: "-".into(), number: 1, text };
@@ -100,7 +101,7 @@ mod tests {
             assert!(message.starts_with(&format!("-:1: prompt {came}, where prompt {due} comes next; ")), "{message}");
         }
         let message = refusal(&[("a", 0), ("a", 1), ("b", 0), ("b", 1), ("c", 0)]).unwrap();
-        assert!(message.starts_with("-:1: a record after those of the last prompt in "), "{message}");
+        assert!(message.starts_with("-:1: a record after the last prompt of "), "{message}");
     }
 
     #[test]
@@ -109,7 +110,7 @@ mod tests {
         let prompts = dir.path().join("prompts.jsonl");
         std::fs::write(&prompts, "{\"prompt\":\"a\"}\n".repeat(6)).unwrap();
         for consumed in [0, 2, 4] {
-            let mut order = Order::new(&prompts, consumed, 2).unwrap();
+            let mut order = RecordOrder::new(&prompts, consumed, 2).unwrap();
             for name in ["80e4477e72d4f291", "80e4477e72d4f291-2"].repeat((6 - consumed as usize) / 2) {
                 let line = Line { path: "-".into(), number: 1, text: format!("{{\"prompt_id\":\"{name}\"}}") };
                 order.check(&line.record().unwrap(), 0, 1).unwrap();

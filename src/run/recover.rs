@@ -1,4 +1,4 @@
-//! What a run that was killed left behind goes, so that going on makes the files that an uninterrupted run makes.
+//! Removes what a killed run left behind, so that resuming makes the same files as an uninterrupted run.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -12,18 +12,18 @@ use crate::lines::jsonl::Output;
 use crate::lines::record::Line;
 
 impl Run {
-    /// Brings the directory to the end of `step`, the policy's: no checkpoint, rollouts or metrics of later steps, and of the earlier
-    /// checkpoints those that are kept, see [`Run::leave`].
+    /// Brings the directory to the end of `step`, the policy's: removes checkpoints, rollouts and metrics of later steps, and the earlier
+    /// checkpoints that are not kept, see [`Run::remove_unkept`].
     ///
     /// # Errors
     /// [`Error::Io`]; [`Error::Record`] when the metrics are damaged.
-    pub fn recover(&self, step: u64, keep: Keep) -> Result<()> {
+    pub fn recover(&self, step: u64, keep: Retention) -> Result<()> {
         for path in entries(&self.checkpoints())? {
             if is_unfinished(&path) || step_of(&path).is_some_and(|found| found > step) {
                 fs::remove_dir_all(&path).map_err(Error::io(&path))?;
             }
         }
-        self.leave_behind(step, keep)?; // the policy may have moved on without the time for it
+        self.remove_unkept(step, keep)?; // the run may have been killed before it did so
         let rollouts = self.rollouts_dir();
         fs::create_dir_all(&rollouts).map_err(Error::io(&rollouts))?;
         for path in entries(&rollouts)? {
@@ -35,11 +35,11 @@ impl Run {
         cut_metrics(&self.metrics(), step)
     }
 
-    /// Removes the checkpoints that a policy of `step` has no use for.
+    /// Removes the earlier checkpoints that are not kept once the policy is at `step`.
     ///
     /// # Errors
     /// [`Error::Io`].
-    pub fn leave_behind(&self, step: u64, keep: Keep) -> Result<()> {
+    pub fn remove_unkept(&self, step: u64, keep: Retention) -> Result<()> {
         let older = |found: &u64| *found < step && !keep.holds(*found, step);
         for found in entries(&self.checkpoints())?.iter().filter_map(|path| step_of(path)).filter(older) {
             let path = self.checkpoint(found);
@@ -49,31 +49,31 @@ impl Run {
     }
 }
 
-/// Which checkpoints a run keeps besides its start.
+/// Which checkpoints a run writes and keeps, besides its start.
 #[derive(Debug, Clone, Copy)]
-pub struct Keep {
-    /// Those of each so many steps; besides them only the policy's own.
+pub struct Retention {
+    /// Steps between the checkpoints that are kept.
     pub every: u64,
-    /// Of all these the youngest ones, the policy's among them.
+    /// How many are kept: the newest ones, the policy's included.
     pub count: u64,
 }
 
-impl Keep {
-    /// Whether that of a step is kept when the policy is at a later one. A function of the two alone, so that what is left at a
-    /// step does not depend on where a run was interrupted before.
+impl Retention {
+    /// Whether the checkpoint of `step` is kept when the policy is at a later one. This depends on the two steps alone, so that what is
+    /// left does not depend on where a run was interrupted.
     fn holds(self, step: u64, policy: u64) -> bool {
         let between = (policy - 1) / self.every - step / self.every;
         step == 0 || step.is_multiple_of(self.every) && between + 1 < self.count
     }
 }
 
-/// A checkpoint that was being written, see [`crate::checkpoint::Publication`].
+/// A checkpoint that was not finished, see [`crate::checkpoint::Publication`].
 fn is_unfinished(path: &Path) -> bool {
     let name = path.file_name().and_then(OsStr::to_str);
     name.is_some_and(|name| name.starts_with(".step_") && name.ends_with(".tmp"))
 }
 
-/// Leaves the metrics up to `step`: those of later steps come again, a last line without its end was never whole.
+/// Removes metrics after `step`, which will be written again, and a last line that is incomplete.
 fn cut_metrics(path: &Path, step: u64) -> Result<()> {
     let text = match fs::read(path) {
         Err(err) if err.kind() == ErrorKind::NotFound => return Ok(()),
@@ -122,7 +122,7 @@ mod tests {
         for name in ["step_000006.jsonl.zst", "step_000007.jsonl.zst", "step_000008.jsonl.tmp"] {
             fs::write(dir.path().join("rollouts").join(name), "").unwrap();
         }
-        run.recover(6, Keep { every: 2, count: 3 }).unwrap();
+        run.recover(6, Retention { every: 2, count: 3 }).unwrap();
         let kept = ["step_000000", "step_000002", "step_000004", "step_000006", "supervised"];
         assert_eq!(names(&run.checkpoints()), kept);
         assert_eq!(names(&dir.path().join("rollouts")), ["step_000006.jsonl.zst"]);
@@ -131,7 +131,7 @@ mod tests {
     #[test]
     fn the_start_and_the_youngest_are_kept() {
         let kept = |policy: u64, count| {
-            let keep = Keep { every: 3, count };
+            let keep = Retention { every: 3, count };
             (0..policy).filter(|step| keep.holds(*step, policy)).collect::<Vec<_>>()
         };
         assert_eq!(kept(9, 3), [0, 3, 6]);

@@ -1,4 +1,4 @@
-//! How those who sample wait for those who train: for the next weights, never for a trainer that is gone.
+//! Lets the sampler wait for the next weights, but not for a trainer that is gone.
 
 use std::path::PathBuf;
 use std::thread::sleep;
@@ -9,17 +9,17 @@ use crate::error::{Error, Result};
 use crate::lines::jsonl::stdout_is_closed;
 use crate::process::cancel::Stop;
 
-/// Between two looks for the weights, at first and at last; on the way a fraction of the wait so far.
+/// Shortest and longest time between two looks for the weights; in between, a fraction of the wait so far.
 const LOOK: Duration = Duration::from_micros(500);
 const LAST_LOOK: Duration = Duration::from_millis(10);
 
-/// Between two looks for the trainer while waiting.
+/// Time between two looks at the trainer while waiting.
 const PROBE: Duration = Duration::from_millis(100);
 
-/// A wait this long is explained, and a trainer that has not begun by then is not waited for.
+/// After a wait this long the user is told why, and a trainer that has not started by then is not waited for.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// An eye on the trainer at the other end of the pipe.
+/// Waits for weights, and watches the trainer meanwhile.
 pub struct TrainerWatch<'a> {
     run: &'a Run,
     say: &'a dyn Fn(&str),
@@ -30,7 +30,7 @@ pub struct TrainerWatch<'a> {
 }
 
 impl<'a> TrainerWatch<'a> {
-    /// Of this run; `say` is told when it keeps one waiting, `stop` ends the wait.
+    /// Watches the trainer of a run; `say` is told about long waits, and `stop` ends them.
     #[must_use]
     pub fn of(run: &'a Run, say: &'a dyn Fn(&str), stop: &'a Stop) -> Self {
         Self { run, say, stop, began: Instant::now(), seen: false, waited: Duration::ZERO }
@@ -42,10 +42,10 @@ impl<'a> TrainerWatch<'a> {
         self.waited
     }
 
-    /// Refuses to go on without a trainer.
+    /// Checks that the trainer is there.
     ///
     /// # Errors
-    /// [`Error::Run`] when it was there and is gone, or has not come in time, or when the pipe to it is broken; that of the stop.
+    /// [`Error::Run`] when it is gone or did not start in time, [`Error::Abandoned`] when the pipe to it is broken; that of the stop.
     pub fn check(&mut self) -> Result<()> {
         self.stop.check()?;
         if stdout_is_closed() {
@@ -56,15 +56,12 @@ impl<'a> TrainerWatch<'a> {
         } else if self.seen {
             return Err(Error::run(self.run.dir(), "its trainer, grpo-step --follow, is gone; see what that said"));
         } else if self.began.elapsed() >= PATIENCE {
-            return Err(Error::run(
-                self.run.dir(),
-                "nobody trains it: start grpo-step --follow at the end of the pipe",
-            ));
+            return Err(Error::run(self.run.dir(), "no trainer: start grpo-step --follow at the end of the pipe"));
         }
         Ok(())
     }
 
-    /// Waits until no weights of `step` are there: those of a run that was killed, before any record of this one could lead to them.
+    /// Waits until the trainer has removed weights of `step` that a killed run left.
     ///
     /// # Errors
     /// As [`TrainerWatch::check`].
@@ -74,7 +71,7 @@ impl<'a> TrainerWatch<'a> {
         self.wait(&reason, &|| !place.exists())
     }
 
-    /// Waits for the weights of a step, and gives their directory.
+    /// Waits for the weights of a step, and returns their directory.
     ///
     /// # Errors
     /// As [`TrainerWatch::check`].
@@ -82,8 +79,8 @@ impl<'a> TrainerWatch<'a> {
         let place = self.run.live(step);
         let reason = || {
             format!(
-                "waiting for the weights of step {step}: all rollouts that come before them are written, so the trainer is \
-                 still at work, or a stage between is buffering its output or lost records"
+                "waiting for the weights of step {step}: all rollouts before them are written, so the trainer is still at work, or \
+                 a stage in between buffers its output or lost records"
             )
         };
         self.wait(&reason, &|| place.exists())?;

@@ -1,4 +1,4 @@
-//! Where a policy is trained: what a step asks of the processor or a GPU.
+//! Where a policy is trained: the calls that a step makes on the CPU or on a GPU.
 
 use std::borrow::Cow;
 
@@ -8,74 +8,77 @@ use crate::optim::{self, LossScale, Moments, Rule};
 use crate::process::cancel::Stop;
 use crate::train::microbatch::MicroBatch;
 
-/// Which weights.
+/// Selects one of the two models that a step uses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Of {
-    /// Those in training.
+pub enum Which {
+    /// The model in training.
     Policy,
-    /// Those that the KL divergence is measured from.
+    /// The frozen model that the KL divergence is measured from.
     Reference,
 }
 
-/// Weights, gradients and moments, and the passes over them.
+/// Holds weights, gradients and moments, and runs forward, backward and update on them.
 ///
 /// # Errors
-/// Every call returns [`crate::Error::Device`] when a device fails or has no room, passes that of the stop besides.
-pub trait Machine {
+/// Every call returns [`crate::Error::Device`] when a device fails or runs out of memory; the passes also return the error of the stop.
+pub trait Backend {
     /// The policy's shape.
     fn config(&self) -> &Config;
 
-    /// What the weights depend on besides the data and the numbers of the steps; `None` for the processor.
-    fn kind(&self) -> Option<&'static str>;
+    /// The dtype of a GPU's matrix products, on which the trained weights depend; `None` on the CPU, which computes in f32.
+    fn compute_dtype(&self) -> Option<&'static str>;
 
-    /// Tokens to run at once where nobody has decided.
+    /// Whether weights and moments live in host memory, so that a copy of them doubles what they take.
+    fn is_on_host(&self) -> bool;
+
+    /// Tokens per micro-batch where the user has set none.
     fn default_tokens(&self) -> usize;
 
-    /// The policy's weights as they are now.
+    /// The policy's current weights, in host memory.
     fn weights(&mut self) -> Result<&Model>;
 
-    /// By what a sampler on the same card finds the policy's weights, without a copy through the host; none from the processor.
-    fn offer(&mut self) -> Result<Option<Vec<u8>>>;
+    /// A handle by which a sampler on the same GPU copies the policy's weights without going through the host; `None` on the CPU.
+    fn share_weights(&mut self) -> Result<Option<Vec<u8>>>;
 
-    /// Waits until the weights that were offered are those of the last update.
-    fn settle(&mut self) -> Result<()>;
+    /// Blocks until the shared weights are those of the last update.
+    fn wait_for_update(&mut self) -> Result<()>;
 
-    /// Takes the reference's weights.
+    /// Takes the reference model.
     fn hold_reference(&mut self, model: Model) -> Result<()>;
 
-    /// Lets passes end early when that is wished, with the error of the stop.
+    /// Lets `stop` end passes early, with its error.
     fn stop_with(&mut self, stop: &Stop);
 
-    /// What the model says of each target.
-    fn logprobs(&mut self, of: Of, batch: &MicroBatch, temperature: f32) -> Result<Vec<TokenStats>>;
+    /// Log-probability and entropy of each target, in order.
+    fn logprobs(&mut self, which: Which, batch: &MicroBatch, temperature: f32) -> Result<Vec<TokenStats>>;
 
-    /// What the policy says of each target, and adds the gradients of the loss with these slopes.
+    /// Log-probability and entropy of each target under the policy; adds to the gradients those of the loss with these slopes.
     fn accumulate(&mut self, batch: &MicroBatch, temperature: f32, slope: Slope<'_>) -> Result<Vec<TokenStats>>;
 
     /// The norm of each parameter's gradient, in the order of [`Config::trainable`].
     fn gradient_norms(&mut self) -> Result<Vec<f64>>;
 
-    /// What slopes are multiplied by in the next pass, to change between updates; norms and updates are of the gradients without it.
-    /// `None` where gradients have the range of f32.
+    /// The factor on the slopes of the next pass, to be changed between updates only; norms and updates are those of the unscaled
+    /// gradients. `None` where gradients have the range of f32.
     fn loss_scale(&mut self) -> Option<&mut LossScale>;
 
-    /// Empties the gradients.
+    /// Sets the gradients to zero.
     fn clear_gradients(&mut self) -> Result<()>;
 
-    /// Whether it has moments.
+    /// Whether [`Backend::take_moments`] was called.
     fn has_moments(&self) -> bool;
 
-    /// Takes moments, before the first update.
+    /// Takes the optimizer's moments, before the first update.
     fn take_moments(&mut self, moments: Moments) -> Result<()>;
 
-    /// The moments as they are now, once it has them.
+    /// The current moments; `None` before [`Backend::take_moments`].
     fn moments(&mut self) -> Result<Option<Cow<'_, Moments>>>;
 
-    /// Updates the weights by the gradients, and empties these.
+    /// Updates the weights by the gradients, and sets these to zero.
     fn update(&mut self, rule: Rule) -> Result<()>;
 }
 
-/// The processor.
+/// Trains on the CPU.
 pub struct Cpu {
     model: Model,
     reference: Option<Model>,
@@ -84,20 +87,24 @@ pub struct Cpu {
 }
 
 impl Cpu {
-    /// With a policy.
+    /// Trains `model`.
     #[must_use]
     pub fn new(model: Model) -> Self {
         Self { gradients: Gradients::zeros(model.config()), model, reference: None, moments: None }
     }
 }
 
-impl Machine for Cpu {
+impl Backend for Cpu {
     fn config(&self) -> &Config {
         self.model.config()
     }
 
-    fn kind(&self) -> Option<&'static str> {
+    fn compute_dtype(&self) -> Option<&'static str> {
         None
+    }
+
+    fn is_on_host(&self) -> bool {
+        true
     }
 
     fn default_tokens(&self) -> usize {
@@ -108,11 +115,11 @@ impl Machine for Cpu {
         Ok(&self.model)
     }
 
-    fn offer(&mut self) -> Result<Option<Vec<u8>>> {
+    fn share_weights(&mut self) -> Result<Option<Vec<u8>>> {
         Ok(None)
     }
 
-    fn settle(&mut self) -> Result<()> {
+    fn wait_for_update(&mut self) -> Result<()> {
         Ok(())
     }
 
@@ -126,10 +133,10 @@ impl Machine for Cpu {
         self.model.stop_with(stop);
     }
 
-    fn logprobs(&mut self, of: Of, batch: &MicroBatch, temperature: f32) -> Result<Vec<TokenStats>> {
-        let model = match of {
-            Of::Policy => &self.model,
-            Of::Reference => self.reference.as_ref().expect("asked for where there is one"),
+    fn logprobs(&mut self, which: Which, batch: &MicroBatch, temperature: f32) -> Result<Vec<TokenStats>> {
+        let model = match which {
+            Which::Policy => &self.model,
+            Which::Reference => self.reference.as_ref().expect("a reference was held before it is asked for"),
         };
         let stats = model.logprobs(&batch.packed, &batch.targets, temperature);
         model.stop().check().map(|()| stats)
@@ -168,7 +175,7 @@ impl Machine for Cpu {
     }
 
     fn update(&mut self, rule: Rule) -> Result<()> {
-        let moments = self.moments.as_mut().expect("given before the first update");
+        let moments = self.moments.as_mut().expect("moments are taken before the first update");
         let decays: Vec<bool> = self.model.config().trainable().iter().map(|(_, shape)| shape.len() == 2).collect();
         optim::update(&rule, self.model.trainable_mut(), &self.gradients.0, moments, &decays);
         self.gradients.clear();

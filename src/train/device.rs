@@ -1,4 +1,4 @@
-//! Where a policy is trained: `--device`, `--dtype`, `--memory-limit`.
+//! Opens the device that `--device`, `--dtype` and `--memory-limit` name, and makes the training backend on it.
 
 use std::str::FromStr;
 use std::sync::Arc;
@@ -9,22 +9,22 @@ use crate::gpu::driver::Driver;
 use crate::gpu::packed::{PlanRequest, TrainingPlan};
 use crate::model::Model;
 use crate::numbers::dtype::Dtype;
-use crate::train::backend::Machine;
+use crate::train::backend::Backend;
 use crate::train::gpu::Gpu;
 use crate::train::trainer::on_cpu;
 
-/// Options of the place.
+/// Options of `grpo-step` that choose the device.
 #[derive(Debug, Clone, clap::Args)]
-pub struct PlaceArgs {
+pub struct TrainDeviceArgs {
     /// Device and number type.
     #[command(flatten)]
     pub device: DeviceArgs,
-    /// GPU memory to stay within, like 12GiB [default: what is free]
+    /// Use at most this much GPU memory, as in 12GiB [default: all that is free]
     #[arg(long, value_name = "BYTES")]
     pub memory_limit: Option<Bytes>,
 }
 
-/// A number of bytes: `1500000`, `900MiB`, `12GiB`.
+/// A number of bytes, written as `1500000`, `900MiB` or `12GiB`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Bytes(pub usize);
 
@@ -38,63 +38,63 @@ impl FromStr for Bytes {
             "KiB" => f64::from(1 << 10),
             "MiB" => f64::from(1 << 20),
             "GiB" => f64::from(1 << 30),
-            other => return Err(format!("{other:?} is no unit: B, KiB, MiB or GiB")),
+            other => return Err(format!("unknown unit {other:?}: use B, KiB, MiB or GiB")),
         };
         match digits.parse::<f64>() {
             Ok(number) if number > 0.0 && number.is_finite() => Ok(Self((number * unit) as usize)),
-            _ => Err("it is a number above 0 and a unit, like 12GiB".into()),
+            _ => Err("not a number above 0 with a unit, as in 12GiB".into()),
         }
     }
 }
 
-/// What a machine holds besides the policy's weights and gradients.
+/// What training holds in memory besides the policy's weights and gradients.
 #[derive(Debug, Clone, Copy)]
-pub struct Load {
-    /// A second model, for reference log-probabilities.
+pub struct MemoryNeeds {
+    /// Whether a reference model is loaded too.
     pub reference: bool,
-    /// How many tokens run at once, where somebody has decided.
+    /// Tokens per micro-batch; `None` lets the memory plan choose.
     pub tokens: Option<usize>,
-    /// What the moments are held in.
+    /// The type of the optimizer's moments.
     pub optimizer_state: Dtype,
 }
 
-/// A place that was opened.
-pub struct Opened {
+/// An opened device.
+pub struct OpenDevice {
     gpu: Option<(Arc<dyn Driver>, Dtype)>,
     limit: Option<usize>,
 }
 
-impl PlaceArgs {
-    /// Opens the GPU, if it is to be one. `say` hears of the processor; of a GPU, when a model's memory on it is planned.
+impl TrainDeviceArgs {
+    /// Opens the GPU, unless the CPU is to be used, which `say` is then told.
     ///
     /// # Errors
-    /// [`Error::Device`] when a GPU that was asked for cannot be used, [`Error::Usage`] for what only a GPU has.
-    pub fn open(&self, say: &dyn Fn(&str)) -> Result<Opened> {
+    /// [`Error::Device`] when the requested GPU cannot be used, [`Error::Usage`] for GPU options on the CPU.
+    pub fn open(&self, say: &dyn Fn(&str)) -> Result<OpenDevice> {
         let limit = self.memory_limit.map(|Bytes(bytes)| bytes);
         let DeviceArgs { device, dtype } = self.device;
         let found = device.open()?;
         let Some(driver) = found.gpu.clone() else {
             if limit.is_some() || !matches!(dtype, DtypeChoice::Auto | DtypeChoice::F32) {
-                return Err(Error::Usage("--memory-limit, --dtype bf16 and f16 are for a GPU".into()));
+                return Err(Error::Usage("--memory-limit, --dtype bf16 and --dtype f16 need a GPU".into()));
             }
             say(&found.on_cpu("f32"));
-            return Ok(Opened { gpu: None, limit });
+            return Ok(OpenDevice { gpu: None, limit });
         };
         let dtype = dtype.on(&*driver)?;
-        Ok(Opened { gpu: Some((driver, dtype)), limit })
+        Ok(OpenDevice { gpu: Some((driver, dtype)), limit })
     }
 }
 
-impl Opened {
-    /// Makes the machine for a model; on a GPU its memory is planned first, and the plan told.
+impl OpenDevice {
+    /// Makes the backend that trains `model`. On a GPU this plans its memory first, and tells `say` the plan.
     ///
     /// # Errors
-    /// [`Error::Device`] when it does not fit.
-    pub fn machine(&self, model: Model, load: Load, say: &dyn Fn(&str)) -> Result<Box<dyn Machine>> {
+    /// [`Error::Device`] when the model does not fit.
+    pub fn backend(&self, model: Model, needs: MemoryNeeds, say: &dyn Fn(&str)) -> Result<Box<dyn Backend>> {
         let Some((driver, dtype)) = &self.gpu else { return on_cpu(model) };
         let free = driver.memory()?.free;
         let limit = self.limit.map_or(free, |limit| limit.min(free));
-        let Load { reference, tokens, optimizer_state: moments } = load;
+        let MemoryNeeds { reference, tokens, optimizer_state: moments } = needs;
         let wish = PlanRequest { config: model.config(), dtype: *dtype, moments, reference, tokens, limit };
         let plan = TrainingPlan::choose(wish)?;
         say(&format!("{}, {}", ComputeDevice::on_gpu(&**driver, *dtype), plan.describe()));
@@ -119,7 +119,8 @@ mod tests {
 
     #[test]
     fn what_only_a_gpu_has_is_refused_on_the_processor() {
-        let args = |dtype, memory_limit| PlaceArgs { device: DeviceArgs { device: Device::Cpu, dtype }, memory_limit };
+        let args =
+            |dtype, memory_limit| TrainDeviceArgs { device: DeviceArgs { device: Device::Cpu, dtype }, memory_limit };
         assert!(args(DtypeChoice::F32, None).open(&|_| ()).is_ok());
         for args in [args(DtypeChoice::Bf16, None), args(DtypeChoice::Auto, Some(Bytes(1)))] {
             assert_eq!(args.open(&|_| ()).err().unwrap().exit_code(), 2);

@@ -1,4 +1,4 @@
-//! Training on a GPU: the passes of [`crate::gpu::packed`], the same numbers to publish as from the processor.
+//! Trains on a GPU, with the passes of [`crate::gpu::packed`]; checkpoints have the same format as from the CPU.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -12,14 +12,15 @@ use crate::model::{Config, Model, Slope, TokenStats};
 use crate::numbers::dtype::Dtype;
 use crate::optim::{LossScale, Moments, Rule};
 use crate::process::cancel::Stop;
-use crate::train::backend::{Machine, Of};
+use crate::train::backend::{Backend, Which};
 use crate::train::microbatch::MicroBatch;
 
-/// A GPU.
+/// Trains on a GPU.
 pub struct Gpu {
     driver: Arc<dyn Driver>,
-    /// The weights for those who read them on the host, up to date where `is_current`.
+    /// A copy of the weights on the host.
     model: Model,
+    /// Whether that copy is up to date.
     is_current: bool,
     weights: DeviceWeights,
     reference: Option<DeviceWeights>,
@@ -27,16 +28,16 @@ pub struct Gpu {
     gradients: DeviceGradients,
     optimizer: AdamW,
     tokens: usize,
-    /// Of gradients in f16.
+    /// `Some` where gradients are f16.
     loss_scale: Option<LossScale>,
     stop: Stop,
 }
 
 impl Gpu {
-    /// With a policy, computing in `dtype` within the memory of `plan`.
+    /// Trains `model` with products in `dtype`, within the memory of `plan`.
     ///
     /// # Errors
-    /// [`crate::Error::Device`] when the shape does not suit the kernels, there is no room, or the device fails.
+    /// [`crate::Error::Device`] when the kernels do not support the shape, memory runs out, or the device fails.
     pub fn new(driver: Arc<dyn Driver>, model: Model, dtype: Dtype, plan: &TrainingPlan) -> Result<Self> {
         let positions = model.config().positions();
         let weights = DeviceWeights::new(&driver, &model, dtype, positions)?;
@@ -55,19 +56,23 @@ impl Gpu {
         })
     }
 
-    /// What gradients are scaled by.
+    /// The factor on slopes and gradients; 1 without a loss scale.
     fn scale(&self) -> f32 {
         self.loss_scale.map_or(1.0, |scale| scale.factor as f32) // exact: a power of two
     }
 }
 
-impl Machine for Gpu {
+impl Backend for Gpu {
     fn config(&self) -> &Config {
         self.model.config()
     }
 
-    fn kind(&self) -> Option<&'static str> {
+    fn compute_dtype(&self) -> Option<&'static str> {
         Some(self.weights.matrices.dtype().name())
+    }
+
+    fn is_on_host(&self) -> bool {
+        false
     }
 
     fn default_tokens(&self) -> usize {
@@ -82,11 +87,11 @@ impl Machine for Gpu {
         Ok(&self.model)
     }
 
-    fn offer(&mut self) -> Result<Option<Vec<u8>>> {
+    fn share_weights(&mut self) -> Result<Option<Vec<u8>>> {
         Ok(Some(serde_json::to_vec(&self.weights.offer()?).expect("plain data serialises")))
     }
 
-    fn settle(&mut self) -> Result<()> {
+    fn wait_for_update(&mut self) -> Result<()> {
         self.driver.wait(&self.driver.mark()?)
     }
 
@@ -100,11 +105,11 @@ impl Machine for Gpu {
         self.stop = stop.clone();
     }
 
-    fn logprobs(&mut self, of: Of, batch: &MicroBatch, temperature: f32) -> Result<Vec<TokenStats>> {
+    fn logprobs(&mut self, which: Which, batch: &MicroBatch, temperature: f32) -> Result<Vec<TokenStats>> {
         self.stop.check()?;
-        let weights = match of {
-            Of::Policy => &self.weights,
-            Of::Reference => self.reference.as_ref().expect("asked for where there is one"),
+        let weights = match which {
+            Which::Policy => &self.weights,
+            Which::Reference => self.reference.as_ref().expect("a reference was held before it is asked for"),
         };
         self.learner.logprobs(weights, &batch.packed, (&batch.targets, temperature))
     }

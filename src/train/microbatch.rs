@@ -1,37 +1,37 @@
-//! Sequences of a step to micro-batches: whole sequences laid end to end, and where each target came from.
+//! Packs the sequences of a step into micro-batches: complete sequences end to end, and where each target came from.
 
 use crate::model::{Packed, Target};
 
-/// Tokens to condition on, and tokens to learn.
+/// A prompt and its completion.
 #[derive(Debug, Clone, Copy)]
 pub struct Sequence<'a> {
-    /// At least one token.
+    /// Tokens to condition on; at least one.
     pub prompt: &'a [u32],
-    /// Each is a target.
+    /// Tokens to learn; each is a target.
     pub completion: &'a [u32],
 }
 
 impl Sequence<'_> {
-    /// Tokens the model reads, besides those of a prompt it has read already: the last one has no successor to predict.
+    /// Tokens that the model reads after the sequence `before`: a shared prompt is read once, and the last token predicts nothing.
     fn num_read(&self, before: Option<&Self>) -> usize {
         let prompt = if before.is_some_and(|before| before.prompt == self.prompt) { 0 } else { self.prompt.len() };
         (prompt + self.completion.len()).saturating_sub(1)
     }
 }
 
-/// Sequences that go through the model at once.
+/// Sequences that pass through the model together.
 #[derive(Default)]
 pub struct MicroBatch {
-    /// What the model reads.
+    /// The tokens that the model reads.
     pub packed: Packed,
-    /// One for each token of the completions, in order.
+    /// One target per completion token, in order.
     pub targets: Vec<Target>,
-    /// Sequence, and index in its completion, of each target.
+    /// For each target, the index of its sequence and its index in that completion.
     pub origins: Vec<(usize, usize)>,
 }
 
-/// Cuts `members`, indices into `sequences`, into runs of at most `max_tokens`; a longer sequence is a run of its own, and one
-/// without a target in none. A prompt that several in a row share counts once a run.
+/// Cuts `members`, indices into `sequences`, into runs of at most `max_tokens`. A longer sequence is a run of its own; one without a
+/// target is in none. A prompt shared by consecutive sequences counts once per run.
 #[must_use]
 pub fn cut(sequences: &[Sequence<'_>], members: &[usize], max_tokens: usize) -> Vec<Vec<usize>> {
     let mut runs: Vec<Vec<usize>> = Vec::new();
@@ -53,7 +53,7 @@ pub fn cut(sequences: &[Sequence<'_>], members: &[usize], max_tokens: usize) -> 
     runs
 }
 
-/// Lays a run of sequences end to end; a prompt that several in a row share is there once, and their completions go on from it.
+/// Packs a run of sequences end to end. A prompt shared by consecutive sequences is packed once, and their completions continue it.
 #[must_use]
 pub fn pack(sequences: &[Sequence<'_>], run: &[usize]) -> MicroBatch {
     let mut batch = MicroBatch::default();
@@ -62,7 +62,7 @@ pub fn pack(sequences: &[Sequence<'_>], run: &[usize]) -> MicroBatch {
         let prompt_end = batch.packed.tokens.len() + prompt.len();
         if let &[member] = family {
             let completion = sequences[member].completion;
-            batch.aim(member, completion, (prompt_end, prompt_end));
+            batch.add_targets(member, completion, prompt_end, prompt_end);
             batch.packed.lay(prompt.iter().chain(&completion[..completion.len() - 1]), None);
             continue;
         }
@@ -70,7 +70,8 @@ pub fn pack(sequences: &[Sequence<'_>], run: &[usize]) -> MicroBatch {
         batch.packed.lay(prompt, None);
         for &member in family {
             let completion = sequences[member].completion;
-            batch.aim(member, completion, (prompt_end, batch.packed.tokens.len()));
+            let own_start = batch.packed.tokens.len();
+            batch.add_targets(member, completion, prompt_end, own_start);
             if completion.len() > 1 {
                 batch.packed.lay(&completion[..completion.len() - 1], Some(prefix));
             }
@@ -80,8 +81,8 @@ pub fn pack(sequences: &[Sequence<'_>], run: &[usize]) -> MicroBatch {
 }
 
 impl MicroBatch {
-    /// Makes targets of a completion's tokens: the first follows the prompt's last row, the others the rows from `own_start` on.
-    fn aim(&mut self, member: usize, completion: &[u32], (prompt_end, own_start): (usize, usize)) {
+    /// Adds the targets of a completion: the first is predicted by the prompt's last row, the others by the rows from `own_start` on.
+    fn add_targets(&mut self, member: usize, completion: &[u32], prompt_end: usize, own_start: usize) {
         for (index, &token) in completion.iter().enumerate() {
             let row = if index == 0 { prompt_end - 1 } else { own_start + index - 1 };
             self.targets.push(Target { row, token });

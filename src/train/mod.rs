@@ -1,9 +1,10 @@
-//! Tokens and rewards to weights: one step of group relative policy optimisation (GRPO), or of supervised training.
+//! Trains a policy: steps of group relative policy optimisation (GRPO) or of supervised training, for one call or for a whole run.
 
 pub mod backend;
 pub mod device;
 pub mod gpu;
 pub mod grpo_step;
+mod identity;
 pub mod microbatch;
 pub mod once;
 pub mod resident;
@@ -12,23 +13,24 @@ pub mod supervised;
 pub mod trainer;
 
 use crate::error::{Error, Result};
+use crate::grpo::limits::SequenceLimits;
+use crate::model::Config;
 
 /// The command that trains, as it names itself to the user.
 pub const COMMAND: &str = "grpo-step";
 
-/// How far an input went.
+/// How much of an input was trained on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Taken {
     /// Steps made.
     pub steps: usize,
-    /// Items at the end that were too few for a step.
+    /// Items at the end, too few for a step.
     pub left_over: usize,
 }
 
-/// Gives `size` items at a time to `step`; all of them at once without a size.
+/// Passes `size` items at a time to `step`; without a size, all of them at once.
 ///
-/// A step never takes fewer: an input that ends early may be that of a stage that died, and a step on half a batch would never be
-/// made good.
+/// A step never takes fewer: an input may end early because the stage before it died, and a step on half a batch cannot be undone.
 ///
 /// # Errors
 /// Those of the items and of `step`; [`Error::Data`] when there are items, but too few for one step.
@@ -54,6 +56,12 @@ pub fn in_steps<T>(
             Err(Error::Data(format!("the input ended after {found} of the {size} that a step takes")))
         }
         (Some(_), left_over) => Ok(Taken { steps, left_over }),
+    }
+}
+
+impl From<&Config> for SequenceLimits {
+    fn from(config: &Config) -> Self {
+        Self { vocab_size: config.vocab_size, positions: config.positions() }
     }
 }
 

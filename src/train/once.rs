@@ -18,7 +18,7 @@ use crate::process::progress::Progress;
 use crate::tokenizer::{Tokenizer, stop_ids};
 use crate::train::grpo_step::{GrpoConfig, GrpoTrainer};
 use crate::train::supervised::{self, Encode, SupervisedConfig};
-use crate::train::trainer::{Place, Trainer, notice};
+use crate::train::trainer::{OpenBackend, Trainer, notice};
 use crate::train::{COMMAND, Taken, in_steps};
 
 /// What to train, on what, and where the result goes.
@@ -68,15 +68,15 @@ pub enum Objective {
 /// # Errors
 /// [`Error::Data`] when the input holds no step, [`Error::Record`] for a record that cannot be trained on, [`Error::Numerics`] as
 /// [`GrpoTrainer::step`], and those of opening the policy and of publishing.
-pub fn train(job: &OnceJob, input: Input, place: Place<'_>, report: &mut Report) -> Result<()> {
+pub fn train(job: &OnceJob, input: Input, open: OpenBackend<'_>, report: &mut Report) -> Result<()> {
     let mut trainer = match job.init {
-        true => Trainer::random(&job.policy, job.optimizer.clone(), job.seed.unwrap_or_default(), place)?,
-        false => Trainer::open(&job.policy, job.optimizer.clone(), job.seed, place)?,
+        true => Trainer::random(&job.policy, job.optimizer.clone(), job.seed.unwrap_or_default(), open)?,
+        false => Trainer::open(&job.policy, job.optimizer.clone(), job.seed, open)?,
     };
     checkpoint::verify(&job.policy)?;
     let mut told = Told { report, progress: Progress::new(COMMAND) };
     let taken = match &job.objective {
-        Objective::Grpo { config, dry_run } => train_grpo(job, input, &mut trainer, (config, *dry_run), &mut told)?,
+        Objective::Grpo { config, dry_run } => train_grpo(job, input, &mut trainer, config, *dry_run, &mut told)?,
         Objective::Supervised { loss_on_prompt } => {
             train_supervised(job, input, &mut trainer, *loss_on_prompt, &mut told)?
         }
@@ -86,10 +86,13 @@ pub fn train(job: &OnceJob, input: Input, place: Place<'_>, report: &mut Report)
         return Err(Error::Data("no records in the input".into()));
     }
     if taken.left_over > 0 {
-        note(COMMAND, &format!("the last {} were too few for a step, and not trained on", taken.left_over));
+        note(COMMAND, &format!("left over at the end of the input, too few for a step: {}", taken.left_over));
     }
     if let Some(out) = &job.out {
-        trainer.publish(out, job.weights_only, job.command_line.clone())?;
+        match job.weights_only {
+            true => trainer.publish_weights(out)?,
+            false => trainer.publish(out, &[], job.command_line.clone())?,
+        }
     }
     Ok(())
 }
@@ -112,11 +115,12 @@ fn train_grpo(
     job: &OnceJob,
     input: Input,
     trainer: &mut Trainer,
-    (config, dry_run): (&GrpoConfig, bool),
+    config: &GrpoConfig,
+    dry_run: bool,
     told: &mut Told<'_>,
 ) -> Result<Taken> {
-    let groups = Groups::new(input, trainer.machine.config().clone());
-    let tokens = job.micro_batch_tokens.unwrap_or_else(|| trainer.machine.default_tokens());
+    let groups = Groups::new(input, trainer.model_config().into());
+    let tokens = trainer.micro_batch_tokens(job.micro_batch_tokens);
     let mut grpo = GrpoTrainer::new(trainer, config.clone(), tokens, dry_run)?;
     let mut health = Health::of_steps(config.logprob_band);
     in_steps(groups, job.groups_per_step, &mut |groups| {
@@ -133,11 +137,11 @@ fn train_supervised(
     loss_on_prompt: bool,
     told: &mut Told<'_>,
 ) -> Result<Taken> {
-    let shape = trainer.machine.config().clone();
-    let micro_batch_tokens = job.micro_batch_tokens.unwrap_or_else(|| trainer.machine.default_tokens());
+    let limits = trainer.model_config().into();
+    let micro_batch_tokens = trainer.micro_batch_tokens(job.micro_batch_tokens);
     let config = SupervisedConfig { loss_on_prompt, micro_batch_tokens };
     let encode = encoder(&job.policy)?;
-    let example = move |line: Line| supervised::example(&line, &shape, &*encode).map(Some);
+    let example = move |line: Line| supervised::example(&line, limits, &*encode).map(Some);
     in_steps(read_ahead(input, example), job.groups_per_step, &mut |examples| {
         told.step(&supervised::step(trainer, config, examples)?);
         Ok(())

@@ -1,16 +1,19 @@
-//! The trainer of a run: a step for each so many groups, its weights handed back at once, a checkpoint now and then.
+//! Trains a run: makes a step for every `groups_per_step` groups, hands its weights back at once, and writes checkpoints.
 //!
-//! A step is final when the run's policy link is renamed, with everything before it on the disk. What a killed run had done beyond
-//! that is removed when it goes on, and comes again with the same bytes.
+//! A step is final when the run's policy link is renamed, with everything before it on the disk. Whatever a killed run did after that
+//! is removed when it resumes, and made again with the same bytes.
 //!
 //! Where sampling may be N steps ahead, the N steps after a checkpoint are sampled from weights of before it. So a checkpoint
-//! holds these too: N times the weights more, beside weights and two moments. The other way would be to let nobody be ahead right
-//! after a checkpoint; but a signal, and a run made step by step, leave one at any step, and a run that was interrupted would not end
-//! as one that was not.
+//! holds these too: N times the weights more, beside weights and two moments. Without them sampling could not be ahead right after a
+//! checkpoint; but a signal, and a run made step by step, write one at any step, and an interrupted run would then end with other bytes
+//! than one that was not.
+
+use std::iter::Peekable;
+use std::path::Path;
 
 use crate::checkpoint::State;
 use crate::error::{Error, Result};
-use crate::grpo::groups::{Group, Groups, Staleness};
+use crate::grpo::groups::{CheckOrder, Group, Groups, Staleness};
 use crate::grpo::health::Health;
 use crate::grpo::metrics::Metrics;
 use crate::lines::jsonl::Input;
@@ -18,111 +21,131 @@ use crate::model::Config;
 use crate::optim::OptimizerConfig;
 use crate::process::cancel::Stop;
 use crate::process::read_ahead::ReadAhead;
-use crate::run::record_order::Order;
-use crate::run::{Holder, Keep, Live, Lock, MOST_AHEAD, PartnerWatch, Role, Run};
+use crate::run::record_order::RecordOrder;
+use crate::run::{LiveWeights, Lock, MAX_STEPS_AHEAD, PeerState, PeerWatch, Retention, Role, Run};
 use crate::train::grpo_step::{GrpoConfig, GrpoTrainer};
-use crate::train::step_writer::Keeper;
-use crate::train::trainer::{Place, Trainer, notice};
+use crate::train::step_writer::StepWriter;
+use crate::train::trainer::{OpenBackend, Trainer, notice};
 use crate::train::{Taken, in_steps};
 
-/// How a run is trained.
+/// How to train a run.
 #[derive(Debug, Clone)]
-pub struct Job {
-    /// Its directory.
+pub struct ResidentJob {
+    /// The run's directory.
     pub run: Run,
-    /// Groups a step.
+    /// Groups per step.
     pub groups_per_step: usize,
     /// Steps between checkpoints, and how many are kept.
-    pub keep: Keep,
-    /// Numbers of a step.
+    pub retention: Retention,
+    /// The GRPO step.
     pub grpo: GrpoConfig,
-    /// Numbers of the optimizer.
+    /// The optimizer.
     pub optimizer: OptimizerConfig,
-    /// Most tokens in the model at once, where somebody has decided.
+    /// The most tokens in the model at once; `None` leaves it to the device.
     pub micro_batch_tokens: Option<usize>,
-    /// Of the run; a checkpoint knows its own.
+    /// Seed of the run; `None` keeps a checkpoint's own.
     pub seed: Option<u64>,
-    /// What the checkpoints say made them.
+    /// Recorded in checkpoints as the command that made them.
     pub command_line: Vec<String>,
-    /// Ends the training early, with a checkpoint of the step reached.
+    /// Ends training early, with a checkpoint of the last finished step.
     pub stop: Stop,
 }
 
-/// Who hears of what happens.
+impl ResidentJob {
+    /// Steps that sampling may be ahead of training.
+    pub(super) fn steps_ahead(&self) -> u64 {
+        self.grpo.max_staleness.ahead()
+    }
+}
+
+/// Callbacks of a run.
 pub struct Listeners<'a> {
     /// Takes each line of metrics.
     pub metrics: &'a mut dyn FnMut(&[u8]) -> Result<()>,
-    /// Takes words for the user.
+    /// Takes messages for the user.
     pub say: &'a dyn Fn(&str),
 }
 
-/// Trains as many steps as `input` holds. What was finished when the input ends is kept, however it ends; a step that is under way
-/// when the job is stopped, or when the run's sampler dies, is dropped.
+/// Trains as many steps as `input` holds. Finished steps are kept however the input ends; a step under way is dropped when the job is
+/// stopped or the run's sampler dies.
 ///
 /// # Errors
-/// [`Error::Usage`] when somebody else trains the run, or sampling is to be too far ahead, [`Error::Record`] and [`Error::Data`] for
-/// an input that is not the run's rollouts in their order, [`Error::Numerics`] as [`GrpoTrainer::step`] and when the sampler found
-/// such numbers, [`Error::Io`] when the disk refuses, [`Error::Interrupted`] and [`Error::Abandoned`].
-pub fn train(job: &Job, input: Input, place: Place<'_>, listeners: Listeners<'_>) -> Result<()> {
-    let (run, ahead) = (&job.run, job.grpo.max_staleness.ahead());
-    if ahead > MOST_AHEAD {
-        return Err(Error::Usage(format!("--max-staleness {ahead}: with --follow at most {MOST_AHEAD}")));
+/// [`Error::Usage`] when another process trains the run, or sampling would be too far ahead, [`Error::Record`] and [`Error::Data`] for
+/// an input that is not the run's rollouts in their order, [`Error::Numerics`] as [`GrpoTrainer::step`] and when the sampler's
+/// numbers are not finite, [`Error::Io`] when a file cannot be written, [`Error::Interrupted`] and [`Error::Abandoned`].
+pub fn train(job: &ResidentJob, input: Input, open: OpenBackend<'_>, listeners: Listeners<'_>) -> Result<()> {
+    let (run, ahead, say) = (&job.run, job.steps_ahead(), listeners.say);
+    if ahead > MAX_STEPS_AHEAD {
+        return Err(Error::Usage(format!("--max-staleness {ahead}: with --follow at most {MAX_STEPS_AHEAD}")));
     }
     let _lock = Lock::take(run, Role::Train)?;
-    let sampler = PartnerWatch::start(run, Role::Sample, &job.stop);
-    let step = run.intact_step(listeners.say)?;
+    let sampler = PeerWatch::start(run, Role::Sample, &job.stop);
+    let step = recover(job, say)?;
     let start = run.checkpoint(step);
-    if run.policy()? != start {
-        run.point_policy_at(step)?;
-    }
-    run.recover(step, job.keep)?;
+
     let shape = Config::load(&start)?;
-    let consumed = State::load(&start)?.map_or(0, |state| state.prompts_consumed);
-    let order = Order::new(&run.prompts(), consumed, job.groups_per_step)?;
-    let over = order.is_over();
-    let live = Live::create(run, shape.weight_bytes(), ahead, listeners.say)?;
-    let mut keeper = Keeper::new(job, &sampler, live, step)?;
-    // A sampler that is ahead is not to wait for a trainer at work to read.
-    let groups = Groups::new(input, shape).in_order(order);
-    let mut groups = ReadAhead::new(groups, ahead as usize * job.groups_per_step).peekable();
-    if ahead == 0 {
-        groups.peek(); // who has sampled has its part of a GPU's memory; what is left can be planned for
-    }
-    let mut trainer = Trainer::open(&start, job.optimizer.clone(), job.seed, place)?;
-    trainer.machine.stop_with(&job.stop);
-    let health = Health::of_run(job.grpo.logprob_band, &run.metrics())?;
-    offer_weights(&mut trainer, job, &mut keeper.live, listeners.say)?;
-    keeper.publish_start(&mut trainer)?;
-    let tokens = job.micro_batch_tokens.unwrap_or_else(|| trainer.machine.default_tokens());
+    let order = record_order(job, &start)?;
+    let is_complete = order.is_over();
+    let live = LiveWeights::create(run, shape.weight_bytes(), ahead, say)?;
+    let mut writer = StepWriter::new(job, &sampler, live, step)?;
+    let groups = open_groups(job, input, &shape, order);
+    let mut trainer = Trainer::open(&start, job.optimizer.clone(), job.seed, open)?;
+    trainer.stop_with(&job.stop);
+    let health = open_health(job)?;
+
+    share_weights(&mut trainer, job, &mut writer.live, say)?;
+    writer.publish_start(&mut trainer)?;
+
+    let tokens = trainer.micro_batch_tokens(job.micro_batch_tokens);
     let mut grpo = GrpoTrainer::new(&mut trainer, job.grpo.clone(), tokens, false)?;
-    let say = listeners.say;
-    let (taken, whole) = steps(&mut grpo, groups, (&mut keeper, health), listeners);
-    let ended = match taken {
-        Ok(Taken { steps: 0, left_over: 0 }) if over => Ok(()), // a run that is done
-        taken => taken.and_then(|taken| all_taken(taken, job.groups_per_step)),
-    };
-    let finished = keeper.finish(grpo.trainer());
-    let holder = sampler.became()?;
-    if holder == Holder::FoundNumerics {
-        let (step, committed) = (grpo.trainer().state.step, keeper.committed);
-        let earlier = if ahead > 0 { ", or of a step before," } else { "" };
-        let what = format!("with the weights of step {step}{earlier} the sampler's numbers are not finite");
-        return Err(Error::Numerics(format!("{what}; nothing after step {committed} was published")));
-    }
-    if whole {
-        finished.and_then(|()| keeper.commit(grpo.trainer()))?;
-    }
-    ended.map(|()| keeper.stopwatch.report(say)).map_err(|err| cause(err, holder))
+    let outcome = train_steps(&mut grpo, groups, &mut writer, health, listeners);
+    finish(outcome, is_complete, &mut writer, grpo.trainer(), &sampler)?;
+    writer.stopwatch.report(say);
+    Ok(())
 }
 
-/// A sampler on the same card may copy the weights from where they are trained. They hold still while it does: the next update waits
-/// for records that it makes from them. With staleness allowed it does not.
-fn offer_weights(trainer: &mut Trainer, job: &Job, live: &mut Live, say: &dyn Fn(&str)) -> Result<()> {
+/// Brings the run's directory to the end of its newest intact checkpoint, and returns that step.
+fn recover(job: &ResidentJob, say: &dyn Fn(&str)) -> Result<u64> {
+    let run = &job.run;
+    let step = run.newest_intact_step(say)?;
+    if run.policy()? != run.checkpoint(step) {
+        run.point_policy_at(step)?;
+    }
+    run.recover(step, job.retention)?;
+    Ok(step)
+}
+
+/// The order of the records that follow the checkpoint `start`.
+fn record_order(job: &ResidentJob, start: &Path) -> Result<RecordOrder> {
+    let consumed = State::load(start)?.map_or(0, |state| state.prompts_consumed);
+    RecordOrder::new(&job.run.prompts(), consumed, job.groups_per_step)
+}
+
+/// Reads the run's groups on a thread of their own, so that a sampler that is ahead can write while a step is trained.
+fn open_groups(job: &ResidentJob, input: Input, shape: &Config, mut order: RecordOrder) -> Peekable<ReadAhead<Group>> {
+    let check: CheckOrder = Box::new(move |record, sample, group_size| order.check(record, sample, group_size));
+    let groups = Groups::new(input, shape.into()).in_order(check);
+    let mut groups = ReadAhead::new(groups, job.steps_ahead() as usize * job.groups_per_step).peekable();
+    if job.steps_ahead() == 0 {
+        groups.peek(); // a sampler that has sampled has allocated its GPU memory, so that the rest can be planned for
+    }
+    groups
+}
+
+fn open_health(job: &ResidentJob) -> Result<Health> {
+    let path = job.run.metrics();
+    let past = if path.exists() { Some(Input::open(&path)?) } else { None };
+    Health::of_run(job.grpo.logprob_band, past.into_iter().flatten())
+}
+
+/// Lets a sampler on the same GPU copy the weights from where they are trained. It does so while they do not change: the next update
+/// needs records that it makes from them. A sampler that may be ahead has no such guarantee, and is offered nothing.
+fn share_weights(trainer: &mut Trainer, job: &ResidentJob, live: &mut LiveWeights, say: &dyn Fn(&str)) -> Result<()> {
     if job.grpo.max_staleness != Staleness::Steps(0) {
         return Ok(());
     }
-    match trainer.machine.offer() {
-        Ok(offer) => offer.map_or(Ok(()), |offer| live.offer(offer)),
+    match trainer.share_weights() {
+        Ok(handle) => handle.map_or(Ok(()), |handle| live.offer(handle)),
         Err(why) => {
             say(&format!("the weights of each step go through files in memory: {why}"));
             Ok(())
@@ -130,45 +153,88 @@ fn offer_weights(trainer: &mut Trainer, job: &Job, live: &mut Live, say: &dyn Fn
     }
 }
 
-/// An input that ends early while there is more to come, or that is cut off where its maker was, is the lesser news.
-fn cause(err: Error, sampler: Holder) -> Error {
-    match (err, sampler) {
-        (Error::Data(_), Holder::Working | Holder::Gone) | (Error::Record { .. }, Holder::Gone) => Error::Abandoned,
-        (err, _) => err,
-    }
+/// How the training of a run's steps ended.
+enum Outcome {
+    /// The input ended. The weights are those of the last step, which is written.
+    InputEnded(Taken),
+    /// Training stopped before an update. The weights are those of the last step, which is written.
+    Stopped(Error),
+    /// A step failed half-way. The weights must not be published.
+    Broken(Error),
 }
 
-/// Also says whether the weights are those of the last step that was kept.
-fn steps(
+fn train_steps(
     grpo: &mut GrpoTrainer<'_>,
     groups: impl Iterator<Item = Result<Group>>,
-    (keeper, mut health): (&mut Keeper<'_>, Health),
+    writer: &mut StepWriter<'_>,
+    mut health: Health,
     listeners: Listeners<'_>,
-) -> (Result<Taken>, bool) {
-    let mut whole = true;
-    let taken = in_steps(groups, Some(keeper.job.groups_per_step), &mut |groups| {
+) -> Outcome {
+    let mut is_written = true;
+    let taken = in_steps(groups, Some(writer.job.groups_per_step), &mut |groups| {
         let (mut lines, updates) = (Vec::new(), grpo.trainer().updates());
         let mut line = |line: &Metrics| {
             notice(line).iter().for_each(|words| (listeners.say)(words));
             lines.push(health.mark(line, groups).to_json());
         };
-        let stepped = keeper.stopwatch.time("training", || grpo.step(groups, &mut line));
-        // A record that is refused, or a wish to end before the update, has changed nothing; any other failure leaves weights that
-        // are worth nothing.
+        let stepped = writer.stopwatch.time("training", || grpo.step(groups, &mut line));
+        // A refused record, or a stop before the update, has changed nothing; after any other failure the weights are unusable.
         let harmless = matches!(stepped, Err(Error::Record { .. } | Error::Interrupted { .. } | Error::Abandoned));
-        whole = harmless && grpo.trainer().updates() == updates;
+        is_written = harmless && grpo.trainer().updates() == updates;
         stepped?;
-        keeper.keep(grpo.trainer(), groups, &lines)?;
-        whole = true;
+        writer.write_step(grpo.trainer(), groups, &lines)?;
+        is_written = true;
         health.tell(listeners.say);
-        keeper.stopwatch.end_round();
+        writer.stopwatch.end_round();
         lines.iter().try_for_each(|line| (listeners.metrics)(line))
     });
-    (taken, whole)
+    match taken {
+        Ok(taken) => Outcome::InputEnded(taken),
+        Err(err) if is_written => Outcome::Stopped(err),
+        Err(err) => Outcome::Broken(err),
+    }
 }
 
-/// An input that ends where no step does, or at once, is not what was meant.
-fn all_taken(taken: Taken, groups_per_step: usize) -> Result<()> {
+/// Makes the last written step final, unless the sampler found its weights unusable, and returns the error that ended the training.
+fn finish(
+    outcome: Outcome,
+    is_complete: bool,
+    writer: &mut StepWriter<'_>,
+    trainer: &mut Trainer,
+    sampler: &PeerWatch,
+) -> Result<()> {
+    let finished = writer.finish(trainer);
+    let peer = sampler.peer_state()?;
+    if peer == PeerState::FoundNumerics {
+        let (step, final_step) = (trainer.policy_step(), writer.final_step);
+        let earlier = if writer.job.steps_ahead() > 0 { ", or of a step before," } else { "" };
+        let what = format!("with the weights of step {step}{earlier} the sampler's numbers are not finite");
+        return Err(Error::Numerics(format!("{what}; nothing after step {final_step} was published")));
+    }
+    if !matches!(outcome, Outcome::Broken(_)) {
+        finished?;
+        writer.commit(trainer)?;
+    }
+    let ended = match outcome {
+        Outcome::InputEnded(Taken { steps: 0, left_over: 0 }) if is_complete => Ok(()),
+        Outcome::InputEnded(taken) => refuse_rest(taken, writer.job.groups_per_step),
+        Outcome::Stopped(err) | Outcome::Broken(err) => Err(err),
+    };
+    ended.map_err(|err| cause(err, peer))
+}
+
+/// Prefers the sampler's end as the cause over an input that ended early or inside a line because of it.
+fn cause(err: Error, sampler: PeerState) -> Error {
+    match (err, sampler) {
+        (Error::Data(_), PeerState::Working | PeerState::Gone) | (Error::Record { .. }, PeerState::Gone) => {
+            Error::Abandoned
+        }
+        (err, _) => err,
+    }
+}
+
+/// Refuses an input that holds nothing, or does not end with a step.
+fn refuse_rest(taken: Taken, groups_per_step: usize) -> Result<()> {
     match (taken.steps, taken.left_over) {
         (0, 0) => Err(Error::Data("no records in the input".into())),
         (_, 0) => Ok(()),

@@ -1,4 +1,4 @@
-//! What remains of a run's steps: weights for the sampler, rollouts, metrics, and checkpoints.
+//! Writes the results of a run's steps: weights for the sampler, rollouts, metrics, and checkpoints.
 
 use std::fs::{File, OpenOptions};
 use std::io::Write;
@@ -12,35 +12,30 @@ use crate::error::{Error, Result};
 use crate::grpo::groups::Group;
 use crate::lines::jsonl::write_zst;
 use crate::process::stopwatch::Stopwatch;
-use crate::run::{Holder, Live, PartnerWatch, Run, sampled_from};
-use crate::train::resident::Job;
+use crate::run::{LiveWeights, PeerState, PeerWatch, Run, sampled_from};
+use crate::train::resident::ResidentJob;
 use crate::train::trainer::Trainer;
 
-/// Weights up to this size are copied, with their moments, for a checkpoint that is written while training goes on [bytes]. Larger
-/// ones only from a GPU: on the processor the copy would take as much memory again as training does, to save the time of a write
-/// that is little against that of a step.
-const COPIED_UP_TO: u64 = 64 << 20;
-
-/// Writes what remains of a step.
-pub struct Keeper<'a> {
-    pub job: &'a Job,
-    sampler: &'a PartnerWatch,
-    pub live: Live,
-    /// The earliest step whose weights were there at the start.
+/// Writes the results of each step.
+pub struct StepWriter<'a> {
+    pub job: &'a ResidentJob,
+    sampler: &'a PeerWatch,
+    pub live: LiveWeights,
+    /// The earliest step whose weights existed when training began.
     oldest: u64,
     metrics: File,
-    /// The policy's step.
-    pub committed: u64,
-    /// Rollouts of the steps since.
+    /// The last final step: the run's policy.
+    pub final_step: u64,
+    /// Rollouts of the steps since then.
     written: Vec<PathBuf>,
-    /// The checkpoint that is being written while training goes on, and its step.
+    /// The step whose checkpoint a thread is writing.
     writing: Option<(u64, JoinHandle<Result<()>>)>,
     pub stopwatch: Stopwatch,
 }
 
-impl<'a> Keeper<'a> {
-    /// Of a run whose policy is at `step`.
-    pub fn new(job: &'a Job, sampler: &'a PartnerWatch, live: Live, step: u64) -> Result<Self> {
+impl<'a> StepWriter<'a> {
+    /// Continues a run whose policy is at `step`.
+    pub fn new(job: &'a ResidentJob, sampler: &'a PeerWatch, live: LiveWeights, step: u64) -> Result<Self> {
         let path = job.run.metrics();
         let metrics = OpenOptions::new().append(true).create(true).open(&path).map_err(Error::io(path))?;
         Ok(Self {
@@ -49,48 +44,44 @@ impl<'a> Keeper<'a> {
             live,
             oldest: job.run.oldest_weights(step)?,
             metrics,
-            committed: step,
+            final_step: step,
             written: Vec::new(),
             writing: None,
             stopwatch: Stopwatch::new(["training", "handing over", "keeping"]),
         })
     }
 
-    fn ahead(&self) -> u64 {
-        self.job.grpo.max_staleness.ahead()
-    }
-
-    /// Before the first step: the weights that a sampler that may be ahead begins with. It takes them from there, because their
-    /// checkpoint may be left behind before it needs the last of them.
+    /// Publishes the weights that a sampler that may be ahead starts with, before the first step. It reads them there because their
+    /// checkpoint may be removed before it needs the last of them.
     pub fn publish_start(&mut self, trainer: &mut Trainer) -> Result<()> {
-        if self.ahead() == 0 {
-            return Ok(()); // it has them already
+        if self.job.steps_ahead() == 0 {
+            return Ok(()); // the sampler reads the checkpoint
         }
-        let step = trainer.state.step;
-        for earlier in sampled_from(step, self.ahead(), self.oldest)..step {
+        let step = trainer.policy_step();
+        for earlier in sampled_from(step, self.job.steps_ahead(), self.oldest)..step {
             let older = self.job.run.older(step, earlier);
             self.live.publish(earlier, |dir| copy_files(&older, dir))?;
         }
         self.live.publish(step, |dir| trainer.save_for_sampling(dir, true))
     }
 
-    /// After each step: the weights first, because somebody may be waiting for them.
-    pub fn keep(&mut self, trainer: &mut Trainer, groups: &[Group], metrics: &[Vec<u8>]) -> Result<()> {
-        // Who waits for these weights is known from here on, however short its work then is.
-        if self.sampler.became()? == Holder::Working || self.ahead() > 0 {
-            let (step, by_file) = (trainer.state.step, !self.live.is_taken());
+    /// Writes the results of a step: the weights first, because the sampler may be waiting for them.
+    pub fn write_step(&mut self, trainer: &mut Trainer, groups: &[Group], metrics: &[Vec<u8>]) -> Result<()> {
+        // This look at the sampler also records that there is one, even if it ends before the next look.
+        if self.sampler.peer_state()? == PeerState::Working || self.job.steps_ahead() > 0 {
+            let (step, by_file) = (trainer.policy_step(), !self.live.is_taken());
             let publish = || self.live.publish(step, |dir| trainer.save_for_sampling(dir, by_file));
             self.stopwatch.time("handing over", publish)?;
         }
         let began = Instant::now();
-        self.write(trainer, groups, metrics)?;
+        self.write_rest(trainer, groups, metrics)?;
         self.stopwatch.add("keeping", began.elapsed());
         Ok(())
     }
 
-    /// The rest, while the sampler goes on.
-    fn write(&mut self, trainer: &mut Trainer, groups: &[Group], metrics: &[Vec<u8>]) -> Result<()> {
-        let step = trainer.state.step;
+    /// Writes rollouts, metrics and a due checkpoint, while the sampler works.
+    fn write_rest(&mut self, trainer: &mut Trainer, groups: &[Group], metrics: &[Vec<u8>]) -> Result<()> {
+        let step = trainer.policy_step();
         let rollouts = self.job.run.rollouts(step);
         let completions = groups.iter().flat_map(|group| &group.completions);
         write_zst(&rollouts, completions.map(|completion| completion.line.text.as_str()))?;
@@ -100,66 +91,69 @@ impl<'a> Keeper<'a> {
         if self.writing.as_ref().is_some_and(|(_, thread)| thread.is_finished()) {
             self.finish(trainer)?;
         }
-        if !step.is_multiple_of(self.job.keep.every) {
+        if !step.is_multiple_of(self.job.retention.every) {
             return Ok(());
         }
-        let copied = trainer.machine.kind().is_some() || trainer.machine.config().weight_bytes() <= COPIED_UP_TO;
-        if copied && self.ahead() == 0 { self.commit_aside(trainer) } else { self.commit(trainer) }
+        if trainer.writes_aside() && self.job.steps_ahead() == 0 {
+            self.commit_aside(trainer)
+        } else {
+            self.commit(trainer)
+        }
     }
 
-    /// Makes all steps so far final; nothing to do when they are.
+    /// Makes all steps so far final.
     pub fn commit(&mut self, trainer: &mut Trainer) -> Result<()> {
         self.finish(trainer)?;
-        let step = trainer.state.step;
-        if step == self.committed {
+        let step = trainer.policy_step();
+        if step == self.final_step {
             return Ok(());
         }
-        let older = sampled_from(step, self.ahead(), self.oldest)..step;
-        trainer.older = older.map(|earlier| self.live.weights(earlier)).collect();
-        self.end(step)?.make_final(|out| trainer.publish(out, false, self.job.command_line.clone()))?;
+        let older = sampled_from(step, self.job.steps_ahead(), self.oldest)..step;
+        let older: Vec<PathBuf> = older.map(|earlier| self.live.weights(earlier)).collect();
+        self.pending(step)?.make_final(|out| trainer.publish(out, &older, self.job.command_line.clone()))?;
         self.is_final(step, trainer)
     }
 
-    /// The same while training goes on, from a copy.
+    /// Makes all steps so far final on a thread, from a copy, while training goes on.
     fn commit_aside(&mut self, trainer: &mut Trainer) -> Result<()> {
         self.finish(trainer)?;
         let Some(snapshot) = trainer.snapshot(self.job.command_line.clone())? else { return self.commit(trainer) };
-        let step = trainer.state.step;
-        let end = self.end(step)?;
-        self.writing = Some((step, std::thread::spawn(move || end.make_final(|out| snapshot.publish(out)))));
+        let step = trainer.policy_step();
+        let pending = self.pending(step)?;
+        self.writing = Some((step, std::thread::spawn(move || pending.make_final(|out| snapshot.publish(out)))));
         Ok(())
     }
 
-    /// Waits for the checkpoint that is being written.
+    /// Waits until the checkpoint under way is written.
     pub fn finish(&mut self, trainer: &mut Trainer) -> Result<()> {
         let Some((step, thread)) = self.writing.take() else { return Ok(()) };
         thread.join().unwrap_or_else(|panic| resume_unwind(panic))?;
         self.is_final(step, trainer)
     }
 
-    fn end(&mut self, step: u64) -> Result<End> {
+    fn pending(&mut self, step: u64) -> Result<PendingSteps> {
         let metrics = self.metrics.try_clone().map_err(Error::io(self.job.run.metrics()))?;
-        Ok(End { run: self.job.run.clone(), step, rollouts: std::mem::take(&mut self.written), metrics })
+        Ok(PendingSteps { run: self.job.run.clone(), step, rollouts: std::mem::take(&mut self.written), metrics })
     }
 
     fn is_final(&mut self, step: u64, trainer: &mut Trainer) -> Result<()> {
-        let Job { run, keep, .. } = self.job;
-        self.committed = step;
-        trainer.goes_on_from(&run.checkpoint(step));
-        run.leave_behind(step, *keep)
+        let ResidentJob { run, retention, .. } = self.job;
+        self.final_step = step;
+        trainer.set_source(&run.checkpoint(step));
+        run.remove_unkept(step, *retention)
     }
 }
 
-/// The end of the last step that a checkpoint makes final.
-struct End {
+/// Steps that are written, but not final yet.
+struct PendingSteps {
     run: Run,
     step: u64,
     rollouts: Vec<PathBuf>,
     metrics: File,
 }
 
-impl End {
-    /// Everything before the step's end is on the disk when the policy is it.
+impl PendingSteps {
+    /// Brings everything to the disk, and only then makes the last step the policy.
     fn make_final(&self, publish: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
         let Self { run, step, rollouts, metrics } = self;
         rollouts.iter().try_for_each(|path| sync(path))?;

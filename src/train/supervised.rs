@@ -1,46 +1,45 @@
-//! Cross-entropy on demonstrations: the start from which reinforcement learning has something to reinforce.
+//! Trains with cross-entropy on demonstrations, to give reinforcement learning something to reinforce.
 
 use std::borrow::Cow;
 
-use serde::Serialize;
-
 use crate::error::{Error, Result};
-use crate::grpo::metrics::{Mean, Metrics};
+use crate::grpo::limits::SequenceLimits;
+use crate::grpo::metrics::Metrics;
 use crate::lines::prompt::{self, Prompt};
 use crate::lines::record::{Line, Message};
-use crate::model::Config;
+use crate::numbers::mean::Mean;
+use crate::train::identity::StepNumbers;
 use crate::train::microbatch::{self, Sequence};
 use crate::train::trainer::{Trained, Trainer};
 
-/// Turns a prompt and its completion into tokens: the prompt as a chat that awaits the assistant, and the completion with the
-/// token that ends its turn.
+/// Encodes a prompt, as a chat in which the assistant speaks next, and its completion, with the token that ends the turn.
 pub type Encode = dyn Fn(&[Message], &str) -> Result<(Vec<u32>, Vec<u32>)> + Send;
 
-/// A demonstration in tokens.
+/// A tokenized demonstration.
 #[derive(Debug, Clone)]
 pub struct Example {
     /// At least one token.
     pub prompt: Vec<u32>,
     /// At least one token.
     pub completion: Vec<u32>,
-    /// Hash of the record's text.
+    /// Hash of the record's line.
     pub digest: [u8; 32],
 }
 
-/// Numbers of a supervised step.
-#[derive(Debug, Clone, Copy, Serialize)]
+/// Configures a supervised step.
+#[derive(Debug, Clone, Copy)]
 pub struct SupervisedConfig {
-    /// Whether the prompt's tokens are learned too.
+    /// Whether the loss covers the prompt's tokens too.
     pub loss_on_prompt: bool,
-    /// Most tokens in the model at once.
+    /// Tokens per micro-batch.
     pub micro_batch_tokens: usize,
 }
 
-/// The demonstration of a record with a prompt and a `completion`, or with messages that end in the assistant's answer.
+/// Reads the demonstration in a record: a prompt and a `completion`, or messages that end in the assistant's answer.
 ///
 /// # Errors
-/// [`Error::Record`] when it is none, or does not fit a model of shape `limits`.
-pub fn example(line: &Line, limits: &Config, encode: &Encode) -> Result<Example> {
+/// [`Error::Record`] when the record has no demonstration, or one that does not fit the model.
+pub fn example(line: &Line, limits: SequenceLimits, encode: &Encode) -> Result<Example> {
     let record = line.record()?;
     let Prompt { messages, answer, .. } = Prompt::of(&record)?;
     let text = prompt::completion(&record)?.map(Cow::into_owned).or(answer);
@@ -49,31 +48,21 @@ pub fn example(line: &Line, limits: &Config, encode: &Encode) -> Result<Example>
     if prompt.is_empty() || completion.is_empty() {
         return Err(record.error("prompt or completion has no tokens"));
     }
-    let (length, positions) = (prompt.len() + completion.len(), limits.positions());
-    if length > positions {
-        return Err(record.error(format!("{length} tokens; the policy has {positions} positions")));
-    }
-    if let Some(token) = prompt.iter().chain(&completion).find(|token| **token as usize >= limits.vocab_size) {
-        return Err(record.error(format!("token {token} is not in the policy's vocabulary of {}", limits.vocab_size)));
-    }
+    limits.check(&prompt, &completion).map_err(|what| record.error(what))?;
     Ok(Example { prompt, completion, digest: blake3::hash(line.text.as_bytes()).into() })
 }
 
-/// One optimizer step on the mean negative log-likelihood of all target tokens.
+/// Makes one optimizer step on the mean negative log-likelihood of all target tokens; returns its metrics.
 ///
 /// # Errors
 /// [`Error::Numerics`] when loss or gradients are not finite, and as [`Trainer::update`].
 pub fn step(trainer: &mut Trainer, config: SupervisedConfig, examples: &[Example]) -> Result<Metrics> {
     let joined: Vec<Vec<u32>> = examples.iter().map(|one| [&one.prompt[..], &one.completion].concat()).collect();
-    let split = |(one, joined): (&Example, &'_ Vec<u32>)| {
-        if config.loss_on_prompt { 1 } else { joined.len() - one.completion.len() }
-    };
-    let borders: Vec<usize> = examples.iter().zip(&joined).map(split).collect();
-    let sequences: Vec<Sequence<'_>> = joined
-        .iter()
-        .zip(&borders)
-        .map(|(tokens, border)| Sequence { prompt: &tokens[..*border], completion: &tokens[*border..] })
-        .collect();
+    let mut sequences: Vec<Sequence<'_>> = Vec::with_capacity(examples.len());
+    for (example, tokens) in examples.iter().zip(&joined) {
+        let (prompt, completion) = tokens.split_at(if config.loss_on_prompt { 1 } else { example.prompt.len() });
+        sequences.push(Sequence { prompt, completion });
+    }
     let targets: usize = sequences.iter().map(|one| one.completion.len()).sum();
     let weight = 1.0 / targets as f64;
     let (mut loss, mut entropy) = (0.0, Mean::default());
@@ -81,7 +70,7 @@ pub fn step(trainer: &mut Trainer, config: SupervisedConfig, examples: &[Example
     for run in microbatch::cut(&sequences, &members, config.micro_batch_tokens) {
         let batch = microbatch::pack(&sequences, &run);
         let slope = |_: usize, _: f32| -weight as f32;
-        let stats = trainer.machine.accumulate(&batch, 1.0, &slope)?;
+        let stats = trainer.accumulate(&batch, 1.0, &slope)?;
         for stats in stats {
             loss -= weight * f64::from(stats.logprob);
             entropy.add(f64::from(stats.entropy));
@@ -93,12 +82,12 @@ pub fn step(trainer: &mut Trainer, config: SupervisedConfig, examples: &[Example
     let update = trainer.update(true)?;
     let digests: Vec<u8> = examples.iter().flat_map(|one| one.digest).collect();
     let tokens = joined.iter().map(Vec::len).sum::<usize>() as u64;
-    trainer.advance(&digests, &config, Trained { prompts: examples.len() as u64, tokens });
+    trainer.advance(&digests, StepNumbers::Supervised(config), Trained { prompts: examples.len() as u64, tokens });
     let mut line = Metrics::default();
     line.count("step", trainer.updates());
     line.real("loss", loss);
     update.report(&mut line);
-    line.real("entropy", entropy.mean());
-    line.count("num_tokens", trainer.state.tokens_consumed);
+    line.real("entropy", entropy.mean().unwrap_or(0.0));
+    line.count("num_tokens", trainer.tokens_consumed());
     Ok(line)
 }

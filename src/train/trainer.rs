@@ -1,56 +1,61 @@
-//! The weights in training, with their gradients, moments and lineage: what every kind of step shares.
+//! A policy in training: its weights, optimizer and lineage, and the checkpoints that are written of it.
 
 use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
-use serde::Serialize;
 
 use crate::checkpoint::{self, Identity, Publication, State};
 use crate::error::{Error, Result};
 use crate::grpo::metrics::Metrics;
-use crate::model::{Config, Model, ParameterList, has_weights};
+use crate::model::{Config, Model, ParameterList, Slope, TokenStats, has_weights};
 use crate::numbers::aligned;
 use crate::numbers::dtype::Dtype;
 use crate::optim::{self, LossScale, Moments, OptimizerConfig, Rule};
-use crate::train::backend::{Cpu, Machine};
+use crate::process::cancel::Stop;
+use crate::train::backend::{Backend, Cpu, Which};
+use crate::train::identity::{StepIdentity, StepNumbers};
+use crate::train::microbatch::MicroBatch;
 
-/// A policy that learns.
+/// Weights up to this size are copied, with their moments, for a checkpoint that is written while training goes on (bytes). Larger
+/// ones are copied only from a GPU: on the CPU the copy would take as much memory again as training does, to save the time of a write
+/// that is short beside a step.
+const COPIED_UP_TO: u64 = 64 << 20;
+
+/// A policy in training.
 pub struct Trainer {
-    /// Where it computes: holds weights, gradients and moments.
-    pub machine: Box<dyn Machine>,
-    /// What the next checkpoint will remember.
-    pub state: State,
-    /// Directories with weights of earlier steps, named by them, that the next checkpoint keeps: see [`checkpoint::OLDER`].
-    pub older: Vec<PathBuf>,
+    backend: Box<dyn Backend>,
+    /// The `state.json` of the next checkpoint.
+    state: State,
     config: OptimizerConfig,
+    /// The directory it was opened from, or its last checkpoint.
     source: PathBuf,
 }
 
-/// Makes the machine that a model is trained on.
-pub type Place<'a> = &'a dyn Fn(Model) -> Result<Box<dyn Machine>>;
+/// Makes the backend that trains a model.
+pub type OpenBackend<'a> = &'a dyn Fn(Model) -> Result<Box<dyn Backend>>;
 
-/// The processor, which any model fits.
+/// Trains any model on the CPU.
 ///
 /// # Errors
 /// Never.
-pub fn on_cpu(model: Model) -> Result<Box<dyn Machine>> {
+pub fn on_cpu(model: Model) -> Result<Box<dyn Backend>> {
     Ok(Box::new(Cpu::new(model)))
 }
 
-/// What an update was.
+/// What an update did.
 #[derive(Debug, Clone, Copy)]
 pub struct Update {
-    /// Norm of all gradients, before clipping; `None` when they overflowed f16, and the update was left out.
+    /// Norm of all gradients before clipping; `None` when they overflowed f16 and the update was skipped.
     pub grad_norm: Option<f64>,
-    /// Learning rate used.
+    /// The learning rate.
     pub learning_rate: f64,
-    /// What the loss was multiplied by, and how many updates were left out since the run's start.
+    /// The factor on the loss, and the number of updates skipped since the start of the run.
     pub loss_scale: Option<(u32, u64)>,
 }
 
 impl Update {
-    /// Adds it to a line of metrics.
+    /// Adds these numbers to a line of metrics.
     pub fn report(&self, line: &mut Metrics) {
         if let Some(norm) = self.grad_norm {
             line.real("grad_norm", norm);
@@ -63,25 +68,24 @@ impl Update {
     }
 }
 
-/// What a user should hear of a step.
+/// A message for the user when the update of this line of metrics was skipped.
 #[must_use]
 pub fn notice(line: &Metrics) -> Option<String> {
     let (step, factor) = (line.get("step")?, line.get("loss_scale")?);
     let next = factor / 2.0;
-    let what = "the gradients overflow f16, the update is left out";
+    let what = "the gradients overflow f16, the update is skipped";
     line.get("grad_norm")
         .is_none()
         .then(|| format!("step {step}: at loss scale {factor} {what}; the next step tries {next}"))
 }
 
 impl Trainer {
-    /// Opens the policy in `dir` at a place: a starting model, or a checkpoint with its moments. `seed` names the run's seed; a
-    /// checkpoint knows its own.
+    /// Opens the policy in `dir`: a starting model, or a checkpoint with its moments. `seed` overrides the seed of a checkpoint.
     ///
     /// # Errors
-    /// [`Error::Io`] or [`Error::Model`] when the directory holds no usable policy, and those of `place`.
-    pub fn open(dir: &Path, config: OptimizerConfig, seed: Option<u64>, place: Place<'_>) -> Result<Self> {
-        Config::load(dir)?; // says what is wrong before gigabytes are hashed
+    /// [`Error::Io`] or [`Error::Model`] when the directory holds no usable policy, and those of `open`.
+    pub fn open(dir: &Path, config: OptimizerConfig, seed: Option<u64>, open: OpenBackend<'_>) -> Result<Self> {
+        Config::load(dir)?; // reports a bad config before gigabytes are hashed
         let identity = checkpoint::identity(dir)?;
         let state = State::load(dir)?;
         if state.is_some() && !dir.join(checkpoint::OPTIMIZER).exists() {
@@ -95,17 +99,17 @@ impl Trainer {
             ));
         }
         let mut state = state.unwrap_or_else(|| start(identity.policy_id));
-        state.files.clear(); // of that directory alone
+        state.files.clear(); // those of `dir`
         state.seed = seed.unwrap_or(state.seed);
-        Ok(Self::new(place(Model::load(dir)?)?, state, config, dir))
+        Ok(Self::new(open(Model::load(dir)?)?, state, config, dir))
     }
 
-    /// Starts from random weights in the shape of `dir`'s `config.json`.
+    /// Starts from random weights of the shape in `dir`'s `config.json`.
     ///
     /// # Errors
     /// [`Error::Usage`] when the directory has weights, [`Error::Io`] or [`Error::Model`] when it has no usable config, and those of
-    /// `place`.
-    pub fn random(dir: &Path, config: OptimizerConfig, seed: u64, place: Place<'_>) -> Result<Self> {
+    /// `open`.
+    pub fn random(dir: &Path, config: OptimizerConfig, seed: u64, open: OpenBackend<'_>) -> Result<Self> {
         if has_weights(dir) {
             return Err(Error::Usage(format!("{}: has weights; --init is for a directory without", dir.display())));
         }
@@ -114,37 +118,117 @@ impl Trainer {
         let text = serde_json::to_vec(&shape).expect("plain data serialises");
         let mut state = start(checkpoint::derive_id(&[b"random", &text, &seed.to_le_bytes()]));
         state.seed = seed;
-        Ok(Self::new(place(Model::random(shape, seed))?, state, config, dir))
+        Ok(Self::new(open(Model::random(shape, seed))?, state, config, dir))
     }
 
-    fn new(mut machine: Box<dyn Machine>, state: State, config: OptimizerConfig, source: &Path) -> Self {
-        if let (Some(scale), Some(reached)) = (machine.loss_scale(), state.loss_scale) {
+    fn new(mut backend: Box<dyn Backend>, state: State, config: OptimizerConfig, source: &Path) -> Self {
+        if let (Some(scale), Some(reached)) = (backend.loss_scale(), state.loss_scale) {
             *scale = reached;
         }
-        Self { machine, state, older: Vec::new(), config, source: source.to_path_buf() }
+        Self { backend, state, config, source: source.to_path_buf() }
     }
 
-    /// Which weights it holds.
+    /// The policy id and the step of the weights.
     #[must_use]
     pub fn identity(&self) -> Identity {
         Identity { policy_id: self.state.policy_id.clone(), step: self.state.step }
     }
 
-    /// Updates made and left out.
+    /// Steps of training since the starting model.
+    #[must_use]
+    pub fn policy_step(&self) -> u64 {
+        self.state.step
+    }
+
+    /// Tokens trained on since the starting model.
+    #[must_use]
+    pub fn tokens_consumed(&self) -> u64 {
+        self.state.tokens_consumed
+    }
+
+    /// The model's shape.
+    #[must_use]
+    pub fn model_config(&self) -> &Config {
+        self.backend.config()
+    }
+
+    /// The current weights.
+    ///
+    /// # Errors
+    /// Those of the backend.
+    pub fn weights(&mut self) -> Result<&Model> {
+        self.backend.weights()
+    }
+
+    /// Tokens per micro-batch: `chosen`, or what suits the backend.
+    #[must_use]
+    pub fn micro_batch_tokens(&self, chosen: Option<usize>) -> usize {
+        chosen.unwrap_or_else(|| self.backend.default_tokens())
+    }
+
+    /// Lets `stop` end a pass early, with its error.
+    pub fn stop_with(&mut self, stop: &Stop) {
+        self.backend.stop_with(stop);
+    }
+
+    /// See [`Backend::share_weights`].
+    ///
+    /// # Errors
+    /// Those of the backend.
+    pub fn share_weights(&mut self) -> Result<Option<Vec<u8>>> {
+        self.backend.share_weights()
+    }
+
+    /// See [`Backend::hold_reference`].
+    ///
+    /// # Errors
+    /// Those of the backend.
+    pub fn hold_reference(&mut self, model: Model) -> Result<()> {
+        self.backend.hold_reference(model)
+    }
+
+    /// See [`Backend::logprobs`].
+    ///
+    /// # Errors
+    /// Those of the backend.
+    pub fn logprobs(&mut self, which: Which, batch: &MicroBatch, temperature: f32) -> Result<Vec<TokenStats>> {
+        self.backend.logprobs(which, batch, temperature)
+    }
+
+    /// See [`Backend::accumulate`].
+    ///
+    /// # Errors
+    /// Those of the backend.
+    pub fn accumulate(&mut self, batch: &MicroBatch, temperature: f32, slope: Slope<'_>) -> Result<Vec<TokenStats>> {
+        self.backend.accumulate(batch, temperature, slope)
+    }
+
+    /// See [`Backend::loss_scale`].
+    pub fn loss_scale(&mut self) -> Option<&mut LossScale> {
+        self.backend.loss_scale()
+    }
+
+    /// See [`Backend::compute_dtype`].
+    #[must_use]
+    pub fn compute_dtype(&self) -> Option<&'static str> {
+        self.backend.compute_dtype()
+    }
+
+    /// Updates made and skipped.
     #[must_use]
     pub fn updates(&self) -> u64 {
         self.state.optimizer_steps + self.state.loss_scale.map_or(0, |scale| scale.skipped_updates)
     }
 
-    /// The norm of the gradients; `None` when they overflowed f16 and half the loss scale may do.
+    /// The norm of the gradients; `None` when they overflowed f16 and a smaller loss scale may help.
     ///
-    /// `learned` says that some token had a slope. Before the first update of a run every parameter must then have a gradient:
-    /// one without is cut off from the loss.
+    /// `learned` says that some token had a slope. Before the first update of a run every parameter must then have a gradient: one
+    /// that has none is not connected to the loss.
     fn grad_norm(&mut self, learned: bool) -> Result<Option<f64>> {
-        let norms = self.machine.gradient_norms()?;
-        for ((name, _), norm) in self.machine.config().trainable().named().iter().zip(&norms) {
+        let norms = self.backend.gradient_norms()?;
+        for ((name, _), norm) in self.backend.config().trainable().named().iter().zip(&norms) {
             if !norm.is_finite() {
-                let at = match self.machine.loss_scale() {
+                let at = match self.backend.loss_scale() {
                     Some(scale) if scale.after_overflow().is_some() => return Ok(None),
                     Some(_) => " even at loss scale 1; --dtype bf16 or f32 reaches further",
                     None => "",
@@ -162,48 +246,52 @@ impl Trainer {
         Ok(Some(optim::global_norm(&norms)))
     }
 
-    /// What an update by the gradients would be. Empties these.
+    /// What an update by the gradients would do; sets them to zero.
     ///
     /// # Errors
     /// As [`Trainer::update`].
     pub fn measure(&mut self, learned: bool) -> Result<Update> {
         let grad_norm = self.grad_norm(learned)?;
-        self.machine.clear_gradients()?;
-        let loss_scale = self.machine.loss_scale().map(|scale| (scale.factor, scale.skipped_updates));
+        self.backend.clear_gradients()?;
+        let loss_scale = self.backend.loss_scale().map(|scale| (scale.factor, scale.skipped_updates));
         Ok(Update { grad_norm, learning_rate: self.learning_rate(), loss_scale })
     }
 
-    /// Updates the weights by the gradients, unless these overflowed, and empties them.
+    /// Updates the weights by the gradients unless these overflowed, and sets them to zero.
     ///
     /// # Errors
-    /// [`Error::Numerics`] with the parameter whose gradient is not finite, or missing; those of the machine; [`Error::Io`] or
+    /// [`Error::Numerics`] naming the parameter whose gradient is not finite, or missing; those of the backend; [`Error::Io`] or
     /// [`Error::Model`] when the moments cannot be read.
     pub fn update(&mut self, learned: bool) -> Result<Update> {
         let grad_norm = self.grad_norm(learned)?;
-        // Moments are read only now: until here their memory serves the activations. Those of a run whose first updates are left
-        // out are zero, and belong to its checkpoints all the same.
-        if !self.machine.has_moments() {
+        // Moments are read only now, because until here activations use their memory. A skipped update reads them too: they are zero,
+        // and part of the next checkpoint.
+        if !self.backend.has_moments() {
             let moments = self.load_moments()?;
-            self.machine.take_moments(moments)?;
+            self.backend.take_moments(moments)?;
         }
         let learning_rate = self.learning_rate();
         match grad_norm {
             Some(norm) => {
                 let step = self.state.optimizer_steps + 1;
-                self.machine.update(Rule::new(&self.config, norm, step, self.state.seed))?;
+                self.backend.update(Rule::new(&self.config, norm, step, self.state.seed))?;
                 self.state.optimizer_steps = step;
             }
-            None => self.machine.clear_gradients()?,
+            None => self.backend.clear_gradients()?,
         }
         let loss_scale = self.adapt_loss_scale(grad_norm.is_none());
         Ok(Update { grad_norm, learning_rate, loss_scale })
     }
 
-    /// The factor that was used, and the count of updates left out.
+    /// Adapts the loss scale; returns the factor that was used and the number of updates skipped so far.
     fn adapt_loss_scale(&mut self, overflowed: bool) -> Option<(u32, u64)> {
-        let scale = self.machine.loss_scale()?;
+        let scale = self.backend.loss_scale()?;
         let LossScale { factor, .. } = *scale;
-        *scale = if overflowed { scale.after_overflow().expect("there is half of it") } else { scale.after_update() };
+        *scale = if overflowed {
+            scale.after_overflow().expect("an overflow at scale 1 is an error")
+        } else {
+            scale.after_update()
+        };
         self.state.loss_scale = Some(*scale);
         Some((factor, scale.skipped_updates))
     }
@@ -215,7 +303,7 @@ impl Trainer {
     }
 
     fn with_moments(&self) -> Vec<(String, Vec<usize>)> {
-        self.machine.config().with_moments().named()
+        self.backend.config().with_moments().named()
     }
 
     fn load_moments(&self) -> Result<Moments> {
@@ -236,69 +324,86 @@ impl Trainer {
         Ok(moments)
     }
 
-    /// Ends a step: the weights get the name that follows from their parent's, the records, and the numbers of the step.
-    pub fn advance(&mut self, records: &[u8], numbers: &impl Serialize, trained: Trained) {
-        let mut numbers = serde_json::to_vec(&(numbers, &self.config)).expect("plain data serialises");
-        numbers.extend(self.machine.kind().unwrap_or_default().as_bytes());
+    /// Ends a step: gives the weights their policy id, and counts what they were trained on.
+    pub(super) fn advance(&mut self, records: &[u8], numbers: StepNumbers<'_>, trained: Trained) {
         let parent = std::mem::take(&mut self.state.policy_id);
-        self.state.policy_id = checkpoint::derive_id(&[parent.as_bytes(), records, &numbers]);
+        let (optimizer, compute_dtype) = (&self.config, self.backend.compute_dtype());
+        let step = StepIdentity { parent: &parent, records, numbers, optimizer, compute_dtype };
+        self.state.policy_id = step.policy_id();
         self.state.parent_policy_id = parent;
         self.state.step += 1;
         self.state.prompts_consumed += trained.prompts;
         self.state.tokens_consumed += trained.tokens;
     }
 
-    /// Writes a checkpoint that appears as `out` when it is whole: with `weights_only` a starting model, else with what further
-    /// training needs.
+    /// Writes a starting model, at step 0: the weights without optimizer and state. It appears as `out` when it is complete.
     ///
     /// # Errors
-    /// [`Error::Usage`] when `out` exists, [`Error::Io`] when the disk refuses, [`Error::Numerics`] when a weight is not finite.
-    pub fn publish(&mut self, out: &Path, weights_only: bool, command_line: Vec<String>) -> Result<()> {
-        let (publication, parameters) = (Publication::begin(out)?, self.with_moments());
+    /// [`Error::Usage`] when `out` exists, [`Error::Io`] when it cannot be written, [`Error::Numerics`] when a weight is not finite.
+    pub fn publish_weights(&mut self, out: &Path) -> Result<()> {
+        let publication = Publication::begin(out)?;
+        write_model(publication.dir(), &self.source, self.backend.weights()?)?;
+        publication.publish()
+    }
+
+    /// Writes a checkpoint, which appears as `out` when it is complete. `older` are directories with weights of earlier steps, named
+    /// by their step, that it holds too: see [`checkpoint::OLDER`]. Before the first update there is only a starting model to write.
+    ///
+    /// # Errors
+    /// As [`Trainer::publish_weights`].
+    pub fn publish(&mut self, out: &Path, older: &[PathBuf], command_line: Vec<String>) -> Result<()> {
+        let publication = Publication::begin(out)?;
         let dir = publication.dir();
-        write_model(dir, &self.source, self.machine.weights()?)?;
-        if !weights_only && let Some(moments) = self.machine.moments()? {
+        write_model(dir, &self.source, self.backend.weights()?)?;
+        let parameters = self.with_moments();
+        if let Some(moments) = self.backend.moments()? {
             self.state.sign(command_line);
-            write_training(dir, &moments, &parameters, &self.older)?;
+            write_training(dir, &moments, &parameters, older)?;
             self.state.seal(dir)?;
         }
         publication.publish()
     }
 
+    /// Whether a checkpoint is to be written from a [`Snapshot`] while training goes on.
+    #[must_use]
+    pub fn writes_aside(&self) -> bool {
+        !self.backend.is_on_host() || self.backend.config().weight_bytes() <= COPIED_UP_TO
+    }
+
     /// A copy of what the checkpoint of this step holds, to be written while training goes on; `None` before the first update.
     ///
     /// # Errors
-    /// Those of the machine.
+    /// Those of the backend.
     pub fn snapshot(&mut self, command_line: Vec<String>) -> Result<Option<Snapshot>> {
-        let Some(moments) = self.machine.moments()?.map(Cow::into_owned) else { return Ok(None) };
+        let Some(moments) = self.backend.moments()?.map(Cow::into_owned) else { return Ok(None) };
         self.state.sign(command_line);
         let (parameters, state, source) = (self.with_moments(), self.state.clone(), self.source.clone());
-        Ok(Some(Snapshot { model: self.machine.weights()?.clone(), moments, parameters, state, source }))
+        Ok(Some(Snapshot { model: self.backend.weights()?.clone(), moments, parameters, state, source }))
     }
 
-    /// What it was opened from may go away: `out` holds a checkpoint now.
-    pub fn goes_on_from(&mut self, out: &Path) {
+    /// Reads companions and moments from the checkpoint `out` from now on: the directory before may be removed.
+    pub fn set_source(&mut self, out: &Path) {
         self.source = out.to_path_buf();
     }
 
-    /// Writes what sampling needs into `dir`, and not to the disk: it is for a reader of this moment. The bytes are the same whatever the
-    /// run went through on its way to this step. Without `weights` the reader has taken the offer of [`Machine::offer`], and these are
-    /// whole when this returns.
+    /// Writes what the sampler needs into `dir`, without waiting for the disk. The bytes depend on the step alone, not on where the run
+    /// was interrupted. Without `by_file` the sampler copies the weights by [`Backend::share_weights`]; they are up to date when this
+    /// returns.
     ///
     /// # Errors
-    /// [`Error::Io`], and those of the machine.
-    pub fn save_for_sampling(&mut self, dir: &Path, weights: bool) -> Result<()> {
+    /// [`Error::Io`], and those of the backend.
+    pub fn save_for_sampling(&mut self, dir: &Path, by_file: bool) -> Result<()> {
         checkpoint::write_config(&self.source, dir, Dtype::F32.torch_name())?;
         let Identity { policy_id, step } = self.identity();
         State { policy_id, step, ..State::default() }.save(dir)?;
-        if !weights {
-            return self.machine.settle();
+        if !by_file {
+            return self.backend.wait_for_update();
         }
-        self.machine.weights()?.hand_over(&dir.join(checkpoint::WEIGHTS))
+        self.backend.weights()?.hand_over(&dir.join(checkpoint::WEIGHTS))
     }
 }
 
-/// See [`Trainer::snapshot`].
+/// What a checkpoint holds, copied by [`Trainer::snapshot`].
 pub struct Snapshot {
     model: Model,
     moments: Moments,
@@ -308,7 +413,7 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
-    /// Writes the checkpoint, which appears as `out` when it is whole.
+    /// Writes the checkpoint, which appears as `out` when it is complete.
     ///
     /// # Errors
     /// As [`Trainer::publish`].
@@ -330,12 +435,12 @@ fn write_model(dir: &Path, source: &Path, weights: &Model) -> Result<()> {
 fn write_training(dir: &Path, moments: &Moments, parameters: &[(String, Vec<usize>)], older: &[PathBuf]) -> Result<()> {
     moments.save(&dir.join(checkpoint::OPTIMIZER), parameters)?;
     older.iter().try_for_each(|weights| {
-        let name = weights.file_name().expect("a step has a name");
+        let name = weights.file_name().expect("a directory named by its step");
         checkpoint::copy_files(weights, &dir.join(checkpoint::OLDER).join(name))
     })
 }
 
-/// An update can leave the numbers' range though loss and gradients are in it; nobody would see it before the next step.
+/// Refuses weights that an update took out of range: loss and gradients were finite, and only the next step would fail.
 fn refuse_not_finite(weights: &Model) -> Result<()> {
     let named = weights.config().stored().named().into_iter().zip(weights.parameters());
     let mut bad = named.filter(|(_, numbers)| !numbers.par_iter().all(|number| number.is_finite()));
@@ -343,8 +448,8 @@ fn refuse_not_finite(weights: &Model) -> Result<()> {
     Err(Error::Numerics(format!("the update made {name} not finite, lower --learning-rate; nothing was published")))
 }
 
-/// Nothing vouches for the sizes of a model that has no weights, so the memory they take is asked for first: of weights, gradients and
-/// two moments in f32.
+/// Refuses a model whose weights, gradients and two moments in f32 do not fit in memory. Without a file of weights nothing else checks
+/// the sizes in its config.
 fn refuse_too_large(shape: &Config, dir: &Path) -> Result<()> {
     let numbers = |(_, shape): (_, &[usize])| shape.iter().product::<usize>();
     let bytes = |list: &ParameterList| list.iter().map(numbers).fold(0, usize::saturating_add).saturating_mul(4);
@@ -357,7 +462,7 @@ fn refuse_too_large(shape: &Config, dir: &Path) -> Result<()> {
     Err(Error::model(dir.join("config.json"), what))
 }
 
-/// What a step was trained on.
+/// How much a step was trained on.
 #[derive(Debug, Clone, Copy)]
 pub struct Trained {
     /// Groups, or demonstrations.

@@ -83,7 +83,7 @@ fn without_a_whole_checkpoint_a_run_ends_with_what_is_wrong() {
     let done = root.train(&[]);
     let said = text(&done.stderr);
     assert_eq!(done.status.code(), Some(1), "{said}");
-    assert!(said.contains("step_000000/model.safetensors: damaged: not the weights that step 1 was sampled from; no older checkpoint is whole\n"), "{said}");
+    assert!(said.contains("step_000000/model.safetensors: damaged: not the weights that step 1 was sampled from; no older checkpoint is intact\n"), "{said}");
     assert!(said.contains("runs/run stopped at step 6: "), "{said}");
     assert_eq!(root.files(), before, "nothing is removed");
 }

@@ -9,7 +9,7 @@ use grpo_pipes::grpo::advantage::{ScaleRewards, advantages};
 use grpo_pipes::grpo::groups::{Group, Groups};
 use grpo_pipes::grpo::loss::{Logprobs, LossConfig, token_loss, token_weights};
 use grpo_pipes::grpo::metrics::Metrics;
-use grpo_pipes::grpo::pass_stats::Tally;
+use grpo_pipes::grpo::pass_stats::PassStats;
 use grpo_pipes::lines::jsonl::Input;
 use grpo_pipes::model::{Gradients, Model};
 use grpo_pipes::numbers::dtype::Dtype;
@@ -84,7 +84,7 @@ fn groups(records: &[Value]) -> Vec<Group> {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("scored.jsonl");
     std::fs::write(&path, lines(records)).unwrap();
-    let limits = Model::load(&tiny()).unwrap().config().clone();
+    let limits = Model::load(&tiny()).unwrap().config().into();
     Groups::new(Input::open(&path).unwrap(), limits).collect::<grpo_pipes::Result<_>>().unwrap()
 }
 
@@ -110,7 +110,7 @@ fn parsed(metrics: &Metrics) -> Value {
 fn first_moments(trainer: &mut Trainer) -> ByName {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("next");
-    trainer.publish(&out, false, Vec::new()).unwrap();
+    trainer.publish(&out, &[], Vec::new()).unwrap();
     let file = TensorFile::open(&out.join(checkpoint::OPTIMIZER)).unwrap();
     let read =
         |name: String| Some((name.strip_prefix("exp_avg.")?.to_owned(), file.read::<f32>(&name).unwrap().to_vec()));
@@ -209,7 +209,7 @@ fn by_hand(config: &LossConfig, groups: &[Group], known: [&[f32]; 2], temperatur
     let counts = |index: usize| !(config.mask_truncated && completions[index].truncated);
     let length = |index: usize| if counts(index) { completions[index].tokens.len() } else { 0 };
     let weights = token_weights(config, &(0..16).map(length).collect::<Vec<_>>());
-    let (mut tally, mut gradients) = (Tally::new(16), Gradients::zeros(model.config()));
+    let (mut tally, mut gradients) = (PassStats::new(16), Gradients::zeros(model.config()));
     let batch = microbatch::pack(&sequences, &(0..16).collect::<Vec<_>>());
     let part = |target: usize, logprob: f32| {
         let (member, index) = batch.origins[target];
@@ -396,8 +396,8 @@ fn five_optimizer_steps_equal_trl() {
 }
 
 fn weights(trainer: &mut Trainer) -> ByName {
-    let names = trainer.machine.config().stored().named().into_iter().map(|(name, _)| name).collect::<Vec<_>>();
-    names.into_iter().zip(trainer.machine.weights().unwrap().parameters().into_iter().map(<[f32]>::to_vec)).collect()
+    let names = trainer.model_config().stored().named().into_iter().map(|(name, _)| name).collect::<Vec<_>>();
+    names.into_iter().zip(trainer.weights().unwrap().parameters().into_iter().map(<[f32]>::to_vec)).collect()
 }
 
 fn assert_weights(reference: &Reference, (run, step): (&str, usize), start: &ByName, got: &ByName) {

@@ -418,7 +418,7 @@ fn an_index_cannot_name_files_outside_its_directory() {
     hub.state.files.lock().unwrap().insert("model.safetensors.index.json".into(), evil);
     hub.state.files.lock().unwrap().insert("../../../../evil".into(), b"evil".to_vec());
     assert_eq!(model(&hub, "own/er", &[]).unwrap_err(), "hub: own/er: bad file name \"../../../../evil\"");
-    assert_eq!(model(&hub, "../own/er", &[]).unwrap_err(), "../own/er: no such directory, and no Hub id owner/name");
+    assert_eq!(model(&hub, "../own/er", &[]).unwrap_err(), "../own/er: no such directory, and not a Hub id owner/name");
 }
 
 #[test]

@@ -2,27 +2,21 @@
 
 use std::path::{Path, PathBuf};
 
-use clap::Parser;
 use grpo_pipes::gsm8k::demonstration::{Sloppiness, demonstration};
 use grpo_pipes::gsm8k::generate::{Problems, generate};
 use grpo_pipes::gsm8k::{Row, Split};
 use grpo_pipes::lines::record::Message;
-use grpo_pipes::optim::OptimizerConfig;
+use grpo_pipes::numbers::dtype::Dtype;
+use grpo_pipes::optim::{OptimizerConfig, Schedule};
 use grpo_pipes::tokenizer::{Tokenizer, stop_ids};
 use grpo_pipes::train::supervised::{self, Example, SupervisedConfig};
-use grpo_pipes::train::trainer::{Place, Trainer};
+use grpo_pipes::train::trainer::{OpenBackend, Trainer};
 
 /// Seeds that a comparison takes.
 pub const SEEDS: [u64; 3] = [1, 2, 3];
 
 /// Losses that count as the end.
 const END: usize = 20;
-
-#[derive(Parser)]
-struct Options {
-    #[command(flatten)]
-    optimizer: OptimizerConfig,
-}
 
 fn recipe() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("pipelines/recipes/tiny")
@@ -45,11 +39,16 @@ fn examples(count: usize, seed: u64) -> Vec<Example> {
 }
 
 /// The mean loss at the end of `steps` updates on `batch` demonstrations each.
-pub fn end_loss([steps, batch]: [usize; 2], seed: u64, options: &str, place: Place<'_>) -> f64 {
-    let options =
-        format!("test --learning-rate 3e-3 --schedule linear --warmup-ratio 0.02 --total-steps {steps} {options}");
-    let optimizer = Options::parse_from(options.split_whitespace()).optimizer;
-    let mut trainer = Trainer::random(&recipe(), optimizer, seed, place).unwrap();
+pub fn end_loss([steps, batch]: [usize; 2], seed: u64, optimizer_state: Dtype, open: OpenBackend<'_>) -> f64 {
+    let optimizer = OptimizerConfig {
+        learning_rate: 3e-3,
+        schedule: Schedule::Linear,
+        warmup_ratio: 0.02,
+        total_steps: Some(steps as u64),
+        optimizer_state,
+        ..OptimizerConfig::default()
+    };
+    let mut trainer = Trainer::random(&recipe(), optimizer, seed, open).unwrap();
     let config = SupervisedConfig { loss_on_prompt: true, micro_batch_tokens: 4096 };
     let examples = examples(steps * batch, seed);
     let losses = examples.chunks(batch).map(|batch| {
@@ -70,11 +69,8 @@ pub fn is_within_noise(got: &[f64], want: &[f64]) -> bool {
 
 #[test]
 fn two_hundred_steps_with_moments_in_bf16_end_where_those_in_f32_do() {
-    let run = |state: &str| {
-        let options = format!("--optimizer-state {state}");
-        SEEDS.map(|seed| end_loss([200, 16], seed, &options, &grpo_pipes::train::trainer::on_cpu))
-    };
-    let (got, want) = (run("bf16"), run("f32"));
+    let run = |state| SEEDS.map(|seed| end_loss([200, 16], seed, state, &grpo_pipes::train::trainer::on_cpu));
+    let (got, want) = (run(Dtype::Bf16), run(Dtype::F32));
     assert!(want.iter().all(|loss| *loss < 2.0), "{want:?}: not learned");
     assert!(got != want && is_within_noise(&got, &want), "{got:?} {want:?}");
 }

@@ -1,4 +1,4 @@
-//! The model card: what was trained, from what, and the run's own numbers.
+//! Writes the model card: what was trained, from what, and the metrics of the run.
 
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 use crate::lines::jsonl::Input;
 use crate::numbers::dtype::Dtype;
 
-/// What a model card tells.
+/// The contents of a model card.
 #[derive(Debug)]
 pub struct Card {
     name: String,
@@ -20,8 +20,8 @@ pub struct Card {
 }
 
 impl Card {
-    /// Collects what is known of the checkpoint; `metrics` are lines of `grpo-step`, of which the last counts, `evaluation` is
-    /// what `evaluate --json` wrote.
+    /// Collects the contents from the checkpoint, the last line of `metrics` (written by `grpo-step`), and `evaluation` (written by
+    /// `evaluate --json`).
     ///
     /// # Errors
     /// [`Error::Io`] when a file cannot be read, [`Error::Record`] or [`Error::Model`] when it is damaged.
@@ -71,7 +71,7 @@ impl Card {
     }
 }
 
-/// Numbers and texts of an object, those of objects inside it under `outer.inner`.
+/// Passes each number and text of an object to `tell`; those of inner objects are named `outer.inner`.
 fn flat(prefix: &str, object: &Map<String, Value>, tell: &mut impl FnMut(&str, &Value)) {
     for (name, value) in object {
         let name = format!("{prefix}{name}");

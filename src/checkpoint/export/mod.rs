@@ -1,4 +1,4 @@
-//! A checkpoint as the world wants it: a Hugging Face model directory, or one zip file of it.
+//! Exports a checkpoint as a Hugging Face model directory, or as a zip file of it.
 
 mod card;
 
@@ -17,7 +17,7 @@ use crate::numbers::dtype::Dtype;
 
 pub use card::Card;
 
-/// Writes the model in `checkpoint` as a directory that appears as `target` when it is whole.
+/// Writes the model in `checkpoint` as a directory that appears as `target` when it is complete.
 ///
 /// # Errors
 /// [`Error::Usage`] when `target` exists, [`Error::Io`] or [`Error::Model`] when the checkpoint cannot be read or the directory not
@@ -60,8 +60,8 @@ fn fill(checkpoint: &Path, dir: &Path, dtype: Dtype, card: &Card) -> Result<()> 
     fs::write(&path, card.render(dtype)).map_err(Error::io(&path))
 }
 
-/// Weights hardly shrink, so nothing is compressed; entries in the order of their names, without a time, give the same bytes each
-/// time.
+/// Packs files without compression, because weights hardly shrink. Entries are sorted by name and have no time, so that the bytes are
+/// the same each time.
 fn pack(files: &Path, folder: &str, target: &Path) -> io::Result<()> {
     let mut names = fs::read_dir(files)?.map(|entry| Ok(entry?.file_name())).collect::<io::Result<Vec<_>>>()?;
     names.sort();

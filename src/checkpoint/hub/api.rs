@@ -1,6 +1,6 @@
-//! The Hub's protocol over HTTP, as far as reading a repository takes it: its commit, its list of files, their bytes.
+//! The part of the Hub's HTTP protocol that reads a repository: its commit, its list of files, their bytes.
 //!
-//! The names in it are of whoever answers, so callers check them before they become paths.
+//! Names come from whoever answers, so callers check them before using them as paths.
 
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
@@ -17,32 +17,32 @@ use ureq::http::Response;
 use ureq::tls::{RootCerts, TlsConfig};
 use ureq::{Agent, Body};
 
-/// What a file's name keeps in an address.
+/// Characters of a file name that are not escaped in an address.
 const KEPT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~').remove(b'/');
 
-/// To connect, to be answered, and for the next bytes of an answer.
+/// Timeout for connecting, for the answer, and for its next bytes.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Before a request is tried again.
+/// Pauses before a request is retried.
 const PAUSES: [Duration; 2] = [Duration::from_millis(200), Duration::from_secs(1)];
 
-/// The most parts in which a list of files may come; each holds a thousand.
+/// The most pages of a list of files; each holds a thousand.
 const MAX_PAGES: usize = 1000;
 
-/// The longest of these parts, and of a repository's description [bytes].
+/// The longest page, and the longest description of a repository (bytes).
 const MAX_ANSWER: u64 = 64 << 20;
 
-/// What kind of repository.
+/// The kind of a repository.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
+pub enum RepoKind {
     /// A model.
     Model,
     /// A data set.
     Dataset,
 }
 
-impl Kind {
-    /// Its name in the addresses of the interface and in the cache.
+impl RepoKind {
+    /// Its name in the addresses of the API and in the cache.
     pub fn plural(self) -> &'static str {
         match self {
             Self::Model => "models",
@@ -50,7 +50,7 @@ impl Kind {
         }
     }
 
-    /// What stands before `owner/name` in the addresses of files.
+    /// The prefix of `owner/name` in the addresses of files.
     fn prefix(self) -> &'static str {
         match self {
             Self::Model => "",
@@ -59,21 +59,21 @@ impl Kind {
     }
 }
 
-/// Why there is no answer.
+/// Why a request failed.
 #[derive(Debug)]
 pub enum Fault {
     /// The Hub answered with this status.
     Status(u16),
     /// It cannot be reached, or stopped answering.
     Unreachable(String),
-    /// It answered with something else than its protocol says.
+    /// It answered with something other than its protocol.
     Garbled(String),
-    /// A file here cannot be written.
+    /// A local file cannot be written.
     Disk(io::Error),
 }
 
 impl Fault {
-    /// Whether the Hub, not the request, is the trouble.
+    /// Whether the Hub failed, not the request, so that a retry may help.
     pub fn is_passing(&self) -> bool {
         match self {
             Self::Unreachable(_) => true,
@@ -86,13 +86,13 @@ impl Fault {
 /// A file in a repository's list.
 #[derive(Debug, Clone)]
 pub struct Object {
-    /// Hexadecimal digits that name its content, if the list is right.
+    /// Id of its content, in hexadecimal digits if the list is correct.
     pub id: String,
-    /// Bytes.
+    /// Its size (bytes).
     pub size: u64,
 }
 
-/// One Hub, asked as one user.
+/// A client of one Hub, for one user.
 pub struct Api {
     agent: Agent,
     endpoint: String,
@@ -100,7 +100,7 @@ pub struct Api {
 }
 
 impl Api {
-    /// Asks the Hub at `endpoint`; the token goes to no other host.
+    /// A client of the Hub at `endpoint`; the token is sent to no other host.
     pub fn new(endpoint: String, token: Option<String>) -> Self {
         let tls = TlsConfig::builder().root_certs(RootCerts::PlatformVerifier).build();
         let config = Agent::config_builder()
@@ -115,13 +115,13 @@ impl Api {
         Self { agent: config.into(), endpoint, token }
     }
 
-    /// Where it is.
+    /// The Hub's address.
     pub fn endpoint(&self) -> &str {
         &self.endpoint
     }
 
-    /// The commit that a repository's `main` is.
-    pub fn commit(&self, kind: Kind, id: &str) -> Result<String, Fault> {
+    /// The commit of a repository's `main`.
+    pub fn commit(&self, kind: RepoKind, id: &str) -> Result<String, Fault> {
         #[derive(Deserialize)]
         struct Info {
             sha: String,
@@ -130,8 +130,8 @@ impl Api {
         Ok(info.sha)
     }
 
-    /// The files of a commit by their names.
-    pub fn files(&self, kind: Kind, id: &str, commit: &str) -> Result<BTreeMap<String, Object>, Fault> {
+    /// The files of a commit, by name.
+    pub fn files(&self, kind: RepoKind, id: &str, commit: &str) -> Result<BTreeMap<String, Object>, Fault> {
         #[derive(Deserialize)]
         struct Entry {
             r#type: String,
@@ -156,9 +156,9 @@ impl Api {
         Err(Fault::Garbled("the list of files does not end".into()))
     }
 
-    /// Writes a file of a commit to `target`, going on behind what stands there of an earlier try. It may end early: callers look
-    /// at the length.
-    pub fn download(&self, kind: Kind, id: &str, commit: &str, name: &str, target: &Path) -> Result<(), Fault> {
+    /// Downloads a file of a commit to `target`, after the bytes that an earlier try left there. It may end early, so callers check the
+    /// length.
+    pub fn download(&self, kind: RepoKind, id: &str, commit: &str, name: &str, target: &Path) -> Result<(), Fault> {
         let name = utf8_percent_encode(name, KEPT);
         let address = format!("{}/{}{id}/resolve/{commit}/{name}", self.endpoint, kind.prefix());
         let mut file = OpenOptions::new().create(true).append(true).open(target).map_err(Fault::Disk)?;
@@ -167,23 +167,23 @@ impl Api {
             let done = patiently(|| self.go_on(&address, &mut file));
             let length = file.metadata().map_err(Fault::Disk)?.len();
             match done {
-                Err(fault) if fault.is_passing() && length > reached => reached = length, // it is getting there
+                Err(fault) if fault.is_passing() && length > reached => reached = length, // there was progress
                 done => return done,
             }
         }
     }
 
-    /// Appends the rest of a file to what is there of it.
+    /// Downloads the rest of a file.
     fn go_on(&self, address: &str, file: &mut File) -> Result<(), Fault> {
         let had = file.metadata().map_err(Fault::Disk)?.len();
         let answer = self.get(address, had)?;
         if answer.status() != 206 {
-            file.set_len(0).map_err(Fault::Disk)?; // the whole file comes
+            file.set_len(0).map_err(Fault::Disk)?; // the server sends the whole file
         }
         copy(answer.into_body().into_reader(), file)
     }
 
-    /// An answer as JSON, and the address at which it goes on.
+    /// Reads an answer as JSON, and the address of the next page.
     fn json<T: DeserializeOwned>(&self, address: &str) -> Result<(T, Option<String>), Fault> {
         patiently(|| {
             let mut answer = self.get(address, 0)?;
@@ -194,7 +194,7 @@ impl Api {
         })
     }
 
-    /// An answer from the byte `from` on, or from the first.
+    /// Requests the bytes from `from` on.
     fn get(&self, address: &str, from: u64) -> Result<Response<Body>, Fault> {
         let mut request = self.agent.get(address);
         if let Some(token) = &self.token {
@@ -211,7 +211,7 @@ impl Api {
     }
 }
 
-/// Tries again where that may help.
+/// Retries an attempt that failed for a passing reason.
 fn patiently<T>(mut attempt: impl FnMut() -> Result<T, Fault>) -> Result<T, Fault> {
     for pause in PAUSES {
         match attempt() {
@@ -234,7 +234,7 @@ fn copy(mut from: impl Read, to: &mut impl Write) -> Result<(), Fault> {
     }
 }
 
-/// `<address>; rel="next"` among the links of an answer.
+/// The address of `<address>; rel="next"` among the links of an answer.
 fn next_page(links: &str) -> Option<String> {
     let next = links.split(',').find(|link| link.contains("rel=\"next\""))?;
     Some(next.split_once('<')?.1.split_once('>')?.0.to_owned())

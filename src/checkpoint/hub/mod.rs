@@ -1,7 +1,10 @@
 //! Files of models and data sets on the Hugging Face Hub, in the cache that Python's `huggingface_hub` shares.
 //!
-//! The environment means what it means to Python: `HF_HOME`, `HF_TOKEN`, `HF_ENDPOINT`, `HF_HUB_OFFLINE` and their kin.
-//! `refs/main` is written when a snapshot is whole, so what it names can be used offline.
+//! The environment variables `HF_HOME`, `HF_TOKEN`, `HF_ENDPOINT`, `HF_HUB_OFFLINE` and their like mean what they mean to Python.
+//! `refs/main` is written when a snapshot is complete, so that it can be used offline.
+//!
+//! The client is our own because the names of commits, objects and files come from whoever answers, and become paths in the cache:
+//! here each is checked first.
 
 mod api;
 
@@ -16,13 +19,13 @@ use crate::checkpoint;
 use crate::error::{Error, Result};
 use crate::model::{self, ADAPTER, CONFIG, Config, INDEX, WEIGHTS};
 use crate::process::message::one_line;
-use api::{Api, Fault, Kind, Object};
+use api::{Api, Fault, Object, RepoKind};
 
-/// A model's directory: `spec` itself if it is one, else the Hub's `owner/name`, downloaded if it is not in the cache.
+/// The directory of a model: `spec` itself if it is one, else that of the Hub's `owner/name`, downloaded if the cache lacks it.
 ///
 /// # Errors
-/// [`Error::Model`] when it is neither, [`Error::Hub`] when the Hub does not give it, or has a model of a kind that is not supported,
-/// which is then not downloaded.
+/// [`Error::Model`] when it is neither, [`Error::Hub`] when the download fails, or the model is of a kind that is not supported, which is
+/// then not downloaded.
 pub fn model_dir(spec: &str) -> Result<PathBuf> {
     if Path::new(spec).is_dir() {
         return Ok(spec.into());
@@ -31,19 +34,19 @@ pub fn model_dir(spec: &str) -> Result<PathBuf> {
         return Err(Error::model(spec, model::not_a_directory(Path::new(spec))));
     }
     let (owner, name) =
-        split_id(spec).ok_or_else(|| Error::model(spec, "no such directory, and no Hub id owner/name"))?;
-    let hub = Hub::from_environment(Kind::Model, format!("{owner}/{name}"))?;
+        split_id(spec).ok_or_else(|| Error::model(spec, "no such directory, and not a Hub id owner/name"))?;
+    let hub = Hub::from_environment(RepoKind::Model, format!("{owner}/{name}"))?;
     hub.snapshot(&model_files).map(|(dir, _)| dir)
 }
 
-/// Files of a data set on the Hub, downloaded if they are not in the cache. `choose` picks among the names in the repository, or
-/// says what it misses.
+/// Files of a data set on the Hub, downloaded if the cache lacks them. `choose` picks among the names in the repository, or says what is
+/// missing.
 ///
 /// # Errors
-/// [`Error::Hub`] when the Hub does not give them.
+/// [`Error::Hub`] when the download fails.
 pub fn data_files(id: &str, choose: impl Fn(&[String]) -> Choice) -> Result<Vec<PathBuf>> {
-    let (owner, name) = split_id(id).ok_or_else(|| Error::Usage(format!("{id}: no Hub id owner/name")))?;
-    let hub = Hub::from_environment(Kind::Dataset, format!("{owner}/{name}"))?;
+    let (owner, name) = split_id(id).ok_or_else(|| Error::Usage(format!("{id}: not a Hub id owner/name")))?;
+    let hub = Hub::from_environment(RepoKind::Dataset, format!("{owner}/{name}"))?;
     let choose_once = |names: &[String], _: &Path| choose(names);
     let (dir, files) = hub.snapshot(&choose_once)?;
     Ok(files.iter().map(|file| dir.join(file)).collect())
@@ -52,21 +55,21 @@ pub fn data_files(id: &str, choose: impl Fn(&[String]) -> Choice) -> Result<Vec<
 /// Names of files in a repository, or what is missing.
 pub type Choice = std::result::Result<Vec<String>, String>;
 
-/// Picks files by their names and by what the snapshot directory holds already; asked again after each download until it picks no
-/// more, because an index names further files.
+/// Picks files by their names and by the contents of the snapshot directory. It is called again after each download until it picks no
+/// new file, because an index names further files.
 type Choose<'a> = &'a dyn Fn(&[String], &Path) -> Choice;
 
-/// A repository on the Hub, and the cache here.
+/// A repository on the Hub, and the local cache.
 struct Hub {
     api: Api,
     cache: PathBuf,
     offline: bool,
-    kind: Kind,
+    kind: RepoKind,
     id: String,
 }
 
 impl Hub {
-    fn from_environment(kind: Kind, id: String) -> Result<Self> {
+    fn from_environment(kind: RepoKind, id: String) -> Result<Self> {
         let home = setting("HF_HOME").map(PathBuf::from);
         let home = home.or_else(|| setting("XDG_CACHE_HOME").map(|dir| Path::new(&dir).join("huggingface")));
         let home = home.or_else(|| setting("HOME").map(|dir| Path::new(&dir).join(".cache/huggingface")));
@@ -82,7 +85,7 @@ impl Hub {
         })
     }
 
-    /// A directory with the chosen files, all whole, and their names.
+    /// Returns a directory with the chosen files, all complete, and their names.
     fn snapshot(&self, choose: Choose<'_>) -> Result<(PathBuf, Vec<String>)> {
         let folder = self.cache.join(format!("{}--{}", self.kind.plural(), self.id.replace('/', "--")));
         if self.offline {
@@ -118,15 +121,15 @@ impl Hub {
                 return Err(self.error(format!("{name}: bad object id {:?}", object.id)));
             }
             if !object.is_whole(&dir.join(name)) {
-                self.fetch(folder, (commit, name), object)?;
+                self.fetch(folder, commit, name, object)?;
                 object.link(folder, &dir, name)?;
             }
             whole.insert(name.clone());
         }
     }
 
-    /// One file into the cache, under the name that the repository's list gives its content.
-    fn fetch(&self, folder: &Path, (commit, name): (&str, &str), object: &Object) -> Result<()> {
+    /// Downloads a file into the cache, under its object id.
+    fn fetch(&self, folder: &Path, commit: &str, name: &str, object: &Object) -> Result<()> {
         let incomplete = folder.join(".incomplete");
         std::fs::create_dir_all(&incomplete).map_err(Error::io(&incomplete))?;
         let lock = incomplete.join(format!("{}.lock", object.id));
@@ -135,7 +138,7 @@ impl Hub {
         let mut found = 0;
         for _ in 0..2 {
             if object.is_whole(&blob) {
-                return Ok(()); // somebody else fetched it meanwhile, or it is that of another name or commit
+                return Ok(()); // fetched by another process, or for another name or commit
             }
             if length(&unfinished).is_some_and(|had| had >= object.size) {
                 std::fs::remove_file(&unfinished).map_err(Error::io(&unfinished))?;
@@ -180,7 +183,7 @@ impl Hub {
     }
 }
 
-/// A variable of the environment that is set, and not to nothing.
+/// An environment variable that is set and not empty.
 fn setting(name: &str) -> Option<String> {
     std::env::var(name).ok().filter(|value| !value.is_empty())
 }
@@ -189,7 +192,7 @@ fn is_set(name: &str) -> bool {
     setting(name).is_some_and(|value| ["1", "ON", "YES", "TRUE"].contains(&value.to_uppercase().as_str()))
 }
 
-/// The user's token, as Python finds it: HF_TOKEN, or what `hf auth login` wrote.
+/// The user's token, found as Python finds it: HF_TOKEN, or the file that `hf auth login` wrote.
 fn token(home: &Path) -> Option<String> {
     if is_set("HF_HUB_DISABLE_IMPLICIT_TOKEN") {
         return None;
@@ -199,7 +202,7 @@ fn token(home: &Path) -> Option<String> {
     Some(token.trim().to_owned()).filter(|token| !token.is_empty())
 }
 
-/// `owner/name` in the letters that the Hub allows; nothing that leaves the cache's folder.
+/// Splits `owner/name`; `None` with characters that the Hub does not allow or that could leave the cache's folder.
 fn split_id(id: &str) -> Option<(&str, &str)> {
     let allowed = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
     let good = |part: &str| !part.is_empty() && !part.starts_with('.') && part.chars().all(allowed);
@@ -221,7 +224,7 @@ impl Object {
         folder.join("blobs").join(&self.id)
     }
 
-    /// Makes the name in a snapshot a relative link to the content, as Python does.
+    /// Makes the file in a snapshot a relative link to its content, as Python does.
     fn link(&self, folder: &Path, snapshot: &Path, name: &str) -> Result<()> {
         let link = snapshot.join(name);
         let inside = link.strip_prefix(folder).expect("a snapshot is in the folder").components().count();
@@ -234,7 +237,7 @@ impl Object {
     }
 }
 
-/// Git's and the Hub's names for commits and contents.
+/// Whether this can be the id of a commit or a content, for Git or for the Hub.
 fn is_object_id(id: &str) -> bool {
     !id.is_empty() && id.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
@@ -253,7 +256,7 @@ fn make_parent(path: &Path) -> Result<()> {
     std::fs::create_dir_all(parent).map_err(Error::io(parent))
 }
 
-/// Which snapshot `main` is, for offline use; written beside and renamed.
+/// Records which snapshot `main` is, for offline use: writes beside the file and renames.
 fn write_ref(folder: &Path, commit: &str) -> Result<()> {
     let refs = folder.join("refs");
     std::fs::create_dir_all(&refs).map_err(Error::io(&refs))?;
@@ -263,7 +266,7 @@ fn write_ref(folder: &Path, commit: &str) -> Result<()> {
     Ok(())
 }
 
-/// The snapshot that `refs/main` names, if it has all that is chosen.
+/// The snapshot that `refs/main` names, if it has all chosen files.
 fn cached(folder: &Path, choose: Choose<'_>) -> std::result::Result<(PathBuf, Vec<String>), String> {
     let commit = std::fs::read_to_string(folder.join("refs/main")).map_err(|_| "nothing is there".to_owned())?;
     let dir = folder.join("snapshots").join(plain(commit.trim())?);
@@ -276,7 +279,7 @@ fn cached(folder: &Path, choose: Choose<'_>) -> std::result::Result<(PathBuf, Ve
     }
 }
 
-/// The files below a snapshot whose content is there; links to what was removed are left out.
+/// Lists the files of a snapshot, without links whose content was removed.
 fn list(dir: &Path, prefix: &str, names: &mut Vec<String>) {
     for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
         let name = format!("{prefix}{}", entry.file_name().to_string_lossy());
@@ -288,12 +291,12 @@ fn list(dir: &Path, prefix: &str, names: &mut Vec<String>) {
     }
 }
 
-/// What a model needs of its repository: all of one checkpoint, small files first, shards once their index is there; or what the
-/// repository has instead, as soon as names or the first files tell.
+/// Chooses the files of one model in a repository: small files first, then the shards that the index names. Refuses a repository that
+/// holds another kind of model as soon as the names or the first files show it.
 fn model_files(names: &[String], dir: &Path) -> Choice {
     let has = |wanted: &str| names.iter().any(|name| name == wanted);
     if has(ADAPTER) && !dir.join(ADAPTER).exists() {
-        return Ok(vec![ADAPTER.into()]); // it names the model that it is for
+        return Ok(vec![ADAPTER.into()]); // it names its base model
     }
     if let Some(kind) = model::unsupported(names, &dir.join(ADAPTER)) {
         return Err(kind);
@@ -335,7 +338,7 @@ const OPTIONAL: [&str; 5] = [
     checkpoint::SYSTEM_PROMPT,
 ];
 
-/// The shards that an index names; none before the index is there.
+/// The shards that an index names; none before the index is downloaded.
 fn shards(index: &Path) -> std::result::Result<BTreeSet<String>, String> {
     #[derive(Deserialize)]
     struct Index {

@@ -33,7 +33,7 @@ pub enum StoredArray<T> {
     /// In a file, shared with every process that maps it.
     Mapped {
         /// The file. The map is sound because a checkpoint appears by rename and is never written again, and the file for a run's
-        /// sampler is written again only when the sampler is done with it (`run::Live::publish`).
+        /// sampler is written again only when the sampler is done with it (`run::LiveWeights::publish`).
         file: Arc<Mmap>,
         /// First byte.
         from: usize,

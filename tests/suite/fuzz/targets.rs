@@ -187,7 +187,7 @@ fn records(place: &mut Place, dice: &mut Dice) {
     match dice.below(7) {
         0 | 1 => {
             let groups: Vec<Group> =
-                Groups::new(Input::open(&path).unwrap(), place.config.clone()).map_while(refused).collect();
+                Groups::new(Input::open(&path).unwrap(), (&place.config).into()).map_while(refused).collect();
             let rewards: Vec<Vec<_>> =
                 groups.iter().map(|group| group.completions.iter().map(|one| one.reward).collect()).collect();
             assert_eq!(advantages(&rewards, ScaleRewards::Group).groups.len(), groups.len());
@@ -210,7 +210,7 @@ fn records(place: &mut Place, dice: &mut Dice) {
         }
         4 => {
             let encode = |_: &[Message], text: &str| Ok((vec![1], text.bytes().map(u32::from).collect()));
-            lines().for_each(|line| drop(refused(supervised::example(&line, &place.config, &encode))));
+            lines().for_each(|line| drop(refused(supervised::example(&line, (&place.config).into(), &encode))));
         }
         5 => {
             let prompts = PromptOptions { format: LineFormat::Records, raw: false, on_long: LongPrompt::TruncateLeft };
@@ -219,7 +219,7 @@ fn records(place: &mut Place, dice: &mut Dice) {
             lines().for_each(|line| drop(refused(requests.build(line))));
         }
         _ => {
-            refused(Health::of_run(0.05, &path));
+            refused(Input::open(&path).and_then(|lines| Health::of_run(0.05, lines)));
             source::rows(&path, &AskedColumns::default()).unwrap().for_each(|row| drop(refused(row)));
         }
     }

@@ -24,7 +24,7 @@ const PROBE: &str = "--learning-rate 0 --adam-beta1 0 --max-grad-norm 0";
 fn open(gpu: &Arc<dyn Driver>, policy: &Path, options: &str, factor: Option<u32>) -> Trainer {
     let mut trainer = Trainer::open(policy, Options::of(options).optimizer, Some(1), &on_gpu(gpu, Dtype::F16)).unwrap();
     if let Some(factor) = factor {
-        *trainer.machine.loss_scale().unwrap() = LossScale { factor, ..LossScale::default() };
+        *trainer.loss_scale().unwrap() = LossScale { factor, ..LossScale::default() };
     }
     trainer
 }
@@ -56,13 +56,13 @@ fn gradients_through_f16_are_those_of_f32_on_a_gpu() {
         let (lines, heard, done) = step(trainer, "", 1.0);
         done.unwrap();
         assert!(heard.is_empty());
-        let out = dir.path().join(trainer.machine.kind().unwrap_or("cpu"));
-        trainer.publish(&out, false, Vec::new()).unwrap();
+        let out = dir.path().join(trainer.compute_dtype().unwrap_or("cpu"));
+        trainer.publish(&out, &[], Vec::new()).unwrap();
         (lines[0]["grad_norm"].as_f64().unwrap(), first_moments(&out))
     });
     let [(norm, got), (want_norm, want)] = gradients;
     assert!((norm / want_norm - 1.0).abs() < 0.01, "{norm} for {want_norm}");
-    for ((name, _), (got, want)) in on_f32.machine.config().trainable().named().iter().zip(got.iter().zip(&want)) {
+    for ((name, _), (got, want)) in on_f32.model_config().trainable().named().iter().zip(got.iter().zip(&want)) {
         // What all keys share moves no softmax: of a key's bias most is rounding.
         let near = if name.ends_with("k_proj.bias") { 0.99 } else { 0.999 };
         assert!(cosine(got, want) > near, "{name}: {}", cosine(got, want));
@@ -82,11 +82,12 @@ fn an_update_that_overflows_f16_changes_nothing_but_the_scale_on_a_gpu() {
     let [line] = &lines[..] else { panic!("{lines:?}") };
     assert_eq!((line["loss_scale"].as_u64(), line["skipped_updates"].as_u64()), (Some(1 << 24), Some(1)));
     assert!(line.get("grad_norm").is_none() && line["step"] == 1 && line["policy_step"] == 1, "{line}");
-    let words = "step 1: at loss scale 16777216 the gradients overflow f16, the update is left out; the next step tries 8388608";
+    let words =
+        "step 1: at loss scale 16777216 the gradients overflow f16, the update is skipped; the next step tries 8388608";
     assert_eq!(heard, [words]);
 
     let out = dir.path().join("next");
-    trainer.publish(&out, false, Vec::new()).unwrap();
+    trainer.publish(&out, &[], Vec::new()).unwrap();
     let weights = |dir: &Path| Model::load(dir).unwrap().parameters().concat();
     assert!(weights(&out) == weights(&tiny()));
     assert!(first_moments(&out).concat().iter().all(|moment| *moment == 0.0));
@@ -108,7 +109,7 @@ fn run(gpu: &Arc<dyn Driver>, saves: &[usize]) -> (Vec<Vec<u8>>, Vec<Value>) {
         lines.extend(more);
         let out = dir.path().join(done.to_string());
         if saves.contains(&done) || done == STEPS {
-            trainer.publish(&out, false, Vec::new()).unwrap();
+            trainer.publish(&out, &[], Vec::new()).unwrap();
             trainer = open(gpu, &out, options, None);
         }
     }

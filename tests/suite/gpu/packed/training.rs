@@ -11,10 +11,10 @@ use grpo_pipes::lines::jsonl::Input;
 use grpo_pipes::model::Model;
 use grpo_pipes::numbers::dtype::Dtype;
 use grpo_pipes::optim::{self, Moments, OptimizerConfig, Rule};
-use grpo_pipes::train::backend::Machine;
+use grpo_pipes::train::backend::Backend;
 use grpo_pipes::train::gpu::Gpu;
 use grpo_pipes::train::grpo_step::{GrpoConfig, GrpoTrainer};
-use grpo_pipes::train::trainer::{Place, Trainer, on_cpu};
+use grpo_pipes::train::trainer::{OpenBackend, Trainer, on_cpu};
 use serde_json::{Value, json};
 
 use super::super::{DTYPES, SHIM, gpu, numbers};
@@ -54,7 +54,7 @@ pub fn groups(reward: f32) -> Vec<Group> {
     };
     let path = dir.path().join("scored.jsonl");
     std::fs::write(&path, sequences.into_iter().enumerate().map(record).collect::<String>()).unwrap();
-    let limits = Model::load(&tiny()).unwrap().config().clone();
+    let limits = Model::load(&tiny()).unwrap().config().into();
     Groups::new(Input::open(&path).unwrap(), limits).collect::<grpo_pipes::Result<_>>().unwrap()
 }
 
@@ -65,7 +65,7 @@ struct Outcome {
     weights: Vec<f32>,
 }
 
-fn train(options: &str, micro_batch_tokens: usize, place: Place<'_>) -> Outcome {
+fn train(options: &str, micro_batch_tokens: usize, place: OpenBackend<'_>) -> Outcome {
     let dir = tempfile::tempdir().unwrap();
     let reference = tiny().display().to_string();
     let options = Options::of(&format!("--max-staleness any --beta 0.04 --reference {reference} {options}"));
@@ -74,13 +74,13 @@ fn train(options: &str, micro_batch_tokens: usize, place: Place<'_>) -> Outcome 
     let mut grpo = GrpoTrainer::new(&mut trainer, options.grpo, micro_batch_tokens, false).unwrap();
     grpo.step(&groups(1.0), &mut |line| lines.push(serde_json::from_slice(&line.to_json()).unwrap())).unwrap();
     let out = dir.path().join("next");
-    trainer.publish(&out, false, Vec::new()).unwrap();
+    trainer.publish(&out, &[], Vec::new()).unwrap();
     let files = ["model.safetensors", "optimizer.safetensors", "state.json"];
     let files = files.map(|name| std::fs::read(out.join(name)).unwrap()).to_vec();
-    Outcome { files, lines, weights: trainer.machine.weights().unwrap().parameters().concat() }
+    Outcome { files, lines, weights: trainer.weights().unwrap().parameters().concat() }
 }
 
-pub fn on_gpu(gpu: &Arc<dyn Driver>, dtype: Dtype) -> impl Fn(Model) -> grpo_pipes::Result<Box<dyn Machine>> {
+pub fn on_gpu(gpu: &Arc<dyn Driver>, dtype: Dtype) -> impl Fn(Model) -> grpo_pipes::Result<Box<dyn Backend>> {
     let gpu = Arc::clone(gpu);
     move |model| {
         let wish = PlanRequest {
@@ -189,7 +189,7 @@ fn two_hundred_steps_in_bf16_end_where_those_in_f32_do_on_a_gpu() {
     let gpu = gpu();
     let on_shim = gpu.name() == SHIM; // too slow for more than a look
     let size = if on_shim { [3, 2] } else { [200, 16] };
-    let run = |dtype| SEEDS.map(|seed| end_loss(size, seed, "", &on_gpu(&gpu, dtype)));
+    let run = |dtype| SEEDS.map(|seed| end_loss(size, seed, Dtype::F32, &on_gpu(&gpu, dtype)));
     let (got, want) = (run(Dtype::Bf16), run(Dtype::F32));
     assert!(got != want && is_within_noise(&got, &want), "{got:?} {want:?}");
     assert!(on_shim || want.iter().all(|loss| *loss < 1.0), "{want:?}: not learned");

@@ -1,0 +1,251 @@
+//! The policy id of the weights that a step makes: a hash of the parent's id, the records, and the numbers listed here.
+//!
+//! Every number on which the weights depend is listed by a name of its own, in a fixed order, so that renaming a field in Rust
+//! cannot change the id of a checkpoint.
+
+use serde_json::{Value, json};
+
+use crate::checkpoint::derive_id;
+use crate::grpo::advantage::ScaleRewards;
+use crate::grpo::loss::{LossConfig, LossKind};
+use crate::optim::{OptimizerConfig, Schedule};
+use crate::train::grpo_step::GrpoConfig;
+use crate::train::supervised::SupervisedConfig;
+
+/// The format of the hashed bytes. Increment it with any change to the lists below: the same step then has another id. Formats above
+/// 1 are hashed too; 1 is the format of the time before there was a number.
+const FORMAT: u8 = 1;
+
+/// The numbers of a step, besides those of the optimizer.
+#[derive(Debug, Clone, Copy)]
+pub enum StepNumbers<'a> {
+    /// A GRPO step.
+    Grpo {
+        /// Its configuration.
+        config: &'a GrpoConfig,
+        /// The policy id of the reference model.
+        reference: Option<&'a str>,
+        /// Tokens per micro-batch: sums are taken in its order.
+        micro_batch_tokens: usize,
+    },
+    /// A supervised step.
+    Supervised(SupervisedConfig),
+}
+
+/// The numbers of a step that enter the policy id, in the order of the hash.
+#[derive(Debug, Clone, Copy)]
+pub struct StepIdentity<'a> {
+    /// Policy id of the weights that the step started from.
+    pub parent: &'a str,
+    /// Digest of the records it was trained on.
+    pub records: &'a [u8],
+    /// Its own numbers.
+    pub numbers: StepNumbers<'a>,
+    /// The optimizer's.
+    pub optimizer: &'a OptimizerConfig,
+    /// The dtype of a GPU's matrix products; `None` on the CPU.
+    pub compute_dtype: Option<&'a str>,
+}
+
+impl StepIdentity<'_> {
+    /// The id of the weights that the step makes.
+    #[must_use]
+    pub fn policy_id(&self) -> String {
+        let step = match self.numbers {
+            StepNumbers::Grpo { config, reference, micro_batch_tokens } => {
+                json!([grpo(config), reference, micro_batch_tokens])
+            }
+            StepNumbers::Supervised(config) => supervised(config),
+        };
+        let numbers = json!([step, optimizer(self.optimizer)]).to_string() + self.compute_dtype.unwrap_or_default();
+        let mut parts = vec![self.parent.as_bytes(), self.records, numbers.as_bytes()];
+        if FORMAT > 1 {
+            parts.push(&[FORMAT]);
+        }
+        derive_id(&parts)
+    }
+}
+
+/// `reference` enters by its policy id; `max_staleness` and `logprob_band` refuse steps and do not change any.
+fn grpo(config: &GrpoConfig) -> Value {
+    let GrpoConfig { loss, scale_rewards, num_iterations, reference: _, max_staleness: _, logprob_band: _ } = config;
+    let scale_rewards = match scale_rewards {
+        ScaleRewards::Group => "group",
+        ScaleRewards::Batch => "batch",
+        ScaleRewards::None => "none",
+    };
+    json!({"loss": loss_numbers(loss), "scale_rewards": scale_rewards, "num_iterations": num_iterations})
+}
+
+fn loss_numbers(config: &LossConfig) -> Value {
+    let LossConfig {
+        kind,
+        epsilon,
+        epsilon_high,
+        beta,
+        mask_truncated,
+        max_completion_tokens,
+        importance_sampling_clip_max,
+    } = config;
+    let kind = match kind {
+        LossKind::Grpo => "grpo",
+        LossKind::Bnpo => "bnpo",
+        LossKind::DrGrpo => "dr_grpo",
+        LossKind::Dapo => "dapo",
+    };
+    let mut numbers = json!({
+        "kind": kind,
+        "epsilon": epsilon,
+        "epsilon_high": epsilon_high,
+        "beta": beta,
+        "mask_truncated": mask_truncated,
+        "max_completion_tokens": max_completion_tokens,
+    });
+    if let Some(most) = importance_sampling_clip_max {
+        numbers["importance_sampling_clip_max"] = json!(most); // absent in the ids of steps without it
+    }
+    numbers
+}
+
+fn supervised(config: SupervisedConfig) -> Value {
+    let SupervisedConfig { loss_on_prompt, micro_batch_tokens } = config;
+    json!({"loss_on_prompt": loss_on_prompt, "micro_batch_tokens": micro_batch_tokens})
+}
+
+fn optimizer(config: &OptimizerConfig) -> Value {
+    let OptimizerConfig {
+        learning_rate,
+        adam_beta1,
+        adam_beta2,
+        adam_epsilon,
+        weight_decay,
+        max_grad_norm,
+        optimizer_state,
+        schedule,
+        warmup_ratio,
+        total_steps,
+    } = config;
+    let optimizer_state = optimizer_state.name();
+    let schedule = match schedule {
+        Schedule::Constant => "constant",
+        Schedule::Linear => "linear",
+        Schedule::Cosine => "cosine",
+    };
+    json!({
+        "learning_rate": learning_rate,
+        "adam_beta1": adam_beta1,
+        "adam_beta2": adam_beta2,
+        "adam_epsilon": adam_epsilon,
+        "weight_decay": weight_decay,
+        "max_grad_norm": max_grad_norm,
+        "optimizer_state": optimizer_state,
+        "schedule": schedule,
+        "warmup_ratio": warmup_ratio,
+        "total_steps": total_steps,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::grpo::groups::Staleness;
+    use crate::numbers::dtype::Dtype;
+
+    /// The policy id that a supervised step of version 0.1.0 gave, and the parent of the steps below.
+    const PARENT: &str = "c51795bd72d2a7bd497d66fdb0dcb4bd";
+
+    fn hash(line: &str) -> [u8; 32] {
+        blake3::hash(line.as_bytes()).into()
+    }
+
+    fn grpo_config(loss: LossConfig) -> GrpoConfig {
+        GrpoConfig {
+            loss,
+            scale_rewards: ScaleRewards::Group,
+            num_iterations: 1,
+            reference: None,
+            max_staleness: Staleness::Any,
+            logprob_band: 0.05,
+        }
+    }
+
+    fn dapo() -> LossConfig {
+        LossConfig {
+            kind: LossKind::Dapo,
+            epsilon: 0.2,
+            epsilon_high: Some(0.28),
+            beta: 0.0,
+            mask_truncated: false,
+            max_completion_tokens: None,
+            importance_sampling_clip_max: None,
+        }
+    }
+
+    /// The digest of two rollouts, as [`crate::grpo::groups::digest`] makes it.
+    fn rollouts() -> blake3::Hash {
+        let record = |sample: u64, tokens: &str, logprobs: &str, reward: u64| {
+            hash(&format!(
+                "{{\"group_id\":\"a\",\"group_size\":2,\"sample_index\":{sample},\"prompt_token_ids\":[1,2],\
+                 \"completion_token_ids\":{tokens},\"logprobs\":{logprobs},\"reward\":{reward}}}"
+            ))
+        };
+        blake3::hash(&[record(0, "[3,4]", "[-4,-4]", 1), record(1, "[5]", "[-4]", 0)].concat())
+    }
+
+    fn step(numbers: StepNumbers<'_>, records: &[u8], optimizer: &OptimizerConfig, dtype: Option<&str>) -> String {
+        StepIdentity { parent: PARENT, records, numbers, optimizer, compute_dtype: dtype }.policy_id()
+    }
+
+    /// The ids of version 0.1.0, which hashed serde's field names:
+    /// `grpo-step --init --seed 7 --supervised --loss-on-prompt --policy pipelines/recipes/tiny --out a --learning-rate 3e-3
+    /// --schedule linear --warmup-ratio 0.02 --total-steps 50 --micro-batch-tokens 512`.
+    #[test]
+    fn the_id_of_a_supervised_step_stays() {
+        let records = hash(r#"{"prompt":"What is 1 + 1?","completion":"2"}"#);
+        let optimizer = OptimizerConfig {
+            learning_rate: 3e-3,
+            schedule: Schedule::Linear,
+            warmup_ratio: 0.02,
+            total_steps: Some(50),
+            ..OptimizerConfig::default()
+        };
+        let numbers = StepNumbers::Supervised(SupervisedConfig { loss_on_prompt: true, micro_batch_tokens: 512 });
+        let parent = "47b6c770709e39d86759cdc5b6c9aacb";
+        let identity = StepIdentity { parent, records: &records, numbers, optimizer: &optimizer, compute_dtype: None };
+        assert_eq!(identity.policy_id(), PARENT);
+    }
+
+    /// `grpo-step --policy a --out b --max-staleness any --epsilon-high 0.28 --micro-batch-tokens 512`, then with `--loss dr_grpo
+    /// --max-completion-tokens 16 --mask-truncated --beta 0.04 --reference a --scale-rewards none --num-iterations 2
+    /// --importance-sampling-clip-max 2 --optimizer-state bf16 --adam-beta2 0.99 --weight-decay 0.1 --learning-rate 1e-5`.
+    #[test]
+    fn the_id_of_a_grpo_step_stays() {
+        let defaults = OptimizerConfig::default();
+        let config = grpo_config(dapo());
+        let numbers = StepNumbers::Grpo { config: &config, reference: None, micro_batch_tokens: 512 };
+        let id = step(numbers, rollouts().as_bytes(), &defaults, None);
+        assert_eq!(id, "71f702106743dd1c2873e6957076e7d4");
+
+        let loss = LossConfig {
+            kind: LossKind::DrGrpo,
+            epsilon_high: None,
+            beta: 0.04,
+            mask_truncated: true,
+            max_completion_tokens: Some(16),
+            importance_sampling_clip_max: Some(2.0),
+            ..dapo()
+        };
+        let config = GrpoConfig { scale_rewards: ScaleRewards::None, num_iterations: 2, ..grpo_config(loss) };
+        let numbers = StepNumbers::Grpo { config: &config, reference: Some(PARENT), micro_batch_tokens: 512 };
+        let optimizer = OptimizerConfig {
+            optimizer_state: Dtype::Bf16,
+            adam_beta2: 0.99,
+            weight_decay: 0.1,
+            learning_rate: 1e-5,
+            ..defaults
+        };
+        assert_eq!(step(numbers, rollouts().as_bytes(), &optimizer, None), "2bb7f89c732421615533137ab0c0c8e9");
+        let on_gpu = step(numbers, rollouts().as_bytes(), &optimizer, Some("bf16"));
+        assert_ne!(on_gpu, "2bb7f89c732421615533137ab0c0c8e9", "another arithmetic makes other weights");
+    }
+}
