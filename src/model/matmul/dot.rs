@@ -7,7 +7,7 @@ use rayon::prelude::*;
 
 use super::bf16_order::{as_weights_load, is_halved};
 use super::weight_loads::{AsStored, WeightLoads, Wide, WidenAndCopy, Widened};
-use super::{PARALLEL_FROM, Start};
+use super::{PARALLEL_FROM, StartFrom};
 use crate::model::simd::{self, Kernel, LANES, Simd};
 use crate::numbers::aligned::Number;
 
@@ -18,7 +18,7 @@ pub struct DotProduct<'a, W> {
     pub w: *const W,
     pub y: *mut f32,
     pub y_stride: usize,
-    pub start: Start<'a>,
+    pub start: StartFrom<'a>,
     pub m: usize,
     pub k: usize,
 }
@@ -300,9 +300,9 @@ unsafe fn finish<W>(t: &DotProduct<'_, W>, block: &Block, row: usize, sums: [f32
         let y = t.y.add(row * t.y_stride + block.col);
         let start = match t.start {
             _ if block.from > 0 => first(y, block.cols),
-            Start::Zero => [0.0; COLS],
-            Start::Bias(bias) => first(bias.as_ptr().add(block.col), block.cols),
-            Start::Add => first(y, block.cols),
+            StartFrom::Zero => [0.0; COLS],
+            StartFrom::Bias(bias) => first(bias.as_ptr().add(block.col), block.cols),
+            StartFrom::Add => first(y, block.cols),
         };
         let sums: [f32; COLS] = std::array::from_fn(|c| sums[c] + start[c]);
         if block.cols == COLS {

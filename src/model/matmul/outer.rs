@@ -2,7 +2,7 @@
 
 use rayon::prelude::*;
 
-use super::{PARALLEL_FROM, Start};
+use super::{PARALLEL_FROM, StartFrom};
 use crate::model::simd::{self, Kernel, LANES, Simd};
 use crate::numbers::aligned::{AlignedVec, Number};
 
@@ -13,7 +13,7 @@ pub struct OuterProduct<'a> {
     pub b: Right,
     /// `(rows, depth, cols)`.
     pub shape: (usize, usize, usize),
-    pub start: Start<'a>,
+    pub start: StartFrom<'a>,
     pub c: *mut f32,
     pub c_stride: usize,
 }
@@ -262,8 +262,8 @@ impl OuterProduct<'_> {
                     let col = block.col + v * LANES;
                     let c = self.c.add((row + r) * self.c_stride + col);
                     let start = match self.start {
-                        Start::Zero if block.from == 0 => None,
-                        Start::Bias(bias) if block.from == 0 => Some(bias.as_ptr().add(col)),
+                        StartFrom::Zero if block.from == 0 => None,
+                        StartFrom::Bias(bias) if block.from == 0 => Some(bias.as_ptr().add(col)),
                         _ => Some(c.cast_const()),
                     };
                     let lanes = block.cols - v * LANES;
