@@ -4,7 +4,7 @@
 
 use super::attention::{self, Heads, PackedLayout, attend_packed_backward};
 use super::block::{Activations, Scratch};
-use super::matmul::{Rows, Start, input_gradient, weight_gradient};
+use super::matmul::{MatrixRows, StartFrom, input_gradient, weight_gradient};
 use super::ops::{bias_gradient, rms_norm_again, rms_norm_backward, swiglu_backward};
 use super::rope::Turn;
 use super::{Model, Parameter, ParameterList};
@@ -67,16 +67,18 @@ fn mlp(
     let (config, w) = (model.config(), model.layer(gradients.layer));
     let (t, d, f) = (rows.positions.len(), config.hidden_size, config.intermediate_size);
 
-    input_gradient(Rows::new(rows.d, d, 0), w.down.plain, (t, d, f), Start::Zero, &mut scratch.act);
+    input_gradient(MatrixRows::new(rows.d, d, 0), w.down.plain, (t, d, f), StartFrom::Zero, &mut scratch.act);
     swiglu_backward(&mut kept.gate, &mut kept.up, &mut scratch.act);
-    weight_gradient(Rows::new(rows.d, d, 0), &scratch.act, (t, d, f), gradients.of(Parameter::DownProj));
+    weight_gradient(MatrixRows::new(rows.d, d, 0), &scratch.act, (t, d, f), gradients.of(Parameter::DownProj));
 
     rms_norm_again(&kept.x_mid, &kept.scale_mid, w.post_norm, &mut scratch.normed);
     let d_normed = &mut scratch.d_normed[..t * d];
-    let parts =
-        [(&kept.gate, w.gate, Parameter::GateProj, Start::Zero), (&kept.up, w.up, Parameter::UpProj, Start::Add)];
+    let parts = [
+        (&kept.gate, w.gate, Parameter::GateProj, StartFrom::Zero),
+        (&kept.up, w.up, Parameter::UpProj, StartFrom::Add),
+    ];
     for (dy, weight, parameter, start) in parts {
-        let dy = Rows::new(dy, f, 0);
+        let dy = MatrixRows::new(dy, f, 0);
         weight_gradient(dy, &scratch.normed, (t, f, d), gradients.of(parameter));
         input_gradient(dy, weight.plain, (t, f, d), start, d_normed);
     }
@@ -96,8 +98,8 @@ fn self_attention(
         (rows.positions.len(), config.hidden_size, config.attention_width(), config.kv_width());
 
     let d_attended = &mut scratch.d_normed[..t * q_width];
-    let dy = Rows::new(rows.d, d, 0);
-    input_gradient(dy, w.o.plain, (t, d, q_width), Start::Zero, d_attended);
+    let dy = MatrixRows::new(rows.d, d, 0);
+    input_gradient(dy, w.o.plain, (t, d, q_width), StartFrom::Zero, d_attended);
     weight_gradient(dy, &kept.attended, (t, d, q_width), gradients.of(Parameter::OProj));
 
     let d_qkv = &mut scratch.d_qkv;
@@ -108,12 +110,12 @@ fn self_attention(
     rms_norm_again(&kept.x_in, &kept.scale_in, w.input_norm, &mut scratch.normed);
     let d_normed = &mut scratch.d_normed[..t * d]; // in the memory of `d_attended`, which is used up
     let parts = [
-        (w.q, Parameter::QProj, Parameter::QBias, (0, q_width), Start::Zero),
-        (w.k, Parameter::KProj, Parameter::KBias, (q_width, kv_width), Start::Add),
-        (w.v, Parameter::VProj, Parameter::VBias, (q_width + kv_width, kv_width), Start::Add),
+        (w.q, Parameter::QProj, Parameter::QBias, (0, q_width), StartFrom::Zero),
+        (w.k, Parameter::KProj, Parameter::KBias, (q_width, kv_width), StartFrom::Add),
+        (w.v, Parameter::VProj, Parameter::VBias, (q_width + kv_width, kv_width), StartFrom::Add),
     ];
     for (weight, parameter, bias, (column, width), start) in parts {
-        let dy = Rows::new(d_qkv, heads.row(), column);
+        let dy = MatrixRows::new(d_qkv, heads.row(), column);
         if let Some(d_bias) = gradients.get(bias) {
             bias_gradient(d_qkv, heads.row(), column, d_bias);
         }

@@ -1,7 +1,7 @@
 //! Runs one layer forward. Prefill, decode and training share this code, and differ in how rows attend.
 
 use super::attention::Heads;
-use super::matmul::{RowsMut, Start, linear};
+use super::matmul::{MatrixRowsMut, StartFrom, linear};
 use super::ops::{rms_norm, swiglu};
 use super::rope::Turn;
 use super::{Config, Transformer};
@@ -117,17 +117,17 @@ pub fn forward<W: Number>(
         (w.v, w.v_bias, q_width + kv_width, kv_width),
     ];
     for (weight, bias, column, width) in parts {
-        let out = RowsMut::new(&mut kept.qkv, heads.row(), column);
-        linear(&scratch.normed, weight, (rows, width, d), bias.map_or(Start::Zero, Start::Bias), out);
+        let out = MatrixRowsMut::new(&mut kept.qkv, heads.row(), column);
+        linear(&scratch.normed, weight, (rows, width, d), bias.map_or(StartFrom::Zero, StartFrom::Bias), out);
     }
     model.rope().apply(&mut kept.qkv, heads.row(), heads.queries + heads.kv, positions, Turn::Forward);
     attend(layer, &kept.qkv, &mut kept.attended, &mut kept.log_sum);
-    linear(&kept.attended, w.o, (rows, d, q_width), Start::Add, RowsMut::new(x, d, 0));
+    linear(&kept.attended, w.o, (rows, d, q_width), StartFrom::Add, MatrixRowsMut::new(x, d, 0));
 
     kept.x_mid.copy_from_slice(x);
     rms_norm(x, w.post_norm, epsilon, &mut scratch.normed, &mut kept.scale_mid);
-    linear(&scratch.normed, w.gate, (rows, f, d), Start::Zero, RowsMut::new(&mut kept.gate, f, 0));
-    linear(&scratch.normed, w.up, (rows, f, d), Start::Zero, RowsMut::new(&mut kept.up, f, 0));
+    linear(&scratch.normed, w.gate, (rows, f, d), StartFrom::Zero, MatrixRowsMut::new(&mut kept.gate, f, 0));
+    linear(&scratch.normed, w.up, (rows, f, d), StartFrom::Zero, MatrixRowsMut::new(&mut kept.up, f, 0));
     swiglu(&kept.gate, &kept.up, &mut scratch.act);
-    linear(&scratch.act, w.down, (rows, d, f), Start::Add, RowsMut::new(x, d, 0));
+    linear(&scratch.act, w.down, (rows, d, f), StartFrom::Add, MatrixRowsMut::new(x, d, 0));
 }

@@ -6,7 +6,7 @@ use rayon::prelude::*;
 
 use super::attention::exp_and_sum;
 use super::batch::{Slope, Target, TokenStats};
-use super::matmul::{Rows, RowsMut, Start, Weight, input_gradient, linear, weight_gradient};
+use super::matmul::{MatrixRows, MatrixRowsMut, StartFrom, Weight, input_gradient, linear, weight_gradient};
 use super::simd::{self, Kernel, LANES, Simd};
 use crate::numbers::aligned::AlignedVec;
 use crate::process::cancel::Stop;
@@ -57,7 +57,7 @@ impl HeadPass<'_> {
             let n = chunk.min(rows - from);
             let hidden = &self.hidden[from * d..(from + n) * d];
             let logits = &mut logits[..n * v];
-            linear(hidden, self.weight, (n, v, d), Start::Zero, RowsMut::new(logits, v, 0));
+            linear(hidden, self.weight, (n, v, d), StartFrom::Zero, MatrixRowsMut::new(logits, v, 0));
             let targets = &self.targets[from..from + n];
             stats
                 .par_extend(logits.par_chunks_mut(v).zip(targets).map(|(row, target)| self.softmax(row, target.token)));
@@ -71,9 +71,9 @@ impl HeadPass<'_> {
                 row.iter_mut().for_each(|p| *p *= -scale);
                 row[target.token as usize] += scale;
             });
-            let logits = Rows::new(logits, v, 0);
+            let logits = MatrixRows::new(logits, v, 0);
             let d_hidden = &mut backward.d_hidden[from * d..(from + n) * d];
-            input_gradient(logits, self.weight.plain, (n, v, d), Start::Zero, d_hidden);
+            input_gradient(logits, self.weight.plain, (n, v, d), StartFrom::Zero, d_hidden);
             weight_gradient(logits, hidden, (n, v, d), backward.d_weight);
         }
         stats

@@ -4,7 +4,7 @@ use rayon::prelude::*;
 
 use super::attention::{Heads, attend, attend_packed};
 use super::block::{self, Activations, ResidualStream, Scratch};
-use super::matmul::{RowsMut, Start, linear};
+use super::matmul::{MatrixRowsMut, StartFrom, linear};
 use super::ops::rms_norm;
 use super::threads::keep_threads_spinning;
 use super::{KvCache, Packed, Transformer};
@@ -144,6 +144,6 @@ impl<W: Number> Transformer<W> {
         let rows = x.len() / d;
         let (mut normed, mut scale) = (AlignedVec::zeros(x.len()), AlignedVec::zeros(rows));
         rms_norm(x, self.final_norm(), self.config().rms_norm_eps, &mut normed, &mut scale);
-        linear(&normed, self.head(), (rows, v, d), Start::Zero, RowsMut::new(logits, v, 0));
+        linear(&normed, self.head(), (rows, v, d), StartFrom::Zero, MatrixRowsMut::new(logits, v, 0));
     }
 }

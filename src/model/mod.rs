@@ -62,7 +62,7 @@ pub struct Transformer<W> {
     weights: Vec<ParameterValues<W>>,
     /// Matrices as [`matmul::panels`] packs them, on first use; in the order of `stored`.
     panels: Vec<OnceLock<Option<AlignedVec<f32>>>>,
-    rope: rope::Rope,
+    rope: rope::RotaryTable,
     stop: Stop,
 }
 
@@ -103,7 +103,7 @@ impl<W: Number> Transformer<W> {
     }
 
     fn new(config: Config, weights: Vec<ParameterValues<W>>) -> Self {
-        let rope = rope::Rope::new(&config.rope, config.head_dim(), config.positions());
+        let rope = rope::RotaryTable::new(&config.rope, config.head_dim(), config.positions());
         let (stored, trainable) = (config.stored(), config.trainable());
         let panels = weights.iter().map(|_| OnceLock::new()).collect();
         Self { config, stored, trainable, weights, panels, rope, stop: Stop::default() }
@@ -142,7 +142,7 @@ impl<W: Number> Transformer<W> {
         self.rope.table(positions)
     }
 
-    fn rope(&self) -> &rope::Rope {
+    fn rope(&self) -> &rope::RotaryTable {
         &self.rope
     }
 

@@ -15,7 +15,7 @@ pub const CONFIG: &str = "config.json";
 
 /// The entries that say which kind of model a file describes.
 #[derive(Deserialize)]
-pub(super) struct Kind {
+pub(super) struct ModelKind {
     model_type: Option<String>,
     architectures: Option<Vec<String>>,
 }
@@ -25,7 +25,7 @@ pub(super) struct Kind {
 #[serde(default)]
 pub(super) struct File {
     #[serde(flatten)]
-    kind: Kind,
+    kind: ModelKind,
     vocab_size: usize,
     hidden_size: usize,
     intermediate_size: usize,
@@ -71,7 +71,7 @@ fn present<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Value>, D::Error
 impl Default for File {
     fn default() -> Self {
         Self {
-            kind: Kind { model_type: None, architectures: None },
+            kind: ModelKind { model_type: None, architectures: None },
             vocab_size: 151_936,
             hidden_size: 4096,
             intermediate_size: 22_016,
@@ -102,7 +102,7 @@ impl Default for File {
     }
 }
 
-impl Kind {
+impl ModelKind {
     /// Refuses other architectures, and Qwen2 models without a language-model head.
     pub(super) fn check(&self) -> Result<(), String> {
         const OURS: &str = "this program runs Qwen2 and Qwen2.5 language models, model_type \"qwen2\"";

@@ -10,7 +10,7 @@ use serde_json::{Map, Value};
 use super::directory;
 use super::rope::RopeParameters;
 use crate::error::{Error, Result};
-use file::{File, Kind};
+use file::{File, ModelKind};
 
 pub use file::CONFIG;
 
@@ -83,7 +83,7 @@ impl Config {
         let wrong = |what: String| Error::model(path, what);
         let json = |err: serde_json::Error| wrong(err.to_string());
         // First, because the fields of other architectures may have other types.
-        serde_json::from_str::<Kind>(&text).map_err(json)?.check().map_err(wrong)?;
+        serde_json::from_str::<ModelKind>(&text).map_err(json)?.check().map_err(wrong)?;
         serde_json::from_str::<File>(&text).map_err(json)?.try_into().map_err(wrong)
     }
 

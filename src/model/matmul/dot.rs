@@ -7,7 +7,7 @@ use rayon::prelude::*;
 
 use super::bf16_order::{as_weights_load, is_halved};
 use super::weight_loads::{AsStored, WeightLoads, Wide, WidenAndCopy, Widened};
-use super::{PARALLEL_FROM, Start};
+use super::{PARALLEL_FROM, StartFrom};
 use crate::model::simd::{self, Kernel, LANES, Simd};
 use crate::numbers::aligned::Number;
 
@@ -18,7 +18,7 @@ pub struct DotProduct<'a, W> {
     pub w: *const W,
     pub y: *mut f32,
     pub y_stride: usize,
-    pub start: Start<'a>,
+    pub start: StartFrom<'a>,
     pub m: usize,
     pub k: usize,
 }
@@ -120,11 +120,15 @@ const ALL: usize = COLS;
 /// writing it costs as much as four blocks save.
 const WIDENED_ANEW: usize = 4;
 
+/// # Safety
+/// All methods: the processor has S; block and rows are inside the product's shape, and its pointers are good for that.
 impl Block {
     #[inline(always)]
     unsafe fn rows<S: Simd, W: Number>(&self, t: &DotProduct<'_, W>, rows: Range<usize>, wide: &mut Wide) {
+        // SAFETY: each pointer starts a column of the block, at a depth below `k`.
         let plain =
             AsStored(std::array::from_fn(|c| unsafe { t.w.add((self.col + c.min(self.cols - 1)) * t.k + self.from) }));
+        // SAFETY: parts of `rows`; the copy is read only after the first part has written it, and to its depth.
         unsafe {
             if rows.len() <= ROWS {
                 self.some_rows::<S, W, _, ALL>(t, rows, plain, plain.0.map(|w| w.wrapping_add(COLS * t.k)));
@@ -151,6 +155,7 @@ impl Block {
         w: F,
         ahead: [*const W; AHEAD],
     ) {
+        // SAFETY: as many rows as each instance takes.
         unsafe {
             match rows.len() {
                 ROWS => self.sums::<S, W, F, ROWS, AHEAD>(t, rows.start, w, ahead),
@@ -170,6 +175,7 @@ impl Block {
         w: F,
         ahead: [*const W; AHEAD],
     ) {
+        // SAFETY: rows below `m`, a depth below `k`, and `lanes` has room for all sums.
         unsafe {
             let x: [*const f32; R] = std::array::from_fn(|r| t.x.add((row + r) * t.k + self.from));
             let mut lanes = Lanes([[[0.0; LANES]; COLS]; R]);
@@ -209,6 +215,9 @@ fn share_of_next_columns<W>(w: AsStored<W>, (block, blocks): (usize, usize), k: 
 /// The hot loop, sixteen lanes at a time; the tail is padded with zeros, which change no sum. Sums stay in registers as long as nothing
 /// takes their address or indexes them with a variable, so they leave through `to`. It uses loops instead of closures: a closure may
 /// be compiled on its own, without the instruction set, and each load in it would be a call.
+///
+/// # Safety
+/// The processor has S. Each x points at `len` numbers, w loads as many of [`COLS`] columns, and `to` points at [`Lanes`] of R rows.
 #[allow(clippy::needless_range_loop)] // they are unrolled: no index is left
 #[inline(always)]
 unsafe fn dot_lanes<S: Simd, W, F: WeightLoads, const R: usize, const AHEAD: usize>(
@@ -218,6 +227,7 @@ unsafe fn dot_lanes<S: Simd, W, F: WeightLoads, const R: usize, const AHEAD: usi
     ahead: [*const W; AHEAD],
     to: *mut f32,
 ) {
+    // SAFETY: `i + 2 * LANES` is at most `len` in the first loop, and the second loads only what is left.
     unsafe {
         let mut acc = [[S::splat(0.0); COLS]; R];
         let whole = len - len % (2 * LANES);
@@ -280,15 +290,19 @@ fn prefetch<S: Simd, W, F: WeightLoads, const R: usize, const AHEAD: usize>(
 }
 
 /// Adds the sums of one row to their start, or to the sums over the depth before.
+///
+/// # Safety
+/// The row and the block's columns are inside y, and inside the bias if there is one.
 #[inline(always)]
 unsafe fn finish<W>(t: &DotProduct<'_, W>, block: &Block, row: usize, sums: [f32; COLS]) {
+    // SAFETY: only `block.cols` numbers of the row are read and written.
     unsafe {
         let y = t.y.add(row * t.y_stride + block.col);
         let start = match t.start {
             _ if block.from > 0 => first(y, block.cols),
-            Start::Zero => [0.0; COLS],
-            Start::Bias(bias) => first(bias.as_ptr().add(block.col), block.cols),
-            Start::Add => first(y, block.cols),
+            StartFrom::Zero => [0.0; COLS],
+            StartFrom::Bias(bias) => first(bias.as_ptr().add(block.col), block.cols),
+            StartFrom::Add => first(y, block.cols),
         };
         let sums: [f32; COLS] = std::array::from_fn(|c| sums[c] + start[c]);
         if block.cols == COLS {
@@ -300,9 +314,13 @@ unsafe fn finish<W>(t: &DotProduct<'_, W>, block: &Block, row: usize, sums: [f32
 }
 
 /// The first `len` numbers, padded with zeros.
+///
+/// # Safety
+/// `from` points at `len` numbers, of which there are at most [`COLS`].
 #[inline(always)]
 unsafe fn first(from: *const f32, len: usize) -> [f32; COLS] {
     let mut numbers = [0.0; COLS];
+    // SAFETY: at most `len` numbers are read, and `numbers` has room for them.
     unsafe {
         if len == COLS {
             return from.cast::<[f32; COLS]>().read_unaligned();

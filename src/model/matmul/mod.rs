@@ -17,25 +17,25 @@ use outer::{Left, OuterProduct, Right};
 
 /// A matrix inside a larger one: row `i` is `data[i * stride..][..width]`.
 #[derive(Clone, Copy)]
-pub struct Rows<'a> {
+pub struct MatrixRows<'a> {
     data: &'a [f32],
     stride: usize,
 }
 
-/// A mutable [`Rows`].
-pub struct RowsMut<'a> {
+/// A mutable [`MatrixRows`].
+pub struct MatrixRowsMut<'a> {
     data: &'a mut [f32],
     stride: usize,
 }
 
-impl<'a> Rows<'a> {
+impl<'a> MatrixRows<'a> {
     /// Columns from `column` on of a matrix whose rows are `stride` long.
     pub fn new(data: &'a [f32], stride: usize, column: usize) -> Self {
         Self { data: &data[column.min(data.len())..], stride }
     }
 }
 
-impl<'a> RowsMut<'a> {
+impl<'a> MatrixRowsMut<'a> {
     /// Columns from `column` on of a matrix whose rows are `stride` long.
     pub fn new(data: &'a mut [f32], stride: usize, column: usize) -> Self {
         let column = column.min(data.len());
@@ -45,7 +45,7 @@ impl<'a> RowsMut<'a> {
 
 /// The value that the products are added to.
 #[derive(Clone, Copy)]
-pub enum Start<'a> {
+pub enum StartFrom<'a> {
     /// Zero.
     Zero,
     /// The bias, `(N)`.
@@ -83,14 +83,14 @@ pub fn linear<W: Number>(
     x: &[f32],
     w: Weight<'_, W>,
     (m, n, k): (usize, usize, usize),
-    start: Start<'_>,
-    y: RowsMut<'_>,
+    start: StartFrom<'_>,
+    y: MatrixRowsMut<'_>,
 ) {
     if m == 0 {
         return;
     }
     assert!(x.len() >= m * k && w.plain.len() >= n * k && y.data.len() >= (m - 1) * y.stride + n);
-    if let Start::Bias(bias) = start {
+    if let StartFrom::Bias(bias) = start {
         assert!(bias.len() >= n);
     }
     let (x, y, y_stride) = (x.as_ptr(), y.data.as_mut_ptr(), y.stride);
@@ -109,7 +109,13 @@ pub fn linear<W: Number>(
 ///
 /// # Shapes
 /// - `dy`: `(M, N)` rows, `w`: `(N, K)`, `dx`: `(M, K)`
-pub fn input_gradient(dy: Rows<'_>, w: &[f32], (m, n, k): (usize, usize, usize), start: Start<'_>, dx: &mut [f32]) {
+pub fn input_gradient(
+    dy: MatrixRows<'_>,
+    w: &[f32],
+    (m, n, k): (usize, usize, usize),
+    start: StartFrom<'_>,
+    dx: &mut [f32],
+) {
     if m == 0 {
         return;
     }
@@ -124,7 +130,7 @@ pub fn input_gradient(dy: Rows<'_>, w: &[f32], (m, n, k): (usize, usize, usize),
 ///
 /// # Shapes
 /// - `dy`: `(M, N)` rows, `x`: `(M, K)`, `dw`: `(N, K)`
-pub fn weight_gradient(dy: Rows<'_>, x: &[f32], (m, n, k): (usize, usize, usize), dw: &mut [f32]) {
+pub fn weight_gradient(dy: MatrixRows<'_>, x: &[f32], (m, n, k): (usize, usize, usize), dw: &mut [f32]) {
     if m == 0 {
         return;
     }
@@ -132,5 +138,5 @@ pub fn weight_gradient(dy: Rows<'_>, x: &[f32], (m, n, k): (usize, usize, usize)
     let a = Left { data: dy.data.as_ptr(), row: 1, depth: dy.stride };
     let (b, c) = (Right::RowMajor(x.as_ptr()), dw.as_mut_ptr());
     // SAFETY: bounds asserted above.
-    unsafe { OuterProduct { a, b, shape: (n, m, k), start: Start::Add, c, c_stride: k }.run() }
+    unsafe { OuterProduct { a, b, shape: (n, m, k), start: StartFrom::Add, c, c_stride: k }.run() }
 }

@@ -2,7 +2,7 @@
 
 use rayon::prelude::*;
 
-use super::{PARALLEL_FROM, Start};
+use super::{PARALLEL_FROM, StartFrom};
 use crate::model::simd::{self, Kernel, LANES, Simd};
 use crate::numbers::aligned::{AlignedVec, Number};
 
@@ -13,7 +13,7 @@ pub struct OuterProduct<'a> {
     pub b: Right,
     /// `(rows, depth, cols)`.
     pub shape: (usize, usize, usize),
-    pub start: Start<'a>,
+    pub start: StartFrom<'a>,
     pub c: *mut f32,
     pub c_stride: usize,
 }
@@ -191,6 +191,8 @@ impl Kernel for Part<'_> {
     }
 }
 
+/// # Safety
+/// All methods: the processor has S; block and rows are inside the product's shape, and its pointers are good for that.
 impl OuterProduct<'_> {
     /// All rows of a block's columns.
     #[inline(always)]
@@ -198,6 +200,7 @@ impl OuterProduct<'_> {
         for row in (0..self.shape.0).step_by(BLOCK_ROWS) {
             let rows = BLOCK_ROWS.min(self.shape.0 - row);
             let last = rows - 1;
+            // SAFETY: rows below `shape.0`, the last of them repeated; a packed operand has its missing rows as zeros.
             unsafe {
                 let a = match packed_a {
                     Some(packed) => std::array::from_fn(|r| (packed.add(row * DEPTH + r), BLOCK_ROWS)),
@@ -218,6 +221,7 @@ impl OuterProduct<'_> {
             let first = block * BLOCK_ROWS;
             let rows = BLOCK_ROWS.min(self.shape.0 - first);
             for (p, packed) in packed.as_chunks_mut::<BLOCK_ROWS>().0.iter_mut().take(depth).enumerate() {
+                // SAFETY: `rows` rows from `first` on at a depth below `from + depth`.
                 unsafe {
                     let a = self.a.data.add(first + (from + p) * self.a.depth);
                     if rows == BLOCK_ROWS {
@@ -234,6 +238,7 @@ impl OuterProduct<'_> {
     #[inline(always)]
     unsafe fn pack_b(&self, b: *const f32, block: &Block, packed: &mut [f32]) -> *const f32 {
         for (p, packed) in packed.chunks_exact_mut(BLOCK_COLS).take(block.depth).enumerate() {
+            // SAFETY: `block.cols` columns of a row of b, and each chunk has room for `BLOCK_COLS`.
             unsafe {
                 let row = b.add((block.from + p) * self.shape.2 + block.col);
                 std::ptr::copy_nonoverlapping(row, packed.as_mut_ptr(), block.cols);
@@ -252,12 +257,13 @@ impl OuterProduct<'_> {
     ) {
         for (r, acc) in acc.iter().enumerate().take(rows) {
             for (v, &acc) in acc.iter().enumerate() {
+                // SAFETY: whole vectors only where the block has as many columns left, else number by number.
                 unsafe {
                     let col = block.col + v * LANES;
                     let c = self.c.add((row + r) * self.c_stride + col);
                     let start = match self.start {
-                        Start::Zero if block.from == 0 => None,
-                        Start::Bias(bias) if block.from == 0 => Some(bias.as_ptr().add(col)),
+                        StartFrom::Zero if block.from == 0 => None,
+                        StartFrom::Bias(bias) if block.from == 0 => Some(bias.as_ptr().add(col)),
                         _ => Some(c.cast_const()),
                     };
                     let lanes = block.cols - v * LANES;
@@ -278,12 +284,16 @@ impl OuterProduct<'_> {
 }
 
 /// The register block: row `r` of the left operand is `a[r].0`, in steps of `a[r].1`.
+///
+/// # Safety
+/// The processor has S. Each row has `depth` numbers, and b has `depth` rows of [`BLOCK_COLS`].
 #[inline(always)]
 unsafe fn multiply<S: Simd, const VECTORS: usize>(
     a: [(*const f32, usize); BLOCK_ROWS],
     b: *const f32,
     depth: usize,
 ) -> [[S::V; VECTORS]; BLOCK_ROWS] {
+    // SAFETY: `p` is below `depth`, and VECTORS vectors are at most `BLOCK_COLS` columns.
     unsafe {
         let mut acc = [[S::splat(0.0); VECTORS]; BLOCK_ROWS];
         for p in 0..depth {

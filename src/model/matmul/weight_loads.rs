@@ -42,6 +42,7 @@ pub struct Widened(pub *const Wide);
 impl<W: Number> WeightLoads for AsStored<W> {
     #[inline(always)]
     unsafe fn load<S: Simd>(self, c: usize, i: usize, second: bool) -> S::V {
+        // SAFETY: thirty-two weights of the column from `i` on.
         unsafe {
             let w = self.0[c].add(i);
             if is_halved::<W>() {
@@ -54,6 +55,7 @@ impl<W: Number> WeightLoads for AsStored<W> {
     #[inline(always)]
     unsafe fn load_part<S: Simd>(self, c: usize, i: usize, len: usize) -> S::V {
         let mut lanes = [0.0f32; LANES];
+        // SAFETY: `len` weights of the column from `i` on, and as many lanes as a load takes.
         unsafe {
             (0..len).for_each(|lane| lanes[lane] = self.0[c].add(i + lane).read().widen());
             S::load(lanes.as_ptr())
@@ -71,6 +73,7 @@ impl<W: Number> WeightLoads for AsStored<W> {
 impl<W: Number> WeightLoads for WidenAndCopy<W> {
     #[inline(always)]
     unsafe fn load<S: Simd>(self, c: usize, i: usize, second: bool) -> S::V {
+        // SAFETY: as for the stored weights; the copy has room for a block's depth, to which `i` belongs.
         unsafe {
             let w = self.0.load::<S>(c, i, second);
             S::store(w, (*self.1).0[i / LANES + usize::from(second)][c].as_mut_ptr());
@@ -79,6 +82,7 @@ impl<W: Number> WeightLoads for WidenAndCopy<W> {
     }
     #[inline(always)]
     unsafe fn load_part<S: Simd>(self, c: usize, i: usize, len: usize) -> S::V {
+        // SAFETY: as for the stored weights; the copy has room for a block's depth, to which `i` belongs.
         unsafe {
             let w = self.0.load_part::<S>(c, i, len);
             S::store(w, (*self.1).0[i / LANES][c].as_mut_ptr());
@@ -94,10 +98,12 @@ impl<W: Number> WeightLoads for WidenAndCopy<W> {
 impl WeightLoads for Widened {
     #[inline(always)]
     unsafe fn load<S: Simd>(self, c: usize, i: usize, second: bool) -> S::V {
+        // SAFETY: inside the copy, where `WidenAndCopy` has written what is read.
         unsafe { S::load((*self.0).0.as_ptr().cast::<f32>().add((i + usize::from(second) * LANES) * COLS + c * LANES)) }
     }
     #[inline(always)]
     unsafe fn load_part<S: Simd>(self, c: usize, i: usize, _len: usize) -> S::V {
+        // SAFETY: `WidenAndCopy` has written whole vectors.
         unsafe { self.load::<S>(c, i, false) }
     }
 }

@@ -19,7 +19,7 @@ pub use spelling::Spelling;
 const BLOCK: usize = 1024;
 
 /// Cosines and sines of the rotary positions.
-pub struct Rope {
+pub struct RotaryTable {
     /// Angle per position of each pair of numbers in a head, `(E / 2)` (rad).
     frequencies: Vec<f32>,
     /// Factor of cosines and sines.
@@ -43,7 +43,7 @@ pub enum Turn {
     Backward,
 }
 
-impl Rope {
+impl RotaryTable {
     /// A table for positions `0..positions`, in f32 whatever type the weights have: bf16 angles are wrong beyond a few hundred tokens.
     pub fn new(parameters: &RopeParameters, head_dim: usize, positions: usize) -> Self {
         let (frequencies, scale) = parameters.frequencies(head_dim);
