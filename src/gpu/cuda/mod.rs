@@ -189,7 +189,7 @@ impl Driver for Cuda {
         self.shared.open(handle).map(Address)
     }
 
-    fn release(&self, at: Address) {
+    unsafe fn release(&self, at: Address) {
         assert!(!self.recording.load(Ordering::Relaxed), "memory is freed while work on it is recorded");
         if self.context.bind().is_ok() && !self.shared.release(at.0) {
             // SAFETY: from `allocate`; what uses it was asked for earlier.
@@ -211,12 +211,12 @@ impl Driver for Cuda {
         Ok(PinnedMemory { at: Address(at), host, bytes })
     }
 
-    fn upload(&self, to: Address, bytes: &[u8]) -> Result<()> {
+    unsafe fn upload(&self, to: Address, bytes: &[u8]) -> Result<()> {
         self.bind("a copy from the host")?;
         self.staging.lock().unwrap_or_else(PoisonError::into_inner).copy(to.0, bytes)
     }
 
-    fn download(&self, from: Address, bytes: &mut [u8]) -> Result<()> {
+    unsafe fn download(&self, from: Address, bytes: &mut [u8]) -> Result<()> {
         self.bind("a copy to the host")?;
         // SAFETY: the device's side is the caller's; the host's is written before `synchronize` returns.
         unsafe { result::memcpy_dtoh_async(bytes, from.0, self.context.stream) }
@@ -224,7 +224,7 @@ impl Driver for Cuda {
         self.context.synchronize()
     }
 
-    fn copy(&self, to: Address, from: Address, bytes: usize) -> Result<()> {
+    unsafe fn copy(&self, to: Address, from: Address, bytes: usize) -> Result<()> {
         if bytes == 0 {
             return Ok(()); // the card would take it for a mistake, as in what follows
         }
@@ -234,7 +234,7 @@ impl Driver for Cuda {
         done.result().map_err(failed("copying on the GPU"))
     }
 
-    fn clear(&self, at: Address, bytes: usize) -> Result<()> {
+    unsafe fn clear(&self, at: Address, bytes: usize) -> Result<()> {
         if bytes == 0 {
             return Ok(());
         }
@@ -243,7 +243,7 @@ impl Driver for Cuda {
         unsafe { result::memset_d8_async(at.0, 0, bytes, self.context.stream) }.map_err(failed("clearing memory"))
     }
 
-    fn launch(&self, kernel: &str, grid: Grid, arguments: &[Argument]) -> Result<()> {
+    unsafe fn launch(&self, kernel: &str, grid: Grid, arguments: &[Argument]) -> Result<()> {
         if grid.blocks.contains(&0) {
             return Ok(());
         }
@@ -276,8 +276,8 @@ impl Driver for Cuda {
             .map_err(|err| failed(&format!("launching {kernel} with {grid:?}"))(err))
     }
 
-    fn product(&self, product: &MatrixProduct) -> Result<()> {
-        assert!(product.is_promised(), "{product:?}");
+    unsafe fn multiply(&self, product: &MatrixProduct) -> Result<()> {
+        assert!(product.is_supported(), "{product:?}");
         if product.shape[..2].contains(&0) {
             return Ok(());
         }
@@ -292,7 +292,7 @@ impl Driver for Cuda {
         Ok(Box::new(recorded?))
     }
 
-    fn replay(&self, recording: &Recording) -> Result<()> {
+    unsafe fn replay(&self, recording: &Recording) -> Result<()> {
         recording.downcast_ref::<Graph>().expect("recorded by this driver").replay()
     }
 

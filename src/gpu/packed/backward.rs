@@ -5,15 +5,14 @@ use std::sync::Arc;
 use super::batch::PackedBatch;
 use super::forward::{ForwardPass, KeptActivations, wide};
 use super::gradients::DeviceGradients;
-use super::kernels::{
-    self, AttentionGradients, BLOCKS, ColumnSum, NormBackward, NormGradient, NormInput, RopeTable, RowSegments,
-    SavedAttention,
-};
 use crate::error::Result;
-use crate::gpu::driver::{Address, Driver, Matrix, MatrixProduct};
+use crate::gpu::driver::{Address, Driver};
+use crate::gpu::kernels::{
+    self, AttentionGradients, BLOCKS, ColumnSum, NormBackward, NormGradient, NormInput, RopeTable, RowSegments,
+    SavedAttention, input_gradient, weight_gradient,
+};
 use crate::gpu::{Buffer, DeviceWeights, DynBuffer};
 use crate::model::Packed;
-use crate::numbers::dtype::Dtype;
 
 /// Memory of a backward.
 pub struct BackwardPass {
@@ -143,39 +142,6 @@ pub(super) struct Pass<'a> {
     pub weights: &'a DeviceWeights,
     pub batch: &'a PackedBatch,
     pub gradients: &'a DeviceGradients,
-}
-
-/// `dx (rows, in)` = `dy (rows, out)` times `weight (out, in)`; the shape is rows, out, in.
-pub(super) fn input_gradient(
-    driver: &dyn Driver,
-    dy: Matrix,
-    weight: Matrix,
-    dx: Matrix,
-    [rows, wide, deep]: [usize; 3],
-) -> Result<()> {
-    let shape = [rows, deep, wide];
-    driver.product(&MatrixProduct {
-        a: dy,
-        a_transposed: false,
-        b: weight,
-        b_transposed: false,
-        out: dx,
-        shape,
-        beta: 0.0,
-    })
-}
-
-/// `dw (out, in)` += the transpose of `dy (rows, out)` times `x (rows, in)`; the shape is rows, out, in.
-pub(super) fn weight_gradient(
-    driver: &dyn Driver,
-    dy: Matrix,
-    x: Matrix,
-    dw: Address,
-    [rows, wide, deep]: [usize; 3],
-) -> Result<()> {
-    let out = Matrix { at: dw, stride: deep, dtype: Dtype::F32 };
-    let shape = [wide, deep, rows];
-    driver.product(&MatrixProduct { a: dy, a_transposed: true, b: x, b_transposed: false, out, shape, beta: 1.0 })
 }
 
 /// Rows grouped by what is at each, in order.

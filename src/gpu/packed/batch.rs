@@ -96,31 +96,31 @@ impl PackedBatch {
     }
 
     /// `(T)`.
-    pub(super) fn tokens(&self) -> Address {
+    pub(crate) fn tokens(&self) -> Address {
         self.numbers.at(self.at.tokens)
     }
 
     /// `(T)`, counted from the start of the prefix.
-    pub(super) fn positions(&self) -> Address {
+    pub(crate) fn positions(&self) -> Address {
         self.numbers.at(self.at.positions)
     }
 
     /// `(T)`: the sequence of each row.
-    pub(super) fn owners(&self) -> Address {
+    pub(crate) fn owners(&self) -> Address {
         self.numbers.at(self.at.owners)
     }
 
-    pub(super) fn sequences(&self) -> Address {
+    pub(crate) fn sequences(&self) -> Address {
         self.numbers.at(self.at.sequences)
     }
 
     /// `(query_tiles, 2)`: sequence, first row in it.
-    pub(super) fn query_tile(&self) -> Address {
+    pub(crate) fn query_tile(&self) -> Address {
         self.numbers.at(self.at.query_tiles)
     }
 
     /// `(key_tiles, 2)`: sequence, first position in it.
-    pub(super) fn key_tile(&self) -> Address {
+    pub(crate) fn key_tile(&self) -> Address {
         self.numbers.at(self.at.key_tiles)
     }
 }

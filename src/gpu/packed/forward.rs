@@ -3,9 +3,9 @@
 use std::sync::Arc;
 
 use super::batch::PackedBatch;
-use super::kernels::{self, ModelShape, NormInput, RopeTable};
 use crate::error::Result;
 use crate::gpu::driver::{Address, Driver, Matrix};
+use crate::gpu::kernels::{self, ModelShape, NormInput, RopeTable};
 use crate::gpu::{Buffer, DeviceWeights, DynBuffer, LayerAddresses};
 use crate::model::Packed;
 use crate::numbers::dtype::Dtype;

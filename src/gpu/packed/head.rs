@@ -5,18 +5,18 @@
 
 use std::sync::Arc;
 
-use super::backward::{BackwardPass, input_gradient, segments, weight_gradient};
+use super::backward::{BackwardPass, segments};
 use super::forward::ForwardPass;
 use super::gradients::DeviceGradients;
-use super::kernels::{self, ColumnSum, LogitChunk, NormBackward, NormGradient};
 use crate::error::Result;
 use crate::gpu::driver::{Driver, Matrix};
+use crate::gpu::kernels::{self, ColumnSum, LogitChunk, NormBackward, NormGradient, input_gradient, weight_gradient};
 use crate::gpu::{Buffer, DeviceWeights, DynBuffer};
 use crate::model::{Target, TokenStats};
 use crate::numbers::dtype::Dtype;
 
 /// dLoss / dlogprob of a target, by its index and its log-probability.
-pub type Slope<'a> = &'a dyn Fn(usize, f32) -> f32;
+pub type LossSlope<'a> = &'a dyn Fn(usize, f32) -> f32;
 
 /// Memory of the head.
 pub struct LmHead {
@@ -37,7 +37,7 @@ pub(super) struct Targets {
 
 /// Where a loss sends its gradients.
 pub(super) struct HeadGradients<'a> {
-    pub slope: Slope<'a>,
+    pub slope: LossSlope<'a>,
     pub gradients: &'a DeviceGradients,
     pub backward: &'a BackwardPass,
     /// T.

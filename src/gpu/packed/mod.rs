@@ -8,13 +8,12 @@ mod batch;
 mod forward;
 mod gradients;
 mod head;
-pub mod kernels;
-mod learner;
+mod model;
 mod plan;
 
 pub use batch::{PackedBatch, TileRows};
 pub use forward::{ForwardPass, KeptActivations, QkvHook};
 pub use gradients::DeviceGradients;
-pub use head::Slope;
-pub use learner::PackedModel;
+pub use head::LossSlope;
+pub use model::PackedModel;
 pub use plan::{PlanRequest, TrainingPlan};

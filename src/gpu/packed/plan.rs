@@ -1,9 +1,9 @@
 //! What of the activations stays in memory, and how many tokens run at once: decided before anything is allocated.
 
 use super::forward::KeptActivations;
-use super::kernels::ModelShape;
 use crate::error::{Error, Result};
 use crate::gpu::ParameterLayout;
+use crate::gpu::kernels::{self, ModelShape};
 use crate::model::Config;
 use crate::numbers::dtype::Dtype;
 
@@ -81,7 +81,7 @@ impl TrainingPlan {
         let models = if wish.reference { 2 } else { 1 };
         let rope = 4 * wish.config.positions() * shape.dim;
         let fixed = models * (copy + rope) + (4 + 4 + 2 * wish.moments.size()) * layout.all + ASIDE;
-        let row = 4 * super::kernels::stride(&shape);
+        let row = 4 * kernels::stride(&shape);
         let choices = match wish.tokens {
             Some(tokens) => [KeptActivations::All, KeptActivations::NoMlp, KeptActivations::Inputs]
                 .map(|keep| (keep, tokens))

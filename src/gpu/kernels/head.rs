@@ -1,6 +1,6 @@
-//! Softmax of some rows of logits, and its backward.
+//! Wrappers of `head.cu`: softmax of some rows of logits, and its backward.
 
-use super::{ModelShape, rows};
+use super::{ModelShape, launch_rows, to_u32};
 use crate::error::Result;
 use crate::gpu::Buffer;
 use crate::gpu::driver::{Address, Driver, Grid};
@@ -39,11 +39,14 @@ pub fn head_stats(driver: &dyn Driver, chunk: LogitChunk<'_>, shape: &ModelShape
         stride(shape).into(),
         (1.0 / temperature).into(),
     ];
-    driver.launch(
-        "head_stats",
-        Grid { blocks: [super::count(rows), 1, 1], threads: 256, shared: 0, early: false },
-        &arguments,
-    )
+    // SAFETY: the arguments are the kernel's, and the asserts above check the lengths of its buffers.
+    unsafe {
+        driver.launch(
+            "head_stats",
+            Grid { blocks: [to_u32(rows), 1, 1], threads: 256, shared: 0, early: false },
+            &arguments,
+        )
+    }
 }
 
 /// The logits become their gradient as the products read it, row by row in the first part of the row's memory.
@@ -63,5 +66,6 @@ pub fn head_backward(
         stride(shape).into(),
         (1.0 / chunk.temperature).into(),
     ];
-    rows(driver, ("head_backward", dtype), [chunk.rows, 512], &arguments)
+    // SAFETY: the arguments are the kernel's, and the asserts above check the lengths of its buffers.
+    unsafe { launch_rows(driver, ("head_backward", dtype), [chunk.rows, 512], &arguments) }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::backward::{BackwardPass, Pass};
 use super::forward::{ForwardPass, KeptActivations};
 use super::gradients::DeviceGradients;
-use super::head::{HeadGradients, LmHead, Slope};
+use super::head::{HeadGradients, LmHead, LossSlope};
 use crate::error::Result;
 use crate::gpu::DeviceWeights;
 use crate::gpu::driver::Driver;
@@ -58,7 +58,7 @@ impl PackedModel {
         weights: &DeviceWeights,
         packed: &Packed,
         (targets, temperature): (&[Target], f32),
-        (gradients, slope): (&DeviceGradients, Slope<'_>),
+        (gradients, slope): (&DeviceGradients, LossSlope<'_>),
     ) -> Result<Vec<TokenStats>> {
         let batch = self.forward.batch(packed)?;
         if self.backward.as_ref().is_some_and(|backward| !backward.holds(&batch)) {

@@ -1,9 +1,8 @@
-//! The kernels of the backward: norms, the MLP's activation, attention, sums over rows.
+//! Wrappers of `packed_backward.cu`: norms, the MLP's activation and sums over rows, backward.
 
-use super::{ModelShape, RopeTable, count, rows};
+use super::{ModelShape, launch_rows, to_u32};
 use crate::error::Result;
 use crate::gpu::driver::{Address, Driver, Grid};
-use crate::gpu::packed::PackedBatch;
 use crate::gpu::{Buffer, DynBuffer};
 use crate::numbers::dtype::Dtype;
 
@@ -27,12 +26,13 @@ impl ColumnSum<'_> {
     /// Adds what the blocks left.
     fn finish(&self, driver: &dyn Driver, blocks: usize, width: usize) -> Result<()> {
         let arguments = [self.partial.at(0).into(), self.to.into(), blocks.into(), width.into()];
-        driver.launch("add_columns", line(width.div_ceil(32), 256), &arguments)
+        // SAFETY: the arguments are the kernel's, and the asserts above check the lengths of its buffers.
+        unsafe { driver.launch("add_columns", line(width.div_ceil(32), 256), &arguments) }
     }
 }
 
 fn line(blocks: usize, threads: u32) -> Grid {
-    Grid { blocks: [count(blocks), 1, 1], threads, shared: 0, early: false }
+    Grid { blocks: [to_u32(blocks), 1, 1], threads, shared: 0, early: false }
 }
 
 /// A norm to run backward.
@@ -90,8 +90,9 @@ pub fn norm_backward(
         fresh.into(),
         warps.into(),
     ];
-    let grid = Grid { shared: super::count(4 * warps * shape.width), ..line(blocks, 32 * WARPS as u32) };
-    driver.launch(&format!("norm_backward_{}", dtype.name()), grid, &arguments)?;
+    let grid = Grid { shared: to_u32(4 * warps * shape.width), ..line(blocks, 32 * WARPS as u32) };
+    // SAFETY: the arguments are the kernel's, and the asserts above check the lengths of its buffers.
+    unsafe { driver.launch(&format!("norm_backward_{}", dtype.name()), grid, &arguments) }?;
     norm.d_weight.finish(driver, blocks, shape.width)
 }
 
@@ -100,8 +101,9 @@ pub fn column_sums(driver: &dyn Driver, x: &DynBuffer, [rows, width]: [usize; 2]
     let blocks = rows.min(BLOCKS);
     assert!(x.len() >= rows * width && sum.partial.len() >= blocks * width);
     let arguments = [x.at(0).into(), sum.partial.at(0).into(), rows.into(), width.into()];
-    let grid = Grid { blocks: [count(width.div_ceil(128)), count(blocks), 1], threads: 128, shared: 0, early: false };
-    driver.launch(&format!("column_sums_{}", x.dtype().name()), grid, &arguments)?;
+    let grid = Grid { blocks: [to_u32(width.div_ceil(128)), to_u32(blocks), 1], threads: 128, shared: 0, early: false };
+    // SAFETY: the arguments are the kernel's, and the asserts above check the lengths of its buffers.
+    unsafe { driver.launch(&format!("column_sums_{}", x.dtype().name()), grid, &arguments) }?;
     sum.finish(driver, blocks, width)
 }
 
@@ -115,85 +117,8 @@ pub fn swiglu_backward(
 ) -> Result<()> {
     assert!(gate_up.len() >= 2 * count * shape.mlp && act.len() >= count * shape.mlp && act.dtype() == gate_up.dtype());
     let arguments = [gate_up.at(0).into(), act.at(0).into(), shape.mlp.into()];
-    rows(driver, ("swiglu_backward", act.dtype()), [count, 256], &arguments)
-}
-
-/// What attention left, and the gradient of what it gave.
-#[derive(Clone, Copy)]
-pub struct SavedAttention<'a> {
-    /// `(T, (H + 2 K) E)` after rope.
-    pub qkv: &'a DynBuffer,
-    /// `(T, H E)`.
-    pub out: &'a DynBuffer,
-    /// `(T, H)`.
-    pub log_sum: &'a Buffer<f32>,
-    /// `(T, H E)`.
-    pub d_out: &'a DynBuffer,
-}
-
-/// Where the gradients of queries, keys and values go, and what making them takes.
-#[derive(Clone, Copy)]
-pub struct AttentionGradients<'a> {
-    /// `(T, (H + 2 K) E)`, before rope.
-    pub d_qkv: &'a DynBuffer,
-    /// `(T, H)`.
-    pub along: &'a Buffer<f32>,
-    /// `(entries, 2 K E)`.
-    pub partial: &'a Buffer<f32>,
-}
-
-/// Backward of [`super::attend`] and of the turn by the angles before it.
-pub fn attend_backward(
-    driver: &dyn Driver,
-    batch: &PackedBatch,
-    kept: SavedAttention<'_>,
-    to: AttentionGradients<'_>,
-    (shape, rope): (&ModelShape, RopeTable),
-) -> Result<()> {
-    let (dtype, out) = (kept.qkv.dtype(), batch.rows * shape.heads * shape.dim);
-    let width = 2 * shape.kv_heads * shape.dim;
-    assert!(kept.qkv.len().min(to.d_qkv.len()) >= batch.rows * shape.qkv());
-    assert!(kept.out.len().min(kept.d_out.len()) >= out && to.partial.len() >= batch.entries * width);
-    assert!(kept.log_sum.len().min(to.along.len()) >= batch.rows * shape.heads);
-    let queries = [
-        kept.qkv.at(0).into(),
-        kept.out.at(0).into(),
-        kept.d_out.at(0).into(),
-        kept.log_sum.at(0).into(),
-        batch.sequences().into(),
-        batch.query_tile().into(),
-        rope.table.into(),
-        rope.positions.into(),
-        to.d_qkv.at(0).into(),
-        to.along.at(0).into(),
-        shape.kv_heads.into(),
-        shape.scale().into(),
-    ];
-    shape.attention(driver, ("attend_queries", dtype), [batch.query_tiles, shape.heads], &queries)?;
-    let keys = [
-        kept.qkv.at(0).into(),
-        kept.d_out.at(0).into(),
-        kept.log_sum.at(0).into(),
-        to.along.at(0).into(),
-        batch.sequences().into(),
-        batch.key_tile().into(),
-        rope.table.into(),
-        rope.positions.into(),
-        to.partial.at(0).into(),
-        shape.heads.into(),
-        shape.scale().into(),
-    ];
-    shape.attention(driver, ("attend_keys", dtype), [batch.key_tiles, shape.kv_heads], &keys)?;
-    let join = [
-        to.partial.at(0).into(),
-        batch.sequences().into(),
-        batch.owners().into(),
-        batch.positions().into(),
-        to.d_qkv.at(0).into(),
-        width.into(),
-        shape.qkv().into(),
-    ];
-    rows(driver, ("join_keys", dtype), [batch.rows, 128], &join)
+    // SAFETY: the arguments are the kernel's, and the asserts above check the lengths of its buffers.
+    unsafe { launch_rows(driver, ("swiglu_backward", act.dtype()), [count, 256], &arguments) }
 }
 
 /// Rows that are added to others: `order[from[i]..from[i + 1]]` to row `to[i]`.
@@ -218,7 +143,8 @@ pub fn add_rows(
     assert!(from.len() == to.len() + 1 && x.len() >= order.len() * shape.width);
     let arguments =
         [x.at(0).into(), order.at(0).into(), from.at(0).into(), to.at(0).into(), sums.into(), shape.width.into()];
-    driver.launch("add_rows", line(to.len(), 256), &arguments)
+    // SAFETY: the arguments are the kernel's, and the asserts above check the lengths of its buffers.
+    unsafe { driver.launch("add_rows", line(to.len(), 256), &arguments) }
 }
 
 /// `dx (T, D)` = the sums of rows of `x` that `segments` say, one for each row; `d` the same as the products read it.
@@ -239,5 +165,6 @@ pub fn scatter_rows(
         d.at(0).into(),
         shape.width.into(),
     ];
-    rows(driver, ("scatter_rows", d.dtype()), [count, 256], &arguments)
+    // SAFETY: the arguments are the kernel's, and the asserts above check the lengths of its buffers.
+    unsafe { launch_rows(driver, ("scatter_rows", d.dtype()), [count, 256], &arguments) }
 }

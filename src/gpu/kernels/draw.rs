@@ -1,12 +1,11 @@
-//! `kernels/draw.cu` as functions: what each reads and writes is checked before it is launched.
+//! Wrappers of `draw.cu`: from logits to tokens.
 
 use std::sync::Arc;
 
-use super::super::buffer::Buffer;
-use super::super::driver::{Address, Argument, Driver, Grid};
-use super::log::DrawLog;
-use super::slots::Slots;
 use crate::error::Result;
+use crate::gpu::Buffer;
+use crate::gpu::decode::{DrawLog, Slots};
+use crate::gpu::driver::{Address, Argument, Driver, Grid};
 use crate::model::Sampling;
 
 /// Whose tokens are drawn.
@@ -79,7 +78,8 @@ impl SoftmaxSums {
         assert!(logits.len() >= rows * vocabulary && self.largest.len() >= rows);
         let arguments = [logits.at(0).into(), vocabulary.into(), Argument::from(self.largest.at(0))];
         // A thread has 32 logits.
-        driver.launch("largest_logits", Self::grid(rows, vocabulary.div_ceil(32)), &arguments)
+        // SAFETY: the arguments are the kernel's, and the asserts above check the lengths of its buffers.
+        unsafe { driver.launch("largest_logits", Self::grid(rows, vocabulary.div_ceil(32)), &arguments) }
     }
 
     /// Sums each row's weights, once `largest` is known.
@@ -106,7 +106,8 @@ impl SoftmaxSums {
             temperature.into(),
             Argument::from(self.sums.at(0)),
         ];
-        driver.launch("draw_sums", Self::grid(rows, vocabulary.div_ceil(BLOCK) * LANES), &arguments)
+        // SAFETY: the arguments are the kernel's, and the asserts above check the lengths of its buffers.
+        unsafe { driver.launch("draw_sums", Self::grid(rows, vocabulary.div_ceil(BLOCK) * LANES), &arguments) }
     }
 
     /// At least so many threads for each row.
@@ -168,5 +169,12 @@ pub fn draw(
     let from_sums = summed.is_some() && sampling.temperature != 0.0;
     let (kernel, threads, numbers) = if from_sums { ("draw_summed", 128, 1) } else { ("draw", 1024, 1 + LANES) };
     let shared = vocabulary.div_ceil(BLOCK) * numbers * size_of::<f64>();
-    driver.launch(kernel, Grid { blocks: [rows as u32, 1, 1], threads, shared: shared as u32, early: true }, &arguments)
+    // SAFETY: the arguments are the kernel's, and the asserts above check the lengths of its buffers.
+    unsafe {
+        driver.launch(
+            kernel,
+            Grid { blocks: [rows as u32, 1, 1], threads, shared: shared as u32, early: true },
+            &arguments,
+        )
+    }
 }
