@@ -1,30 +1,30 @@
-//! A model's parameters on the device: matrices in the type of the products, vectors in f32.
+//! A model's parameters on the device: matrices in the type that products read, vectors in f32.
 //!
-//! What one product reads lies together: queries, keys and values; gate and up.
+//! Matrices that one product reads are adjacent: those of queries, keys and values, and those of gate and up.
 
 use std::sync::Arc;
 
-use super::buffer::{Buffer, DynBuffer};
-use super::driver::{Address, Driver};
 use crate::error::{Error, Result};
+use crate::gpu::driver::{Address, Driver};
+use crate::gpu::{Buffer, DynBuffer};
 use crate::model::{Config, Model};
 use crate::numbers::dtype::Dtype;
 
-/// Kernels read 16 bytes at a time: every width is a multiple of so many numbers.
+/// Kernels read 16 bytes at a time, so every width must be a multiple of this many numbers.
 const PACK: usize = 8;
 
-/// Where each parameter lies among all of them.
+/// The places of all parameters in one array.
 #[derive(Debug, Clone)]
 pub struct ParameterLayout {
-    /// First number of each parameter, in the order of [`Config::parameters`].
+    /// Index of each parameter's first number, in the order of [`Config::parameters`].
     pub at: Vec<usize>,
-    /// Numbers of all matrices, which come first.
+    /// How many numbers all matrices have; they come first.
     pub matrices: usize,
-    /// Numbers of all parameters.
+    /// How many numbers all parameters have.
     pub all: usize,
 }
 
-/// Places of one block's parameters: matrices `(out, in)`, vectors `(out)`.
+/// Addresses of the parameters of one block: matrices `(out, in)`, vectors `(out)`.
 #[derive(Debug, Clone, Copy)]
 pub struct LayerAddresses {
     /// `(D)`.
@@ -45,22 +45,22 @@ pub struct LayerAddresses {
 
 /// A model's parameters on a device.
 pub struct DeviceWeights {
-    /// The shape.
+    /// The model's shape.
     pub config: Config,
-    /// Of `matrices` and `vectors` together.
+    /// The places of the parameters in `matrices`, then `vectors`.
     pub layout: ParameterLayout,
     /// All matrices.
     pub matrices: DynBuffer,
     /// All vectors.
     pub vectors: Buffer<f32>,
-    /// Cosines, then sines, `(positions, E / 2)` each.
+    /// Rotary tables: cosines, then sines, `(positions, E / 2)` each.
     pub rope: Buffer<f32>,
-    /// Positions in `rope`.
+    /// How many positions `rope` has.
     pub positions: usize,
 }
 
 impl LayerAddresses {
-    /// Of block `layer`, by where each parameter is, in the order of [`Config::parameters`].
+    /// Addresses for block `layer`; `parameter` returns that of a parameter by its index in [`Config::parameters`].
     pub(super) fn of(layer: usize, parameter: impl Fn(usize) -> Address) -> Self {
         let parameter = |i: usize| parameter(1 + LAYER * layer + i);
         Self {
@@ -76,10 +76,10 @@ impl LayerAddresses {
 }
 
 impl ParameterLayout {
-    /// For a shape.
+    /// Lays out the parameters of a model.
     ///
     /// # Errors
-    /// [`Error::Device`] naming a width that the kernels cannot read.
+    /// [`Error::Device`] with the width that the kernels cannot read.
     pub fn new(config: &Config) -> Result<Self> {
         let widths = [
             ("hidden_size", config.hidden_size),
@@ -88,7 +88,7 @@ impl ParameterLayout {
         ];
         if let Some((name, width)) = widths.iter().find(|(_, width)| !width.is_multiple_of(PACK)) {
             return Err(Error::Device(format!(
-                "{name} = {width} is no multiple of {PACK}, as the GPU's kernels need it"
+                "{name} = {width} is not a multiple of {PACK}, which the GPU's kernels require"
             )));
         }
         let parameters = config.parameters();
@@ -109,7 +109,7 @@ impl DeviceWeights {
     /// Copies a model's parameters to the device, with rope tables for `positions`.
     ///
     /// # Errors
-    /// [`Error::Device`] when the shape does not suit the kernels, there is no room, or the device fails.
+    /// [`Error::Device`] when the kernels do not support the shape, there is not enough memory, or the device fails.
     pub fn new(driver: &Arc<dyn Driver>, model: &Model, dtype: Dtype, positions: usize) -> Result<Self> {
         let layout = ParameterLayout::new(model.config())?;
         let matrices = DynBuffer::shareable(driver, dtype, layout.matrices)?;
@@ -134,25 +134,25 @@ impl DeviceWeights {
         Ok(())
     }
 
-    /// `(V, D)`.
+    /// The embedding, `(V, D)`.
     #[must_use]
     pub fn embedding(&self) -> Address {
         self.parameter(0)
     }
 
-    /// `(D)`.
+    /// The weight of the final norm, `(D)`.
     #[must_use]
     pub fn final_norm(&self) -> Address {
         self.parameter(final_norm_index(&self.config))
     }
 
-    /// `(V, D)`.
+    /// The LM head, `(V, D)`.
     #[must_use]
     pub fn head(&self) -> Address {
         self.parameter(head_index(&self.config))
     }
 
-    /// Of block `layer`.
+    /// The parameters of block `layer`.
     #[must_use]
     pub fn layer(&self, layer: usize) -> LayerAddresses {
         LayerAddresses::of(layer, |index| self.parameter(index))
@@ -167,15 +167,15 @@ impl DeviceWeights {
     }
 }
 
-/// Parameters of a block, in the order of [`Config::parameters`].
+/// How many parameters a block has in [`Config::parameters`].
 const LAYER: usize = 12;
 
-/// The final norm's among the parameters.
+/// Index of the final norm in [`Config::parameters`].
 pub(super) fn final_norm_index(config: &Config) -> usize {
     1 + LAYER * config.num_hidden_layers
 }
 
-/// The LM head's among the parameters.
+/// Index of the LM head in [`Config::parameters`].
 pub(super) fn head_index(config: &Config) -> usize {
     if config.tie_word_embeddings { 0 } else { 1 + final_norm_index(config) }
 }

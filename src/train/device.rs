@@ -98,8 +98,8 @@ impl Opened {
         let free = driver.memory()?.free;
         let limit = self.limit.map_or(free, |limit| limit.min(free));
         let Load { reference, tokens, optimizer_state: moments } = load;
-        let wish = PlanRequest { config: model.config(), dtype: *dtype, moments, reference, tokens, limit };
-        let plan = TrainingPlan::choose(wish)?;
+        let request = PlanRequest { config: model.config(), dtype: *dtype, moments, reference, tokens, limit };
+        let plan = TrainingPlan::choose(request)?;
         say(&format!("{}, {}", ComputeDevice::on_gpu(&**driver, *dtype), plan.describe()));
         Ok(Box::new(Gpu::new(Arc::clone(driver), model, *dtype, &plan)?))
     }

@@ -153,7 +153,7 @@ impl<'a> Step<'a> {
         split.time("head", 1, head, &|_| {
             head_rows(gpu, (weights.head(), normed), logits, Some(&summed.largest), [rows, V, D])
         });
-        split.time("draw_sums", 1, [scores, 0.0], &|_| summed.take(gpu, slots, slot_of_row, (logits, V), 1.0));
+        split.time("draw_sums", 1, [scores, 0.0], &|_| summed.sum(gpu, slots, slot_of_row, (logits, V), 1.0));
         let from = Logits { of: logits, vocabulary: V, summed: Some(summed) };
         split.time("draw", 1, [0.0; 2], &|_| {
             draw(gpu, slots, DrawRows::Rows(slot_of_row), from, &Sampling::default(), ends)

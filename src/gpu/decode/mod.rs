@@ -1,4 +1,4 @@
-//! A decode step on a GPU: from the last token of every slot to its next, without the host.
+//! Decodes on a GPU: each step goes from the last token of every slot to its next, without the host.
 
 mod log;
 mod plan;

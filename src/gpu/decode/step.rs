@@ -228,7 +228,7 @@ impl DecodeStep {
     fn draw(&self, slots: &Slots, slot_of_row: &Buffer<u32>, vocabulary: usize) -> Result<()> {
         let (driver, buffers, sampling) = (&*self.driver, &self.buffers, &self.sampling);
         if let Some(summed) = &buffers.summed {
-            summed.take(driver, slots, slot_of_row, (&buffers.logits, vocabulary), sampling.temperature)?;
+            summed.sum(driver, slots, slot_of_row, (&buffers.logits, vocabulary), sampling.temperature)?;
         }
         let logits = Logits { of: &buffers.logits, vocabulary, summed: buffers.summed.as_ref() };
         draw(driver, slots, DrawRows::Rows(slot_of_row), logits, sampling, &self.ends)

@@ -1,4 +1,4 @@
-//! Wrapper of `attend.cu`: causal attention inside packed sequences.
+//! Wrapper of `attend.cu`: causal attention in packed sequences.
 
 use super::{ModelShape, to_u32};
 use crate::error::Result;
@@ -7,7 +7,10 @@ use crate::gpu::packed::PackedBatch;
 use crate::gpu::{Buffer, DynBuffer};
 use crate::numbers::dtype::Dtype;
 
-/// `out (T, H E)` and `log_sum (T, H)` of causal attention inside each sequence and over its prefix.
+/// Causal attention in each sequence and over its prefix. Writes `out (T, H E)` and `log_sum (T, H)`.
+///
+/// # Errors
+/// [`crate::Error::Device`], as for all wrappers in this module.
 pub fn attend(
     driver: &dyn Driver,
     batch: &PackedBatch,

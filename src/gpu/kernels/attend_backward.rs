@@ -1,4 +1,4 @@
-//! Wrapper of `attend_backward.cu`.
+//! Wrapper of `attend_backward.cu`: the gradients of queries, keys and values.
 
 use super::attend::launch_attention;
 use super::{ModelShape, RopeTable, launch_rows};
@@ -7,7 +7,7 @@ use crate::gpu::driver::Driver;
 use crate::gpu::packed::PackedBatch;
 use crate::gpu::{Buffer, DynBuffer};
 
-/// What attention left, and the gradient of what it gave.
+/// What the forward pass of attention saved, and the gradient of its output.
 #[derive(Clone, Copy)]
 pub struct SavedAttention<'a> {
     /// `(T, (H + 2 K) E)` after rope.
@@ -20,18 +20,21 @@ pub struct SavedAttention<'a> {
     pub d_out: &'a DynBuffer,
 }
 
-/// Where the gradients of queries, keys and values go, and what making them takes.
+/// Where the gradients of queries, keys and values go, and buffers for computing them.
 #[derive(Clone, Copy)]
 pub struct AttentionGradients<'a> {
     /// `(T, (H + 2 K) E)`, before rope.
     pub d_qkv: &'a DynBuffer,
-    /// `(T, H)`.
+    /// The sum of `d_out * out` over each head, `(T, H)`.
     pub along: &'a Buffer<f32>,
-    /// `(entries, 2 K E)`.
+    /// Gradients of keys and values, once per sequence that reads them, `(entries, 2 K E)`.
     pub partial: &'a Buffer<f32>,
 }
 
-/// Backward of [`super::attend`] and of the turn by the angles before it.
+/// Backward of [`super::attend`], and of the rotary embedding before it.
+///
+/// # Errors
+/// [`crate::Error::Device`], as for all wrappers in this module.
 pub fn attend_backward(
     driver: &dyn Driver,
     batch: &PackedBatch,

@@ -1,4 +1,4 @@
-//! Wrappers of `decode.cu`: the state of the slots, and attention over their caches.
+//! Wrappers of `decode.cu`: the state of the slots, and attention over their KV caches.
 
 use super::{PartialSums, to_u32};
 use crate::error::{Error, Result};
@@ -38,11 +38,11 @@ pub fn mark_seen(driver: &dyn Driver, slots: &Slots, prompt: usize, tokens: &Buf
     unsafe { driver.launch("mark_seen", grid, &arguments) }
 }
 
-/// The residual stream `x (rows, D)` of the slots' last tokens; zeroes `largest`, where [`head_rows`] or a
-/// [`super::SoftmaxSums::find_largest`] of the same step is to compare with it.
+/// Embeds the slots' last tokens into the residual stream `x (rows, D)`. Sets `largest` to zero, for [`super::head_rows`] or
+/// [`super::SoftmaxSums::find_largest`] in the same step.
 ///
 /// # Errors
-/// As [`linear_rows`].
+/// As [`start_slots`].
 pub fn embed_slots(
     driver: &dyn Driver,
     weights: &DeviceWeights,
@@ -62,26 +62,27 @@ pub fn embed_slots(
         width.into(),
         Argument::from(largest.map_or(Address(0), |largest| largest.at(0))),
     ];
-    // The first kernel of a step, which the others rely on: not early.
+    // The first kernel of a step must not start early, because the others rely on that.
     let grid = Grid { blocks: [rows as u32, 1, 1], threads: 128, shared: 0, early: false };
     // SAFETY: the arguments are the kernel's, and the asserts above check the lengths of its buffers.
     unsafe { driver.launch(&format!("embed_slots_{}", weights.matrices.dtype().name()), grid, &arguments) }
 }
 
-/// How many warps share the positions of a row and key head. What they have seen is added in their order, so that a row's bits follow from
-/// this choice.
+/// How many warps share the positions of a row and key head. Their results are added in a fixed order, so this choice determines the
+/// bits of a row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AttentionWarps {
-    /// Hides the waiting where blocks are few.
+    /// For few blocks: hides memory latency.
     Eight = 8,
-    /// Lets more rows run at once where they are many.
+    /// For many blocks: lets more rows run at once.
     Two = 2,
 }
 
-/// Attention of one layer of a step: `qkv` are queries, keys and values before bias and rope; keys and values go into the caches.
+/// Attention of one layer in a decode step. `qkv` holds queries, keys and values before bias and rope; the keys and values are added to
+/// the caches.
 ///
 /// # Errors
-/// As [`linear_rows`].
+/// As [`start_slots`].
 pub fn decode_attention(
     driver: &dyn Driver,
     weights: &DeviceWeights,
@@ -121,11 +122,11 @@ pub fn decode_attention(
     unsafe { driver.launch(&format!("decode_attention_{}_{dim}_{warps}", out.dtype().name()), grid, &arguments) }
 }
 
-/// Keys and values of packed prompts into the caches of a layer: row `i` of `qkv (rows, (H + 2 K) E)` goes to the prompt and the
-/// position that `places (rows, 2)` says.
+/// Copies keys and values of packed prompts into the caches of a layer. Row `i` of `qkv (rows, (H + 2 K) E)` goes to the prompt and the
+/// position in row `i` of `places (rows, 2)`.
 ///
 /// # Errors
-/// As [`linear_rows`].
+/// As [`start_slots`].
 pub fn cache_rows(
     driver: &dyn Driver,
     weights: &DeviceWeights,
@@ -152,10 +153,10 @@ pub fn cache_rows(
     unsafe { driver.launch(&format!("cache_rows_{}", qkv.dtype().name()), grid, &arguments) }
 }
 
-/// Refuses shapes that the kernels are not made for.
+/// Refuses shapes that no kernel was compiled for.
 ///
 /// # Errors
-/// [`Error::Device`] naming the number.
+/// [`Error::Device`] with the unsupported number.
 pub fn check(weights: &DeviceWeights) -> Result<()> {
     let (config, dim) = (&weights.config, weights.config.head_dim());
     let group = config.num_attention_heads / config.num_key_value_heads;

@@ -1,18 +1,18 @@
-//! Wrappers of `linear_rows.cu`: products of the few rows of a decode step.
+//! Wrappers of `linear_rows.cu`, which multiplies the few rows of a decode step with a weight.
 
 use super::PartialSums;
 use crate::error::Result;
 use crate::gpu::driver::{Address, Argument, Driver, Grid};
 use crate::gpu::{Buffer, DynBuffer};
 
-/// Numbers of the depth that a block reads at a time, and rows of the weights that it has.
+/// How much of the depth a block reads at a time, and how many rows of the weight it computes.
 const TILE: usize = 64;
 
-/// Blocks that keep a large card busy; with fewer the depth is cut.
+/// Enough blocks to keep a large GPU busy. With fewer, the depth is split.
 const BLOCKS: usize = 128;
 
-/// In how many parts the depth of a product over few rows is summed. Follows from the weight's shape alone, so that a row's result
-/// does not depend on the batch.
+/// Into how many parts the depth of a product is split. This depends on the weight's shape alone, so that the result of a row does
+/// not depend on the batch.
 #[must_use]
 pub fn splits(width: usize, depth: usize) -> usize {
     let (tiles, stages) = (width.div_ceil(TILE), depth.div_ceil(TILE));
@@ -20,7 +20,7 @@ pub fn splits(width: usize, depth: usize) -> usize {
     stages.div_ceil(stages.div_ceil(wanted))
 }
 
-/// Tokens a block has: the fewest that hold all rows, at most 64.
+/// Tokens per block: the smallest power of two that holds all rows, from 8 to 64.
 fn tokens(rows: usize) -> usize {
     rows.next_power_of_two().clamp(8, TILE)
 }
@@ -33,10 +33,10 @@ fn grid(rows: usize, width: usize, splits: usize, dtype_is_plain: bool) -> Grid 
     Grid { blocks, threads, shared: shared as u32, early: true }
 }
 
-/// `out (splits, rows, width) = x (rows, depth) weight (width, depth)^T`, in as many parts as [`splits`] says.
+/// `out (splits, rows, width) = x (rows, depth) weight (width, depth)^T`, as [`splits`] partial sums.
 ///
 /// # Errors
-/// [`Error::Device`], as all of them.
+/// [`crate::Error::Device`], as for all wrappers in this module.
 pub fn linear_rows<'o>(
     driver: &dyn Driver,
     factors: (Address, &DynBuffer),
@@ -48,8 +48,8 @@ pub fn linear_rows<'o>(
     Ok(PartialSums { sums: out, splits })
 }
 
-/// `logits (rows, width) = x (rows, depth) weight (width, depth)^T` in one part; the largest of each row is compared with what is in
-/// `largest`, where it is wanted.
+/// `logits (rows, width) = x (rows, depth) weight (width, depth)^T`, not split. Raises `largest`, if given, to the largest logit of each
+/// row.
 ///
 /// # Errors
 /// As [`linear_rows`].
@@ -109,10 +109,10 @@ pub fn swiglu_rows(
 mod tests {
     use super::*;
 
-    /// Shared memory of a block on the oldest card there are kernels for [bytes].
+    /// Shared memory per block on the oldest supported GPU (bytes).
     const TURING: u32 = 64 << 10;
 
-    /// What the compiler says that a kernel declares, on the card where it is most [bytes].
+    /// The static shared memory of a kernel in the compiler's report, the most of all architectures (bytes).
     fn declared(kernel: &str) -> u32 {
         let report = include_str!(concat!(env!("OUT_DIR"), "/kernels.txt"));
         let of_kernel =

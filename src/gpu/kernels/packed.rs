@@ -1,4 +1,4 @@
-//! Wrappers of `packed.cu`: what lies between the matrix products of the forward pass over packed rows.
+//! Wrappers of `packed.cu`: the forward pass over packed rows, between its matrix products.
 
 use super::{ModelShape, RopeTable, launch_rows};
 use crate::error::Result;
@@ -7,7 +7,10 @@ use crate::gpu::packed::PackedBatch;
 use crate::gpu::{Buffer, DynBuffer};
 use crate::numbers::dtype::Dtype;
 
-/// `x (T, D)` = rows of the embedding `table`.
+/// `x (T, D)` = the rows of the embedding `table` that the batch's tokens select.
+///
+/// # Errors
+/// [`crate::Error::Device`], as for all wrappers in this module.
 pub fn embed(
     driver: &dyn Driver,
     batch: &PackedBatch,
@@ -21,18 +24,21 @@ pub fn embed(
     unsafe { launch_rows(driver, ("embed", dtype), [batch.rows, 128], &arguments) }
 }
 
-/// What a norm reads.
+/// The input of a norm.
 #[derive(Clone, Copy)]
 pub enum NormInput<'a> {
-    /// Row by row.
+    /// All rows, in order.
     Rows(&'a Buffer<f32>),
-    /// The rows of the first that the second names.
+    /// The rows of the first buffer whose indices are in the second.
     Picked(&'a Buffer<f32>, &'a Buffer<u32>),
-    /// The sum of the first two, which goes to the third; that may be the first.
+    /// The sum of the first two buffers. It is also written to the third, which may be the first.
     Sum(&'a Buffer<f32>, &'a Buffer<f32>, &'a Buffer<f32>),
 }
 
-/// `normed (count, D)` = norm of `from` with `weight (D)`.
+/// `normed (count, D)` = RMS norm of `from` with `weight (D)`.
+///
+/// # Errors
+/// As [`embed`].
 pub fn norm_rows(
     driver: &dyn Driver,
     from: NormInput<'_>,
@@ -68,7 +74,10 @@ pub fn norm_rows(
     unsafe { launch_rows(driver, ("norm_rows", normed.dtype()), [count.div_ceil(4), 128], &arguments) }
 }
 
-/// `qkv` = `raw` + `bias`, queries and keys turned by the angles of their positions.
+/// `qkv` = `raw` + `bias`, with rotary embedding of queries and keys; both `(T, (H + 2 K) E)`.
+///
+/// # Errors
+/// As [`embed`].
 pub fn bias_rope(
     driver: &dyn Driver,
     batch: &PackedBatch,
@@ -92,7 +101,10 @@ pub fn bias_rope(
     unsafe { launch_rows(driver, ("bias_rope", qkv.dtype()), [batch.rows, 128], &arguments) }
 }
 
-/// `act (T, F)` = silu(gate) * up, of `gate_up (T, 2 F)`.
+/// `act (T, F)` = silu(gate) * up, with `gate_up (T, 2 F)`.
+///
+/// # Errors
+/// As [`embed`].
 pub fn swiglu(
     driver: &dyn Driver,
     count: usize,

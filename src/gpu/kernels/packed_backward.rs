@@ -1,4 +1,4 @@
-//! Wrappers of `packed_backward.cu`: norms, the MLP's activation and sums over rows, backward.
+//! Wrappers of `packed_backward.cu`: the backward pass over packed rows, between its matrix products.
 
 use super::{ModelShape, launch_rows, to_u32};
 use crate::error::Result;
@@ -6,14 +6,15 @@ use crate::gpu::driver::{Address, Driver, Grid};
 use crate::gpu::{Buffer, DynBuffer};
 use crate::numbers::dtype::Dtype;
 
-/// Blocks that share out the rows of a sum over all rows, at most.
+/// Most blocks that share the rows of a sum over all rows.
 pub const BLOCKS: usize = 512;
 
-/// Warps of a block of `norm_backward`, a row each; and what their sums may take of shared memory, which every card gives a block.
+/// Warps per block of `norm_backward`, each with one row at a time, and the shared memory for their sums (bytes): as much as a block
+/// may have on every GPU.
 const WARPS: usize = 8;
 const SHARED: usize = 48 << 10;
 
-/// A sum over rows: room for the parts of [`BLOCKS`] blocks, and where their sum is added.
+/// A sum over rows: a buffer for the partial sums of [`BLOCKS`] blocks, and where the total is added.
 #[derive(Clone, Copy)]
 pub struct ColumnSum<'a> {
     /// `(BLOCKS, width)`.
@@ -23,7 +24,7 @@ pub struct ColumnSum<'a> {
 }
 
 impl ColumnSum<'_> {
-    /// Adds what the blocks left.
+    /// Adds up the partial sums.
     fn finish(&self, driver: &dyn Driver, blocks: usize, width: usize) -> Result<()> {
         let arguments = [self.partial.at(0).into(), self.to.into(), blocks.into(), width.into()];
         // SAFETY: the arguments are the kernel's, and the asserts above check the lengths of its buffers.
@@ -35,28 +36,31 @@ fn line(blocks: usize, threads: u32) -> Grid {
     Grid { blocks: [to_u32(blocks), 1, 1], threads, shared: 0, early: false }
 }
 
-/// A norm to run backward.
+/// A norm to differentiate.
 pub struct NormBackward<'a> {
-    /// What it read, `(.., D)`.
+    /// Its input, `(.., D)`.
     pub x: &'a Buffer<f32>,
-    /// The row of `x` of each row, if not its own.
+    /// The row of `x` that each row was computed from, if it is not the row of the same index.
     pub index: Option<&'a Buffer<u32>>,
-    /// `(D)`.
+    /// The weight, `(D)`.
     pub weight: Address,
-    /// Gradient of the weight.
+    /// The gradient of the weight, `(D)`.
     pub d_weight: ColumnSum<'a>,
 }
 
-/// Where the gradient of a norm's input goes.
+/// Where the gradient with respect to a norm's input goes.
 #[derive(Clone, Copy)]
 pub enum NormGradient<'a> {
-    /// Added to the first, `(T, D)`; the second is the sum as the products read it.
+    /// It is added to the first buffer, `(T, D)`, and the sum is rounded into the second, which products read.
     Added(&'a Buffer<f32>, &'a DynBuffer),
-    /// In the place of the gradient of what the norm gave.
+    /// It replaces the gradient with respect to the norm's output.
     Place,
 }
 
 /// Backward of [`super::norm_rows`] from `d_normed (count, D)`.
+///
+/// # Errors
+/// [`crate::Error::Device`], as for all wrappers in this module.
 pub fn norm_backward(
     driver: &dyn Driver,
     norm: &NormBackward<'_>,
@@ -96,7 +100,10 @@ pub fn norm_backward(
     norm.d_weight.finish(driver, blocks, shape.width)
 }
 
-/// Adds the column sums of `x (count, width)`.
+/// Adds the column sums of `x (rows, width)` to `sum`.
+///
+/// # Errors
+/// As [`norm_backward`].
 pub fn column_sums(driver: &dyn Driver, x: &DynBuffer, [rows, width]: [usize; 2], sum: ColumnSum<'_>) -> Result<()> {
     let blocks = rows.min(BLOCKS);
     assert!(x.len() >= rows * width && sum.partial.len() >= blocks * width);
@@ -107,7 +114,11 @@ pub fn column_sums(driver: &dyn Driver, x: &DynBuffer, [rows, width]: [usize; 2]
     sum.finish(driver, blocks, width)
 }
 
-/// `gate_up (T, 2 F)` becomes its gradient, `act` (in: its gradient) the activation again.
+/// Backward of [`super::swiglu`]. Replaces `gate_up (T, 2 F)` by its gradient, and `act (T, F)`, which holds its own gradient, by the
+/// activation.
+///
+/// # Errors
+/// As [`norm_backward`].
 pub fn swiglu_backward(
     driver: &dyn Driver,
     count: usize,
@@ -121,17 +132,20 @@ pub fn swiglu_backward(
     unsafe { launch_rows(driver, ("swiglu_backward", act.dtype()), [count, 256], &arguments) }
 }
 
-/// Rows that are added to others: `order[from[i]..from[i + 1]]` to row `to[i]`.
+/// Which rows are added up: rows `order[from[i]..from[i + 1]]` of the source are added to row `to[i]` of the target.
 pub struct RowSegments {
     /// Rows of the source.
     pub order: Buffer<u32>,
-    /// Where each segment starts, and the end.
+    /// Where each segment starts in `order`, and the end of the last.
     pub from: Buffer<u32>,
-    /// Rows of the target; none where segment i is row i's.
+    /// Rows of the target; empty if segment i belongs to row i.
     pub to: Buffer<u32>,
 }
 
-/// `sums (.., D)` += the rows of `x (T, D)` that `segments` say.
+/// `sums (.., D)` += rows of `x (T, D)`, as `segments` lists them.
+///
+/// # Errors
+/// As [`norm_backward`].
 pub fn add_rows(
     driver: &dyn Driver,
     x: &Buffer<f32>,
@@ -147,7 +161,10 @@ pub fn add_rows(
     unsafe { driver.launch("add_rows", line(to.len(), 256), &arguments) }
 }
 
-/// `dx (T, D)` = the sums of rows of `x` that `segments` say, one for each row; `d` the same as the products read it.
+/// `dx (T, D)` = sums of rows of `x`, as `segments` lists them; `d` is the same, rounded for products.
+///
+/// # Errors
+/// As [`norm_backward`].
 pub fn scatter_rows(
     driver: &dyn Driver,
     x: &Buffer<f32>,

@@ -6,39 +6,39 @@ use crate::gpu::packed::TileRows;
 use crate::model::Config;
 use crate::numbers::dtype::Dtype;
 
-/// What kernels know of a model's shape.
+/// A model's shape, as kernels take it.
 #[derive(Debug, Clone, Copy)]
 pub struct ModelShape {
-    /// D.
+    /// D, the width of the residual stream.
     pub width: usize,
-    /// F.
+    /// F, the width of the MLP.
     pub mlp: usize,
-    /// V.
+    /// V, the size of the vocabulary.
     pub vocabulary: usize,
-    /// H.
+    /// H, query heads.
     pub heads: usize,
-    /// K.
+    /// K, key and value heads.
     pub kv_heads: usize,
-    /// E.
+    /// E, the width of a head.
     pub dim: usize,
-    /// Of the norms.
+    /// Epsilon of the norms.
     pub epsilon: f32,
 }
 
-/// Rotary tables: cosines, then sines, and how many positions each holds.
+/// The rotary tables: cosines, then sines.
 #[derive(Debug, Clone, Copy)]
 pub struct RopeTable {
-    /// `(positions, E / 2)` twice.
+    /// `(2, positions, E / 2)`.
     pub table: Address,
-    /// Positions.
+    /// How many positions the tables have.
     pub positions: usize,
 }
 
 impl ModelShape {
-    /// Of a model.
+    /// The shape of a model.
     ///
     /// # Errors
-    /// [`Error::Device`] when its heads are of a width for which no kernel was compiled.
+    /// [`Error::Device`] when no kernel was compiled for the width of its heads.
     pub fn new(config: &Config) -> Result<Self> {
         let dim = config.head_dim();
         if ![16, 32, 64, 128].contains(&dim) {
@@ -55,7 +55,7 @@ impl ModelShape {
         })
     }
 
-    /// (H + 2 K) E.
+    /// (H + 2 K) E, the width of queries, keys and values.
     pub fn qkv(&self) -> usize {
         (self.heads + 2 * self.kv_heads) * self.dim
     }
@@ -76,7 +76,7 @@ impl ModelShape {
         TileRows(16 * self.attention_warps(dtype))
     }
 
-    /// Factor of the attention scores.
+    /// The factor of the attention scores.
     pub(super) fn scale(&self) -> f32 {
         1.0 / (self.dim as f32).sqrt()
     }

@@ -1,7 +1,7 @@
-//! LM head on the rows that predict a target, some at a time: full logits never exist.
+//! Runs the LM head on the rows that predict a target, one chunk at a time, so that the logits of all rows never exist at once.
 //!
-//! Between a chunk's softmax and its backward the host turns log-probabilities into slopes. That is a round trip of some ten
-//! microseconds a chunk; the logits computed a second time instead would cost a third of the head's products.
+//! Between the softmax and the backward pass of a chunk, the host computes slopes from log-probabilities. The round trip takes about ten
+//! microseconds per chunk; computing the logits a second time instead would cost a third of the head's products.
 
 use std::sync::Arc;
 
@@ -15,19 +15,19 @@ use crate::gpu::{Buffer, DeviceWeights, DynBuffer};
 use crate::model::{Target, TokenStats};
 use crate::numbers::dtype::Dtype;
 
-/// dLoss / dlogprob of a target, by its index and its log-probability.
+/// Returns dLoss / dlogprob of a target, given its index and its log-probability.
 pub type LossSlope<'a> = &'a dyn Fn(usize, f32) -> f32;
 
-/// Memory of the head.
+/// The LM head, with its buffers.
 pub struct LmHead {
     driver: Arc<dyn Driver>,
-    /// Rows of logits held at once.
+    /// Rows per chunk of logits.
     chunk: usize,
     logits: Buffer<f32>,
     stats: Buffer<f32>,
 }
 
-/// A batch's targets on the device.
+/// The targets of a batch on the device.
 pub(super) struct Targets {
     rows: Buffer<u32>,
     tokens: Buffer<u32>,
@@ -35,20 +35,20 @@ pub(super) struct Targets {
     hidden: DynBuffer,
 }
 
-/// Where a loss sends its gradients.
+/// How a loss is differentiated, and where its gradients go.
 pub(super) struct HeadGradients<'a> {
     pub slope: LossSlope<'a>,
     pub gradients: &'a DeviceGradients,
     pub backward: &'a BackwardPass,
-    /// T.
+    /// T, the number of packed rows.
     pub rows: usize,
 }
 
 impl LmHead {
-    /// With room for as many rows as fit into `bytes`, at least one.
+    /// Allocates logits for as many rows as fit into `bytes`, and at least one.
     ///
     /// # Errors
-    /// [`crate::Error::Device`] when there is none.
+    /// [`crate::Error::Device`] when there is not enough memory.
     pub fn new(forward: &ForwardPass, bytes: usize) -> Result<Self> {
         let (driver, stride) = (Arc::clone(&forward.driver), kernels::stride(&forward.shape));
         let chunk = (bytes / (4 * stride)).max(1);
@@ -56,8 +56,8 @@ impl LmHead {
         Ok(Self { driver, chunk, logits, stats })
     }
 
-    /// Log-probability and entropy of each target after the forward of its batch; with `learning`, the gradients of the head too,
-    /// and that of the residual stream. Returns whether any target had a slope.
+    /// Returns log-probability and entropy of each target, after the forward pass of its batch. With `learning`, it also adds the head's
+    /// gradient and writes that of the residual stream. The flag says whether any target had a slope other than 0.
     pub(super) fn run(
         &self,
         forward: &ForwardPass,
@@ -72,7 +72,7 @@ impl LmHead {
         let on_device = self.pick(forward, weights, targets)?;
         let d_hidden =
             learning.map(|_| Buffer::zeros(&self.driver, targets.len() * forward.shape.width)).transpose()?;
-        // As even as can be: a short last chunk would be a slow one.
+        // Chunks of nearly equal size, because a short last chunk would be slow.
         let size = targets.len().div_ceil(targets.len().div_ceil(self.chunk));
         for from in (0..targets.len()).step_by(size) {
             let rows = size.min(targets.len() - from);
@@ -83,7 +83,7 @@ impl LmHead {
             let slopes: Vec<f32> =
                 all[from..].iter().enumerate().map(|(i, stats)| (learning.slope)(from + i, stats.logprob)).collect();
             if slopes.iter().all(|slope| *slope == 0.0) {
-                continue; // groups without signal cost no backward of the head
+                continue; // groups without a signal skip the head's backward pass
             }
             learned = true;
             let to = (d_hidden, learning.gradients);
@@ -145,7 +145,7 @@ impl LmHead {
         weight_gradient(driver, d_logits, hidden.matrix(from * d, d), gradients.head(), size)
     }
 
-    /// Through the final norm, and to the rows that targets follow.
+    /// Runs the final norm backward, and adds the result up per row of the residual stream.
     fn to_stream(
         &self,
         forward: &ForwardPass,
@@ -156,7 +156,7 @@ impl LmHead {
     ) -> Result<()> {
         let (shape, backward) = (&forward.shape, learning.backward);
         let norm = NormBackward {
-            x: &forward.room().x_out,
+            x: &forward.buffers().x_out,
             index: Some(rows),
             weight: weights.final_norm(),
             d_weight: ColumnSum { partial: &backward.partial, to: learning.gradients.final_norm() },

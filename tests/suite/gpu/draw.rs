@@ -66,7 +66,7 @@ fn draws_are_the_cpus_on_a_gpu() {
                 summed.largest.clear().unwrap();
                 summed.find_largest(&*gpu, &on_gpu, [ROWS, config.vocab_size]).unwrap();
                 let logits = (&on_gpu, config.vocab_size);
-                summed.take(&*gpu, &slots, &rows, logits, sampling.temperature).unwrap();
+                summed.sum(&*gpu, &slots, &rows, logits, sampling.temperature).unwrap();
             }
             let logits_there = Logits { of: &on_gpu, vocabulary: config.vocab_size, summed };
             draw(&*gpu, &slots, DrawRows::Rows(&rows), logits_there, &sampling, &ends).unwrap();
