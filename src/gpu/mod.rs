@@ -14,11 +14,13 @@ pub mod cuda;
 pub mod decode;
 pub mod device;
 pub mod driver;
+mod dyn_buffer;
 mod handover;
 pub mod kernels;
 pub mod packed;
 mod weights;
 
-pub use buffer::{Buffer, DynBuffer};
+pub use buffer::Buffer;
+pub use dyn_buffer::DynBuffer;
 pub use handover::{OpenedWeights, WeightsOffer};
 pub use weights::{DeviceWeights, LayerAddresses, ParameterLayout};

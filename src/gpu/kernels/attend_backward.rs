@@ -31,7 +31,7 @@ pub struct AttentionGradients<'a> {
     pub partial: &'a Buffer<f32>,
 }
 
-/// Backward of [`super::attend`], and of the rotary embedding before it.
+/// Backward of [`super::attend()`], and of the rotary embedding before it.
 ///
 /// # Errors
 /// [`crate::Error::Device`], as for all wrappers in this module.

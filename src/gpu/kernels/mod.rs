@@ -1,8 +1,8 @@
 //! Kernels as Rust functions: `x.rs` wraps the kernels of `x.cu`, which lies beside it.
 //!
 //! The wrappers are the only callers of [`Driver::launch`] and [`Driver::multiply`]. A wrapper checks the length of every buffer that
-//! it is given. Where it is given a bare [`Address`] or [`Matrix`](crate::gpu::driver::Matrix), a part of the weights, the gradients or a
-//! batch, it relies on the caller for the shape that its documentation states.
+//! it is given. A bare [`Address`](crate::gpu::driver::Address) or [`Matrix`](crate::gpu::driver::Matrix) is a part of the weights, of the
+//! gradients or of a batch; there the wrapper relies on its caller for the shape that its documentation states.
 
 #![allow(unsafe_code)] // launches; each says what it has checked
 
@@ -37,8 +37,6 @@ pub use shape::{ModelShape, RopeTable};
 
 use crate::error::Result;
 use crate::gpu::Buffer;
-#[cfg(doc)]
-use crate::gpu::driver::Address;
 use crate::gpu::driver::{Argument, Driver, Grid};
 use crate::numbers::dtype::Dtype;
 
