@@ -8,9 +8,9 @@ use super::cpu::in_runs;
 use super::decoder::{Decoder, Drawn, Prefill};
 use super::scheduler::Start;
 use crate::error::{Error, Result};
-use crate::gpu::decode::kernels::{cache_rows, check, head_rows};
 use crate::gpu::decode::{DecodeStep, LogEntry, SampleStart, SamplingPlan, SlotCapacity, Slots};
 use crate::gpu::driver::{Driver, Mark};
+use crate::gpu::kernels::{cache_rows, check, head_rows, mark_seen};
 use crate::gpu::packed::{ForwardPass, KeptActivations};
 use crate::gpu::{Buffer, DeviceWeights, DynBuffer, OpenedWeights, WeightsOffer};
 use crate::model::{Config, Model, Packed};
@@ -157,7 +157,7 @@ impl GpuDecoder {
         let logits = Buffer::new(&self.driver, rows.len() * v)?;
         head_rows(&*self.driver, (self.weights.head(), &hidden), &logits, None, [rows.len(), v, d])?;
         for (row, at) in places.iter().enumerate() {
-            self.driver.copy(self.prompt_logits.at(at * v), logits.at(row * v), v * size_of::<f32>())?;
+            self.prompt_logits.copy_from(at * v, &logits, row * v, v)?;
         }
         Ok(())
     }
@@ -191,7 +191,7 @@ impl Decoder for GpuDecoder {
             self.prompts.insert(prompt.group, placed);
             if self.slots.words > 0 {
                 let tokens = Buffer::from_slice(&self.driver, prompt.tokens)?;
-                self.slots.mark_seen(&*self.driver, at, (tokens.at(0), prompt.tokens.len()))?;
+                mark_seen(&*self.driver, &self.slots, at, &tokens)?;
             }
         }
         let mut from = 0;

@@ -1,63 +1,59 @@
-//! AdamW on the device: f32 weights, and each kind of moments, in one array; the products' copy is written in the same pass.
+//! AdamW on the GPU: the f32 weights in training and the moments. Each update also writes the copy that products read.
 
 use std::sync::Arc;
 
-use super::packed::DeviceGradients;
 use crate::error::Result;
-use crate::gpu::driver::{Argument, Driver, Grid};
+use crate::gpu::driver::Driver;
+use crate::gpu::kernels::{AdamWState, adamw, square_sums};
+use crate::gpu::packed::DeviceGradients;
 use crate::gpu::{Buffer, DeviceWeights, DynBuffer, ParameterLayout};
 use crate::model::{Config, Model};
 use crate::numbers::aligned::Number;
 use crate::numbers::dtype::Dtype;
 use crate::optim::{CHUNK, Held, Means, Moments, Rule};
 
-/// The weights in training, in f32.
+/// The f32 weights in training, and the optimizer's state.
 pub struct AdamW {
     driver: Arc<dyn Driver>,
     layout: ParameterLayout,
     weights: Buffer<f32>,
-    /// Running means of gradients and of their squares.
+    /// Running means of the gradients and of their squares.
     moments: Option<[DynBuffer; 2]>,
-    /// Updates that they are of.
+    /// Updates that the moments have seen.
     steps: u64,
-    /// Chunks of each parameter, and where each chunk starts.
+    /// How many chunks each parameter has.
     chunks: Vec<usize>,
-    from: Buffer<u64>,
+    /// Start and end of each chunk.
+    ranges: Buffer<[u64; 2]>,
     sums: Buffer<f64>,
 }
 
 impl AdamW {
-    /// Of a model's weights.
+    /// Copies a model's weights to the device.
     ///
     /// # Errors
-    /// [`crate::Error::Device`] when the device fails or has no room, as with all that follows.
+    /// [`crate::Error::Device`] when there is not enough memory or, here and in all methods, when the device fails.
     pub fn new(driver: &Arc<dyn Driver>, model: &Model) -> Result<Self> {
         let layout = ParameterLayout::new(model.config(), model.config().trainable())?;
         let weights = Buffer::new(driver, layout.all)?;
-        let (mut chunks, mut from) = (Vec::new(), Vec::new());
+        let (mut chunks, mut ranges) = (Vec::new(), Vec::new());
         for (numbers, at) in model.parameters().iter().zip(&layout.at) {
             weights.upload(*at, numbers)?;
             chunks.push(numbers.len().div_ceil(CHUNK));
             for start in (0..numbers.len()).step_by(CHUNK) {
-                from.push([*at + start, *at + (start + CHUNK).min(numbers.len())].map(|number| number as u64));
+                ranges.push([*at + start, *at + (start + CHUNK).min(numbers.len())].map(|number| number as u64));
             }
         }
-        let (sums, from) = (Buffer::new(driver, from.len())?, Buffer::from_slice(driver, from.as_flattened())?);
-        Ok(Self { driver: Arc::clone(driver), layout, weights, moments: None, steps: 0, chunks, from, sums })
+        let (sums, ranges) = (Buffer::new(driver, ranges.len())?, Buffer::from_slice(driver, &ranges)?);
+        Ok(Self { driver: Arc::clone(driver), layout, weights, moments: None, steps: 0, chunks, ranges, sums })
     }
 
-    /// The norm of each parameter's gradient, added as [`crate::optim::norms`] does it.
+    /// The norm of each parameter's gradient, summed in the order of [`crate::optim::norms`].
     ///
     /// # Errors
     /// See [`AdamW::new`].
     pub fn norms(&self, gradients: &DeviceGradients) -> Result<Vec<f64>> {
-        let blocks = u32::try_from(self.sums.len()).expect("fewer than 2^32 chunks");
-        let arguments = [gradients.numbers.at(0).into(), self.from.at(0).into(), self.sums.at(0).into()];
-        self.driver.launch(
-            "square_sums",
-            Grid { blocks: [blocks, 1, 1], threads: 256, shared: 0, early: false },
-            &arguments,
-        )?;
+        square_sums(&*self.driver, &gradients.numbers, &self.ranges, &self.sums)?;
         let sums = self.sums.to_vec()?;
         let mut rest = &sums[..];
         let norm = |chunks: &usize| {
@@ -68,40 +64,14 @@ impl AdamW {
         Ok(self.chunks.iter().map(norm).collect())
     }
 
-    /// One update by `rule`; the gradients become zero, and `weights` the products' copy.
+    /// Makes one update by `rule`, sets the gradients to zero, and rounds the new weights into `copy`, which products read.
     ///
     /// # Errors
     /// See [`AdamW::new`].
-    pub fn update(&mut self, rule: &Rule, gradients: &DeviceGradients, weights: &DeviceWeights) -> Result<()> {
-        let [first, second] = self.moments.as_ref().expect("given before the first update");
-        let ParameterLayout { matrices, all, .. } = self.layout;
-        let blocks = u32::try_from(all.div_ceil(4 * 256)).expect("fewer than 2^42 parameters");
-        let arguments = [
-            self.weights.at(0).into(),
-            gradients.numbers.at(0).into(),
-            first.at(0).into(),
-            second.at(0).into(),
-            weights.matrices.at(0).into(),
-            weights.vectors.at(0).into(),
-            Argument::U64(all as u64),
-            Argument::U64(matrices as u64),
-            rule.gradient_scale.into(),
-            rule.keep.into(),
-            rule.first_rate.into(),
-            rule.second_keep.into(),
-            rule.second_rate.into(),
-            rule.correction_root.into(),
-            rule.epsilon.into(),
-            rule.step_size.into(),
-            Argument::U32(rule.key[0]),
-            Argument::U32(rule.key[1]),
-        ];
-        let name = format!("adamw_{}_{}", weights.matrices.dtype().name(), first.dtype().name());
-        self.driver.launch(
-            &name,
-            Grid { blocks: [blocks, 1, 1], threads: 256, shared: 0, early: false },
-            &arguments,
-        )?;
+    pub fn update(&mut self, rule: &Rule, gradients: &DeviceGradients, copy: &DeviceWeights) -> Result<()> {
+        let moments = self.moments.as_ref().expect("set before the first update");
+        let (weights, gradients) = (&self.weights, &gradients.numbers);
+        adamw(&*self.driver, rule, AdamWState { weights, gradients, moments, copy })?;
         self.steps += 1;
         Ok(())
     }
@@ -115,13 +85,13 @@ impl AdamW {
         pairs.into_iter().try_for_each(|(numbers, at)| self.weights.download(*at, numbers))
     }
 
-    /// Whether it has moments.
+    /// Whether the moments were set.
     #[must_use]
     pub fn has_moments(&self) -> bool {
         self.moments.is_some()
     }
 
-    /// Takes moments, before the first update.
+    /// Sets the moments, before the first update.
     ///
     /// # Errors
     /// See [`AdamW::new`].
@@ -138,7 +108,7 @@ impl AdamW {
         let [first, second] = [&means.first, &means.second].map(|means| -> Result<_> {
             let numbers = DynBuffer::new(&self.driver, dtype, self.layout.all)?;
             if steps == 0 {
-                numbers.clear()?; // what is zero is not worth its way
+                numbers.clear()?; // all zero: nothing to upload
             } else {
                 self.layout.at.iter().zip(means).try_for_each(|(at, mean)| numbers.upload_bytes(*at, mean.bytes()))?;
             }
@@ -147,7 +117,7 @@ impl AdamW {
         Ok([first?, second?])
     }
 
-    /// The moments as they are now, of a model of this shape; `None` where there are none.
+    /// Downloads the moments of a model of this shape; `None` if they were not set.
     ///
     /// # Errors
     /// See [`AdamW::new`].

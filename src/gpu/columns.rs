@@ -1,18 +1,18 @@
-//! Matrices as a library sees them that stores columns after each other, as cuBLAS does: every row-major matrix is its transpose.
+//! Converts row-major products to column-major ones, which cuBLAS computes. A row-major matrix is the transpose of a column-major one.
 
-use super::driver::{Matrix, MatrixProduct};
+use crate::gpu::driver::{Matrix, MatrixProduct};
 use crate::numbers::dtype::Dtype;
 
-/// A stored matrix, columns after each other.
+/// A column-major matrix.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct ColumnMajorMatrix {
-    /// Numbers in a column, as stored.
+    /// Rows as stored: numbers per column.
     pub rows: usize,
-    /// As stored.
+    /// Columns as stored.
     pub columns: usize,
     /// Numbers from one column to the next.
     pub stride: usize,
-    /// Of its numbers.
+    /// The type of the numbers.
     pub dtype: Dtype,
     /// Whether the product takes it transposed.
     pub transposed: bool,
@@ -30,19 +30,19 @@ pub struct ColumnMajorProduct {
 }
 
 impl ColumnMajorProduct {
-    /// The same product.
+    /// Converts a row-major product.
     pub fn new(product: &MatrixProduct) -> Self {
         let [m, n, k] = product.shape;
         Self {
-            first: operand(&product.b, [k, n], product.b_transposed),
-            second: operand(&product.a, [m, k], product.a_transposed),
-            out: operand(&product.out, [m, n], false),
+            first: matrix(&product.b, [k, n], product.b_transposed),
+            second: matrix(&product.a, [m, k], product.a_transposed),
+            out: matrix(&product.out, [m, n], false),
         }
     }
 }
 
-/// `shape` is that of the factor, rows first; `transposed` says that its transpose is stored.
-fn operand(matrix: &Matrix, shape: [usize; 2], transposed: bool) -> ColumnMajorMatrix {
+/// `shape` is (rows, columns) of the factor; `transposed` says that its transpose is stored.
+fn matrix(matrix: &Matrix, shape: [usize; 2], transposed: bool) -> ColumnMajorMatrix {
     let [stored_rows, stored_columns] = if transposed { [shape[1], shape[0]] } else { shape };
     ColumnMajorMatrix {
         rows: stored_columns,
@@ -58,7 +58,7 @@ mod tests {
     use super::*;
     use crate::gpu::driver::Address;
 
-    /// What BLAS reads at row `i`, column `j` of a factor.
+    /// The number that BLAS reads at row `i`, column `j` of a factor.
     fn factor(numbers: &[f64], operand: &ColumnMajorMatrix, i: usize, j: usize) -> f64 {
         let [row, column] = if operand.transposed { [j, i] } else { [i, j] };
         assert!(row < operand.rows && column < operand.columns, "({row}, {column}) of {operand:?}");

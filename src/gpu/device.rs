@@ -1,4 +1,4 @@
-//! Where to compute: `--device`.
+//! Parses `--device` and `--dtype`, and opens the device.
 
 use std::fmt;
 use std::path::Path;
@@ -9,12 +9,12 @@ use crate::error::{Error, Result};
 use crate::gpu::driver::Driver;
 use crate::numbers::dtype::Dtype;
 
-/// What was asked for.
+/// `--device`: what the user asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Device {
     /// The first GPU if there is one and this build can use it, else the CPU.
     Auto,
-    /// The processor, all threads.
+    /// The CPU, on all threads.
     Cpu,
     /// A GPU, counted from 0.
     Cuda(usize),
@@ -23,7 +23,7 @@ pub enum Device {
 /// `--dtype`: the type that matrix products read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum DtypeChoice {
-    /// bf16 where the card has it, else f16; on the processor f32: a sampler's log-probabilities are the trainer's, bit for bit
+    /// bf16 where the GPU supports it, else f16; on the CPU f32: a sampler's log-probabilities are the trainer's, bit for bit
     Auto,
     /// 32 bits
     F32,
@@ -34,21 +34,21 @@ pub enum DtypeChoice {
 }
 
 impl DtypeChoice {
-    /// What it is on a card.
+    /// The type to use on a GPU.
     ///
     /// # Errors
-    /// [`Error::Device`] when the card does not have it.
+    /// [`Error::Device`] when the GPU does not support it.
     pub fn on(self, gpu: &dyn Driver) -> Result<Dtype> {
-        let numbers = match self {
+        let dtype = match self {
             Self::Auto if gpu.supports(Dtype::Bf16) => Dtype::Bf16,
             Self::Auto | Self::F16 => Dtype::F16,
             Self::F32 => Dtype::F32,
             Self::Bf16 => Dtype::Bf16,
         };
-        if gpu.supports(numbers) {
-            return Ok(numbers);
+        if gpu.supports(dtype) {
+            return Ok(dtype);
         }
-        Err(Error::Device(format!("the {} has no {}: --dtype f16", gpu.name(), numbers.name())))
+        Err(Error::Device(format!("the {} does not support {dtype}: use --dtype f16", gpu.name())))
     }
 }
 
@@ -65,17 +65,17 @@ pub struct DeviceArgs {
     pub dtype: DtypeChoice,
 }
 
-/// Where one computes.
+/// The device that was opened.
 #[derive(Clone)]
 pub struct ComputeDevice {
-    /// None is the processor.
+    /// `None` for the CPU.
     pub gpu: Option<Arc<dyn Driver>>,
-    /// Why it is not the GPU that this machine has.
+    /// Why this machine's GPU is not used, if it has one.
     pub why_not: Option<String>,
 }
 
 impl ComputeDevice {
-    /// What a command says of computing on the processor in this way.
+    /// The message for a command that computes on the CPU; `how` says in what type.
     #[must_use]
     pub fn on_cpu(&self, how: &str) -> String {
         let threads = match rayon::current_num_threads() {
@@ -86,18 +86,18 @@ impl ComputeDevice {
         format!("computing on the CPU ({threads}, {how}){}", why_not.collect::<String>())
     }
 
-    /// What a command says of computing on a GPU in these numbers.
+    /// The message for a command that computes on a GPU in `dtype`.
     #[must_use]
-    pub fn on_gpu(gpu: &dyn Driver, numbers: Dtype) -> String {
-        format!("computing on the GPU ({}, {})", gpu.name(), numbers.name())
+    pub fn on_gpu(gpu: &dyn Driver, dtype: Dtype) -> String {
+        format!("computing on the GPU ({}, {dtype})", gpu.name())
     }
 }
 
 impl Device {
-    /// Opens the GPU that was asked for or, with `auto`, found.
+    /// Opens the GPU that the user asked for or, with `auto`, the first one that works.
     ///
     /// # Errors
-    /// [`crate::Error::Device`] when a GPU that was asked for cannot be used.
+    /// [`Error::Device`] when the GPU that the user asked for cannot be used.
     pub fn open(self) -> Result<ComputeDevice> {
         self.open_with(open_gpu, has_gpu())
     }
@@ -118,7 +118,7 @@ impl Device {
     }
 }
 
-/// Whether this machine has an NVIDIA GPU, as far as its kernel tells; who has none should hear nothing of CUDA.
+/// Whether this machine has an NVIDIA GPU, as far as its kernel knows. On a machine without one, no message mentions CUDA.
 fn has_gpu() -> bool {
     ["/proc/driver/nvidia/version", "/dev/nvidia0", "/usr/lib/wsl/lib/libcuda.so.1"]
         .iter()
@@ -142,9 +142,9 @@ impl FromStr for Device {
             None if text == "cpu" => Ok(Self::Cpu),
             None if text == "cuda" => Ok(Self::Cuda(0)),
             Some(("cuda", number)) => {
-                number.parse().map(Self::Cuda).map_err(|_| format!("{number:?} is no number of a GPU"))
+                number.parse().map(Self::Cuda).map_err(|_| format!("{number:?} is not the number of a GPU"))
             }
-            _ => Err("it is auto, cpu, cuda or cuda:N".into()),
+            _ => Err("expected auto, cpu, cuda or cuda:N".into()),
         }
     }
 }

@@ -1,7 +1,9 @@
-//! What a GPU offers: memory, copies, kernels, matrix products, recorded sequences of them.
+//! The interface of a GPU: memory, copies, kernel launches, matrix products, and recordings of these.
 //!
-//! Everything above this file is written once for any [`Driver`]: CUDA (`super::cuda`, with the feature `cuda`), and in the tests
-//! a C++ shim that runs the kernels' own source on the CPU under sanitizers.
+//! All other code in [`crate::gpu`] runs on any [`Driver`]: CUDA (`crate::gpu::cuda`, with the feature `cuda`) or, in the tests, a
+//! C++ shim that runs the source of the kernels on the CPU under sanitizers.
+
+#![allow(unsafe_code)] // declares methods whose callers must check their arguments
 
 use std::any::Any;
 
@@ -10,19 +12,22 @@ use serde::{Deserialize, Serialize};
 use crate::error::Result;
 use crate::numbers::dtype::Dtype;
 
-/// A place in the device's memory.
+/// An address in device memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Address(pub u64);
 
 impl Address {
-    /// `bytes` further on.
+    /// For a kernel's optional array that is not there.
+    pub const NULL: Self = Self(0);
+
+    /// The address `bytes` further on.
     #[must_use]
     pub fn offset(self, bytes: usize) -> Self {
         Self(self.0 + bytes as u64)
     }
 }
 
-/// An argument of a kernel, in the width of its parameter.
+/// An argument of a kernel, as wide as its parameter.
 #[derive(Debug, Clone, Copy)]
 pub enum Argument {
     /// A pointer.
@@ -36,7 +41,7 @@ pub enum Argument {
 }
 
 impl Argument {
-    /// Its bits, low first, and its size in bytes.
+    /// The bits, low bytes first, and the size (bytes).
     #[must_use]
     pub fn bits(self) -> (u64, usize) {
         match self {
@@ -47,38 +52,56 @@ impl Argument {
     }
 }
 
-/// How many blocks of how many threads, with how much dynamic shared memory a block [bytes].
+impl From<Address> for Argument {
+    fn from(at: Address) -> Self {
+        Self::Address(at)
+    }
+}
+
+impl From<usize> for Argument {
+    fn from(number: usize) -> Self {
+        Self::U32(u32::try_from(number).expect("sizes on the device are below 2^32"))
+    }
+}
+
+impl From<f32> for Argument {
+    fn from(number: f32) -> Self {
+        Self::F32(number)
+    }
+}
+
+/// The size of a kernel launch.
 #[derive(Debug, Clone, Copy)]
 pub struct Grid {
-    /// Blocks in x, y, z.
+    /// Blocks in x, y and z.
     pub blocks: [u32; 3],
-    /// Threads a block, those the kernel is made for.
+    /// Threads per block; each kernel is compiled for one number of them.
     pub threads: u32,
-    /// Bytes.
+    /// Dynamic shared memory per block (bytes).
     pub shared: u32,
-    /// Whether blocks may begin before the kernel asked for before has ended, which the kernel itself waits for: `wait_for_previous`.
+    /// Whether blocks may start before the previous kernel has ended. The kernel itself then waits, in `wait_for_previous`.
     pub early: bool,
 }
 
-/// A matrix in device memory, rows after each other, `stride` numbers from one to the next.
+/// A row-major matrix in device memory.
 #[derive(Debug, Clone, Copy)]
 pub struct Matrix {
-    /// Its first number.
+    /// The first number.
     pub at: Address,
     /// Numbers from one row to the next.
     pub stride: usize,
-    /// Of its numbers.
+    /// The type of the numbers.
     pub dtype: Dtype,
 }
 
-/// `out (m, n) = a (m, k) b (k, n) + beta out`, accumulated in f32; what is added to is f32.
+/// `out (m, n) = a (m, k) b (k, n) + beta out`, accumulated in f32.
 #[derive(Debug, Clone, Copy)]
 pub struct MatrixProduct {
-    /// `(m, k)`, or `(k, m)` where `a_transposed`.
+    /// `(m, k)`, or `(k, m)` if `a_transposed`.
     pub a: Matrix,
     /// Whether `a` is stored transposed.
     pub a_transposed: bool,
-    /// `(k, n)`, or `(n, k)` where `b_transposed`: a weight `(out, in)` as it is stored.
+    /// `(k, n)`, or `(n, k)` if `b_transposed`: a weight `(out, in)` as it is stored.
     pub b: Matrix,
     /// Whether `b` is stored transposed.
     pub b_transposed: bool,
@@ -86,123 +109,147 @@ pub struct MatrixProduct {
     pub out: Matrix,
     /// m, n, k.
     pub shape: [usize; 3],
-    /// 0, or 1 where `out` is f32: sums in 16 bits would be rounded again with each part, and how often is the library's.
+    /// 0, or 1 if `out` is f32. Sums in 16 bits would be rounded once per partial sum, and the library decides how many there are.
     pub beta: f32,
 }
 
 impl MatrixProduct {
-    /// Whether it is one that drivers promise.
+    /// Whether every driver supports this product.
     #[must_use]
-    pub fn is_promised(&self) -> bool {
+    pub fn is_supported(&self) -> bool {
         self.beta == 0.0 || (self.beta == 1.0 && self.out.dtype == Dtype::F32)
     }
 }
 
-/// Of a card's memory [bytes].
+/// How much of a GPU's memory is in use (bytes).
 #[derive(Debug, Clone, Copy)]
 pub struct Memory {
-    /// What nobody has.
+    /// Not used by any process.
     pub free: usize,
-    /// All there is.
+    /// The size of the memory.
     pub all: usize,
-    /// What this process has by [`Driver::allocate`] and has not released.
+    /// Allocated by this process through [`Driver::allocate`] and not released.
     pub held: usize,
 }
 
-/// Memory that host and device both see; the device writes, the host reads what [`Driver::wait`] has made sure of.
+/// Host memory that the device can write. The host may read what was written before a mark that [`Driver::wait`] has waited for.
 #[derive(Debug, Clone, Copy)]
 pub struct PinnedMemory {
-    /// As the device names it.
+    /// Its address on the device.
     pub at: Address,
-    /// As the host names it.
+    /// Its address on the host.
     pub host: usize,
-    /// Bytes.
+    /// Its size (bytes).
     pub bytes: usize,
 }
 
-/// By what another process opens memory of this one, on the same card.
+/// A handle by which another process on the same GPU opens this process's memory.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct IpcHandle {
-    /// The card, whatever a process calls it.
+    /// The GPU's UUID, which is the same in every process.
     #[serde(rename = "card")]
     pub gpu: String,
     /// The driver's name for the allocation, in hexadecimal.
     pub handle: String,
-    /// Where in it the memory begins [bytes].
+    /// Where the memory starts in the allocation (bytes).
     pub offset: u64,
 }
 
-/// A sequence of launches, copies and products, recorded once; given back by [`Driver::record`].
+/// Launches, copies and products that [`Driver::record`] recorded.
 pub type Recording = Box<dyn Any + Send>;
 
-/// A moment in the device's work, given by [`Driver::mark`].
+/// A point in the device's queue of work, made by [`Driver::mark`].
 pub type Mark = Box<dyn Any + Send>;
 
-/// One GPU and its one queue of work: what is asked for is done in order, after the call has returned, unless it says otherwise.
+/// One GPU with one queue of work. Calls return before their work is done, unless they say otherwise; the work is done in order.
 ///
 /// # Errors
-/// Every call returns [`crate::Error::Device`] with what the device said; work that failed earlier may show only then.
+/// Every call returns [`crate::Error::Device`] with the device's message. The cause may be work that was queued earlier.
 pub trait Driver: Send + Sync {
-    /// The card's name.
+    /// The name of the GPU.
     fn name(&self) -> String;
 
-    /// Whether kernels and products for it run on this card.
+    /// Whether the GPU runs kernels and products in this type.
     fn supports(&self, dtype: Dtype) -> bool;
 
-    /// Who has how much of it. Memory on the way to be released may still count as held until the work before it is done.
+    /// How much memory is in use. Released memory may still count as held until the work before its release is done.
     fn memory(&self) -> Result<Memory>;
 
-    /// Memory, 256-byte aligned, not cleared.
+    /// Allocates memory, aligned to 256 bytes, not cleared.
     fn allocate(&self, bytes: usize) -> Result<Address>;
 
-    /// Gives memory back, after all work asked for so far.
-    fn release(&self, at: Address);
-
-    /// The same, of the kind that [`Driver::ipc_handle`] can be asked for.
+    /// Allocates memory for which [`Driver::ipc_handle`] works.
     fn allocate_shareable(&self, bytes: usize) -> Result<Address>;
 
-    /// By what another process opens this memory, while it is not released.
-    fn ipc_handle(&self, of: Address) -> Result<IpcHandle>;
-
-    /// Memory of another process, which it may write or release at any time: who reads it knows from elsewhere that it does not. Open
-    /// as long as the driver.
-    fn open_ipc_handle(&self, handle: &IpcHandle) -> Result<Address>;
-
-    /// Memory that the host sees too, zeroed; it lives as long as the driver.
+    /// Allocates zeroed host memory that the device can write; it lives as long as the driver.
     fn allocate_pinned(&self, bytes: usize) -> Result<PinnedMemory>;
 
-    /// Host to device; the bytes may change once it returns.
-    fn upload(&self, to: Address, bytes: &[u8]) -> Result<()>;
-
-    /// Device to host, after all work asked for so far.
-    fn download(&self, from: Address, bytes: &mut [u8]) -> Result<()>;
-
-    /// Within the device.
-    fn copy(&self, to: Address, from: Address, bytes: usize) -> Result<()>;
-
-    /// Zeroes.
-    fn clear(&self, at: Address, bytes: usize) -> Result<()>;
-
-    /// Runs a kernel of `kernels/`.
+    /// Frees memory once all work queued so far is done.
     ///
-    /// The arguments must be what the kernel takes, good for all that the grid reads and writes: [`super::kernels`] sees to it.
-    fn launch(&self, kernel: &str, grid: Grid, arguments: &[Argument]) -> Result<()>;
+    /// # Safety
+    /// `at` was returned by `allocate` or `allocate_shareable` of this driver and was not released. Nothing queued or replayed later
+    /// uses it.
+    unsafe fn release(&self, at: Address);
 
-    /// A matrix product; [`MatrixProduct::is_promised`].
-    fn product(&self, product: &MatrixProduct) -> Result<()>;
+    /// A handle to memory from [`Driver::allocate_shareable`], valid until the memory is released.
+    fn ipc_handle(&self, of: Address) -> Result<IpcHandle>;
 
-    /// Records what `work` asks for instead of doing it.
+    /// Opens another process's memory for as long as the driver lives. That process may write or release it at any time: a reader must
+    /// know from elsewhere that it does not.
+    fn open_ipc_handle(&self, handle: &IpcHandle) -> Result<Address>;
+
+    /// Copies from host to device; the caller may change `bytes` once this returns.
+    ///
+    /// # Safety
+    /// Device memory is allocated for all of `bytes` from `to` on.
+    unsafe fn upload(&self, to: Address, bytes: &[u8]) -> Result<()>;
+
+    /// Copies from device to host, and waits for all work queued so far.
+    ///
+    /// # Safety
+    /// Device memory is allocated for all of `bytes` from `from` on.
+    unsafe fn download(&self, from: Address, bytes: &mut [u8]) -> Result<()>;
+
+    /// Copies within the device.
+    ///
+    /// # Safety
+    /// `bytes` of device memory, or of memory that it can address, are allocated at both ends, and stay so until the copy is done.
+    unsafe fn copy(&self, to: Address, from: Address, bytes: usize) -> Result<()>;
+
+    /// Sets memory to zero.
+    ///
+    /// # Safety
+    /// `bytes` of device memory are allocated at `at`.
+    unsafe fn clear(&self, at: Address, bytes: usize) -> Result<()>;
+
+    /// Runs a kernel of `src/gpu/kernels/`.
+    ///
+    /// # Safety
+    /// `arguments` have the number and the types of the kernel's parameters, `grid.threads` and `grid.shared` are what the kernel is
+    /// compiled for, and every array is allocated as far as the grid reads or writes it. [`crate::gpu::kernels`] checks this.
+    unsafe fn launch(&self, kernel: &str, grid: Grid, arguments: &[Argument]) -> Result<()>;
+
+    /// Multiplies matrices; see [`MatrixProduct::is_supported`].
+    ///
+    /// # Safety
+    /// The three matrices are allocated in the given shapes, and `out` overlaps neither factor.
+    unsafe fn multiply(&self, product: &MatrixProduct) -> Result<()>;
+
+    /// Records what `work` queues, instead of running it.
     fn record(&self, work: &mut dyn FnMut() -> Result<()>) -> Result<Recording>;
 
-    /// Does what was recorded.
-    fn replay(&self, recording: &Recording) -> Result<()>;
+    /// Runs recorded work.
+    ///
+    /// # Safety
+    /// All memory that the recorded work uses is still allocated.
+    unsafe fn replay(&self, recording: &Recording) -> Result<()>;
 
-    /// The moment when all work asked for so far is done.
+    /// Marks the end of the work queued so far.
     fn mark(&self) -> Result<Mark>;
 
-    /// Waits for it.
+    /// Waits until the work before the mark is done.
     fn wait(&self, mark: &Mark) -> Result<()>;
 
-    /// Device time between two marks [s], once both are past.
+    /// Device time between two marks (seconds), once the work before both is done.
     fn seconds_between(&self, from: &Mark, to: &Mark) -> Result<f64>;
 }

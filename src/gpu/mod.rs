@@ -1,7 +1,9 @@
-//! The model on a GPU: the same transformer as [`crate::model`], with kernels of our own (`kernels/`) and the card's library for
-//! large matrix products.
+//! Runs the model on a GPU: the same transformer as [`crate::model`], on kernels of our own ([`kernels`]) and on cuBLASLt for large
+//! matrix products.
 //!
-//! Knows nothing of text, records or rewards. [`driver`] is what any device must offer; all else is written once on top of it.
+//! It handles tensors only, no text, records or rewards. [`driver`] is the interface of a device; everything else is built on it.
+//! [`packed`] runs packed sequences forward and backward, which prefill and training use; [`decode`] draws the next token of many
+//! sequences; [`adamw`] updates the weights.
 
 pub mod adamw;
 mod buffer;
@@ -12,11 +14,13 @@ pub mod cuda;
 pub mod decode;
 pub mod device;
 pub mod driver;
+mod dyn_buffer;
 mod handover;
 pub mod kernels;
 pub mod packed;
 mod weights;
 
-pub use buffer::{Buffer, DynBuffer};
+pub use buffer::Buffer;
+pub use dyn_buffer::DynBuffer;
 pub use handover::{OpenedWeights, WeightsOffer};
 pub use weights::{DeviceWeights, LayerAddresses, ParameterLayout};

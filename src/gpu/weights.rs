@@ -1,31 +1,31 @@
-//! A model's parameters on the device: matrices in the type of the products, vectors in f32.
+//! A model's parameters on the device: matrices in the type that products read, vectors in f32.
 //!
-//! The weights that one product reads are contiguous: queries, keys and values; gate and up.
+//! Matrices that one product reads are adjacent: those of queries, keys and values, and those of gate and up.
 
 use std::sync::Arc;
 
-use super::buffer::{Buffer, DynBuffer};
-use super::driver::{Address, Driver};
 use crate::error::{Error, Result};
+use crate::gpu::driver::{Address, Driver};
+use crate::gpu::{Buffer, DynBuffer};
 use crate::model::{Config, Model, Parameter, ParameterList};
 use crate::numbers::dtype::Dtype;
 
-/// Kernels read 16 bytes at a time, so every width is a multiple of this many numbers.
+/// Kernels read 16 bytes at a time, so every width must be a multiple of this many numbers.
 const PACK: usize = 8;
 
-/// The offset of each parameter of a list in one array of all.
+/// The places of a list of parameters in one array.
 #[derive(Debug, Clone)]
 pub struct ParameterLayout {
     list: ParameterList,
-    /// First number of each parameter, in the order of the list.
+    /// Index of each parameter's first number, in the order of the list.
     pub at: Vec<usize>,
-    /// Count of numbers in all matrices, which come first.
+    /// How many numbers all matrices have; they come first.
     pub matrices: usize,
-    /// Count of numbers in all parameters.
+    /// How many numbers all parameters have.
     pub all: usize,
 }
 
-/// Addresses of one layer's parameters: matrices `(out, in)`, vectors `(out)`.
+/// Addresses of the parameters of one block: matrices `(out, in)`, vectors `(out)`.
 #[derive(Debug, Clone, Copy)]
 pub struct LayerAddresses {
     /// `(D)`.
@@ -46,17 +46,17 @@ pub struct LayerAddresses {
 
 /// A model's parameters on a device.
 pub struct DeviceWeights {
-    /// The shape.
+    /// The model's shape.
     pub config: Config,
-    /// Offsets in `matrices` and `vectors` together.
+    /// The places of the parameters in `matrices`, then `vectors`.
     pub layout: ParameterLayout,
     /// All matrices.
     pub matrices: DynBuffer,
     /// All vectors.
     pub vectors: Buffer<f32>,
-    /// Cosines, then sines, `(positions, E / 2)` each.
+    /// Rotary tables: cosines, then sines, `(positions, E / 2)` each.
     pub rope: Buffer<f32>,
-    /// Positions in `rope`.
+    /// How many positions `rope` has.
     pub positions: usize,
 }
 
@@ -64,7 +64,7 @@ impl ParameterLayout {
     /// Lays out the parameters in `list`, for a model of this shape.
     ///
     /// # Errors
-    /// [`Error::Device`] naming a width that the kernels cannot read.
+    /// [`Error::Device`] with the width that the kernels cannot read.
     pub fn new(config: &Config, list: ParameterList) -> Result<Self> {
         let widths = [
             ("hidden_size", config.hidden_size),
@@ -73,7 +73,7 @@ impl ParameterLayout {
         ];
         if let Some((name, width)) = widths.iter().find(|(_, width)| !width.is_multiple_of(PACK)) {
             return Err(Error::Device(format!(
-                "{name} = {width} is no multiple of {PACK}, as the GPU's kernels need it"
+                "{name} = {width} is not a multiple of {PACK}, which the GPU's kernels require"
             )));
         }
         let mut at = vec![0; list.iter().count()];
@@ -119,7 +119,7 @@ impl DeviceWeights {
     /// Copies a model's parameters to the device, with rope tables for `positions`.
     ///
     /// # Errors
-    /// [`Error::Device`] when the shape does not suit the kernels, there is no room, or the device fails.
+    /// [`Error::Device`] when the kernels do not support the shape, there is not enough memory, or the device fails.
     pub fn new(driver: &Arc<dyn Driver>, model: &Model, dtype: Dtype, positions: usize) -> Result<Self> {
         let layout = ParameterLayout::new(model.config(), model.config().stored())?;
         let matrices = DynBuffer::shareable(driver, dtype, layout.matrices)?;
@@ -144,19 +144,19 @@ impl DeviceWeights {
         Ok(())
     }
 
-    /// `(V, D)`.
+    /// The embedding, `(V, D)`.
     #[must_use]
     pub fn embedding(&self) -> Address {
         self.address(self.layout.of_model(Parameter::EmbedTokens))
     }
 
-    /// `(D)`.
+    /// The weight of the final norm, `(D)`.
     #[must_use]
     pub fn final_norm(&self) -> Address {
         self.address(self.layout.of_model(Parameter::FinalNorm))
     }
 
-    /// `(V, D)`.
+    /// The LM head, `(V, D)`.
     #[must_use]
     pub fn head(&self) -> Address {
         self.address(self.layout.of_head())

@@ -95,8 +95,8 @@ impl OpenDevice {
         let free = driver.memory()?.free;
         let limit = self.limit.map_or(free, |limit| limit.min(free));
         let MemoryNeeds { reference, tokens, optimizer_state: moments } = needs;
-        let wish = PlanRequest { config: model.config(), dtype: *dtype, moments, reference, tokens, limit };
-        let plan = TrainingPlan::choose(wish)?;
+        let request = PlanRequest { config: model.config(), dtype: *dtype, moments, reference, tokens, limit };
+        let plan = TrainingPlan::choose(request)?;
         say(&format!("{}, {}", ComputeDevice::on_gpu(&**driver, *dtype), plan.describe()));
         Ok(Box::new(Gpu::new(Arc::clone(driver), model, *dtype, &plan)?))
     }

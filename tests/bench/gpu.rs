@@ -15,8 +15,8 @@ use std::cell::OnceCell;
 use std::sync::Arc;
 
 use grpo_pipes::engine::{Decoder, Drawn, GpuDecoder, GpuOptions, Prefill, Settings, Start};
-use grpo_pipes::gpu::driver::{Driver, Matrix, MatrixProduct};
-use grpo_pipes::gpu::{Buffer, DeviceWeights, DynBuffer, cuda};
+use grpo_pipes::gpu::driver::{Driver, Matrix};
+use grpo_pipes::gpu::{Buffer, DeviceWeights, DynBuffer, cuda, kernels};
 use grpo_pipes::model::{Config, Model, RopeParameters, Sampling, Scaling};
 use grpo_pipes::numbers::dtype::Dtype;
 use grpo_pipes::numbers::rng::Stream;
@@ -179,15 +179,14 @@ fn timed(gpu: &Arc<dyn Driver>, times: usize, mut work: impl FnMut()) -> f64 {
 fn bandwidth(gpu: &Arc<dyn Driver>) -> f64 {
     let len = 4usize << 30;
     let (from, to) = (Buffer::<u8>::zeros(gpu, len).unwrap(), Buffer::<u8>::new(gpu, len).unwrap());
-    2.0 * len as f64 / timed(gpu, 11, || gpu.copy(to.at(0), from.at(0), len).unwrap())
+    2.0 * len as f64 / timed(gpu, 11, || to.copy_from(0, &from, 0, len).unwrap())
 }
 
 fn flops(gpu: &Arc<dyn Driver>) -> f64 {
     let n = 8192;
     let [a, b, out] = [(); 3].map(|()| numbers(gpu, n * n));
     let [a, b, out] = [&a, &b, &out].map(|numbers| -> Matrix { numbers.matrix(0, n) });
-    let product = MatrixProduct { a, a_transposed: false, b, b_transposed: true, out, shape: [n; 3], beta: 0.0 };
-    2.0 * (n as f64).powi(3) / timed(gpu, 11, || gpu.product(&product).unwrap())
+    2.0 * (n as f64).powi(3) / timed(gpu, 11, || kernels::linear(&**gpu, a, b, out, [n; 3]).unwrap())
 }
 
 /// Between -1 and 1: zeros would take less power, and so be faster. Few of them come from the host, which would take its time.
@@ -197,7 +196,7 @@ fn numbers(gpu: &Arc<dyn Driver>, len: usize) -> DynBuffer {
     let (piece, all) =
         (DynBuffer::from_f32(gpu, Dtype::Bf16, &random).unwrap(), DynBuffer::new(gpu, Dtype::Bf16, len).unwrap());
     for at in (0..len).step_by(PIECE) {
-        gpu.copy(all.at(at), piece.at(0), 2 * PIECE.min(len - at)).unwrap();
+        all.bytes().copy_from(2 * at, piece.bytes(), 0, 2 * PIECE.min(len - at)).unwrap();
     }
     all
 }
@@ -306,7 +305,7 @@ fn handover(bench: &Bench) {
     let len = 2 * MATRICES as usize;
     let buffer = || Buffer::<u8>::shareable(&bench.gpu, len).unwrap();
     let (from, to) = (buffer(), buffer());
-    let seconds = timed(&bench.gpu, 11, || to.copy_from(from.at(0)).unwrap());
+    let seconds = timed(&bench.gpu, 11, || to.copy_from(0, &from, 0, len).unwrap());
     let limit = bench.limits.seconds(2.0 * len as f64, 0.0);
     println!("handover_limit_ms {:.3}\nhandover_ms {:.3}", limit * 1e3, seconds * 1e3);
 }

@@ -1,20 +1,20 @@
 //! Where the time goes: each kind of launch of a decode step and of a training pass, alone and some times in a row in a recording.
 //!
 //! Lines `PART_NAME_us` with what each takes, its limit before it, and the sum of all launches of a step or pass, to be compared with the
-//! time of the whole. Each launch in a row has a layer's own weights and caches, so that a card's cache does not flatter them.
+//! time of the whole. Each launch in a row has a layer's own weights and caches, so that the GPU's cache does not flatter them.
+
+#![allow(unsafe_code)] // products and recordings without a wrapper
 
 use std::sync::Arc;
 
 use grpo_pipes::error::Result;
-use grpo_pipes::gpu::decode::kernels::{
-    AttentionWarps, decode_attention, embed_slots, head_rows, linear_rows, splits, swiglu_rows,
-};
-use grpo_pipes::gpu::decode::{
-    DrawLog, DrawOutput, DrawRows, Logits, SampleStart, SlotCapacity, Slots, SoftmaxSums, draw,
-};
+use grpo_pipes::gpu::decode::{DrawLog, SampleStart, SlotCapacity, Slots};
 use grpo_pipes::gpu::driver::{Address, Driver, Matrix, MatrixProduct};
-use grpo_pipes::gpu::kernels::{PartialSums, add_norm};
-use grpo_pipes::gpu::packed::{DeviceGradients, PackedBatch, kernels};
+use grpo_pipes::gpu::kernels::{
+    self, AttentionWarps, DrawOutput, DrawRows, Logits, PartialSums, SoftmaxSums, add_norm, decode_attention, draw,
+    embed_slots, head_rows, linear_rows, splits, swiglu_rows,
+};
+use grpo_pipes::gpu::packed::{DeviceGradients, PackedBatch};
 use grpo_pipes::gpu::{Buffer, DeviceWeights, DynBuffer};
 use grpo_pipes::model::Sampling;
 use grpo_pipes::numbers::dtype::Dtype;
@@ -40,7 +40,9 @@ impl Split<'_> {
     fn time(&mut self, name: &str, count: usize, [bytes, operations]: [f64; 2], work: &dyn Fn(usize) -> Result<()>) {
         let launches = count.clamp(4, LAYERS);
         let recording = self.gpu.record(&mut || (0..launches).try_for_each(work)).unwrap();
-        let seconds = timed(self.gpu, 11, || self.gpu.replay(&recording).unwrap()) / launches as f64;
+        // SAFETY: what `work` uses outlives this call.
+        let replay = || unsafe { self.gpu.replay(&recording) }.unwrap();
+        let seconds = timed(self.gpu, 11, replay) / launches as f64;
         self.sum += seconds * count as f64;
         let (name, limit) = (format!("{}_{name}", self.name), self.limits.seconds(bytes, operations));
         println!("{name}_limit_us {:.2}\n{name}_us {:.2}", limit * 1e6, seconds * 1e6);
@@ -146,12 +148,12 @@ impl<'a> Step<'a> {
         let (gpu, rows) = (*gpu, *rows);
         let (stream, scores) = (6.0 * (rows * D) as f64, 4.0 * (rows * V) as f64);
         split.time("embed", 1, [stream, 0.0], &|_| embed_slots(gpu, weights, slots, slot_of_row, x, None));
-        gpu.clear(summed.largest.at(0), rows * size_of::<u32>()).unwrap();
+        summed.largest.clear().unwrap();
         let head = [2.0 * ((V + rows) * D) as f64 + scores, 2.0 * (rows * V * D) as f64];
         split.time("head", 1, head, &|_| {
             head_rows(gpu, (weights.head(), normed), logits, Some(&summed.largest), [rows, V, D])
         });
-        split.time("draw_sums", 1, [scores, 0.0], &|_| summed.take(gpu, slots, slot_of_row, (logits, V), 1.0));
+        split.time("draw_sums", 1, [scores, 0.0], &|_| summed.sum(gpu, slots, slot_of_row, (logits, V), 1.0));
         let from = Logits { of: logits, vocabulary: V, summed: Some(summed) };
         split.time("draw", 1, [0.0; 2], &|_| {
             draw(gpu, slots, DrawRows::Rows(slot_of_row), from, &Sampling::default(), ends)
@@ -255,7 +257,8 @@ impl<'a> Pass<'a> {
         let count = if wide == V { 1 } else { LAYERS };
         for (kind, product, bytes) in kinds {
             let least = [bytes, 2.0 * (rows * wide) as f64 * deep as f64];
-            split.time(&format!("{name}{kind}"), count, least, &|_| self.gpu.product(&product));
+            // SAFETY: the caller's matrices have these shapes.
+            split.time(&format!("{name}{kind}"), count, least, &|_| unsafe { self.gpu.multiply(&product) });
         }
     }
 

@@ -55,9 +55,9 @@ pub fn adamw(bench: &Bench) {
 /// What grpo-step would hold of logits on this card.
 pub fn logits_bytes(gpu: &Arc<dyn Driver>) -> usize {
     let (config, limit) = (shape(), gpu.memory().unwrap().all);
-    let wish =
+    let request =
         PlanRequest { config: &config, dtype: Dtype::Bf16, moments: Dtype::F32, reference: false, tokens: None, limit };
-    TrainingPlan::choose(wish).unwrap().logits_bytes
+    TrainingPlan::choose(request).unwrap().logits_bytes
 }
 
 fn update(bench: &Bench, optimizer: &mut AdamW, gradients: &DeviceGradients, optimizer_state: Dtype) -> f64 {

@@ -1,4 +1,4 @@
-//! Where the driver's library and cuBLASLt are. Nothing is linked: a binary with CUDA starts on a machine without.
+//! Finds the driver's library and cuBLASLt at run time. Nothing is linked, so a binary with CUDA also starts on a machine without.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -8,15 +8,15 @@ use libloading::Library;
 
 use crate::error::{Error, Result};
 
-/// Those whose calls have been tried, the newest first.
+/// The versions that were tested, the newest first.
 const CUBLASLT: [&str; 2] = ["libcublasLt.so.13", "libcublasLt.so.12"];
 
-/// Makes sure that both libraries are there: cudarc opens them at the first call, and panics where it cannot.
+/// Checks that both libraries can be opened. cudarc opens them at the first call, and panics if it cannot.
 ///
 /// # Errors
-/// [`Error::Device`] naming the one that is missing and what to do.
+/// [`Error::Device`] with the missing library and what to do about it.
 pub fn open() -> Result<()> {
-    // SAFETY: opens and closes the driver's library, whose start has no effect of its own.
+    // SAFETY: opens and closes the driver's library, whose initialisation has no side effects.
     if !unsafe { driver::sys::is_culib_present() } {
         return Err(Error::Device("no NVIDIA driver on this machine (libcuda.so.1 is not found)".into()));
     }
@@ -36,7 +36,7 @@ fn cublaslt_is_present() -> bool {
     unsafe { cublaslt::sys::is_culib_present() }
 }
 
-/// Opens cuBLASLt by its full path, for good: opened by its name alone, the loader gives the same one then.
+/// Opens cuBLASLt by its full path and never closes it, so that the loader also finds it by its name alone.
 fn hold_cublaslt(directories: &[PathBuf]) -> bool {
     let places = directories.iter().flat_map(|directory| CUBLASLT.iter().map(move |name| directory.join(name)));
     // SAFETY: as for the driver's library.
@@ -44,7 +44,7 @@ fn hold_cublaslt(directories: &[PathBuf]) -> bool {
     held.map(std::mem::forget).is_some()
 }
 
-/// Where toolkits and Python packages put libraries that the loader does not know of.
+/// Directories in which toolkits and Python packages install libraries that the loader does not search.
 fn directories(environment: impl Fn(&str) -> Option<OsString>) -> Vec<PathBuf> {
     let toolkits = environment("CUDA_HOME").map(PathBuf::from).into_iter().chain([PathBuf::from("/usr/local/cuda")]);
     let mut all: Vec<PathBuf> = toolkits.map(|toolkit| toolkit.join("lib64")).collect();
@@ -57,7 +57,7 @@ fn directories(environment: impl Fn(&str) -> Option<OsString>) -> Vec<PathBuf> {
     all
 }
 
-/// What is in a directory, in order; nothing if it cannot be read.
+/// The sorted entries of a directory; none if it cannot be read.
 fn entries(directory: &Path) -> Vec<PathBuf> {
     let found = std::fs::read_dir(directory).into_iter().flatten().filter_map(|entry| Some(entry.ok()?.path()));
     let mut found: Vec<PathBuf> = found.collect();

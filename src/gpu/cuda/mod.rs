@@ -1,6 +1,6 @@
-//! [`Driver`] for NVIDIA's cards, over the driver's library and cuBLASLt.
+//! Implements [`Driver`] for NVIDIA GPUs, on the CUDA driver and cuBLASLt.
 
-#![allow(unsafe_code)] // calls of the driver; what they are given is made in this directory, or is the caller's as `Driver` says
+#![allow(unsafe_code)] // calls the driver with handles that this directory makes, and with addresses that `Driver` makes the caller answer for
 
 mod context;
 mod libraries;
@@ -26,27 +26,29 @@ use self::products::Products;
 use self::recorded::{Event, Graph};
 use self::shared::SharedMemory;
 use self::staging::Staging;
-use super::driver::{Address, Argument, Driver, Grid, IpcHandle, Mark, MatrixProduct, Memory, PinnedMemory, Recording};
 use crate::error::{Error, Result};
+use crate::gpu::driver::{
+    Address, Argument, Driver, Grid, IpcHandle, Mark, MatrixProduct, Memory, PinnedMemory, Recording,
+};
 use crate::numbers::dtype::Dtype;
 
-/// The kernels, for all cards: build.rs.
+/// The kernels for all architectures, compiled by `build.rs`.
 static KERNELS: &Aligned<[u8]> = &Aligned(*include_bytes!(concat!(env!("OUT_DIR"), "/kernels.fatbin")));
 
-/// The driver reads words in it.
+/// Aligned, because the driver reads it in words.
 #[repr(align(16))]
 struct Aligned<B: ?Sized>(B);
 
-/// The oldest card there are kernels for, the first with f16 in its matrix units.
-const OLDEST_CARD: i32 = 75;
+/// The oldest supported compute capability (Turing), the first with f16 in the matrix units that the kernels use.
+const OLDEST: i32 = 75;
 
-/// The oldest card that can begin a kernel before the one before it has ended (Hopper).
+/// The oldest compute capability that can start a kernel before the previous one has ended (Hopper).
 const EARLY: i32 = 90;
 
-/// Shared memory that a block may have without asking for more, what its kernel declares included [bytes].
+/// Shared memory that a block may have without opting in to more, including what its kernel declares (bytes).
 const SHARED_MEMORY: u32 = 48 << 10;
 
-/// A kernel, and the dynamic shared memory that it may have so far.
+/// A kernel, and the dynamic shared memory that it may currently use (bytes).
 struct Kernel {
     function: sys::CUfunction,
     shared: u32,
@@ -60,7 +62,7 @@ struct Cuda {
     kernels: Mutex<HashMap<String, Kernel>>,
     products: Products,
     staging: Mutex<Staging>,
-    /// Pinned memory of the host.
+    /// Addresses of pinned host memory.
     pinned: Mutex<Vec<usize>>,
     shared: SharedMemory,
     recording: AtomicBool,
@@ -68,20 +70,20 @@ struct Cuda {
 
 // SAFETY: see Context.
 unsafe impl Send for Cuda {}
-// SAFETY: as above; what changes is behind locks.
+// SAFETY: as above; all mutable state is behind locks.
 unsafe impl Sync for Cuda {}
 
-/// Opens card `ordinal`, counted from 0.
+/// Opens GPU `ordinal`, counted from 0.
 ///
 /// # Errors
-/// [`Error::Device`] naming what is missing: driver, library, card; or what the driver said.
+/// [`Error::Device`] when the driver, a library or the GPU is missing, or with the driver's error.
 pub fn open(ordinal: usize) -> Result<Arc<dyn Driver>> {
     libraries::open()?;
     let context = Arc::new(Context::new(ordinal)?);
     let (name, capability) = (context.name()?, context.capability()?);
-    if capability < OLDEST_CARD {
+    if capability < OLDEST {
         return Err(Error::Device(format!(
-            "GPU {ordinal} is a {name} of sm_{capability}; kernels are for sm_{OLDEST_CARD} (Turing) and newer"
+            "GPU {ordinal} is a {name} of sm_{capability}; kernels are for sm_{OLDEST} (Turing) and newer"
         )));
     }
     // SAFETY: the whole image, aligned.
@@ -92,7 +94,7 @@ pub fn open(ordinal: usize) -> Result<Arc<dyn Driver>> {
     Ok(Arc::new(Cuda { context, name, capability, module, kernels, products, staging, pinned, shared, recording }))
 }
 
-/// The kernels did not load: mostly a driver that is older than the compiler.
+/// The error for kernels that did not load, usually because the driver is older than the compiler.
 fn refused(err: DriverError) -> Error {
     let mut version = 0;
     // SAFETY: writes one number.
@@ -104,7 +106,8 @@ fn refused(err: DriverError) -> Error {
 }
 
 impl Cuda {
-    /// What cannot be recorded must not be asked for meanwhile: it would be left out, or read memory that is gone.
+    /// Binds the context, for an operation that cannot be recorded. While a recording is made it is refused: it would be left out, or
+    /// read memory that is gone.
     fn bind(&self, what: &str) -> Result<()> {
         if self.recording.load(Ordering::Relaxed) {
             return Err(Error::Device(format!("GPU: {what} cannot be recorded")));
@@ -124,7 +127,7 @@ impl Cuda {
         }
     }
 
-    /// A kernel that may have so much dynamic shared memory.
+    /// A kernel by its name, allowed to use `shared` bytes of dynamic shared memory.
     fn kernel(&self, name: &str, shared: u32) -> Result<sys::CUfunction> {
         let mut kernels = self.kernels.lock().unwrap_or_else(PoisonError::into_inner);
         let kernel = match kernels.entry(name.into()) {
@@ -132,7 +135,7 @@ impl Cuda {
             Entry::Vacant(room) => room.insert(self.find(name)?),
         };
         if shared > kernel.shared {
-            // SAFETY: a function of the module; the driver refuses what the card does not have.
+            // SAFETY: a function of the module; the driver refuses more than the GPU has.
             let allowed = unsafe { result::function::set_function_attribute(kernel.function, LIMIT, shared as i32) };
             allowed.map_err(failed(&format!("giving the kernel {name} {shared} bytes of shared memory a block")))?;
             kernel.shared = shared;
@@ -159,7 +162,7 @@ impl Driver for Cuda {
 
     fn supports(&self, dtype: Dtype) -> bool {
         match dtype {
-            Dtype::F32 | Dtype::F16 => true, // all cards there are kernels for
+            Dtype::F32 | Dtype::F16 => true, // every supported GPU
             Dtype::Bf16 => self.capability >= 80,
         }
     }
@@ -170,7 +173,7 @@ impl Driver for Cuda {
 
     fn allocate(&self, bytes: usize) -> Result<Address> {
         self.bind("making room in memory")?;
-        // SAFETY: memory that was never written is the caller's to write first, by work of this stream, as all of it is.
+        // SAFETY: the caller writes the memory before it reads it, in work of this stream.
         unsafe { result::malloc_async(self.context.stream, bytes) }.map(Address).map_err(|err| self.no_room(bytes, err))
     }
 
@@ -189,17 +192,17 @@ impl Driver for Cuda {
         self.shared.open(handle).map(Address)
     }
 
-    fn release(&self, at: Address) {
-        assert!(!self.recording.load(Ordering::Relaxed), "memory is freed while work on it is recorded");
+    unsafe fn release(&self, at: Address) {
+        assert!(!self.recording.load(Ordering::Relaxed), "memory is released while work is recorded");
         if self.context.bind().is_ok() && !self.shared.release(at.0) {
-            // SAFETY: from `allocate`; what uses it was asked for earlier.
+            // SAFETY: from `allocate`, as the caller promises; work that uses it was queued earlier.
             let _ = unsafe { result::free_async(at.0, self.context.stream) };
         }
     }
 
     fn allocate_pinned(&self, bytes: usize) -> Result<PinnedMemory> {
         self.bind("making room in shared memory")?;
-        // SAFETY: freed when this is dropped, and zeroed over its whole length before anyone sees it.
+        // SAFETY: freed when this is dropped, and zeroed before it is returned.
         let (host, at) = unsafe {
             let host = result::malloc_host(bytes, sys::CU_MEMHOSTALLOC_DEVICEMAP).map_err(failed("pinning memory"))?;
             self.pinned.lock().unwrap_or_else(PoisonError::into_inner).push(host as usize);
@@ -211,46 +214,46 @@ impl Driver for Cuda {
         Ok(PinnedMemory { at: Address(at), host, bytes })
     }
 
-    fn upload(&self, to: Address, bytes: &[u8]) -> Result<()> {
+    unsafe fn upload(&self, to: Address, bytes: &[u8]) -> Result<()> {
         self.bind("a copy from the host")?;
         self.staging.lock().unwrap_or_else(PoisonError::into_inner).copy(to.0, bytes)
     }
 
-    fn download(&self, from: Address, bytes: &mut [u8]) -> Result<()> {
+    unsafe fn download(&self, from: Address, bytes: &mut [u8]) -> Result<()> {
         self.bind("a copy to the host")?;
-        // SAFETY: the device's side is the caller's; the host's is written before `synchronize` returns.
+        // SAFETY: the caller promises the device's side; the host's is written before `synchronize` returns.
         unsafe { result::memcpy_dtoh_async(bytes, from.0, self.context.stream) }
             .map_err(failed("copying from the GPU"))?;
         self.context.synchronize()
     }
 
-    fn copy(&self, to: Address, from: Address, bytes: usize) -> Result<()> {
+    unsafe fn copy(&self, to: Address, from: Address, bytes: usize) -> Result<()> {
         if bytes == 0 {
-            return Ok(()); // the card would take it for a mistake, as in what follows
+            return Ok(()); // CUDA refuses an empty copy
         }
         self.context.bind()?;
-        // SAFETY: both sides are the caller's. This call takes shared memory on either side, too.
+        // SAFETY: the caller promises both sides. This call also accepts pinned memory on either side.
         let done = unsafe { sys::cuMemcpyAsync(to.0, from.0, bytes, self.context.stream) };
         done.result().map_err(failed("copying on the GPU"))
     }
 
-    fn clear(&self, at: Address, bytes: usize) -> Result<()> {
+    unsafe fn clear(&self, at: Address, bytes: usize) -> Result<()> {
         if bytes == 0 {
             return Ok(());
         }
         self.context.bind()?;
-        // SAFETY: the caller's memory.
+        // SAFETY: the caller promises that the memory is allocated.
         unsafe { result::memset_d8_async(at.0, 0, bytes, self.context.stream) }.map_err(failed("clearing memory"))
     }
 
-    fn launch(&self, kernel: &str, grid: Grid, arguments: &[Argument]) -> Result<()> {
+    unsafe fn launch(&self, kernel: &str, grid: Grid, arguments: &[Argument]) -> Result<()> {
         if grid.blocks.contains(&0) {
             return Ok(());
         }
         self.context.bind()?;
         let function = self.kernel(kernel, grid.shared)?;
         let mut bits: Vec<u64> = arguments.iter().map(|one| one.bits().0).collect();
-        // Low bytes first, so that a pointer to the bits is one to the narrower number.
+        // Low bytes come first, so a pointer to the bits also points to a narrower number.
         let mut pointers: Vec<*mut c_void> = bits.iter_mut().map(|bits| (&raw mut *bits).cast()).collect();
         let mut early = sys::CUlaunchAttribute {
             id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
@@ -270,14 +273,14 @@ impl Driver for Cuda {
             attrs: &raw mut early,
             numAttrs: u32::from(grid.early && self.capability >= EARLY),
         };
-        // SAFETY: arguments are copied before it returns; that they are the kernel's is the caller's part.
+        // SAFETY: arguments are copied before this returns; the caller promises that they are the kernel's.
         unsafe { sys::cuLaunchKernelEx(&raw const config, function, pointers.as_mut_ptr(), std::ptr::null_mut()) }
             .result()
             .map_err(|err| failed(&format!("launching {kernel} with {grid:?}"))(err))
     }
 
-    fn product(&self, product: &MatrixProduct) -> Result<()> {
-        assert!(product.is_promised(), "{product:?}");
+    unsafe fn multiply(&self, product: &MatrixProduct) -> Result<()> {
+        assert!(product.is_supported(), "{product:?}");
         if product.shape[..2].contains(&0) {
             return Ok(());
         }
@@ -286,13 +289,13 @@ impl Driver for Cuda {
     }
 
     fn record(&self, work: &mut dyn FnMut() -> Result<()>) -> Result<Recording> {
-        assert!(!self.recording.swap(true, Ordering::Relaxed), "a recording within a recording");
+        assert!(!self.recording.swap(true, Ordering::Relaxed), "a recording cannot start while another is made");
         let recorded = Graph::record(&self.context, work);
         self.recording.store(false, Ordering::Relaxed);
         Ok(Box::new(recorded?))
     }
 
-    fn replay(&self, recording: &Recording) -> Result<()> {
+    unsafe fn replay(&self, recording: &Recording) -> Result<()> {
         recording.downcast_ref::<Graph>().expect("recorded by this driver").replay()
     }
 
@@ -316,12 +319,12 @@ fn event(mark: &Mark) -> &Event {
 
 impl Drop for Cuda {
     fn drop(&mut self) {
-        // What fails here has been told by the call that broke the context.
+        // The call that broke the context has already reported what fails here.
         let _ = self.context.synchronize();
         self.products.close();
         self.shared.close();
         for host in std::mem::take(&mut *self.pinned.lock().unwrap_or_else(PoisonError::into_inner)) {
-            // SAFETY: from `allocate_pinned`, and no work uses it any more.
+            // SAFETY: from `allocate_pinned`, and no longer used by any work.
             let _ = unsafe { result::free_host(host as *mut c_void) };
         }
         // SAFETY: as above.

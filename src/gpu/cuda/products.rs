@@ -1,4 +1,4 @@
-//! Matrix products by cuBLASLt.
+//! Multiplies matrices with cuBLASLt.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -15,13 +15,13 @@ use crate::gpu::columns::{ColumnMajorMatrix, ColumnMajorProduct};
 use crate::gpu::driver::{Address, MatrixProduct};
 use crate::numbers::dtype::Dtype;
 
-/// What the library's authors advise for Hopper; elsewhere it needs less.
+/// What the library's documentation advises for Hopper (bytes); older GPUs need less.
 const WORKSPACE: usize = 32 << 20;
 
-/// More is of no use to its kernels, and would let a result depend on where a buffer happens to lie.
+/// The library's kernels gain nothing from a larger alignment, and a result must not depend on where a buffer happens to lie.
 const BEST_ALIGNMENT: u64 = 16;
 
-/// The library's handle, and how each product is to be done: chosen once, so that a run that is repeated gives the same bits.
+/// The library's handle, and one algorithm per kind of product, chosen once so that a repeated run gives the same bits.
 pub struct Products {
     handle: sys::cublasLtHandle_t,
     workspace: driver::sys::CUdeviceptr,
@@ -34,7 +34,7 @@ unsafe impl Send for Products {}
 unsafe impl Sync for Products {}
 
 impl Products {
-    /// In the current context.
+    /// Opens the library in the current context.
     pub fn new() -> Result<Self> {
         let handle = result::create_handle().map_err(|err| Error::Device(format!("GPU: starting cuBLASLt: {err}")))?;
         // SAFETY: freed when dropped.
@@ -43,7 +43,7 @@ impl Products {
         Ok(Self { handle, workspace, plans: Mutex::default() })
     }
 
-    /// Asks for a product on the context's stream; the context is current.
+    /// Queues a product in the context's stream; the context is current.
     pub fn multiply(&self, context: &Context, product: &MatrixProduct) -> Result<()> {
         let wrong = |err: CublasError| {
             let ([m, n, k], of, to) = (product.shape, product.a.dtype.name(), product.out.dtype.name());
@@ -60,7 +60,8 @@ impl Products {
         let [first, second, out] = matrices.map(|matrix| pointer(matrix.at));
         let [first_layout, second_layout, out_layout] = plan.layouts.each_ref().map(|layout| layout.0);
         let (alpha, beta) = (1.0f32, product.beta);
-        // SAFETY: the operands are the caller's; scales are read before it returns, and all else lives as long as this.
+        // SAFETY: the caller of `Driver::multiply` promises the operands; scales are read before this returns, and all else lives as long
+        // as `self`.
         unsafe {
             result::matmul(
                 self.handle,
@@ -84,10 +85,10 @@ impl Products {
         .map_err(wrong)
     }
 
-    /// Gives all back; the context is current and idle.
+    /// Frees everything; the context is current and idle.
     pub fn close(&self) {
         self.plans.lock().unwrap_or_else(PoisonError::into_inner).clear();
-        // SAFETY: made by `new`, and used by nobody any more.
+        // SAFETY: made by `new`, and no longer used.
         unsafe {
             let _ = result::destroy_handle(self.handle);
             let _ = driver::result::free_sync(self.workspace);
@@ -95,17 +96,17 @@ impl Products {
     }
 }
 
-/// How one product is done.
+/// How one kind of product is computed.
 struct PlannedProduct {
     operation: Operation,
     layouts: [OperandLayout; 3],
     algorithm: sys::cublasLtMatmulAlgo_t,
 }
 
-/// Factors turned or not, and the type of the sums.
+/// Which factors are transposed, and the type of the sums.
 struct Operation(sys::cublasLtMatmulDesc_t);
 
-/// The shape of an operand.
+/// The shape of a matrix.
 struct OperandLayout(sys::cublasLtMatrixLayout_t);
 
 /// What an algorithm must respect.

@@ -1,4 +1,4 @@
-//! Copies from the host that nobody waits for: through pinned memory, each part of it used again once the card has read it.
+//! Copies from the host without waiting: through pinned memory, whose parts are reused once the GPU has read them.
 
 use std::ffi::c_void;
 use std::sync::Arc;
@@ -9,26 +9,26 @@ use super::context::{Context, failed};
 use super::recorded::Event;
 use crate::error::Result;
 
-/// Bytes of a part: a large copy goes through several, so that the host fills one while the card reads another.
+/// Size of a part (bytes). A large copy goes through several parts, so that the host fills one while the GPU reads another.
 const PART: usize = 256 << 10;
 
-/// Parts: as many small copies may be under way before the next one waits for the first.
+/// How many parts there are, and so how many small copies may be queued before the next one waits for the first.
 const PARTS: usize = 32;
 
-/// Pinned memory and who still reads it.
+/// Pinned memory, and when each part of it may be reused.
 pub struct Staging {
     context: Arc<Context>,
     memory: *mut u8,
-    /// When the card will have read each part.
+    /// The event after which the GPU has read each part.
     read: [Option<Event>; PARTS],
     next: usize,
 }
 
-// SAFETY: the memory is this struct's alone; for the rest see Context.
+// SAFETY: only this struct uses the memory; for the rest see Context.
 unsafe impl Send for Staging {}
 
 impl Staging {
-    /// Pins the memory.
+    /// Allocates the pinned memory.
     pub fn new(context: &Arc<Context>) -> Result<Self> {
         context.bind()?;
         // SAFETY: freed when this is dropped; written before it is read.
@@ -36,7 +36,7 @@ impl Staging {
         Ok(Self { context: Arc::clone(context), memory: memory.cast(), read: [const { None }; PARTS], next: 0 })
     }
 
-    /// Asks for a copy to the device's memory at `to`; the bytes may change once it returns.
+    /// Queues a copy to device memory at `to`; the caller may change `bytes` once this returns.
     pub fn copy(&mut self, to: u64, bytes: &[u8]) -> Result<()> {
         for (i, bytes) in bytes.chunks(PART).enumerate() {
             let part = self.next;
@@ -44,13 +44,13 @@ impl Staging {
             if let Some(read) = self.read[part].take() {
                 read.wait()?;
             }
-            // SAFETY: the part is within the memory, and the card has read what was there.
+            // SAFETY: the part is within the memory, and the GPU has read what was there.
             let staged = unsafe {
                 let at = self.memory.add(part * PART);
                 at.copy_from_nonoverlapping(bytes.as_ptr(), bytes.len());
                 std::slice::from_raw_parts(at, bytes.len())
             };
-            // SAFETY: the device's side is the caller's; the host's stays as it is until the event below is past.
+            // SAFETY: the caller of `Driver::upload` promises the device's side; the host's does not change until the event below.
             unsafe { result::memcpy_htod_async(to + (i * PART) as u64, staged, self.context.stream) }
                 .map_err(failed("copying to the GPU"))?;
             self.read[part] = Some(Event::now(&self.context)?);
@@ -61,9 +61,9 @@ impl Staging {
 
 impl Drop for Staging {
     fn drop(&mut self) {
-        // What fails here has been told by the call that broke the context.
+        // The call that broke the context has already reported what fails here.
         let _ = self.context.synchronize();
-        // SAFETY: from `new`, and nothing reads it any more.
+        // SAFETY: from `new`, and no longer read.
         let _ = unsafe { result::free_host(self.memory.cast::<c_void>()) };
     }
 }

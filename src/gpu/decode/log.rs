@@ -1,60 +1,60 @@
-//! What the device has drawn, as the host reads it while the device goes on.
+//! The log of drawn tokens, which the device writes and the host reads while the device goes on.
 
 #![allow(unsafe_code)] // memory that the device writes
 
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
-use super::super::driver::{Address, Driver, PinnedMemory};
 use crate::error::Result;
+use crate::gpu::driver::{Address, Driver, PinnedMemory};
 
-/// Flags of an entry's first word; 0 is no entry yet. `kernels/draw.cu` writes them.
+/// Flags of an entry's first word, as `draw.cu` writes them; 0 means that there is no entry yet.
 const DRAWN: u32 = 1 << 30;
 const NOT_FINITE: u32 = 1 << 31;
 
-/// Entries of two words for each position of each slot: the token with a flag, the bits of its log-probability.
+/// One entry per position of each slot, of two words: the token with a flag, and the bits of its log-probability.
 pub struct DrawLog {
     memory: PinnedMemory,
     limit: usize,
 }
 
-/// An entry.
+/// What was drawn at a position.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum LogEntry {
-    /// A token and its log-probability [nats].
+    /// A token and its log-probability (nats).
     Token(u32, f32),
-    /// The logits were not finite.
+    /// No token, because the logits were not finite.
     NotFinite,
 }
 
 impl DrawLog {
-    /// Room for `limit` entries of each slot, all empty.
+    /// Allocates `limit` empty entries per slot.
     ///
     /// # Errors
-    /// [`crate::Error::Device`] when there is no room.
+    /// [`crate::Error::Device`] when there is not enough memory.
     pub fn new(driver: &Arc<dyn Driver>, slots: usize, limit: usize) -> Result<Self> {
         Ok(Self { memory: driver.allocate_pinned(8 * slots * limit)?, limit })
     }
 
-    /// As kernels name it.
+    /// The address for kernels.
     #[must_use]
     pub fn at(&self) -> Address {
         self.memory.at
     }
 
-    /// Entries there is room for.
+    /// How many entries it has.
     #[must_use]
     pub fn len(&self) -> usize {
         self.memory.bytes / 8
     }
 
-    /// Whether there is room for none.
+    /// Whether it has none.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Empties a slot's entries. The device must have written its last one there.
+    /// Empties a slot's entries, once the device has written the last of them.
     pub fn clear(&self, slot: usize) {
         for position in 0..self.limit {
             // SAFETY: within the memory, as `word` checks.
@@ -62,7 +62,7 @@ impl DrawLog {
         }
     }
 
-    /// What was drawn at `position` of a slot, once it is there.
+    /// The entry at `position` of a slot, or `None` while there is none.
     #[must_use]
     pub fn entry(&self, slot: usize, position: usize) -> Option<LogEntry> {
         let word = self.word(slot, position);

@@ -1,13 +1,10 @@
-//! A decode step on a GPU: from the last token of every slot to its next, without the host.
+//! Decodes on a GPU: each step goes from the last token of every slot to its next, without the host.
 
-mod draw;
-pub mod kernels;
 mod log;
 mod plan;
 mod slots;
 mod step;
 
-pub use draw::{DrawOutput, DrawRows, Logits, SoftmaxSums, draw};
 pub use log::{DrawLog, LogEntry};
 pub use plan::SamplingPlan;
 pub use slots::{SampleStart, SlotCapacity, Slots};

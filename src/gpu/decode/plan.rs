@@ -1,32 +1,32 @@
-//! What sampling takes of the card's memory, said before any is taken.
+//! Plans the GPU memory of sampling before any of it is allocated.
 
 use std::fmt;
 
-use super::super::weights::ParameterLayout;
 use super::slots::{SlotCapacity, Slots};
 use super::step::DecodeStep;
 use crate::error::{Error, Result};
+use crate::gpu::ParameterLayout;
 use crate::model::Config;
 use crate::numbers::dtype::Dtype;
 
-/// Bytes of each part.
+/// GPU memory of each part of sampling (bytes).
 #[derive(Debug, Clone, Copy)]
 pub struct SamplingPlan {
-    /// Parameters, and the tables of the rotary angles.
+    /// Parameters and rotary tables.
     pub weights: usize,
     /// Keys and values of prompts and completions.
     pub caches: usize,
-    /// What a decode step works in, and the logits of prompts.
+    /// Buffers of a decode step, and the logits of prompts.
     pub step: usize,
-    /// What prompts run together work in.
+    /// Buffers of the prompts that are prefilled together.
     pub prefill: usize,
 }
 
 impl SamplingPlan {
-    /// For sequences of `shape`, with up to `prefill_rows` tokens of prompts run together.
+    /// Plans for sequences of `shape`, with up to `prefill_rows` tokens of prompts in one prefill.
     ///
     /// # Errors
-    /// [`Error::Device`] when the kernels do not suit the model.
+    /// [`Error::Device`] when the kernels do not support the model's shape.
     pub fn new(config: &Config, shape: SlotCapacity, dtype: Dtype, prefill_rows: usize) -> Result<Self> {
         let layout = ParameterLayout::new(config, config.stored())?;
         let positions = shape.max_prompt_tokens + shape.max_completion_tokens;
@@ -38,21 +38,21 @@ impl SamplingPlan {
             weights: layout.matrices * dtype.size()
                 + 4 * (layout.all - layout.matrices + positions * config.head_dim()),
             caches: Slots::cache_bytes(config, shape, dtype),
-            step: DecodeStep::room_bytes(config, dtype, shape.slots) + 4 * shape.slots * config.vocab_size,
+            step: DecodeStep::buffer_bytes(config, dtype, shape.slots) + 4 * shape.slots * config.vocab_size,
             prefill: prefill_rows.max(shape.max_prompt_tokens) * (4 * in_f32 + dtype.size() * in_dtype),
         })
     }
 
-    /// All bytes.
+    /// The sum of all parts (bytes).
     #[must_use]
     pub fn total(&self) -> usize {
         self.weights + self.caches + self.step + self.prefill
     }
 
-    /// Refuses what cannot fit into `room` bytes.
+    /// Refuses a plan that does not fit into `room` bytes.
     ///
     /// # Errors
-    /// [`Error::Device`] with the numbers, and what to lower.
+    /// [`Error::Device`] with the sizes, and which options to lower.
     pub fn check(&self, room: usize) -> Result<()> {
         if self.total() <= room {
             return Ok(());

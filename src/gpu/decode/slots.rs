@@ -1,78 +1,79 @@
-//! The sequences being sampled: their state, and the keys and values of their prompts and of themselves.
+//! The sequences being sampled: their state, and the KV caches of their prompts and completions.
 
 use std::sync::Arc;
 
-use super::super::buffer::{Buffer, DynBuffer};
-use super::super::driver::{Address, Argument, Driver, Grid};
 use crate::error::Result;
+use crate::gpu::driver::{Address, Driver};
+use crate::gpu::kernels::start_slots;
+use crate::gpu::{Buffer, DynBuffer};
 use crate::model::Config;
 use crate::numbers::dtype::Dtype;
 
-/// Numbers of state a slot has, as `kernels/slots.cuh` names them.
+/// Words of state per slot: `Field` of `slots.cuh`.
 const FIELDS: usize = 8;
 
-/// Numbers that `start_slots` of `kernels/decode.cu` takes of a sample.
+/// Words per sample that `start_slots` of `decode.cu` reads.
 const START: usize = 6;
 
-/// How much there is room for.
+/// How many sequences fit, and how long they may be.
 #[derive(Debug, Clone, Copy)]
 pub struct SlotCapacity {
-    /// Sequences at once, and prompts they may come from.
+    /// Sequences sampled at once, and prompts that they may share.
     pub slots: usize,
-    /// The longest prompt.
+    /// Longest prompt (tokens).
     pub max_prompt_tokens: usize,
-    /// The longest completion.
+    /// Longest completion (tokens).
     pub max_completion_tokens: usize,
 }
 
-/// State and caches on the device.
+/// State and KV caches of all slots.
 pub struct Slots {
-    /// What there is room for.
+    /// The sizes of all arrays follow from it.
     pub shape: SlotCapacity,
     /// `(FIELDS, slots)`.
     pub state: Buffer<u32>,
-    /// What samples start with, as last uploaded: their slots, then the rest.
+    /// The samples that [`Slots::begin`] started last, `(START, samples)`, their slots first.
     pub starts: Buffer<u32>,
-    /// Tokens seen, a bit each: `(slots, words)`; empty without a repetition penalty.
+    /// One bit per token that a slot's prompt or completion contains, `(slots, words)`; empty without a repetition penalty.
     pub seen: Buffer<u32>,
-    /// The same of the prompts.
+    /// The same for the prompts.
     pub prompt_seen: Buffer<u32>,
-    /// Words of 32 tokens, or 0.
+    /// 32-bit words that hold a vocabulary's bits, or 0 without a repetition penalty.
     pub words: usize,
-    /// Keys, then values, `(2, L, slots, K, max_prompt_tokens, E)`.
+    /// Keys, then values of prompts, `(2, L, slots, K, max_prompt_tokens, E)`.
     prompts: DynBuffer,
-    /// Keys, then values, `(2, L, slots, K, max_completion_tokens, E)`.
+    /// Keys, then values of completions, `(2, L, slots, K, max_completion_tokens, E)`.
     own: DynBuffer,
     layers: usize,
 }
 
-/// A sample that starts.
+/// A sample that starts in a slot.
 #[derive(Debug, Clone, Copy)]
 pub struct SampleStart {
-    /// Where.
+    /// The slot.
     pub slot: usize,
-    /// Its prompt's place.
+    /// The prompt's place in the prompt caches.
     pub prompt: usize,
-    /// Its prompt's length.
+    /// Length of the prompt (tokens).
     pub prompt_len: usize,
-    /// Names its draws.
+    /// Key of the random numbers of the prompt's group.
     pub key: [u32; 2],
-    /// Its number in its group.
+    /// The sample's index in its group.
     pub sample: usize,
 }
 
 impl Slots {
-    /// Bytes of keys and values.
+    /// Size of the KV caches (bytes).
     #[must_use]
     pub fn cache_bytes(config: &Config, shape: SlotCapacity, dtype: Dtype) -> usize {
         let tokens = shape.slots * (shape.max_prompt_tokens + shape.max_completion_tokens);
         2 * config.num_hidden_layers * tokens * config.kv_width() * dtype.size()
     }
 
-    /// Idle slots.
+    /// Allocates idle slots; `penalised` says whether there is a repetition penalty.
     ///
     /// # Errors
-    /// [`crate::Error::Device`] when there is no room.
+    /// [`crate::Error::Device`] when there is not enough memory.
     pub fn new(
         driver: &Arc<dyn Driver>,
         config: &Config,
@@ -97,13 +98,13 @@ impl Slots {
         })
     }
 
-    /// How many.
+    /// How many slots there are.
     #[must_use]
     pub fn count(&self) -> usize {
         self.shape.slots
     }
 
-    /// Of the caches.
+    /// The number type of the caches.
     #[must_use]
     pub fn dtype(&self) -> Dtype {
         self.own.dtype()
@@ -122,14 +123,14 @@ impl Slots {
     }
 
     fn halves(&self, cache: &DynBuffer, layer: usize) -> [Address; 2] {
-        let a_layer = cache.len() / 2 / self.layers;
-        [cache.at(layer * a_layer), cache.at((self.layers + layer) * a_layer)]
+        let layer_len = cache.len() / 2 / self.layers;
+        [cache.at(layer * layer_len), cache.at((self.layers + layer) * layer_len)]
     }
 
-    /// Starts samples.
+    /// Starts samples in their slots, with nothing drawn yet.
     ///
     /// # Errors
-    /// [`crate::Error::Device`].
+    /// [`crate::Error::Device`] when the device fails.
     pub fn begin(&self, driver: &dyn Driver, samples: &[SampleStart]) -> Result<()> {
         assert!(samples.iter().all(|begin| begin.slot < self.count() && begin.prompt < self.count()));
         let numbers = |begin: &SampleStart| -> [u32; START] {
@@ -139,25 +140,6 @@ impl Slots {
         };
         let table: Vec<u32> = (0..START).flat_map(|i| samples.iter().map(move |begin| numbers(begin)[i])).collect();
         self.starts.upload(0, &table)?;
-        let arguments = [
-            self.state.at(0).into(),
-            self.count().into(),
-            self.starts.at(0).into(),
-            self.prompt_seen.at(0).into(),
-            self.seen.at(0).into(),
-            Argument::from(self.words),
-        ];
-        let grid = Grid { blocks: [samples.len() as u32, 1, 1], threads: 128, shared: 0, early: false };
-        driver.launch("start_slots", grid, &arguments)
-    }
-
-    /// Remembers which tokens the prompt at `prompt` has.
-    ///
-    /// # Errors
-    /// [`crate::Error::Device`].
-    pub fn mark_seen(&self, driver: &dyn Driver, prompt: usize, tokens: (Address, usize)) -> Result<()> {
-        let seen = self.prompt_seen.at(prompt * self.words);
-        let arguments = [tokens.0.into(), tokens.1.into(), seen.into(), Argument::from(self.words)];
-        driver.launch("mark_seen", Grid { blocks: [1, 1, 1], threads: 256, shared: 0, early: false }, &arguments)
+        start_slots(driver, self, samples.len())
     }
 }

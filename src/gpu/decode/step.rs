@@ -1,68 +1,77 @@
-//! The whole step, from the slots' last tokens to their next ones, recorded once for each number of rows and replayed.
+//! One decode step: from the last token of every slot to its next, without the host. Recorded once per number of rows, then replayed.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::super::buffer::{Buffer, DynBuffer};
-use super::super::driver::{Address, Driver, Matrix, Recording};
-use super::super::kernels::{PartialSums, add_norm};
-use super::super::packed::kernels as packed;
-use super::super::weights::DeviceWeights;
-use super::draw::{DrawOutput, DrawRows, Logits, SoftmaxSums, draw};
-use super::kernels::{AttentionWarps, decode_attention, embed_slots, head_rows, linear_rows, splits, swiglu_rows};
 use super::log::DrawLog;
 use super::slots::{SlotCapacity, Slots};
 use crate::error::Result;
-use crate::model::Config;
-use crate::model::Sampling;
+use crate::gpu::driver::{Address, Driver, Matrix, Recording};
+use crate::gpu::kernels::{
+    AttentionWarps, DrawOutput, DrawRows, Logits, ModelShape, PartialSums, SoftmaxSums, add_norm, decode_attention,
+    draw, embed_slots, head_rows, linear, linear_rows, splits, swiglu, swiglu_rows,
+};
+use crate::gpu::{Buffer, DeviceWeights, DynBuffer};
+use crate::model::{Config, Sampling};
 use crate::numbers::dtype::Dtype;
 
 /// A row that has no slot.
 const NONE: u32 = u32::MAX;
 
-/// Up to so many rows the weights' bytes are what takes time, and our products read them once; beyond, the card's library is for.
+/// Up to this many rows the time goes into reading the weights, and our own products read them once. For more rows the library's
+/// products are faster.
 const FEW_ROWS: usize = 128;
 
-/// Steps of a model's sequences.
+/// The decode step of a model, with its buffers.
 pub struct DecodeStep {
     driver: Arc<dyn Driver>,
     sampling: Sampling,
     ends: DrawOutput,
-    room: StepBuffers,
-    shape: packed::ModelShape,
-    /// Whether a row's result must not depend on how many there are.
+    buffers: StepBuffers,
+    shape: ModelShape,
+    /// Whether a row's result must not depend on the number of rows.
     batch_invariant: bool,
-    /// By their number of rows.
+    /// By number of rows.
     recordings: HashMap<usize, RecordedStep>,
 }
 
-/// A step for so many rows.
+/// The step for one number of rows.
 struct RecordedStep {
-    /// What the device reads.
+    /// The slot of each row, as the device reads it.
     slot_of_row: Buffer<u32>,
-    /// The same, as last uploaded.
+    /// The same on the host, as last uploaded.
     slots: Vec<u32>,
     recording: Recording,
+    /// Where the weights and the slots were when the step was recorded.
+    uses: [Address; 7],
 }
 
-/// Memory of a step for the most rows.
+/// Buffers of a step with the most rows.
 struct StepBuffers {
-    /// Residual stream, `(rows, D)`.
+    /// The residual stream, `(rows, D)`.
     x: Buffer<f32>,
     /// `(rows, D)`.
     normed: DynBuffer,
-    /// Parts of products.
+    /// Partial sums of the products.
     sums: Buffer<f32>,
     /// `(rows, H E)`.
     attended: DynBuffer,
-    /// `(rows, 2 F)`, for many rows.
+    /// `(rows, 2 F)`, if the library multiplies.
     gate_up: Option<DynBuffer>,
     /// `(rows, F)`.
     act: DynBuffer,
     /// `(rows, V)`.
     logits: Buffer<f32>,
-    /// Of the logits, where the distribution is plain.
+    /// What the draw needs to know of the logits, unless the distribution is truncated or penalised.
     summed: Option<SoftmaxSums>,
+}
+
+/// Where a recording finds the weights and the slots.
+fn addresses(weights: &DeviceWeights, slots: &Slots) -> [Address; 7] {
+    let [prompt_keys, _] = slots.prompt_caches(0);
+    let [keys, _] = slots.caches(0);
+    let DeviceWeights { matrices, vectors, rope, .. } = weights;
+    [matrices.at(0), vectors.at(0), rope.at(0), slots.state.at(0), slots.seen.at(0), prompt_keys, keys]
 }
 
 impl StepBuffers {
@@ -95,20 +104,20 @@ impl StepBuffers {
 }
 
 impl DecodeStep {
-    /// Bytes that steps of up to `slots` rows work in.
+    /// Size of the buffers of steps of up to `slots` rows (bytes).
     #[must_use]
-    pub fn room_bytes(config: &Config, dtype: Dtype, slots: usize) -> usize {
+    pub fn buffer_bytes(config: &Config, dtype: Dtype, slots: usize) -> usize {
         let (d, f, v) = (config.hidden_size, config.intermediate_size, config.vocab_size);
         let gate_up = if slots > FEW_ROWS { 2 * f } else { 0 };
         let numbers = 4 * (slots * (d + v) + StepBuffers::sums_len(config, slots)) + SoftmaxSums::bytes(slots, v);
         numbers + dtype.size() * slots * (d + config.attention_width() + f + gate_up)
     }
 
-    /// Room for `shape.slots` rows; `stops` are the tokens that end a completion. With `batch_invariant` a row's bits never depend
-    /// on how many there are.
+    /// Allocates buffers for `shape.slots` rows; `stops` are the tokens that end a completion. With `batch_invariant` the bits of a
+    /// row never depend on the number of rows.
     ///
     /// # Errors
-    /// [`crate::Error::Device`] when there is no room.
+    /// [`crate::Error::Device`] when there is not enough memory.
     pub fn new(
         driver: &Arc<dyn Driver>,
         weights: &DeviceWeights,
@@ -123,14 +132,14 @@ impl DecodeStep {
             driver: Arc::clone(driver),
             sampling,
             ends: DrawOutput { stops: Buffer::from_slice(driver, stops)?, log },
-            room: StepBuffers::new(driver, weights, shape.slots, [by_library, plain])?,
-            shape: packed::ModelShape::new(&weights.config)?,
+            buffers: StepBuffers::new(driver, weights, shape.slots, [by_library, plain])?,
+            shape: ModelShape::new(&weights.config)?,
             batch_invariant,
             recordings: HashMap::new(),
         })
     }
 
-    /// What was drawn.
+    /// The log of drawn tokens.
     #[must_use]
     pub fn log(&self) -> &DrawLog {
         &self.ends.log
@@ -140,16 +149,18 @@ impl DecodeStep {
     /// `logits (slots, V)`.
     ///
     /// # Errors
-    /// [`crate::Error::Device`].
+    /// [`crate::Error::Device`] when the device fails.
     pub fn first(&self, slots: &Slots, count: usize, logits: &Buffer<f32>, vocabulary: usize) -> Result<()> {
         let logits = Logits { of: logits, vocabulary, summed: None };
         draw(&*self.driver, slots, DrawRows::Started(count), logits, &self.sampling, &self.ends)
     }
 
-    /// One token more for each slot of `running`, which is not empty; a slot that has ended on the device draws nothing.
+    /// Draws one more token for each slot of `running`, which is not empty; a slot that has ended on the device draws nothing. `weights`
+    /// and `slots` are the same in every call.
     ///
     /// # Errors
-    /// [`crate::Error::Device`].
+    /// [`crate::Error::Device`] when the device fails.
+    #[allow(unsafe_code)] // replays the recording
     pub fn step(&mut self, weights: &DeviceWeights, slots: &Slots, running: &[usize]) -> Result<()> {
         let rows = running.len().next_power_of_two().min(slots.count());
         let fits = |step: &RecordedStep| running.iter().all(|&slot| step.slots.contains(&(slot as u32)));
@@ -163,35 +174,37 @@ impl DecodeStep {
             step.slots.iter_mut().zip(running).for_each(|(row, &slot)| *row = slot as u32);
             step.slot_of_row.upload(0, &step.slots)?;
         }
-        self.driver.replay(&step.recording)
+        assert_eq!(step.uses, addresses(weights, slots), "recorded with the same weights and slots");
+        // SAFETY: the recording uses buffers of this struct, and the weights and slots, which are still where they were.
+        unsafe { self.driver.replay(&step.recording) }
     }
 
     fn record(&self, weights: &DeviceWeights, slots: &Slots, rows: usize) -> Result<RecordedStep> {
         let none = vec![NONE; rows];
         let slot_of_row = Buffer::from_slice(&self.driver, &none)?;
         let recording = self.driver.record(&mut || self.launch(weights, slots, &slot_of_row))?;
-        Ok(RecordedStep { slot_of_row, slots: none, recording })
+        Ok(RecordedStep { slot_of_row, slots: none, recording, uses: addresses(weights, slots) })
     }
 
     fn launch(&self, weights: &DeviceWeights, slots: &Slots, slot_of_row: &Buffer<u32>) -> Result<()> {
-        let (driver, room, config) = (&*self.driver, &self.room, &weights.config);
+        let (driver, buffers, config) = (&*self.driver, &self.buffers, &weights.config);
         let (rows, d, f) = (slot_of_row.len(), config.hidden_size, config.intermediate_size);
         let (attended_width, qkv_width) = (config.attention_width(), config.attention_width() + 2 * config.kv_width());
         let norm = |weight, partial| {
-            add_norm(driver, &room.x, partial, (weight, config.rms_norm_eps), &room.normed, [rows, d])
+            add_norm(driver, &buffers.x, partial, (weight, config.rms_norm_eps), &buffers.normed, [rows, d])
         };
         let warps = if self.by_library(rows) { AttentionWarps::Two } else { AttentionWarps::Eight };
-        embed_slots(driver, weights, slots, slot_of_row, &room.x, self.largest())?;
-        let mut pending = PartialSums { sums: &room.sums, splits: 0 };
+        embed_slots(driver, weights, slots, slot_of_row, &buffers.x, self.largest())?;
+        let mut pending = PartialSums { sums: &buffers.sums, splits: 0 };
         for layer in 0..config.num_hidden_layers {
             let w = weights.layer(layer);
             norm(w.input_norm, pending)?;
-            let qkv = self.linear((w.qkv, &room.normed), &room.sums, [rows, qkv_width, d])?;
-            decode_attention(driver, weights, (slots, layer), (slot_of_row, warps), qkv, &room.attended)?;
-            let attended = self.linear((w.o, &room.attended), &room.sums, [rows, d, attended_width])?;
+            let qkv = self.linear((w.qkv, &buffers.normed), &buffers.sums, [rows, qkv_width, d])?;
+            decode_attention(driver, weights, (slots, layer), (slot_of_row, warps), qkv, &buffers.attended)?;
+            let attended = self.linear((w.o, &buffers.attended), &buffers.sums, [rows, d, attended_width])?;
             norm(w.post_norm, attended)?;
-            self.swiglu((w.gate_up, &room.normed), [rows, f, d])?;
-            pending = self.linear((w.down, &room.act), &room.sums, [rows, d, f])?;
+            self.swiglu((w.gate_up, &buffers.normed), [rows, f, d])?;
+            pending = self.linear((w.down, &buffers.act), &buffers.sums, [rows, d, f])?;
         }
         norm(weights.final_norm(), pending)?;
         self.head(weights, [rows, config.vocab_size, d])?;
@@ -199,12 +212,12 @@ impl DecodeStep {
     }
 
     fn largest(&self) -> Option<&Buffer<u32>> {
-        self.room.summed.as_ref().map(|summed| &summed.largest)
+        self.buffers.summed.as_ref().map(|summed| &summed.largest)
     }
 
-    /// Logits, and the largest of each row where the draw wants to know.
+    /// Computes the logits, and the largest of each row if the draw needs it.
     fn head(&self, weights: &DeviceWeights, [rows, v, d]: [usize; 3]) -> Result<()> {
-        let (driver, StepBuffers { normed, logits, summed, .. }) = (&*self.driver, &self.room);
+        let (driver, StepBuffers { normed, logits, summed, .. }) = (&*self.driver, &self.buffers);
         if !self.by_library(rows) {
             return head_rows(driver, (weights.head(), normed), logits, self.largest(), [rows, v, d]);
         }
@@ -213,11 +226,11 @@ impl DecodeStep {
     }
 
     fn draw(&self, slots: &Slots, slot_of_row: &Buffer<u32>, vocabulary: usize) -> Result<()> {
-        let (driver, room, sampling) = (&*self.driver, &self.room, &self.sampling);
-        if let Some(summed) = &room.summed {
-            summed.take(driver, slots, slot_of_row, (&room.logits, vocabulary), sampling.temperature)?;
+        let (driver, buffers, sampling) = (&*self.driver, &self.buffers, &self.sampling);
+        if let Some(summed) = &buffers.summed {
+            summed.sum(driver, slots, slot_of_row, (&buffers.logits, vocabulary), sampling.temperature)?;
         }
-        let logits = Logits { of: &room.logits, vocabulary, summed: room.summed.as_ref() };
+        let logits = Logits { of: &buffers.logits, vocabulary, summed: buffers.summed.as_ref() };
         draw(driver, slots, DrawRows::Rows(slot_of_row), logits, sampling, &self.ends)
     }
 
@@ -237,19 +250,19 @@ impl DecodeStep {
         }
         let weight = Matrix { at: weight, stride: depth, dtype: x.dtype() };
         let sums = Matrix { at: out.at(0), stride: width, dtype: Dtype::F32 };
-        packed::linear(&*self.driver, x.matrix(0, depth), weight, sums, [rows, width, depth])?;
+        linear(&*self.driver, x.matrix(0, depth), weight, sums, [rows, width, depth])?;
         Ok(PartialSums { sums: out, splits: 1 })
     }
 
-    /// See [`swiglu_rows`]; into the room's `act`.
+    /// See [`swiglu_rows`]; writes `act`.
     fn swiglu(&self, (weight, x): (Address, &DynBuffer), [rows, width, depth]: [usize; 3]) -> Result<()> {
-        let (driver, act) = (&*self.driver, &self.room.act);
-        let Some(gate_up) = self.room.gate_up.as_ref().filter(|_| self.by_library(rows)) else {
+        let (driver, act) = (&*self.driver, &self.buffers.act);
+        let Some(gate_up) = self.buffers.gate_up.as_ref().filter(|_| self.by_library(rows)) else {
             return swiglu_rows(driver, (weight, x), act, [rows, width, depth]);
         };
         let weight = Matrix { at: weight, stride: depth, dtype: x.dtype() };
         let out = gate_up.matrix(0, 2 * width);
-        packed::linear(driver, x.matrix(0, depth), weight, out, [rows, 2 * width, depth])?;
-        packed::swiglu(driver, rows, gate_up, act, &self.shape)
+        linear(driver, x.matrix(0, depth), weight, out, [rows, 2 * width, depth])?;
+        swiglu(driver, rows, gate_up, act, &self.shape)
     }
 }

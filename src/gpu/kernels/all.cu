@@ -1,4 +1,4 @@
-// All kernels in one unit.
+// All kernels in one translation unit.
 #include "attend.cu"
 #include "attend_backward.cu"
 #include "decode.cu"

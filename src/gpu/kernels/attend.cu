@@ -1,6 +1,6 @@
 #include "attend.cuh"
 
-// Causal attention inside each packed sequence, and over all of its prefix; no scores are stored. One block a tile of query rows
+// Causal attention inside each packed sequence, and over all of its prefix; no scores are stored. One block per tile of query rows
 // {sequence, first row} and head.
 //
 // qkv (T, (H + 2 K) E) after rope; out (T, H E); log_sum (T, H), of the scaled scores, for the backward.
@@ -30,12 +30,12 @@ __device__ void attend(const T *qkv, const Sequence *sequences, const u32 *tiles
   query.load(queries + 16 * warp * STRIDE, STRIDE);
   float sums[E / 8][4] = {}, top[2] = {-INFINITY, -INFINITY}, total[2] = {0, 0};
   for (u32 from = 0, stage = 0; from < end; from += OTHER, stage ^= 1) {
-    meet_copies(); // the room of the tile before is free
+    meet_copies(); // the previous tile has been read
     if (from + OTHER < end) fetch(from + OTHER, stage ^ 1);
-    if (from > warp_first + 15 || warp_first >= end) continue; // the warp's rows see nothing of it, or there are none
+    if (from > warp_first + 15 || warp_first >= end) continue; // the warp has no rows, or they see nothing of this tile
     float scores[OTHER / 8][4] = {};
     multiply_rows<OTHER>(scores, query, keys[stage], STRIDE);
-    if (from + OTHER > warp_first + 1) // not all of it is seen by all rows
+    if (from + OTHER > warp_first + 1) // some rows do not see all of the tile
       hide<OTHER>(scores, [&](u32 j, u32 i) { return from + 8 * j + 2 * t + i % 2 <= positions[i / 2]; });
     for (u32 half = 0; half < 2; half++) {
       float before = top[half], sum = 0;

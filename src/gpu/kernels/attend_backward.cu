@@ -1,16 +1,16 @@
 #include "attend.cuh"
 
-// Attention backward from the log-sum-exp that the forward saved: probabilities are computed again, nothing is added by atomics.
+// Attention backward from the log-sum-exp that the forward pass saved: probabilities are computed again, and there are no atomics.
 // Dao 2023, https://arxiv.org/abs/2307.08691, algorithm 2, once for the queries and once for keys and values.
 
-// Of a query's row: logarithm of the sum of its weights, and the sum of d_out * out.
+// For the row of a query: the logarithm of the sum of its weights, and the sum of d_out * out.
 struct alignas(8) OfQuery {
   float log_sum, along;
 };
 
-// Probabilities and gradients of the scores of 16 rows and N columns: `p` in: products of queries and keys, -INFINITY where they
-// are not visible, out: probabilities; `ds` in: products of d_out and values, out: gradients of those of queries and keys. `of`
-// gives the query of an element.
+// Probabilities and score gradients of 16 rows and N columns. `p` holds products of queries and keys, -INFINITY where a key is not
+// visible, and becomes the probabilities. `ds` holds products of d_out and values, and becomes the gradients of the products of
+// queries and keys. `of` returns the query of an element.
 template <u32 N, class Of>
 __device__ __forceinline__ void score_gradients(float (&p)[N / 8][4], float (&ds)[N / 8][4], float scale, const Of &of) {
   for (u32 j = 0; j < N / 8; j++)
@@ -21,14 +21,14 @@ __device__ __forceinline__ void score_gradients(float (&p)[N / 8][4], float (&ds
     }
 }
 
-// What the forward left, and the gradient of what it gave.
+// What the forward pass saved, and the gradient of its output.
 template <class T> struct Attended {
   const T *qkv, *out, *d_out; // (T, (H + 2 K) E), (T, H E) twice
   const float *log_sum;       // (T, H)
 };
 
-// Gradients of queries, turned back, into the first H E columns of d_qkv; along (T, H) = sum of d_out * out. One block a tile of
-// query rows {sequence, first row} and head.
+// Writes gradients of queries before rope to the first H E columns of d_qkv, and along (T, H) = sum of d_out * out. One block per tile
+// of query rows {sequence, first row} and head.
 template <class T, u32 E>
 __device__ void attend_queries(const Attended<T> &kept, const Sequence *sequences, const u32 *tiles, const float *rope, u32 table,
                                T *d_qkv, float *along, u32 kv_heads, float scale) {
@@ -69,13 +69,13 @@ __device__ void attend_queries(const Attended<T> &kept, const Sequence *sequence
   gradient.load(gradients + 16 * warp * STRIDE, STRIDE);
   float d[E / 8][4] = {};
   for (u32 from = 0, stage = 0; from < end; from += OTHER, stage ^= 1) {
-    meet_copies(); // the room of the tile before is free
+    meet_copies(); // the previous tile has been read
     if (from + OTHER < end) fetch(from + OTHER, stage ^ 1);
-    if (from > warp_first + 15 || warp_first >= end) continue; // the warp's rows see nothing of it, or there are none
+    if (from > warp_first + 15 || warp_first >= end) continue; // the warp has no rows, or they see nothing of this tile
     float p[OTHER / 8][4] = {}, ds[OTHER / 8][4] = {};
     multiply_rows<OTHER>(p, query, keys[stage], STRIDE);
     multiply_rows<OTHER>(ds, gradient, values[stage], STRIDE);
-    if (from + OTHER > warp_first + 1) // not all of it is seen by all rows
+    if (from + OTHER > warp_first + 1) // some rows do not see all of the tile
       hide<OTHER>(p, [&](u32 j, u32 i) { return from + 8 * j + 2 * t + i % 2 <= positions[i / 2]; });
     score_gradients<OTHER>(p, ds, scale, [&](u32, u32 i) { return of_rows[i / 2]; });
     Left<T, OTHER> weights;
@@ -90,8 +90,8 @@ __device__ void attend_queries(const Attended<T> &kept, const Sequence *sequence
   }
 }
 
-// Gradients of keys, turned back, and of values that come from the queries of one sequence, into its rows of partial (entries,
-// 2 K E). One block a tile of positions {sequence, first position} and key head.
+// Writes the gradients of keys before rope and of values that come from the queries of one sequence, to its rows of partial (entries,
+// 2 K E). One block per tile of positions {sequence, first position} and key head.
 template <class T, u32 E>
 __device__ void attend_keys(const Attended<T> &kept, const float *along, const Sequence *sequences, const u32 *tiles,
                             const float *rope, u32 table, float *partial, u32 heads, float scale) {
@@ -132,14 +132,14 @@ __device__ void attend_keys(const Attended<T> &kept, const float *along, const S
     u32 stage = step % 2, now = from;
     from += OTHER;
     if (from >= all) head++, from = begin;
-    meet_copies(); // the room of the tile before is free
+    meet_copies(); // the previous tile has been read
     if (step + 1 < group * steps) fetch(head, from, stage ^ 1);
-    if (now + OTHER <= warp_first || warp_first >= end) continue; // nothing of it sees the warp's rows, or there are none
+    if (now + OTHER <= warp_first || warp_first >= end) continue; // the warp has no rows, or nothing in this tile sees them
     float p[OTHER / 8][4] = {}, ds[OTHER / 8][4] = {};
-    if (E > 64) key.load(keys + 16 * warp * STRIDE, STRIDE); // again for each tile: there are not registers to keep all
+    if (E > 64) key.load(keys + 16 * warp * STRIDE, STRIDE); // loaded per tile, because there are not enough registers to keep it
     multiply_rows<OTHER>(p, key, queries[stage], STRIDE);
     multiply_rows<OTHER>(ds, value, gradients[stage], STRIDE);
-    if (now < warp_first + 15 || now + OTHER > all) // not all of it sees all rows
+    if (now < warp_first + 15 || now + OTHER > all) // some of the tile does not see all rows
       hide<OTHER>(p, [&](u32 j, u32 i) {
         u32 query = now + 8 * j + 2 * t + i % 2;
         return positions[i / 2] <= query && query < all;
@@ -164,8 +164,8 @@ __device__ void attend_keys(const Attended<T> &kept, const float *along, const S
   }
 }
 
-// The last `width` columns of d_qkv (rows, qkv_width): the sums over the sequences that read a row, in their order, of partial
-// (entries, width). One block a row.
+// Writes the last `width` columns of d_qkv (rows, qkv_width): sums of partial (entries, width) over the sequences that read a row, in
+// order. One block per row.
 template <class T>
 __device__ void join_keys(const float *partial, const Sequence *sequences, const u32 *owners, const u32 *positions, T *d_qkv,
                           u32 width, u32 qkv_width) {

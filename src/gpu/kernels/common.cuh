@@ -1,17 +1,17 @@
-// What all kernels share: number types, sums across threads, the matrix instruction. Compiled by nvcc for GPUs and, through the
-// shim of tests/shim/, by a C++ compiler for the tests' twins.
+// Shared by all kernels: number types, sums across threads, the matrix instruction. Compiled by nvcc for GPUs and, through the shim in
+// tests/shim/, by a C++ compiler for tests on the CPU.
 //
-// A kernel is declared with KERNEL(threads, name, parameters...) and launched with exactly that many threads a block. Everything
-// that is summed is summed in an order that follows from the shapes alone, never from timing or from other rows of the batch.
+// A kernel is declared with KERNEL(threads, name, parameters...) and launched with exactly that many threads per block. The order of
+// every sum depends on the shapes alone, never on timing or on other rows of the batch.
 #pragma once
 
 #ifdef __CUDACC__
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #define KERNEL(threads, name, ...) extern "C" __global__ void __launch_bounds__(threads) name(__VA_ARGS__)
-// As KERNEL, with registers for so many of its blocks on a multiprocessor at once.
+// As KERNEL, with few enough registers for this many blocks per multiprocessor.
 #define KERNEL_BESIDE(threads, blocks, name, ...) extern "C" __global__ void __launch_bounds__(threads, blocks) name(__VA_ARGS__)
-// As KERNEL, for few large blocks: it may take all registers of a multiprocessor.
+// As KERNEL, for few large blocks: each may take all registers of a multiprocessor.
 #define KERNEL_ALONE(threads, name, ...) extern "C" __global__ void __launch_bounds__(threads, 1) name(__VA_ARGS__)
 #define DYNAMIC_SHARED(name) extern __shared__ __align__(16) unsigned char name[]
 #else
@@ -55,13 +55,13 @@ template <class T> __device__ __forceinline__ void store_pack(T *to, const Pack<
   *reinterpret_cast<Pack<T> *>(to) = pack;
 }
 
-// Neighbours that are read and written at once.
+// N adjacent numbers, read and written at once.
 template <class T, u32 N> struct alignas(N * sizeof(T)) Few {
   T of[N];
 };
 
-// Cephes' expf with the steps of src/model/simd.rs, so that the same logits give the same weights on CPU and GPU. This is of x
-// from -88, where it is 0, to 88: what is 0 must be a number for these steps, or compilers jump over them, for each x anew.
+// Cephes' expf with the steps of src/model/simd/mod.rs, so that the same logits give the same weights on CPU and GPU. x is from -88, where the
+// result is 0, to 88. Zero results go through the same steps, because a special case would become a branch per x.
 __device__ __forceinline__ float exp_within(float x) {
   const float round = 12582912.0f;
   float shifted = fmaf(x, 1.44269504088896340736f, round);
@@ -83,21 +83,21 @@ __device__ __forceinline__ float exp_of(float x) {
   return exp_within(x < -87.3f ? -88.0f : fminf(fmaxf(x, -87.3f), 88.0f));
 }
 
-// As exp_of in fewer steps, of what is never above 88; what is below -87.3 may be 2^-126 yet.
+// As exp_of, in fewer steps, for x that is never above 88; below -87.3 the result may still be 2^-126.
 __device__ __forceinline__ float exp_below(float x) { return exp_within(fmaxf(x, -88.0f)); }
 
-// Floats in the order of their values, as numbers without sign: what the largest of them is does not depend on who asks first.
+// Maps floats to unsigned integers of the same order, so that atomicMax finds the largest, in whatever order threads run.
 __device__ __forceinline__ u32 ordered(float x) {
   u32 bits = __float_as_uint(x);
   return bits >> 31 ? ~bits : bits | 0x80000000u;
 }
 
-// The same, and whatever is not finite above all: it comes back as not a number.
+// The same, with all numbers that are not finite above the others; from_ordered turns these into NaN.
 __device__ __forceinline__ u32 ordered_if_finite(float x) { return isfinite(x) ? ordered(x) : 0xffffffffu; }
 
 __device__ __forceinline__ float from_ordered(u32 bits) { return __uint_as_float(bits >> 31 ? bits & 0x7fffffffu : ~bits); }
 
-// Philox4x32-10 as src/rng.rs: the counter becomes four random words.
+// Philox4x32-10 as in src/numbers/rng.rs: the counter becomes four random words.
 __device__ __forceinline__ void philox(u32 (&counter)[4], u32 key_low, u32 key_high) {
   for (u32 round = 0; round < 10; round++) {
     u32 low0 = 0xd2511f53u * counter[0], high0 = __umulhi(0xd2511f53u, counter[0]);
@@ -120,7 +120,7 @@ __device__ __forceinline__ float warp_max(float x) {
   return x;
 }
 
-// The sum over a block of THREADS, in every thread. `room` is shared memory for one number a warp; free again on return.
+// The sum over a block of THREADS, in every thread. `room` is shared memory for one number per warp, free again on return.
 template <u32 THREADS, class N> __device__ N block_sum(N x, N *room) {
   x = warp_sum(x);
   if (threadIdx.x % WARP == 0) room[threadIdx.x / WARP] = x;
@@ -131,7 +131,7 @@ template <u32 THREADS, class N> __device__ N block_sum(N x, N *room) {
   return sum;
 }
 
-// The largest over a block; as block_sum.
+// The largest over a block; otherwise as block_sum.
 template <u32 THREADS> __device__ float block_max(float x, float *room) {
   x = warp_max(x);
   if (threadIdx.x % WARP == 0) room[threadIdx.x / WARP] = x;
@@ -144,8 +144,8 @@ template <u32 THREADS> __device__ float block_max(float x, float *room) {
 
 // ---- matrix instruction and asynchronous copies -----------------------------------------------------------------------------
 
-// d (16 x 8) += a (16 x 16) b (16 x 8) of a warp, accumulated in f32. With g = lane / 4 and t = lane % 4 a lane holds, two
-// neighbours of the depth in a word, a: (g, 2t) (g + 8, 2t) (g, 2t + 8) (g + 8, 2t + 8); b: (2t, g) (2t + 8, g);
+// d (16 x 8) += a (16 x 16) b (16 x 8), by a warp, accumulated in f32. With g = lane / 4 and t = lane % 4, a lane holds, with two
+// neighbours in depth per word, a: (g, 2t) (g + 8, 2t) (g, 2t + 8) (g + 8, 2t + 8); b: (2t, g) (2t + 8, g);
 // d: (g, 2t) (g, 2t + 1) (g + 8, 2t) (g + 8, 2t + 1). PTX ISA, "Matrix Fragments for mma.m16n8k16".
 template <class T> __device__ void multiply_tile(float (&d)[4], const u32 (&a)[4], const u32 (&b)[2]);
 
@@ -157,7 +157,7 @@ template <> __device__ __forceinline__ void multiply_tile<bf16>(float (&d)[4], c
                : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 #else
-  __trap(); // bf16 is refused on such a device before anything is launched
+  __trap(); // the host refuses bf16 on such a device before it launches anything
 #endif
 }
 
@@ -166,7 +166,7 @@ template <> __device__ __forceinline__ void multiply_tile<f16>(float (&d)[4], co
   asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
                : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
-#else // Turing: twice the depth of 8
+#else // Turing: two instructions of depth 8
   for (u32 half = 0; half < 2; half++)
     asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5}, {%6}, {%0,%1,%2,%3};"
                  : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
@@ -174,7 +174,7 @@ template <> __device__ __forceinline__ void multiply_tile<f16>(float (&d)[4], co
 #endif
 }
 
-// Copies 16 bytes to shared memory, or zeros where `valid` is false; done when wait_copies says so.
+// Copies 16 bytes to shared memory, or zeros if `valid` is false. The copy is complete after wait_copies.
 __device__ __forceinline__ void copy16(void *to, const void *from, bool valid) {
 #if __CUDA_ARCH__ >= 800
   u32 address = static_cast<u32>(__cvta_generic_to_shared(to));
@@ -184,7 +184,7 @@ __device__ __forceinline__ void copy16(void *to, const void *from, bool valid) {
 #endif
 }
 
-// As copy16, 4 bytes.
+// As copy16, for 4 bytes.
 __device__ __forceinline__ void copy4(void *to, const void *from) {
 #if __CUDA_ARCH__ >= 800
   u32 address = static_cast<u32>(__cvta_generic_to_shared(to));
@@ -194,31 +194,31 @@ __device__ __forceinline__ void copy4(void *to, const void *from) {
 #endif
 }
 
-// Ends a batch of copies.
+// Ends a group of copies.
 __device__ __forceinline__ void commit_copies() {
 #if __CUDA_ARCH__ >= 800
   asm volatile("cp.async.commit_group;");
 #endif
 }
 
-// The next kernel's blocks may begin where there is room for them: see `wait_for_previous`.
+// Lets blocks of the next kernel start where there is room for them: see `wait_for_previous`.
 __device__ __forceinline__ void let_next_begin() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.launch_dependents;");
 #endif
 }
 
-// Waits for the end of the kernel before this one. A kernel that is launched early (`Grid::early`) waits in every thread, also of blocks that
-// have nothing to do, before it writes anything or reads what a kernel of the same recording writes: any of those before it may still
-// run. Weights, and what earlier recordings wrote, can be fetched before, since a recording's first kernel is not launched early. PTX
-// ISA, "griddepcontrol".
+// Waits for the end of the previous kernel. In a kernel that is launched early (`Grid::early`), every thread must call this, also in
+// blocks that have nothing to do, before it writes anything or reads what a kernel of the same recording writes: any earlier kernel of
+// the recording may still run. Weights, and what earlier recordings wrote, may be read before, since the first kernel of a recording is
+// not launched early. PTX ISA, "griddepcontrol".
 __device__ __forceinline__ void wait_for_previous() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.wait;" ::: "memory");
 #endif
 }
 
-// Waits until at most N batches of this thread's copies are under way; other threads' need a barrier besides.
+// Waits until at most N groups of this thread's copies are incomplete; for copies of other threads, a barrier must follow.
 template <u32 N> __device__ __forceinline__ void wait_copies() {
 #if __CUDA_ARCH__ >= 800
   asm volatile("cp.async.wait_group %0;" ::"n"(N));

@@ -1,9 +1,8 @@
 #include "slots.cuh"
 #include "tile.cuh"
 
-// Samples start in slots, one a block: nothing drawn, the prompt's cache at its place, draws named by key and sample. `starts` is
-// (6, starts): slot, prompt, prompt_len, both words of the key, sample. With a repetition penalty a slot's set of tokens seen starts
-// as the prompt's; `words` is 0 without.
+// Starts samples in slots, one per block, with nothing drawn yet. `starts` is (6, samples): slot, prompt, prompt_len, both words of the
+// random key, sample. With a repetition penalty, a slot's set of tokens starts as that of its prompt; without one, `words` is 0.
 KERNEL(128, start_slots, u32 *state, u32 count, const u32 *starts, const u32 *prompt_seen, u32 *seen, u32 words) {
   Slots slots{state, count};
   auto number = [&](u32 which) { return starts[which * gridDim.x + blockIdx.x]; };
@@ -20,15 +19,15 @@ KERNEL(128, start_slots, u32 *state, u32 count, const u32 *starts, const u32 *pr
   for (u32 i = threadIdx.x; i < words; i += 128) seen[u64(slot) * words + i] = prompt_seen[u64(prompt) * words + i];
 }
 
-// The set of tokens of a prompt, one bit a token.
+// Computes the set of a prompt's tokens, one bit per token.
 KERNEL(256, mark_seen, const u32 *tokens, u32 len, u32 *seen, u32 words) {
   for (u32 i = threadIdx.x; i < words; i += 256) seen[i] = 0;
   __syncthreads();
   for (u32 i = threadIdx.x; i < len; i += 256) atomicOr(&seen[tokens[i] / 32], 1u << tokens[i] % 32);
 }
 
-// x (rows, width) = the embedding of the last token of each row's slot. One block a row. As a step's first kernel it clears, too, what the
-// step's last ones compare with: an order to clear among them would make them wait.
+// x (rows, width) = the embedding of the last token of each row's slot. One block per row. As the first kernel of a step, it also clears
+// `largest`, which a later kernel raises: a separate clear between them would make them wait.
 template <class T>
 __device__ void embed_slots(Slots slots, const u32 *slot_of_row, const T *embedding, float *x, u32 width, u32 *largest) {
   let_next_begin();
@@ -40,9 +39,9 @@ __device__ void embed_slots(Slots slots, const u32 *slot_of_row, const T *embedd
 }
 
 constexpr u32 MAX_GROUP = 8;     // query heads of one key head: half the rows of the matrix instruction
-constexpr u32 PARTS_AT_ONCE = 8; // of a product, read before the first is added
+constexpr u32 PARTS_AT_ONCE = 8; // partial sums that are read before the first is added
 
-// Where the attention of a step reads and writes, for one layer. Caches are (slot, K, capacity, E).
+// What the attention of one layer in a decode step reads and writes. Caches are (slot, K, capacity, E).
 template <class T> struct DecodeAttention {
   Slots slots;
   const u32 *slot_of_row;
@@ -58,7 +57,7 @@ template <class T> struct DecodeAttention {
   T *out; // (rows, H E)
   u32 heads, kv_heads;
 
-  // Number `column` of row `blockIdx.x` of the product: its parts, added in order to the bias.
+  // Number `column` of row `blockIdx.x` of the product: the bias plus the partial sums, in order.
   __device__ float product(u32 column, u32 width) const {
     const float *part = partial + u64(blockIdx.x) * width + column;
     float sum = bias ? bias[column] : 0.0f;
@@ -73,37 +72,37 @@ template <class T> struct DecodeAttention {
   }
 };
 
-// Keys and values of a sequence and key head before this token's, (positions, E).
+// Keys and values of the earlier tokens of a sequence, for one key head, (positions, E).
 template <class T, u32 E> struct Cached {
   const T *prompt_keys, *prompt_values, *keys, *values;
-  u32 prompt_len, position; // this token's, at least 1
+  u32 prompt_len, position; // this token's position, at least 1
 
   __device__ const T *key(u32 at) const { return row(prompt_keys, keys, at); }
   __device__ const T *value(u32 at) const { return row(prompt_values, values, at); }
-  // From this token's position on there is nothing yet: there the last row stands in.
+  // Nothing is cached from this token's position on; the last row is returned instead.
   __device__ const T *row(const T *in_prompt, const T *since, u32 at) const {
     at = min(at, position - 1);
     return at < prompt_len ? in_prompt + u64(at) * E : since + u64(at - prompt_len) * E;
   }
 };
 
-// What the queries (MAX_GROUP, E), as training rounds them, and this token's key and value {E, E} are: in shared memory.
+// Queries, key and value of this token in shared memory, rounded as in training.
 template <class T, u32 E> struct Fresh {
   alignas(16) T queries[MAX_GROUP][E], key[E], value[E];
 };
 
-// What a warp has seen, to be merged with what the others have.
+// The result of one warp, to be merged with those of the others.
 template <u32 E> struct Seen {
   float largest[MAX_GROUP], total[MAX_GROUP], sums[MAX_GROUP][E];
 };
 
-// A warp's part of the attention, CHUNK positions at a time. Keys and values of a chunk are all under way at once, keys to registers and
-// values to shared memory: waiting for one position after the other would be the time of a step. Scores are products of 16 rows, the
-// queries, with 8 columns, the positions; their exponentials are a left operand as they lie. The rows beyond the group's are for what
-// rounding takes from these.
+// One warp's part of the attention, CHUNK positions at a time. All keys of a chunk are loaded into registers and all values into shared
+// memory at once, because to wait for one position after the other would dominate a step. Scores are products of 16 rows, the queries,
+// with 8 columns, the positions; their exponentials have the register layout of a left operand. The 8 rows beyond the group's hold the
+// rounding errors of the weights.
 template <class T, u32 E> struct Attender {
   static constexpr u32 CHUNK = E > 64 ? 16 : 32, HALVES = (E + 31) / 32, STRIDE = E + Pack<T>::SIZE; // rows start in different banks
-  // Of the warp, for values and then for what it has seen.
+  // Shared memory of a warp, for values and then for its result.
   struct alignas(16) Room {
     T values[CHUNK * STRIDE];
     __device__ Seen<E> &seen() {
@@ -112,7 +111,7 @@ template <class T, u32 E> struct Attender {
     }
   };
   Room &room;
-  uint4 key[CHUNK / 8][HALVES]; // of position 8 n + g, packs t and t + 4: the depth is permuted alike in the queries
+  uint4 key[CHUNK / 8][HALVES]; // of position 8 n + g, packs t and t + 4; the queries permute the depth alike
   float sums[E / 8][4] = {}, top = -INFINITY, total = 0;
 
   __device__ Attender(Room &own) : room(own) {}
@@ -132,7 +131,7 @@ template <class T, u32 E> struct Attender {
 #pragma unroll
       for (u32 half = 0; half < HALVES; half++) key[n][half] = pack(row, half);
     }
-    __syncwarp(); // the values before have been read
+    __syncwarp(); // the previous values have been read
 #pragma unroll
     for (u32 i = lane(); i < CHUNK * PACKS; i += WARP) {
       u32 at = i / PACKS, column = i % PACKS * Pack<T>::SIZE;
@@ -141,7 +140,7 @@ template <class T, u32 E> struct Attender {
     commit_copies();
   }
 
-  // After `fetch` of the same positions.
+  // Attends to the positions that `fetch` loaded.
   __device__ void see(const Fresh<T, E> &fresh, u32 first, u32 last) {
     float scores[CHUNK / 8][4] = {};
 #pragma unroll
@@ -174,7 +173,7 @@ template <class T, u32 E> struct Attender {
     for (u32 j = 0; j < E / 8; j++)
       for (u32 i = 0; i < 4; i++) sums[j][i] *= keep;
     wait_copies<0>();
-    __syncwarp(); // the other lanes' copies are there, too
+    __syncwarp(); // the copies of the other lanes have arrived, too
     if (last - first < CHUNK)
       for (u32 i = lane(); i < E; i += WARP) room.values[(last - first) * STRIDE + i] = fresh.value[i];
     __syncwarp();
@@ -194,7 +193,7 @@ template <class T, u32 E> struct Attender {
   }
 };
 
-// The same in f32 on plain arithmetic: for checks, not for speed. A lane has the key of one position, and every 32nd number of all
+// The same in f32 on plain arithmetic, for checks, not for speed. A lane computes the score of one position, and every 32nd column of the
 // values.
 template <u32 E> struct Attender<float, E> {
   static constexpr u32 CHUNK = WARP, DIMS = (E + WARP - 1) / WARP;
@@ -242,9 +241,9 @@ template <u32 E> struct Attender<float, E> {
   }
 };
 
-// One block a row and key head: bias and rope of this token's queries, key and value; key and value into the cache; attention of
-// the group's queries over prompt and completion, by positions in chunks that go to the warps in turn and are merged in the warps'
-// order. Many WARPS hide the waiting of few blocks; of many blocks there are more at once the fewer they have.
+// Adds bias and rope to this token's queries, key and value, caches key and value, and computes the attention of the group's queries over
+// prompt and completion. One block per row and key head. Chunks of positions go to the warps in turn, and the results are merged in the
+// order of the warps. With few blocks, many WARPS hide latency; with many blocks, fewer warps let more blocks run at once.
 template <class T, u32 E, u32 WARPS> __device__ __forceinline__ void decode_attention(const DecodeAttention<T> &a) {
   typedef Attender<T, E> Warps;
   constexpr u32 THREADS = WARPS * WARP, HALF = E / 2, STRIDE = WARPS * Warps::CHUNK;
@@ -255,7 +254,7 @@ template <class T, u32 E, u32 WARPS> __device__ __forceinline__ void decode_atte
   const u32 slot = a.slot_of_row[row], warp = threadIdx.x / WARP;
   T *out = a.out + (u64(row) * a.heads + head * group) * E;
   let_next_begin();
-  const u32 any = slot == Slots::NONE ? 0 : slot; // all that is known of a slot is asked for at once; it changes at a step's end alone
+  const u32 any = slot == Slots::NONE ? 0 : slot; // loads all fields of a slot at once; they only change at the end of a step
   const u32 running = a.slots.at(Slots::RUNNING, any), prompt_at = a.slots.at(Slots::PROMPT, any);
   const u32 prompt_len = a.slots.at(Slots::PROMPT_LEN, any), drawn = a.slots.at(Slots::DRAWN, any);
   if (slot == Slots::NONE || !running) {
@@ -263,15 +262,16 @@ template <class T, u32 E, u32 WARPS> __device__ __forceinline__ void decode_atte
     for (u32 i = threadIdx.x; i < group * E; i += THREADS) out[i] = from_float<T>(0.0f);
     return;
   }
-  const u32 position = prompt_len + drawn - 1; // this token's
+  const u32 position = prompt_len + drawn - 1; // this token's position
   const u64 own = (u64(slot) * a.kv_heads + head) * a.capacity * E;
   const u64 prompt = (u64(prompt_at) * a.kv_heads + head) * a.prompt_capacity * E;
   const Cached<T, E> cached{a.prompt_keys + prompt, a.prompt_values + prompt, a.keys + own, a.values + own, prompt_len, position};
   Warps attender(rooms[warp]);
   u32 first = warp * Warps::CHUNK;
-  if (first <= position) attender.fetch(cached, first); // of earlier steps
+  if (first <= position) attender.fetch(cached, first); // keys and values of earlier steps
 
-  // Numbers i and i + E / 2 of the group's queries, the key and the value: rope turns the first two by the position's angle.
+  // Numbers i and i + E / 2 of the group's queries, the key and the value. Rope rotates them, except for the value, by the angle of the
+  // position.
   float cosine[ROUNDS], sine[ROUNDS], low[ROUNDS], high[ROUNDS];
 #pragma unroll
   for (u32 round = 0; round < ROUNDS; round++) {
@@ -342,7 +342,7 @@ DECODE(f32)
 DECODE(bf16)
 DECODE(f16)
 
-// Keys and values of packed prompts into their caches, (slots, K, capacity, E): row `blockIdx.x` of qkv (rows, (H + 2 K) E) is
+// Copies keys and values of packed prompts to their caches, (slots, K, capacity, E): row `blockIdx.x` of qkv (rows, (H + 2 K) E) is
 // position `place[2 row + 1]` of the prompt at `place[2 row]`.
 template <class T>
 __device__ void cache_rows(const T *qkv, const u32 *place, T *keys, T *values, u32 capacity, u32 heads, u32 kv_heads, u32 dim) {

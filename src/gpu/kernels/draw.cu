@@ -1,15 +1,15 @@
 #include "slots.cuh"
 
-// Logits to a token and its log-probability, with the definitions, the order of sums and the random numbers of
-// src/engine/sampler.rs and src/rng.rs: the same logits give the same token on CPU and GPU.
+// Draws a token from logits, with its log-probability. The definitions, the order of sums and the random numbers are those of
+// src/engine/sampler.rs and src/numbers/rng.rs: the same logits give the same token on CPU and GPU.
 
 constexpr u32 DRAW_THREADS = 1024;
 constexpr u32 DRAW_WARPS = DRAW_THREADS / WARP;
-constexpr u32 DRAW_BLOCK = 1024; // tokens whose weights are summed at once
-constexpr u32 DRAW_RUN = 32;     // of those, as many as are passed at once when a draw is looked up
-constexpr u32 DRAW_LANES = 8;    // chains of such a sum
+constexpr u32 DRAW_BLOCK = 1024; // tokens per block of a sum of weights
+constexpr u32 DRAW_RUN = 32;     // tokens per run of a block, which a look-up skips at once
+constexpr u32 DRAW_LANES = 8;    // partial sums per block
 
-// One of the words of a log entry; the other is the log-probability.
+// Flags in the first word of a log entry; the second word is the log-probability.
 constexpr u32 DRAWN_FLAG = 1u << 30, NOT_FINITE_FLAG = 1u << 31;
 
 struct Distribution {
@@ -20,10 +20,10 @@ struct Distribution {
 
 __device__ __forceinline__ u32 blocks_of(u32 vocabulary) { return (vocabulary + DRAW_BLOCK - 1) / DRAW_BLOCK; }
 
-// Temperature 0 takes the likeliest token, with its probability at temperature 1.
+// Temperature 0 takes the likeliest token, with its log-probability at temperature 1.
 __device__ __forceinline__ float scale_of(float temperature) { return temperature == 0 ? 1.0f : 1.0f / temperature; }
 
-// As src/rng.rs: a multiple of 2^-53 in [0, 1).
+// As in src/numbers/rng.rs: a multiple of 2^-53 in [0, 1).
 __device__ double uniform(u32 key_low, u32 key_high, u32 sample, u32 position) {
   u32 counter[4] = {sample, 0, position, 0};
   philox(counter, key_low, key_high);
@@ -34,11 +34,11 @@ __device__ double uniform(u32 key_low, u32 key_high, u32 sample, u32 position) {
 struct Draw {
   Slots slots;
   const u32 *slot_of_row;
-  u32 by_prompt; // whether a slot draws its first token, from its prompt's logits
+  u32 by_prompt; // whether the slots draw their first token, from the logits of their prompts
   const float *logits; // (rows or prompts, vocabulary)
   u32 vocabulary;
-  const u32 *largest; // (rows), `ordered`, and
-  const double *sums; // (rows, blocks): what `draw_sums` left; none for a draw that looks at all logits itself
+  const u32 *largest; // (rows), `ordered`, with the sums of
+  const double *sums; // (rows, blocks), from `draw_sums`; both are null for a draw that reads all logits itself
   Distribution distribution;
   const u32 *stops;
   u32 stop_count, limit;
@@ -46,9 +46,9 @@ struct Draw {
   u32 words;
   u32 *log; // (slots, limit, 2)
 
-  // Of this block's row: the host's, which no kernel writes.
+  // The slot of this block's row. The host writes it; no kernel does.
   __device__ u32 slot() const { return slot_of_row[blockIdx.x]; }
-  // The row of logits.
+  // The row of its logits.
   __device__ u32 index(u32 slot) const { return by_prompt ? slots.at(Slots::PROMPT, slot) : blockIdx.x; }
   __device__ double uniform_of(u32 slot) const {
     return uniform(slots.at(Slots::KEY_LOW, slot), slots.at(Slots::KEY_HIGH, slot), slots.at(Slots::SAMPLE, slot),
@@ -56,14 +56,14 @@ struct Draw {
   }
 };
 
-// A row of logits, with what is left of its tokens.
+// A row of logits, with the filters that apply to its tokens.
 struct Row {
   const float *logits;
-  const u32 *seen; // none without a penalty
+  const u32 *seen; // null without a penalty
   float penalty, scale, max;
   u32 vocabulary;
-  u32 least_score;             // top-k: the smallest that stays, `ordered`
-  u32 least_weight, last_tied; // top-p and min-p: the smallest weight that stays, as bits, and the last token that has it
+  u32 least_score;             // top-k: the smallest score that stays, `ordered`
+  u32 least_weight, last_tied; // top-p and min-p: the smallest weight that stays, as bits, and the last token of that weight that stays
 
   __device__ float score(u32 token) const {
     float x = logits[token];
@@ -90,11 +90,11 @@ __device__ __forceinline__ double sum_lanes(const double *lanes) {
 // Shared memory of a look-up.
 struct FindRoom {
   float weights[DRAW_BLOCK + DRAW_BLOCK / DRAW_RUN]; // a gap after each run keeps the runs in different banks
-  u32 choice, last; // what was found; the last block that has a weight
+  u32 choice, last; // what was found; the last block with a weight above 0
   double passed;
 };
 
-// Shared memory of a draw that looks at all logits.
+// Shared memory of a draw that reads all logits.
 struct DrawRoom {
   float floats[DRAW_WARPS];
   u32 words[DRAW_WARPS];
@@ -108,8 +108,7 @@ struct DrawRoom {
 __device__ __forceinline__ u32 first_lane(u32 lanes) { return __ffs(lanes) - 1; }
 __device__ __forceinline__ u32 last_lane(u32 lanes) { return WARP - 1 - __clz(lanes); }
 
-// The lanes' numbers added in their order to `before`: each lane gets the sum up to its own. The additions wait for each other, but
-// for nothing else.
+// Adds the lanes' numbers to `before`, in order; each lane gets the sum up to its own number.
 __device__ __forceinline__ double running_sum(double number, double before) {
   double mine = 0;
 #pragma unroll
@@ -120,14 +119,14 @@ __device__ __forceinline__ double running_sum(double number, double before) {
   return mine;
 }
 
-// Makes `passed (blocks)` of blocks' sums: the sum up to each block. Returns that of all.
+// Computes `passed (blocks)`, the running sum up to each block, and returns the sum of all blocks.
 __device__ double sum_blocks(const double *sums, double *passed, u32 blocks, FindRoom &room) {
   if (threadIdx.x < WARP) {
     double before = 0, next = threadIdx.x < blocks ? sums[threadIdx.x] : 0;
     u32 last = 0;
     for (u32 block = threadIdx.x; block - threadIdx.x < blocks; block += WARP) {
       const double number = next;
-      next = block + WARP < blocks ? sums[block + WARP] : 0; // under way while these are added
+      next = block + WARP < blocks ? sums[block + WARP] : 0; // loads while these are added
       const double mine = running_sum(number, before);
       if (block < blocks) passed[block] = mine;
       const u32 some = __ballot_sync(ALL_LANES, number > 0);
@@ -142,7 +141,7 @@ __device__ double sum_blocks(const double *sums, double *passed, u32 blocks, Fin
   return total;
 }
 
-// The sum of all weights, with what `sum_blocks` leaves; the lanes of a block are chains of their own, as the CPU adds them.
+// Returns the sum of all weights and computes what `sum_blocks` does. Each block has DRAW_LANES partial sums, as on the CPU.
 __device__ double sum_weights(const Row &row, double *chains, double *sums, FindRoom &room) {
   const u32 blocks = blocks_of(row.vocabulary);
   for (u32 chain = threadIdx.x; chain < blocks * DRAW_LANES; chain += DRAW_THREADS) {
@@ -157,8 +156,8 @@ __device__ double sum_weights(const Row &row, double *chains, double *sums, Find
   return sum_blocks(sums, chains, blocks, room);
 }
 
-// The key (32 bits) at which the mass of all greater keys first falls short of `wanted`, by four digits of eight bits from the
-// top; `above` is that mass.
+// Returns the largest key (32 bits) for which the mass of all greater keys, `above`, is less than `wanted`. It searches four digits of
+// eight bits, the highest first.
 template <class Key, class Mass> __device__ u32 select(u32 count, u64 wanted, u64 &above, DrawRoom &room, Key key, Mass mass) {
   u32 prefix = 0;
   u64 passed = 0;
@@ -184,10 +183,10 @@ template <class Key, class Mass> __device__ u32 select(u32 count, u64 wanted, u6
   return prefix;
 }
 
-// Weights in units of 2^-40, so that their sums do not depend on the order.
+// Weights are added in units of 2^-40, so that the sums do not depend on the order.
 constexpr float MASS_UNITS = 1099511627776.0f;
 
-// Keeps a token while those likelier, or as likely with a lower id, do not reach top_p of the total yet.
+// Keeps a token if the tokens before it, likelier or equally likely with a lower id, do not reach top_p of the total.
 __device__ void keep_top_p(Row &row, float top_p, double total, DrawRoom &room) {
   u64 above;
   u64 wanted = u64(double(top_p) * total * double(MASS_UNITS));
@@ -197,7 +196,7 @@ __device__ void keep_top_p(Row &row, float top_p, double total, DrawRoom &room) 
   u64 each = max(u64(__uint_as_float(least) * MASS_UNITS), u64(1));
   u32 ties = u32(min((wanted - min(above, wanted) + each - 1) / each, u64(row.vocabulary)));
   ties = max(ties, 1u);
-  // Each thread counts the ties of a run of tokens; the run that holds the last one to stay looks for it.
+  // Each thread counts the ties in a run of tokens; the one whose run contains the last tie to stay finds it.
   u32 run = (row.vocabulary + DRAW_THREADS - 1) / DRAW_THREADS;
   u32 first = min(threadIdx.x * run, row.vocabulary), last = min(first + run, row.vocabulary), mine = 0;
   for (u32 token = first; token < last; token++) mine += key(token) == least;
@@ -213,8 +212,8 @@ __device__ void keep_top_p(Row &row, float top_p, double total, DrawRoom &room) 
   __syncthreads();
 }
 
-// The lane at which `passed`, which does not pass `target` yet, does so as it grows by each lane's number, and what it was before;
-// never a lane of 0, but the last of another number when it falls short.
+// Adds the lanes' numbers to `passed`, in order, and returns the lane at which the sum exceeds `target`; `passed` becomes the sum before
+// that lane. The lane's number is never 0: if the sum falls short, the last lane with another number is returned.
 __device__ __forceinline__ u32 pass(double number, double &passed, double target) {
   const double mine = running_sum(number, passed);
   const u32 beyond = __ballot_sync(ALL_LANES, mine > target), some = __ballot_sync(ALL_LANES, number > 0);
@@ -225,8 +224,8 @@ __device__ __forceinline__ u32 pass(double number, double &passed, double target
   return found;
 }
 
-// The token where the running sum of weights passes `target`: its block, the run in it, the token in that. `passed` is what
-// `sum_blocks` left: the first beyond the target has a weight, since zeros change no sum.
+// Returns the token at which the running sum of weights exceeds `target`: first its block, then the run in the block, then the token in
+// the run. `passed` comes from `sum_blocks`; the first block beyond the target has a weight above 0, since zeros do not change the sum.
 template <u32 THREADS> __device__ u32 find(const Row &row, double target, const double *passed, u32 blocks, FindRoom &room) {
   static_assert(DRAW_BLOCK / DRAW_RUN == WARP && DRAW_RUN == WARP, "a lane has a run, then a token");
   if (threadIdx.x == 0 && !(passed[blocks - 1] > target)) room.choice = room.last, room.passed = passed[blocks - 1];
@@ -252,7 +251,7 @@ template <u32 THREADS> __device__ u32 find(const Row &row, double target, const 
   return room.choice;
 }
 
-// The largest scaled score; not finite when a logit is not.
+// The largest scaled score; NaN if a logit is not finite.
 __device__ float row_max(const Row &row, DrawRoom &room) {
   float largest = -INFINITY;
   u32 bad = 0;
@@ -264,7 +263,7 @@ __device__ float row_max(const Row &row, DrawRoom &room) {
   return block_sum<DRAW_THREADS>(bad, room.words) ? NAN : largest;
 }
 
-// The first token of the largest score.
+// The first token with the largest score.
 __device__ u32 likeliest(const Row &row, DrawRoom &room) {
   u32 first = row.vocabulary;
   for (u32 token = threadIdx.x; token < row.vocabulary && first == row.vocabulary; token += DRAW_THREADS)
@@ -277,12 +276,12 @@ __device__ u32 likeliest(const Row &row, DrawRoom &room) {
   return first;
 }
 
-// What the slot's sequence becomes with this token, and what the host is told of it.
+// Appends a token to the slot's sequence, and logs it for the host.
 __device__ void extend(const Draw &draw, u32 slot, u32 token, float logprob, u32 flag) {
   u32 drawn = draw.slots.at(Slots::DRAWN, slot);
   u32 *entry = draw.log + (u64(slot) * draw.limit + drawn) * 2;
   entry[1] = __float_as_uint(logprob);
-  __threadfence_system(); // the host looks at the first word, then reads the second
+  __threadfence_system(); // the host reads the second word once it sees the first
   entry[0] = token | flag;
   bool stops = flag != DRAWN_FLAG || drawn + 1 == draw.limit;
   for (u32 i = 0; i < draw.stop_count; i++) stops |= draw.stops[i] == token;
@@ -292,7 +291,7 @@ __device__ void extend(const Draw &draw, u32 slot, u32 token, float logprob, u32
   if (draw.words) draw.seen[u64(slot) * draw.words + token / 32] |= 1u << token % 32;
 }
 
-// One block a row draws its slot's next token, whatever the distribution.
+// Draws the next token of a slot from any distribution. One block per row.
 __device__ void draw_token(const Draw &draw) {
   DYNAMIC_SHARED(memory);
   __shared__ DrawRoom room;
@@ -334,8 +333,8 @@ __device__ void draw_token(const Draw &draw) {
 
 constexpr u32 SUMMED_THREADS = 128;
 
-// The same where the sums are there and nothing is truncated, penalised or greedy: what is left is little, so that many small blocks
-// share a multiprocessor.
+// The same from known sums, if nothing is truncated, penalised or greedy. Little work is left, so many small blocks share a
+// multiprocessor.
 __device__ void draw_from_sums(const Draw &draw) {
   DYNAMIC_SHARED(memory);
   __shared__ FindRoom room;
@@ -365,7 +364,7 @@ __device__ void draw_from_sums(const Draw &draw) {
 DRAW(KERNEL_ALONE, DRAW_THREADS, draw, draw_token)
 DRAW(KERNEL, SUMMED_THREADS, draw_summed, draw_from_sums)
 
-// N numbers of a row, `step` apart, all under way at once; from `last` on they are `beyond`.
+// Loads N numbers of a row, `step` apart, all at once; from `last` on they are `beyond`.
 template <u32 N>
 __device__ __forceinline__ void fetch(float (&to)[N], const float *row, u32 first, u32 step, u32 last, float beyond) {
 #pragma unroll
@@ -373,10 +372,11 @@ __device__ __forceinline__ void fetch(float (&to)[N], const float *row, u32 firs
 }
 
 constexpr u32 SUMS_THREADS = 128;
-constexpr u32 SUMS_AT_ONCE = 16; // logits that a chain has under way while it adds as many
+constexpr u32 SUMS_AT_ONCE = 16; // logits that a thread loads while it adds as many
 
-// The sums that a draw without truncation or penalty starts from: a row by itself would keep one multiprocessor of many busy. A thread
-// has a chain of a block of tokens; the eight of a block read 32 bytes together, which is what memory gives at once.
+// Computes the sums for a draw without truncation or penalty, with many blocks per row, because one block would use only one
+// multiprocessor. A thread computes one partial sum of a block of tokens; the eight of a block read 32 bytes together, the least that
+// memory transfers.
 KERNEL(SUMS_THREADS, draw_sums, u32 *state, u32 count, const u32 *slot_of_row, const float *logits, u32 vocabulary,
        const u32 *largest, float temperature, double *sums) {
   const u32 row = blockIdx.y, blocks = blocks_of(vocabulary), slot = slot_of_row[row];
@@ -409,9 +409,9 @@ KERNEL(SUMS_THREADS, draw_sums, u32 *state, u32 count, const u32 *slot_of_row, c
 
 constexpr u32 LARGEST_THREADS = 128, LARGEST_AT_ONCE = 32;
 
-// The largest logit of each row, where the product that made them has not looked.
+// Finds the largest logit of each row, if the product that computed the logits did not.
 KERNEL(LARGEST_THREADS, largest_logits, const float *logits, u32 vocabulary, u32 *largest) {
-  constexpr float LEAST = -3.402823466e38f; // of those that are finite
+  constexpr float LEAST = -3.402823466e38f; // the smallest finite float
   __shared__ u32 here;
   if (threadIdx.x == 0) here = 0;
   let_next_begin();

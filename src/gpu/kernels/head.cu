@@ -1,16 +1,16 @@
 #include "common.cuh"
 #include "narrow.cuh"
 
-// Softmax of rows of logits, and its backward: full logits never exist, only some rows at a time.
+// The softmax over rows of logits, and its backward. The host passes some rows at a time; the logits of all rows never exist at once.
 
 // Rows are `stride` numbers apart, a multiple of 4. For row r of logits (rows, vocabulary), times `scale` = 1 / temperature: stats
-// (rows, 4) = log-probability of tokens[r], entropy [nats], the largest logit, log of the sum of e^(logit - largest). A logit that
-// is not a number makes the log-probability none. One block a row.
+// (rows, 4) = log-probability of tokens[r], entropy (nats), the largest logit, log of the sum of e^(logit - largest). If a logit is NaN,
+// so is the log-probability. One block per row.
 KERNEL(256, head_stats, const float *logits, const u32 *tokens, float *stats, u32 vocabulary, u32 stride, float scale) {
   constexpr u32 THREADS = 256, SIZE = Pack<float>::SIZE;
   __shared__ float room[THREADS / WARP];
   const float *row = logits + u64(blockIdx.x) * stride;
-  float top = -INFINITY, sum = 0, weighted = 0; // of e^(z - top), of e^(z - top) (z - top)
+  float top = -INFINITY, sum = 0, weighted = 0; // sums of e^(z - top) and of e^(z - top) (z - top)
   bool broken = false;
   for (u32 i = SIZE * threadIdx.x; i < vocabulary; i += SIZE * THREADS) {
     Pack<float> pack = load_pack(row + i);
@@ -40,10 +40,10 @@ KERNEL(256, head_stats, const float *logits, const u32 *tokens, float *stats, u3
   of_row[2] = most, of_row[3] = log_sum;
 }
 
-// The logits of head_stats become their gradient in the products' type, in the first part of each row's memory: from slopes (rows)
-// = dloss / dlogprob. One block a row. What a turn writes has been read in this turn or before it, since the narrow numbers up to
-// `begin + TURN` end no later than the wide ones do: so one barrier between reads and writes is enough. What is written behind the
-// vocabulary, up to a pack's end, nobody reads.
+// Replaces the logits of head_stats by their gradient in the type of the products, at the start of each row's memory, from slopes (rows)
+// = dloss / dlogprob. One block per row. A turn overwrites only what it or an earlier turn has read, because the narrow numbers up to
+// `begin + TURN` end no later than the wide ones: so one barrier between reads and writes is enough. The numbers written after the
+// vocabulary, up to the end of a pack, are never read.
 template <class T>
 __device__ void head_backward(float *logits, const u32 *tokens, const float *stats, const float *slopes, u32 vocabulary,
                               u32 stride, float scale) {

@@ -1,27 +1,27 @@
 #include "common.cuh"
 
-// y (rows, width) = x (rows, depth) weight (width, depth)^T for the few rows of a decode step, where the time is that of reading
-// the weights once; the first of them are fetched while the kernel before still runs. Blocks share out the weights' rows (x), tokens
-// in TOKENS (y), and the depth in `splits` (z), whose partial results are added by whoever reads them. A token's sums are made in an
-// order that follows from (depth, splits) and the column alone: its result is the same bits in any batch.
+// y (rows, width) = x (rows, depth) weight (width, depth)^T for the few rows of a decode step. The time goes into reading the weights
+// once; the first of them are fetched while the previous kernel still runs. The grid divides the rows of the weights (x), the tokens by
+// TOKENS (y), and the depth by `splits` (z); the next kernel adds up the partial sums. The order of a token's sums depends on (depth,
+// splits) and the column alone, so its result has the same bits in any batch.
 
-constexpr u32 ROWS_TILE = 64; // of the weights, 16 for each of four warps
-// From 16 tokens on eight warps share them: a warp does one thing after another, and four are too few to fill its waiting.
+constexpr u32 ROWS_TILE = 64; // rows of the weights per block, 16 for each of four warps
+// From 16 tokens on, eight warps share them: four warps are too few to hide latency.
 template <u32 TOKENS> struct Shares {
   static constexpr u32 PARTS = TOKENS < 16 ? 1 : 2, THREADS = 128 * PARTS, TOKENS_OF_A_WARP = TOKENS / PARTS;
 };
-constexpr u32 ROWS_DEPTH = 64; // numbers of the depth in a stage: 128 bytes, 8 packs
+constexpr u32 ROWS_DEPTH = 64; // depth per stage: 128 bytes, 8 packs
 constexpr u32 ROWS_STAGES = 4;
 
-// Partial results in f32, (splits, rows, width).
+// Writes partial sums in f32, (splits, rows, width).
 struct Sums {
   float *out;
   u32 rows, width;
-  u32 *largest; // (rows), `ordered`: the largest result of each row, compared with what is there; none but for logits
-  static constexpr bool COMPARES = true, APART = false; // splits, or more tiles than run at once, keep blocks apart already
+  u32 *largest; // (rows), `ordered`: raised to the largest result of each row; null unless the results are logits
+  static constexpr bool COMPARES = true, APART = false; // splits, or more tiles than run at once, already keep blocks apart
   static constexpr u32 RESULTS = ROWS_TILE;
 
-  // Which row of the weights is row `i` of this block's tile; `width` rows or more is none.
+  // The row of the weights that is row `i` of this block's tile; there is none from `weight_rows` on.
   __device__ u32 weight_row(u32 i) const { return blockIdx.x * RESULTS + i; }
   __device__ u32 weight_rows() const { return width; }
 
@@ -32,15 +32,15 @@ struct Sums {
     if (blockIdx.x * RESULTS + i + 8 < width) row[i + 8] = high;
   }
 
-  // Of the same two results.
+  // The larger of the same two results, `ordered`.
   __device__ u32 larger(u32 i, float low, float high) const {
     u32 index = blockIdx.x * RESULTS + i;
     return max(index < width ? ordered_if_finite(low) : 0, index + 8 < width ? ordered_if_finite(high) : 0);
   }
 };
 
-// silu(gate) * up, (rows, width); the weights are gate (width, depth), then up. Gate and up of one result lie 8 rows apart in a
-// tile, where the matrix instruction gives both to one lane.
+// Writes silu(gate) * up, (rows, width); the weights are gate (width, depth), then up. Gate and up of one result are 8 rows apart in a
+// tile, where the matrix instruction returns both to one lane.
 template <class T> struct Swiglu {
   T *out;
   u32 rows, width;
@@ -55,18 +55,18 @@ template <class T> struct Swiglu {
   }
   __device__ u32 weight_rows() const { return 2 * width; }
 
-  // Both are rounded as training keeps them, so that it finds the same log-probabilities.
+  // Both are rounded as training stores them, so that it computes the same log-probabilities.
   __device__ void write(u32 token, u32 i, float gate, float up) const {
     gate = to_float(from_float<T>(gate)), up = to_float(from_float<T>(up));
     if (result(i) < width) out[u64(token) * width + result(i)] = from_float<T>(gate / (1.0f + exp_of(-gate)) * up);
   }
 };
 
-// The part of the depth that split `z` sums, in stages.
+// The part of the depth that split `z` adds up, in stages.
 struct Part {
   u32 from, to;
-  // With `apart` each tile of columns begins at another stage: blocks that all read the same x at once wait for the same few banks of the
-  // cache.
+  // With `apart`, each tile of columns starts at another stage, because blocks that read the same x at the same time wait for the same few
+  // banks of the cache.
   __device__ u32 in_turn(u32 stage, bool apart) const { return apart ? from + (stage - from + blockIdx.x) % (to - from) : stage; }
   __device__ static Part of(u32 depth, u32 splits) {
     u32 stages = (depth + ROWS_DEPTH - 1) / ROWS_DEPTH, share = (stages + splits - 1) / splits;
@@ -74,11 +74,12 @@ struct Part {
   }
 };
 
-// A row of 8 packs in shared memory, turned around for every second row: the eight lanes that read together hit all banks.
+// The place of a pack in rows of 8 packs in shared memory. Every second row is permuted, so that eight lanes that read together use all
+// banks.
 __device__ __forceinline__ u32 place(u32 row, u32 pack) { return row * 8 + (pack ^ (row % 2 * 4)); }
 
-// Asks for ROWS rows of a matrix (count, depth), those that `row_of` names, to be copied to the rows of a stage from `at` on; zeros
-// where there are none.
+// Starts to copy ROWS rows of a matrix (count, depth), those that `row_of` selects, to the rows of a stage from `at` on; zeros for rows
+// that do not exist.
 template <u32 THREADS, u32 ROWS, class T, class RowOf>
 __device__ __forceinline__ void fetch_rows(uint4 *to, u32 at, const T *matrix, u32 count, u32 depth, u32 stage, RowOf row_of) {
 #pragma unroll
@@ -89,9 +90,9 @@ __device__ __forceinline__ void fetch_rows(uint4 *to, u32 at, const T *matrix, u
   }
 }
 
-// The largest result of each of a block's tokens, and then of the grid's.
+// Finds the largest result of each token, first in a block, then in the grid.
 template <u32 TOKENS> struct Largest {
-  u32 *here; // shared memory, (TOKENS), which nobody uses when `start` has been reached by all
+  u32 *here; // shared memory, (TOKENS), no longer used otherwise when all threads have reached `start`
 
   __device__ void start() const {
     __syncthreads();
@@ -133,11 +134,11 @@ __device__ void linear_rows(const T *weight, const T *x, Result result, u32 dept
   for (u32 ahead = 0; ahead + 1 < ROWS_STAGES; ahead++) fetch_x(part.from + ahead);
   for (u32 stage = part.from; stage < part.to; stage++) {
     wait_copies<ROWS_STAGES - 2>();
-    __syncthreads(); // this stage is there, and the one before it may be overwritten
+    __syncthreads(); // this stage has arrived, and the previous one may be overwritten
     fetch_weight(stage + ROWS_STAGES - 1), fetch_x(stage + ROWS_STAGES - 1);
     const uint4 *tile = stages + stage % ROWS_STAGES * STAGE;
     for (u32 half = 0; half < 2; half++) {
-      // A lane's 16 bytes are 8 neighbours of the depth: two instructions' worth. Weights and x are permuted alike.
+      // A lane's 16 bytes are 8 neighbours in depth, enough for two instructions. Weights and x are permuted alike.
       uint4 low = tile[place(warp * 16 + g, half * 4 + t)], high = tile[place(warp * 16 + g + 8, half * 4 + t)];
       const u32 first[4] = {low.x, high.x, low.y, high.y}, second[4] = {low.z, high.z, low.w, high.w};
 #pragma unroll
@@ -156,7 +157,7 @@ __device__ void linear_rows(const T *weight, const T *x, Result result, u32 dept
     }
   if constexpr (Result::COMPARES) {
     if (!result.largest) return;
-    // In the stages' place: with memory of its own a block would have more than the 48 KiB (Turing: 64) that there are.
+    // Reuses the memory of the stages: with memory of its own a block would exceed the available 48 KiB (Turing: 64).
     wait_copies<0>();
     u32 *room = reinterpret_cast<u32 *>(memory);
     const Largest<TOKENS> largest{room};
@@ -172,8 +173,8 @@ __device__ void linear_rows(const T *weight, const T *x, Result result, u32 dept
   }
 }
 
-// The same in f32 on plain arithmetic: for checks, not for speed. A thread has 8 tokens of one row of the weights and of the row
-// 8 further on.
+// The same in f32 on plain arithmetic, for checks, not for speed. A thread computes 8 tokens for one row of the weights and for the row 8
+// further on.
 template <u32 TOKENS, class Result>
 __device__ void linear_rows_plain(const float *weight, const float *x, Result result, u32 depth, u32 splits) {
   wait_for_previous();

@@ -1,57 +1,73 @@
-//! The kernels of `kernels/` as functions: what each reads and writes is checked here, once, before it is launched.
+//! Kernels as Rust functions: `x.rs` wraps the kernels of `x.cu`, which lies beside it.
+//!
+//! The wrappers are the only callers of [`Driver::launch`] and [`Driver::multiply`]. A wrapper checks the length of every buffer that
+//! it is given. A bare [`Address`](crate::gpu::driver::Address) or [`Matrix`](crate::gpu::driver::Matrix) is a part of the weights, of the
+//! gradients or of a batch; there the wrapper relies on its caller for the shape that its documentation states.
 
-use super::buffer::{Buffer, DynBuffer};
-use super::driver::{Address, Argument, Driver, Grid};
+#![allow(unsafe_code)] // launches; each says what it has checked
+
+mod attend;
+mod attend_backward;
+mod decode;
+mod draw;
+mod head;
+mod linear_rows;
+mod norm;
+mod optimizer;
+mod packed;
+mod packed_backward;
+mod products;
+mod shape;
+
+pub use attend::attend;
+pub use attend_backward::{AttentionGradients, SavedAttention, attend_backward};
+pub use decode::{AttentionWarps, cache_rows, check, decode_attention, embed_slots, mark_seen, start_slots};
+pub use draw::{DrawOutput, DrawRows, Logits, SoftmaxSums, draw};
+pub use head::{LogitChunk, head_backward, head_stats, stride};
+pub use linear_rows::{head_rows, linear_rows, splits, swiglu_rows};
+pub use norm::add_norm;
+pub use optimizer::{AdamWState, adamw, square_sums};
+pub use packed::{NormInput, bias_rope, embed, norm_rows, swiglu};
+pub use packed_backward::{
+    BLOCKS, ColumnSum, NormBackward, NormGradient, RowSegments, add_rows, column_sums, norm_backward, scatter_rows,
+    swiglu_backward,
+};
+pub use products::{input_gradient, linear, weight_gradient};
+pub use shape::{ModelShape, RopeTable};
+
 use crate::error::Result;
+use crate::gpu::Buffer;
+use crate::gpu::driver::{Argument, Driver, Grid};
+use crate::numbers::dtype::Dtype;
 
-impl From<Address> for Argument {
-    fn from(at: Address) -> Self {
-        Self::Address(at)
-    }
-}
-
-impl From<usize> for Argument {
-    fn from(number: usize) -> Self {
-        Self::U32(u32::try_from(number).expect("sizes on the device are below 2^32"))
-    }
-}
-
-impl From<f32> for Argument {
-    fn from(number: f32) -> Self {
-        Self::F32(number)
-    }
-}
-
-/// Results that are still to be added up, `(splits, rows, width)`.
+/// Results of a product whose depth was split: `(splits, rows, width)`, still to be added up.
 #[derive(Clone, Copy)]
 pub struct PartialSums<'a> {
-    /// Room for at least that.
+    /// At least as long as the shape says.
     pub sums: &'a Buffer<f32>,
-    /// 0 for nothing to add.
+    /// 0 if there is nothing to add.
     pub splits: usize,
 }
 
-/// `kernels/norm.cu`: adds partial results to the residual stream `x (rows, D)` and normalises it with `weight (D)`.
-pub fn add_norm(
+/// A size as a [`Grid`] takes it.
+fn to_u32(count: usize) -> u32 {
+    u32::try_from(count).expect("sizes on the device are below 2^32")
+}
+
+/// Launches a kernel with one block of `threads` threads per row; does nothing if there are no rows.
+///
+/// # Safety
+/// As for [`Driver::launch`].
+unsafe fn launch_rows(
     driver: &dyn Driver,
-    x: &Buffer<f32>,
-    partial: PartialSums<'_>,
-    (weight, epsilon): (Address, f32),
-    normed: &DynBuffer,
-    [rows, width]: [usize; 2],
+    (name, dtype): (&str, Dtype),
+    [rows, threads]: [usize; 2],
+    arguments: &[Argument],
 ) -> Result<()> {
-    assert!(x.len().min(normed.len()) >= rows * width && partial.sums.len() >= partial.splits * rows * width);
-    let arguments = [
-        x.at(0).into(),
-        partial.sums.at(0).into(),
-        partial.splits.into(),
-        weight.into(),
-        normed.at(0).into(),
-        rows.into(),
-        width.into(),
-        epsilon.into(),
-    ];
-    let blocks = [u32::try_from(rows).expect("blocks are below 2^32"), 1, 1];
-    let grid = Grid { blocks, threads: 256, shared: 0, early: true };
-    driver.launch(&format!("add_norm_{}", normed.dtype().name()), grid, &arguments)
+    if rows == 0 {
+        return Ok(());
+    }
+    let grid = Grid { blocks: [to_u32(rows), 1, 1], threads: to_u32(threads), shared: 0, early: false };
+    // SAFETY: the caller's promise.
+    unsafe { driver.launch(&format!("{name}_{dtype}"), grid, arguments) }
 }

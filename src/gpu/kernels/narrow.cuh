@@ -1,7 +1,8 @@
 #pragma once
 #include "common.cuh"
 
-// Stores a pack as numbers of T, 16 or 8 bytes at once. By __stwb, since of an assignment the compiler at times makes a store a number.
+// Stores a pack as numbers of T, 16 or 8 bytes at once. It uses __stwb, because the compiler sometimes turns an assignment into one
+// store per number.
 __device__ __forceinline__ void store_narrow(float *to, const Pack<float> &pack) {
   __stwb(reinterpret_cast<float4 *>(to), float4{pack.of[0], pack.of[1], pack.of[2], pack.of[3]});
 }

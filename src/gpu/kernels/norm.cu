@@ -1,11 +1,11 @@
 #include "common.cuh"
 #include "narrow.cuh"
 
-constexpr u32 ADDED_AT_ONCE = 10; // partial results that are read before the first is added
+constexpr u32 ADDED_AT_ONCE = 10; // partial sums that are read before the first is added
 
-// The residual stream x (rows, width) gets `splits` partial results (splits, rows, width) added, in their order; normed (rows,
-// width) = x / rms(x) * weight. One block a row. Between two products there is little else to do than to wait for memory, so a
-// thread asks for all that its first columns need at once, and keeps their sums: up to a width of 1,024 these are all it has.
+// Adds `splits` partial sums (splits, rows, width) to the residual stream x (rows, width), in order; normed (rows, width) =
+// x / rms(x) * weight. One block per row. Between two products the time is that of waiting for memory, so a thread loads everything
+// that its first columns need at once, and keeps their sums in registers: up to a width of 1,024 it has no other columns.
 template <class T>
 __device__ void add_norm(float *x, const float *partial, u32 splits, const float *weight, T *normed, u32 rows, u32 width,
                          float epsilon) {

@@ -14,21 +14,22 @@ KERNEL(256, square_sums, const float *x, const u64 *from, double *sums) {
   if (threadIdx.x == 0) sums[blockIdx.x] = sum;
 }
 
-// The numbers of an update, as src/optim/update.rs has them.
+// `Rule` of src/optim/update.rs.
 struct Rule {
   float gradient_scale, keep, first_rate, second_keep, second_rate, correction_root, epsilon, step_size;
 };
 
 template <class T> using Four = Few<T, 4>;
 
-// A second moment as it is held: in bf16 rounded by chance, as src/optim/update.rs does it.
+// Stores a second moment, in bf16 with stochastic rounding, as src/optim/update.rs does.
 __device__ __forceinline__ void hold(float x, u32, float &to) { to = x; }
 __device__ __forceinline__ void hold(float x, u32 word, bf16 &to) {
   to = from_float<bf16>(__uint_as_float((__float_as_uint(x) + (word & 0xffffu)) & 0xffff0000u));
 }
 
-// AdamW on `count` numbers, with moments of type M; gradients become zero. Those before `split`, the matrices, decay, and are copied
-// to `low`, the others to `high`. The operations and their order are those of src/optim/update.rs, and none are fused: the same bits.
+// AdamW on `count` numbers, with moments of type M; sets the gradients to zero. The numbers before `split`, the matrices, decay and are
+// copied to `low`, the others to `high`. The operations and their order are those of src/optim/update.rs, none of them fused, so that
+// the bits are the same.
 template <class T, class M>
 __device__ void adamw(float *weights, float *gradients, M *first, M *second, T *low, float *high, u64 count, u64 split,
                       const Rule &rule, u32 key_low, u32 key_high) {

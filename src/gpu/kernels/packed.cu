@@ -1,15 +1,15 @@
 #include "common.cuh"
 
-// What lies between the products of packed rows, forward. One block a row where nothing else is said; every width is a multiple of 8.
+// The forward pass over packed rows, between its products. One block per row unless stated otherwise; every width is a multiple of 8.
 
-// x (rows, width) = the rows of the embedding table that `tokens` name.
+// x (rows, width) = the rows of the embedding table that `tokens` select.
 template <class T> __device__ void embed(const u32 *tokens, const T *table, float *x, u32 width) {
   u64 row = blockIdx.x, from = u64(tokens[row]) * width;
   for (u32 i = threadIdx.x; i < width; i += 128) x[row * width + i] = to_float(table[from + i]);
 }
 
-// normed (rows, width) = x / rms(x) * weight. Row r is that of x, or where there is `index`, row index[r] of x. Where there is
-// `added`, x is x + added first, and written to `sums`, which may be x. One warp a row.
+// normed (rows, width) = x / rms(x) * weight. Row r is computed from row r of x or, with `index`, from row index[r]. With `added`, x is
+// replaced by x + added, which is also written to `sums`; that may be x. One warp per row.
 template <class T>
 __device__ void norm_rows(const float *x, const u32 *index, const float *added, float *sums, const float *weight, T *normed,
                           u32 rows, u32 width, float epsilon) {
@@ -37,8 +37,8 @@ __device__ void norm_rows(const float *x, const u32 *index, const float *added, 
   }
 }
 
-// qkv (rows, (H + 2 K) E) = raw + bias, if there is one, and all of it but the values turned by the angles of the rows' positions; `turned` heads
-// come first. The table holds cosines, then sines, (table, E / 2) each.
+// qkv (rows, (H + 2 K) E) = raw + bias, or raw where bias is null, with the first `turned` heads, queries and keys, rotated by the angles of
+// the rows' positions. The table holds cosines, then sines, (table, E / 2) each.
 template <class T>
 __device__ void bias_rope(const float *raw, const float *bias, const float *rope, const u32 *positions, T *qkv, u32 table,
                           u32 turned, u32 heads, u32 dim) {
@@ -60,7 +60,7 @@ __device__ void bias_rope(const float *raw, const float *bias, const float *rope
   }
 }
 
-// act (rows, width) = silu(gate) * up, of gate_up (rows, 2 width).
+// act (rows, width) = silu(gate) * up, with gate_up (rows, 2 width).
 template <class T> __device__ void swiglu(const T *gate_up, T *act, u32 width) {
   constexpr u32 SIZE = Pack<T>::SIZE;
   const T *gates = gate_up + 2 * u64(blockIdx.x) * width;

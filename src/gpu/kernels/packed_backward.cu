@@ -1,13 +1,13 @@
 #include "common.cuh"
 #include "narrow.cuh"
 
-// Backward of what lies between the products of packed rows. Sums over rows go in two stages, each in a fixed order: a block adds
-// every so many-th row, then add_columns the blocks.
+// The backward pass over packed rows, between its products. Sums over rows have two stages, each in a fixed order: each block adds up
+// rows at a fixed distance, then add_columns adds up the blocks.
 
-// Backward of norm_rows: d_normed and x (rows, width), row r of x being its row index[r] where there is `index`. The gradient of
-// x is added to dx, or, where `fresh`, written to it; dx may be d_normed. d (rows, width) is dx as the products read it, if
-// wanted. partial (blocks, width) gets the blocks' parts of the weight's gradient. One warp a row; the first `warps` of a block
-// work, as many as there is shared memory for: each has its own sums for the weight, added at the end in the order of the warps.
+// Backward of norm_rows: d_normed and x (rows, width); with `index`, row r was computed from row index[r] of x. The gradient of x is
+// added to dx or, if `fresh`, written to it; dx may be d_normed. d (rows, width), if not null, is dx rounded for products. partial
+// (blocks, width) receives the blocks' partial sums of the weight's gradient. One warp per row. Only the first `warps` of a block work,
+// as many as shared memory allows: each has its own sums for the weight, which are added at the end in the order of the warps.
 template <class T>
 __device__ void norm_backward(const float *d_normed, const float *x, const u32 *index, const float *weight, float *dx, T *d,
                               float *partial, u32 rows, u32 width, float epsilon, u32 fresh, u32 warps) {
@@ -15,7 +15,7 @@ __device__ void norm_backward(const float *d_normed, const float *x, const u32 *
   DYNAMIC_SHARED(memory);
   float *sums = reinterpret_cast<float *>(memory); // (warps, width)
   const u32 warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
-  float *own = sums + warp * width; // a lane reads and writes only columns of its own
+  float *own = sums + warp * width; // a lane reads and writes only its own columns
   Pack<float> of_x[PACKS], of_dy[PACKS];
   if (warp < warps)
     for (u32 i = SIZE * lane; i < width; i += SIZE * WARP) store_pack(own + i, Pack<float>{});
@@ -45,7 +45,7 @@ __device__ void norm_backward(const float *d_normed, const float *x, const u32 *
     float scale = 1.0f / sqrtf(warp_sum(squares) / width + epsilon);
     along = warp_sum(along) * scale * scale * scale / width;
     for (u32 first = SIZE * lane; first < width; first += TURN) {
-      if (width > TURN) load(first); // else it is still there
+      if (width > TURN) load(first); // otherwise the registers still hold it
       Pack<float> out[PACKS] = {};
 #pragma unroll
       for (u32 j = 0; j < PACKS; j++)
@@ -76,7 +76,7 @@ __device__ void norm_backward(const float *d_normed, const float *x, const u32 *
   }
 }
 
-// partial (blocks, width) = sums of columns of x (rows, width). A grid of {columns / 128, blocks}.
+// partial (blocks, width) = partial sums of the columns of x (rows, width). The grid is {columns / 128, blocks}.
 template <class T> __device__ void column_sums(const T *x, float *partial, u32 rows, u32 width) {
   u32 column = blockIdx.x * 128 + threadIdx.x;
   if (column >= width) return;
@@ -85,7 +85,7 @@ template <class T> __device__ void column_sums(const T *x, float *partial, u32 r
   partial[u64(blockIdx.y) * width + column] = sum;
 }
 
-// sums (width) += the blocks' partial (blocks, width): eight chains over every eighth block, then over the chains.
+// sums (width) += partial (blocks, width): eight chains add up every eighth block, then the chains are added up.
 KERNEL(256, add_columns, const float *partial, float *sums, u32 blocks, u32 width) {
   __shared__ float room[8][WARP];
   u32 column = blockIdx.x * WARP + threadIdx.x % WARP, chain = threadIdx.x / WARP;
@@ -99,7 +99,7 @@ KERNEL(256, add_columns, const float *partial, float *sums, u32 blocks, u32 widt
   sums[column] += sum;
 }
 
-// Backward of swiglu: gate_up (rows, 2 width) becomes its gradient, d_act (rows, width) becomes the activation again.
+// Backward of swiglu. Replaces gate_up (rows, 2 width) by its gradient, and d_act (rows, width) by the activation.
 template <class T> __device__ void swiglu_backward(T *gate_up, T *d_act, u32 width) {
   constexpr u32 SIZE = Pack<T>::SIZE;
   T *gates = gate_up + 2 * u64(blockIdx.x) * width, *acts = d_act + u64(blockIdx.x) * width;
@@ -116,7 +116,7 @@ template <class T> __device__ void swiglu_backward(T *gate_up, T *d_act, u32 wid
   }
 }
 
-// Row from[b].. of `order` are added, in that order, to row to[b] of sums (.., width): block b's segment ends at from[b + 1].
+// Block b adds the rows order[from[b]..from[b + 1]] of x, in that order, to row to[b] of sums (.., width).
 KERNEL(256, add_rows, const float *x, const u32 *order, const u32 *from, const u32 *to, float *sums, u32 width) {
   u32 begin = from[blockIdx.x], end = from[blockIdx.x + 1];
   sums += u64(to[blockIdx.x]) * width;
@@ -127,7 +127,7 @@ KERNEL(256, add_rows, const float *x, const u32 *order, const u32 *from, const u
   }
 }
 
-// dx (rows, width): in row r the sum of the rows order[from[r]].. of x, zero where there are none; d as the products read it.
+// Row r of dx (rows, width) = the sum of the rows order[from[r]..from[r + 1]] of x, zero if there are none; d is dx rounded for products.
 template <class T>
 __device__ void scatter_rows(const float *x, const u32 *order, const u32 *from, float *dx, T *d, u32 width) {
   u64 row = blockIdx.x;

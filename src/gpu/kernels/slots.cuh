@@ -1,4 +1,4 @@
-// The state of the sequences being sampled: one number of each kind a slot.
+// The state of the sequences being sampled: one word per field and slot.
 #pragma once
 #include "common.cuh"
 

@@ -1,11 +1,11 @@
-// Products of small tiles by one warp: on the matrix instruction for 16-bit numbers, by plain multiply-adds for f32.
+// Products of small tiles by one warp: with the matrix instruction for 16-bit numbers, with plain multiply-adds for f32.
 //
-// Sums of a warp's 16 rows and N columns lie in float d[N / 8][4] as multiply_tile has them: with g = lane / 4 and t = lane % 4,
+// Sums of a warp's 16 rows and N columns are in float d[N / 8][4], in the order of multiply_tile: with g = lane / 4 and t = lane % 4,
 // d[j] is (g, 8j + 2t) (g, 8j + 2t + 1) (g + 8, 8j + 2t) (g + 8, 8j + 2t + 1).
 #pragma once
 #include "common.cuh"
 
-// Two numbers next to each other in one store.
+// Two adjacent numbers in one store.
 template <class T> struct alignas(2 * sizeof(T)) Pair {
   T low, high;
 };
@@ -34,12 +34,12 @@ __device__ __forceinline__ float quad_max(float x) {
 
 // ---- four 8 x 8 matrices of 16-bit numbers from shared memory -------------------------------------------------------------------
 
-// Lane 8 i + j says where row j of matrix i is. Of matrix i a lane gets (lane / 4, 2 (lane % 4)) and its neighbour to the right;
-// `turned`, (2 (lane % 4), lane / 4) and its neighbour below. PTX ISA, "ldmatrix".
+// Lane 8 i + j passes the address of row j of matrix i. From matrix i a lane gets (lane / 4, 2 (lane % 4)) and its neighbour to the
+// right; with `transposed`, (2 (lane % 4), lane / 4) and its neighbour below. PTX ISA, "ldmatrix".
 #ifdef __CUDACC__
-template <class T> __device__ __forceinline__ void load_matrices(u32 (&words)[4], const T *row, bool turned) {
+template <class T> __device__ __forceinline__ void load_matrices(u32 (&words)[4], const T *row, bool transposed) {
   u32 at = static_cast<u32>(__cvta_generic_to_shared(row));
-  if (turned)
+  if (transposed)
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
                  : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
                  : "r"(at)
@@ -51,7 +51,7 @@ template <class T> __device__ __forceinline__ void load_matrices(u32 (&words)[4]
                  : "memory");
 }
 #else
-template <class T> void load_matrices(u32 (&words)[4], const T *row, bool turned) {
+template <class T> void load_matrices(u32 (&words)[4], const T *row, bool transposed) {
   unsigned char *room = shim::exchange_room();
   u32 lane = shim::thread_index.x % 32, g = lane / 4, t = lane % 4;
   std::memcpy(room + lane * shim::ROOM_A_LANE, &row, sizeof row);
@@ -60,8 +60,8 @@ template <class T> void load_matrices(u32 (&words)[4], const T *row, bool turned
     T both[2];
     for (u32 half = 0; half < 2; half++) {
       const T *at;
-      std::memcpy(&at, room + (8 * i + (turned ? 2 * t + half : g)) * shim::ROOM_A_LANE, sizeof at);
-      both[half] = at[turned ? g : 2 * t + half];
+      std::memcpy(&at, room + (8 * i + (transposed ? 2 * t + half : g)) * shim::ROOM_A_LANE, sizeof at);
+      both[half] = at[transposed ? g : 2 * t + half];
     }
     std::memcpy(&words[i], both, sizeof words[i]);
   }
@@ -71,7 +71,7 @@ template <class T> void load_matrices(u32 (&words)[4], const T *row, bool turned
 // ---- left operands, (16, DEPTH) -------------------------------------------------------------------------------------------------
 
 template <class T, u32 DEPTH> struct Left {
-  static constexpr u32 ROOM = 1; // numbers of shared memory that `take` needs; as many as any array has
+  static constexpr u32 ROOM = 1; // numbers of shared memory that `take` needs; an array has at least 1
   u32 words[DEPTH / 16][4];
 
   // 16 rows in shared memory.
@@ -80,7 +80,7 @@ template <class T, u32 DEPTH> struct Left {
     for (u32 k = 0; k < DEPTH / 16; k++) load_matrices(words[k], rows + lane % 16 * stride + 16 * k + lane / 16 * 8, false);
   }
 
-  // A product's sums: as they lie in registers, they are a left operand.
+  // From the sums of a product, which have the register layout of a left operand.
   __device__ __forceinline__ void take(const float (&d)[DEPTH / 8][4], T *) {
     for (u32 k = 0; k < DEPTH / 16; k++)
       for (u32 i = 0; i < 4; i++) words[k][i] = pair_bits<T>(d[2 * k + i / 2][2 * (i % 2)], d[2 * k + i / 2][2 * (i % 2) + 1]);
@@ -94,7 +94,7 @@ template <u32 DEPTH> struct Left<float, DEPTH> {
 
   __device__ __forceinline__ void load(const float *from, u32 width) { rows = from, stride = width; }
 
-  // `room` is the warp's own.
+  // `room` is shared memory of this warp alone.
   __device__ __forceinline__ void take(const float (&d)[DEPTH / 8][4], float *room) {
     u32 g = threadIdx.x % WARP / 4, t = threadIdx.x % 4;
     __syncwarp();

@@ -1,41 +1,47 @@
-//! Backward of packed sequences through all blocks: the explicit chain, each gradient added once, in place.
+//! The backward pass of packed sequences through all blocks. Gradients are added in place, each one once.
+//!
+//! It shares the buffers of the forward pass, `normed`, `act`, `wide` and `gate_up`, and reuses them for gradients: comments name what a
+//! buffer holds from that line on.
 
 use std::sync::Arc;
 
 use super::batch::PackedBatch;
 use super::forward::{ForwardPass, KeptActivations, wide};
 use super::gradients::DeviceGradients;
-use super::kernels::{
-    self, AttentionGradients, BLOCKS, ColumnSum, NormBackward, NormGradient, NormInput, RopeTable, RowSegments,
-    SavedAttention,
-};
 use crate::error::Result;
-use crate::gpu::driver::{Address, Driver, Matrix, MatrixProduct};
+use crate::gpu::driver::{Address, Driver};
+use crate::gpu::kernels::{
+    self, AttentionGradients, BLOCKS, ColumnSum, NormBackward, NormGradient, NormInput, RopeTable, RowSegments,
+    SavedAttention, input_gradient, weight_gradient,
+};
 use crate::gpu::{Buffer, DeviceWeights, DynBuffer};
 use crate::model::Packed;
-use crate::numbers::dtype::Dtype;
 
-/// Memory of a backward.
+/// Buffers of a backward pass.
 pub struct BackwardPass {
     rows: usize,
     entries: usize,
-    /// Gradient of the residual stream, `(T, D)`, and the same as the products read it.
+    /// Gradient of the residual stream, `(T, D)`.
     pub(super) dx: Buffer<f32>,
+    /// The same, rounded for products.
     pub(super) d: DynBuffer,
+    /// Gradient of the heads' outputs, `(T, H E)`.
     d_attended: DynBuffer,
+    /// Gradient of queries, keys and values before rope, `(T, (H + 2 K) E)`.
     d_qkv: DynBuffer,
+    /// See [`AttentionGradients::along`].
     along: Buffer<f32>,
-    /// Parts of the gradients of keys and values, `(entries, 2 K E)`.
+    /// See [`AttentionGradients::partial`].
     keys: Buffer<f32>,
-    /// Parts of sums over rows.
+    /// Partial sums over rows.
     pub(super) partial: Buffer<f32>,
 }
 
 impl BackwardPass {
-    /// Room for the rows and entries of `batch`.
+    /// Allocates buffers for the rows and entries of `batch`.
     ///
     /// # Errors
-    /// [`crate::Error::Device`] when there is none.
+    /// [`crate::Error::Device`] when there is not enough memory.
     pub fn new(forward: &ForwardPass, batch: &PackedBatch) -> Result<Self> {
         let (driver, shape, dtype) = (&forward.driver, &forward.shape, forward.dtype);
         let (rows, entries) = (batch.rows, batch.entries);
@@ -52,13 +58,13 @@ impl BackwardPass {
         })
     }
 
-    /// Whether `batch` fits.
+    /// Whether `batch` fits into the buffers.
     #[must_use]
     pub fn holds(&self, batch: &PackedBatch) -> bool {
         self.rows >= batch.rows && self.entries >= batch.entries
     }
 
-    /// From the gradient of the residual stream after the last block, in `dx` and `d`, to the parameters' gradients.
+    /// From the gradient of the residual stream after the last block, in `dx` and `d`, to the gradients of all parameters.
     ///
     /// # Errors
     /// [`crate::Error::Device`] when the device fails.
@@ -74,36 +80,33 @@ impl BackwardPass {
         kernels::add_rows(&*forward.driver, &self.dx, &segments, pass.gradients.embedding(), &forward.shape)
     }
 
+    /// From the gradient with respect to the MLP's output, in `d`, to that with respect to its input, added to `dx`.
     fn mlp(&self, forward: &ForwardPass, pass: &Pass<'_>, layer: usize) -> Result<()> {
         let Pass { weights, batch, gradients } = pass;
-        let (driver, shape, room, rows) = (&*forward.driver, &forward.shape, forward.room(), batch.rows);
-        let (w, to, kept) = (weights.layer(layer), gradients.layer(layer), &room.layers[layer]);
+        let (driver, shape, buffers, rows) = (&*forward.driver, &forward.shape, forward.buffers(), batch.rows);
+        let (w, to, kept) = (weights.layer(layer), gradients.layer(layer), &buffers.layers[layer]);
         let (d, f) = (shape.width, shape.mlp);
-        let (gate_up, act, normed) = (kept.gate_up.matrix(0, 2 * f), room.act.matrix(0, f), room.normed.matrix(0, d));
+        let (dy, gate_up) = (self.d.matrix(0, d), kept.gate_up.matrix(0, 2 * f));
+        let (act, normed) = (buffers.act.matrix(0, f), buffers.normed.matrix(0, d));
 
-        if forward.keep() == KeptActivations::Inputs {
-            forward.norm(NormInput::Rows(&kept.x_in), w.input_norm, rows)?;
-            forward.self_attention(weights, batch, layer)?;
-            forward.norm(NormInput::Sum(&kept.x_in, &room.wide, &kept.x_mid), w.post_norm, rows)?;
-        } else {
-            forward.norm(NormInput::Rows(&kept.x_mid), w.post_norm, rows)?;
-        }
-        if forward.keep() != KeptActivations::All {
-            forward.gate_up(weights, rows, layer)?;
-        }
-        let dy = self.d.matrix(0, d);
+        // `normed`: the MLP's input; `gate_up`: its gate and up.
+        recompute(forward, pass, layer)?;
+        // `act`: the gradient of the activation.
         input_gradient(driver, dy, forward.weight(w.down, f), act, [rows, d, f])?;
-        kernels::swiglu_backward(driver, rows, &kept.gate_up, &room.act, shape)?;
+        // `act`: the activation; `gate_up`: the gradient of gate and up.
+        kernels::swiglu_backward(driver, rows, &kept.gate_up, &buffers.act, shape)?;
         weight_gradient(driver, dy, act, to.down, [rows, d, f])?;
         weight_gradient(driver, gate_up, normed, to.gate_up, [rows, 2 * f, d])?;
-        input_gradient(driver, gate_up, forward.weight(w.gate_up, d), wide(room, d), [rows, 2 * f, d])?;
+        // `wide`: the gradient of `normed`.
+        input_gradient(driver, gate_up, forward.weight(w.gate_up, d), wide(buffers, d), [rows, 2 * f, d])?;
         self.norm(forward, (&kept.x_mid, rows), w.post_norm, to.post_norm)
     }
 
+    /// From the gradient with respect to the attention's output, in `d`, to that with respect to its input, added to `dx`.
     fn self_attention(&self, forward: &ForwardPass, pass: &Pass<'_>, layer: usize) -> Result<()> {
         let Pass { weights, batch, gradients } = pass;
-        let (driver, shape, room, rows) = (&*forward.driver, &forward.shape, forward.room(), batch.rows);
-        let (w, to, kept) = (weights.layer(layer), gradients.layer(layer), &room.layers[layer]);
+        let (driver, shape, buffers, rows) = (&*forward.driver, &forward.shape, forward.buffers(), batch.rows);
+        let (w, to, kept) = (weights.layer(layer), gradients.layer(layer), &buffers.layers[layer]);
         let (d, width, qkv) = (shape.width, shape.attention_width(), shape.qkv());
 
         let dy = self.d.matrix(0, d);
@@ -112,20 +115,22 @@ impl BackwardPass {
         weight_gradient(driver, dy, attended, to.o, [rows, d, width])?;
         let rope = RopeTable { table: weights.rope.at(0), positions: weights.positions };
         let (log_sum, d_out) = (&*kept.log_sum, &self.d_attended);
-        let attended = SavedAttention { qkv: &kept.qkv, out: &kept.attended, log_sum, d_out };
-        let attending = AttentionGradients { d_qkv: &self.d_qkv, along: &self.along, partial: &self.keys };
-        kernels::attend_backward(driver, batch, attended, attending, (shape, rope))?;
+        let saved = SavedAttention { qkv: &kept.qkv, out: &kept.attended, log_sum, d_out };
+        let attention = AttentionGradients { d_qkv: &self.d_qkv, along: &self.along, partial: &self.keys };
+        kernels::attend_backward(driver, batch, saved, attention, (shape, rope))?;
         if let Some(to) = to.qkv_bias {
             kernels::column_sums(driver, &self.d_qkv, [rows, qkv], ColumnSum { partial: &self.partial, to })?;
         }
+        // `normed`: the input of the product with the weight of queries, keys and values.
         forward.norm(NormInput::Rows(&kept.x_in), w.input_norm, rows)?;
         let dy = self.d_qkv.matrix(0, qkv);
-        weight_gradient(driver, dy, room.normed.matrix(0, d), to.qkv, [rows, qkv, d])?;
-        input_gradient(driver, dy, forward.weight(w.qkv, d), wide(room, d), [rows, qkv, d])?;
+        weight_gradient(driver, dy, buffers.normed.matrix(0, d), to.qkv, [rows, qkv, d])?;
+        // `wide`: the gradient of `normed`.
+        input_gradient(driver, dy, forward.weight(w.qkv, d), wide(buffers, d), [rows, qkv, d])?;
         self.norm(forward, (&kept.x_in, rows), w.input_norm, to.input_norm)
     }
 
-    /// From `wide` through a norm, added to the stream's gradient.
+    /// Runs a norm backward from the gradient in `wide`, and adds the result to `dx`, and to `d` rounded.
     fn norm(
         &self,
         forward: &ForwardPass,
@@ -136,57 +141,43 @@ impl BackwardPass {
         let norm = NormBackward { x, index: None, weight, d_weight: ColumnSum { partial: &self.partial, to } };
         let into = NormGradient::Added(&self.dx, &self.d);
         let of = (&forward.shape, forward.dtype);
-        kernels::norm_backward(&*forward.driver, &norm, (&forward.room().wide, rows), into, of)
+        kernels::norm_backward(&*forward.driver, &norm, (&forward.buffers().wide, rows), into, of)
     }
 }
 
-/// What a backward runs over.
+/// Computes the MLP's input in `normed` again and, as far as the forward pass did not keep them, the attention, `x_mid` and `gate_up`.
+fn recompute(forward: &ForwardPass, pass: &Pass<'_>, layer: usize) -> Result<()> {
+    let Pass { weights, batch, .. } = pass;
+    let (w, rows) = (weights.layer(layer), batch.rows);
+    let kept = &forward.buffers().layers[layer];
+    if forward.keep() == KeptActivations::Inputs {
+        // `normed`: the attention's input; then `wide`: its output; then `normed`: the MLP's input.
+        forward.norm(NormInput::Rows(&kept.x_in), w.input_norm, rows)?;
+        forward.self_attention(weights, batch, layer)?;
+        forward.norm(NormInput::Sum(&kept.x_in, &forward.buffers().wide, &kept.x_mid), w.post_norm, rows)?;
+    } else {
+        forward.norm(NormInput::Rows(&kept.x_mid), w.post_norm, rows)?;
+    }
+    if forward.keep() == KeptActivations::All {
+        return Ok(());
+    }
+    forward.gate_up(weights, rows, layer)
+}
+
+/// What a backward pass runs over.
 pub(super) struct Pass<'a> {
     pub weights: &'a DeviceWeights,
     pub batch: &'a PackedBatch,
     pub gradients: &'a DeviceGradients,
 }
 
-/// `dx (rows, in)` = `dy (rows, out)` times `weight (out, in)`; the shape is rows, out, in.
-pub(super) fn input_gradient(
-    driver: &dyn Driver,
-    dy: Matrix,
-    weight: Matrix,
-    dx: Matrix,
-    [rows, wide, deep]: [usize; 3],
-) -> Result<()> {
-    let shape = [rows, deep, wide];
-    driver.product(&MatrixProduct {
-        a: dy,
-        a_transposed: false,
-        b: weight,
-        b_transposed: false,
-        out: dx,
-        shape,
-        beta: 0.0,
-    })
-}
-
-/// `dw (out, in)` += the transpose of `dy (rows, out)` times `x (rows, in)`; the shape is rows, out, in.
-pub(super) fn weight_gradient(
-    driver: &dyn Driver,
-    dy: Matrix,
-    x: Matrix,
-    dw: Address,
-    [rows, wide, deep]: [usize; 3],
-) -> Result<()> {
-    let out = Matrix { at: dw, stride: deep, dtype: Dtype::F32 };
-    let shape = [wide, deep, rows];
-    driver.product(&MatrixProduct { a: dy, a_transposed: true, b: x, b_transposed: false, out, shape, beta: 1.0 })
-}
-
-/// Rows grouped by what is at each, in order.
+/// Groups rows by their keys, in order; with `all`, one segment for each key below it.
 pub(super) fn segments(driver: &Arc<dyn Driver>, keys: &[u32], all: Option<usize>) -> Result<RowSegments> {
     group(driver, keys, all, (0..keys.len() as u32).collect())
 }
 
 fn group(driver: &Arc<dyn Driver>, keys: &[u32], all: Option<usize>, mut order: Vec<u32>) -> Result<RowSegments> {
-    order.sort_by_key(|row| keys[*row as usize]); // stable: the order of rows is the order of the sums
+    order.sort_by_key(|row| keys[*row as usize]); // stable, because rows are summed in their order
     let (mut from, mut to) = (Vec::new(), Vec::new());
     match all {
         Some(count) => {

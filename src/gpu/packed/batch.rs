@@ -1,4 +1,4 @@
-//! Where sequences stand among packed rows, as the kernels read it.
+//! The tables by which kernels find sequences among packed rows.
 
 use std::cmp::Reverse;
 use std::sync::Arc;
@@ -8,28 +8,28 @@ use crate::gpu::Buffer;
 use crate::gpu::driver::{Address, Driver};
 use crate::model::Packed;
 
-/// Rows of one side that a block of the attention holds: `Tiling::OWN` of `kernels/attend.cuh`.
+/// Rows per tile of the attention kernels: `Tiling::OWN` of `attend.cuh`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TileRows(
-    /// How many.
+    /// How many rows.
     pub usize,
 );
 
-/// Packed sequences on the device.
+/// Packed sequences on the device, with the tables of the attention kernels.
 pub struct PackedBatch {
     numbers: Buffer<u32>,
     at: Places,
-    /// T.
+    /// T, the number of packed rows.
     pub rows: usize,
-    /// Tiles of query rows.
+    /// Number of tiles of query rows.
     pub query_tiles: usize,
-    /// Tiles of positions, those of prefixes once for each sequence that goes on from them.
+    /// Number of tiles of positions; a prefix counts once for each sequence that continues it.
     pub key_tiles: usize,
-    /// Positions of all sequences, those of prefixes once for each sequence that goes on from them.
+    /// Number of positions of all sequences; a prefix counts once for each sequence that continues it.
     pub entries: usize,
 }
 
-/// First number of each array.
+/// Index of the first word of each table.
 struct Places {
     tokens: usize,
     positions: usize,
@@ -39,7 +39,7 @@ struct Places {
     key_tiles: usize,
 }
 
-/// `Sequence` of `kernels/attend.cuh`.
+/// The fields of `Sequence` of `attend.cuh` for each sequence, and the number of entries.
 fn describe(packed: &Packed) -> (Vec<[u32; 6]>, usize) {
     let len = |i: usize| (packed.starts[i + 1] - packed.starts[i]) as u32;
     let mut entries = 0;
@@ -55,7 +55,7 @@ fn describe(packed: &Packed) -> (Vec<[u32; 6]>, usize) {
     (all, entries as usize)
 }
 
-/// `{sequence, first}` of each tile of `counts[sequence]` rows.
+/// `{sequence, first row}` of each tile, where sequence i has `counts[i]` rows.
 fn tiles(counts: impl Iterator<Item = u32>, TileRows(size): TileRows) -> Vec<[u32; 2]> {
     let of = |(i, count): (usize, u32)| (0..count).step_by(size).map(move |first| [i as u32, first]);
     counts.enumerate().flat_map(of).collect()
@@ -65,10 +65,10 @@ impl PackedBatch {
     /// Copies `packed` to the device.
     ///
     /// # Errors
-    /// [`crate::Error::Device`] when the device fails or has no room.
+    /// [`crate::Error::Device`] when the device fails or has not enough memory.
     pub fn new(driver: &Arc<dyn Driver>, packed: &Packed, tile: TileRows) -> Result<Self> {
         let (sequences, entries) = describe(packed);
-        // Tiles whose blocks work longest come first, so that none of them begins when the others are done.
+        // The longest-running tiles come first, so that none of them starts when all others are done.
         let mut query_tiles = tiles(sequences.iter().map(|one| one[1]), tile);
         query_tiles.sort_by_key(|&[i, first]| Reverse(sequences[i as usize][3] + first));
         let mut key_tiles = tiles(sequences.iter().map(|one| one[1] + one[3]), tile);
@@ -95,32 +95,33 @@ impl PackedBatch {
         Ok(Self { numbers: Buffer::from_slice(driver, &numbers)?, at, rows, query_tiles, key_tiles, entries })
     }
 
-    /// `(T)`.
-    pub(super) fn tokens(&self) -> Address {
+    /// The token of each row, `(T)`.
+    pub(crate) fn tokens(&self) -> Address {
         self.numbers.at(self.at.tokens)
     }
 
-    /// `(T)`, counted from the start of the prefix.
-    pub(super) fn positions(&self) -> Address {
+    /// The position of each row, `(T)`, counted from the start of the prefix.
+    pub(crate) fn positions(&self) -> Address {
         self.numbers.at(self.at.positions)
     }
 
-    /// `(T)`: the sequence of each row.
-    pub(super) fn owners(&self) -> Address {
+    /// The sequence of each row, `(T)`.
+    pub(crate) fn owners(&self) -> Address {
         self.numbers.at(self.at.owners)
     }
 
-    pub(super) fn sequences(&self) -> Address {
+    /// `Sequence` of `attend.cuh` for each sequence.
+    pub(crate) fn sequences(&self) -> Address {
         self.numbers.at(self.at.sequences)
     }
 
-    /// `(query_tiles, 2)`: sequence, first row in it.
-    pub(super) fn query_tile(&self) -> Address {
+    /// Sequence and first row of each tile of queries, `(query_tiles, 2)`.
+    pub(crate) fn query_tile(&self) -> Address {
         self.numbers.at(self.at.query_tiles)
     }
 
-    /// `(key_tiles, 2)`: sequence, first position in it.
-    pub(super) fn key_tile(&self) -> Address {
+    /// Sequence and first position of each tile of keys, `(key_tiles, 2)`.
+    pub(crate) fn key_tile(&self) -> Address {
         self.numbers.at(self.at.key_tiles)
     }
 }

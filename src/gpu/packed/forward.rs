@@ -1,81 +1,81 @@
-//! Forward of packed sequences, and what it leaves for a backward.
+//! The forward pass of packed sequences, and the activations that it keeps for the backward pass.
 
 use std::sync::Arc;
 
 use super::batch::PackedBatch;
-use super::kernels::{self, ModelShape, NormInput, RopeTable};
 use crate::error::Result;
 use crate::gpu::driver::{Address, Driver, Matrix};
+use crate::gpu::kernels::{self, ModelShape, NormInput, RopeTable};
 use crate::gpu::{Buffer, DeviceWeights, DynBuffer, LayerAddresses};
 use crate::model::Packed;
 use crate::numbers::dtype::Dtype;
 
-/// What of each block stays until the backward; the rest is computed again there.
+/// Which activations of each block are kept for the backward pass, which computes the others again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum KeptActivations {
-    /// Everything but what norms and the activation give.
+    /// All but the outputs of the norms and of the MLP's activation.
     All,
-    /// All but the gate and up of the MLP.
+    /// As `All`, without the MLP's gate and up.
     NoMlp,
-    /// The residual stream at the block's start.
+    /// Only the residual stream at the start of each block.
     Inputs,
-    /// Nothing: there is no backward.
+    /// None, because there is no backward pass.
     Nothing,
 }
 
-/// What a block computes on T rows and its backward needs again. Blocks that do not keep an array share one.
+/// The activations of a block for T rows that the backward pass reads. An array that blocks do not keep is shared by all of them.
 #[derive(Clone)]
 pub(super) struct BlockActivations {
-    /// Residual stream at the block's start, `(T, D)`.
+    /// The residual stream at the start of the block, `(T, D)`.
     pub x_in: Arc<Buffer<f32>>,
     /// Queries, keys and values after rope, `(T, (H + 2 K) E)`.
     pub qkv: Arc<DynBuffer>,
-    /// Heads' outputs, `(T, H E)`.
+    /// Outputs of the heads, `(T, H E)`.
     pub attended: Arc<DynBuffer>,
-    /// Log-sum-exp of the scores, `(T, H)`.
+    /// Log-sum-exp of the attention scores, `(T, H)`.
     pub log_sum: Arc<Buffer<f32>>,
-    /// Residual stream after attention, `(T, D)`.
+    /// The residual stream after attention, `(T, D)`.
     pub x_mid: Arc<Buffer<f32>>,
-    /// `(T, 2 F)`.
+    /// Gate and up of the MLP, `(T, 2 F)`; the backward pass replaces them by their gradients.
     pub gate_up: Arc<DynBuffer>,
 }
 
-/// Memory for `rows` rows.
+/// Buffers for `rows` rows. The backward pass uses them, too: see there.
 pub(super) struct ForwardBuffers {
     pub rows: usize,
     pub layers: Vec<BlockActivations>,
-    /// Residual stream after the last block, `(T, D)`.
+    /// The residual stream after the last block, `(T, D)`.
     pub x_out: Arc<Buffer<f32>>,
-    /// What a product gives or a norm's gradient, `(T, max(D, (H + 2 K) E))`.
+    /// The output of a product in f32, or the gradient of a norm's output, `(T, max(D, (H + 2 K) E))`.
     pub wide: Buffer<f32>,
-    /// `(T, D)`.
+    /// The output of a norm, `(T, D)`.
     pub normed: DynBuffer,
-    /// `(T, F)`.
+    /// The MLP's activation or its gradient, `(T, F)`.
     pub act: DynBuffer,
 }
 
-/// The forward of one model, with its memory.
+/// The forward pass of a model, with its buffers.
 pub struct ForwardPass {
     pub(super) driver: Arc<dyn Driver>,
     pub(super) shape: ModelShape,
     pub(super) dtype: Dtype,
     layers: usize,
     keep: KeptActivations,
-    room: Option<ForwardBuffers>,
+    buffers: Option<ForwardBuffers>,
 }
 
-/// Told of each layer's queries, keys and values after rope, `(T, (H + 2 K) E)`.
+/// Called per layer with its queries, keys and values after rope, `(T, (H + 2 K) E)`.
 pub type QkvHook<'a> = &'a mut dyn FnMut(usize, &DynBuffer) -> Result<()>;
 
 impl ForwardPass {
-    /// Of models of the shape and type of `weights`. Memory is taken by the first batch, and again by larger ones.
+    /// For models of the shape and type of `weights`. The first batch allocates the buffers, a larger one allocates them again.
     ///
     /// # Errors
-    /// [`crate::Error::Device`] when there is no kernel for the shape.
+    /// [`crate::Error::Device`] when no kernel was compiled for the shape.
     pub fn new(driver: &Arc<dyn Driver>, weights: &DeviceWeights, keep: KeptActivations) -> Result<Self> {
         let (shape, dtype) = (ModelShape::new(&weights.config)?, weights.matrices.dtype());
         let layers = weights.config.num_hidden_layers;
-        Ok(Self { driver: Arc::clone(driver), shape, dtype, layers, keep, room: None })
+        Ok(Self { driver: Arc::clone(driver), shape, dtype, layers, keep, buffers: None })
     }
 
     /// Copies packed sequences to the device.
@@ -89,70 +89,74 @@ impl ForwardPass {
     /// Runs all blocks, up to the residual stream after the last one.
     ///
     /// # Errors
-    /// [`crate::Error::Device`] when the device fails or has no room, and those of `hook`.
+    /// [`crate::Error::Device`] when the device fails or has not enough memory, and the errors of `hook`.
     pub fn run(&mut self, weights: &DeviceWeights, batch: &PackedBatch, hook: QkvHook<'_>) -> Result<()> {
         self.reserve(batch.rows)?;
-        let room = self.room();
+        let buffers = self.buffers();
         let embedding = (weights.embedding(), self.dtype);
-        kernels::embed(&*self.driver, batch, embedding, &room.layers[0].x_in, &self.shape)?;
-        let first = NormInput::Rows(&room.layers[0].x_in);
+        kernels::embed(&*self.driver, batch, embedding, &buffers.layers[0].x_in, &self.shape)?;
+        let first = NormInput::Rows(&buffers.layers[0].x_in);
         self.norm(first, weights.layer(0).input_norm, batch.rows)?;
         for layer in 0..self.layers {
             self.self_attention(weights, batch, layer)?;
-            hook(layer, &room.layers[layer].qkv)?;
-            let kept = &room.layers[layer];
-            self.norm(NormInput::Sum(&kept.x_in, &room.wide, &kept.x_mid), weights.layer(layer).post_norm, batch.rows)?;
+            hook(layer, &buffers.layers[layer].qkv)?;
+            let kept = &buffers.layers[layer];
+            self.norm(
+                NormInput::Sum(&kept.x_in, &buffers.wide, &kept.x_mid),
+                weights.layer(layer).post_norm,
+                batch.rows,
+            )?;
             self.gate_up(weights, batch.rows, layer)?;
             self.down(weights, batch.rows, layer)?;
-            let (next, norm) = match room.layers.get(layer + 1) {
+            let (next, norm) = match buffers.layers.get(layer + 1) {
                 Some(next) => (&next.x_in, weights.layer(layer + 1).input_norm),
-                None => (&room.x_out, weights.final_norm()), // of all rows, which nobody reads: not worth a kernel of its own
+                None => (&buffers.x_out, weights.final_norm()), // only the sum is used
             };
-            self.norm(NormInput::Sum(&kept.x_mid, &room.wide, next), norm, batch.rows)?;
+            self.norm(NormInput::Sum(&kept.x_mid, &buffers.wide, next), norm, batch.rows)?;
         }
         Ok(())
     }
 
-    /// `hidden (rows, D)` = the final norm of these rows of the last batch, as the LM head reads it.
+    /// `hidden (rows, D)` = the final norm of these rows of the last batch, which the LM head reads.
     ///
     /// # Errors
     /// [`crate::Error::Device`] when the device fails.
     pub fn hidden(&self, weights: &DeviceWeights, rows: &Buffer<u32>, hidden: &DynBuffer) -> Result<()> {
-        let picked = NormInput::Picked(&self.room().x_out, rows);
+        let picked = NormInput::Picked(&self.buffers().x_out, rows);
         kernels::norm_rows(&*self.driver, picked, weights.final_norm(), (hidden, rows.len()), &self.shape)
     }
 
-    /// Queries, keys and values from `normed`, then the heads' outputs, and into `wide` what they add to the stream.
+    /// Reads `normed`; writes queries, keys and values, the outputs of the heads, and to `wide` what is added to the residual stream.
     pub(super) fn self_attention(&self, weights: &DeviceWeights, batch: &PackedBatch, layer: usize) -> Result<()> {
-        let (driver, shape, room, w) = (&*self.driver, &self.shape, self.room(), weights.layer(layer));
-        let (kept, d, width, qkv) = (&room.layers[layer], shape.width, shape.attention_width(), shape.qkv());
-        let raw = wide(room, qkv);
-        kernels::linear(driver, room.normed.matrix(0, d), self.weight(w.qkv, d), raw, [batch.rows, qkv, d])?;
+        let (driver, shape, buffers, w) = (&*self.driver, &self.shape, self.buffers(), weights.layer(layer));
+        let (kept, d, width, qkv) = (&buffers.layers[layer], shape.width, shape.attention_width(), shape.qkv());
+        let raw = wide(buffers, qkv);
+        kernels::linear(driver, buffers.normed.matrix(0, d), self.weight(w.qkv, d), raw, [batch.rows, qkv, d])?;
         let rope = RopeTable { table: weights.rope.at(0), positions: weights.positions };
-        kernels::bias_rope(driver, batch, (&room.wide, w.qkv_bias, rope), &kept.qkv, shape)?;
+        kernels::bias_rope(driver, batch, (&buffers.wide, w.qkv_bias, rope), &kept.qkv, shape)?;
         kernels::attend(driver, batch, &kept.qkv, (&kept.attended, &kept.log_sum), shape)?;
         let attended = kept.attended.matrix(0, width);
-        kernels::linear(driver, attended, self.weight(w.o, width), wide(room, d), [batch.rows, d, width])
+        kernels::linear(driver, attended, self.weight(w.o, width), wide(buffers, d), [batch.rows, d, width])
     }
 
-    /// From `normed`.
+    /// Reads `normed`; writes gate and up of the MLP.
     pub(super) fn gate_up(&self, weights: &DeviceWeights, rows: usize, layer: usize) -> Result<()> {
-        let (room, LayerAddresses { gate_up, .. }) = (self.room(), weights.layer(layer));
+        let (buffers, LayerAddresses { gate_up, .. }) = (self.buffers(), weights.layer(layer));
         let (d, f) = (self.shape.width, self.shape.mlp);
-        let out = room.layers[layer].gate_up.matrix(0, 2 * f);
-        kernels::linear(&*self.driver, room.normed.matrix(0, d), self.weight(gate_up, d), out, [rows, 2 * f, d])
+        let out = buffers.layers[layer].gate_up.matrix(0, 2 * f);
+        kernels::linear(&*self.driver, buffers.normed.matrix(0, d), self.weight(gate_up, d), out, [rows, 2 * f, d])
     }
 
-    /// Into `wide`.
+    /// Reads gate and up; writes the activation to `act`, and to `wide` what is added to the residual stream.
     fn down(&self, weights: &DeviceWeights, rows: usize, layer: usize) -> Result<()> {
-        let (room, d, f) = (self.room(), self.shape.width, self.shape.mlp);
-        kernels::swiglu(&*self.driver, rows, &room.layers[layer].gate_up, &room.act, &self.shape)?;
+        let (buffers, d, f) = (self.buffers(), self.shape.width, self.shape.mlp);
+        kernels::swiglu(&*self.driver, rows, &buffers.layers[layer].gate_up, &buffers.act, &self.shape)?;
         let down = self.weight(weights.layer(layer).down, f);
-        kernels::linear(&*self.driver, room.act.matrix(0, f), down, wide(room, d), [rows, d, f])
+        kernels::linear(&*self.driver, buffers.act.matrix(0, f), down, wide(buffers, d), [rows, d, f])
     }
 
     pub(super) fn norm(&self, from: NormInput<'_>, weight: Address, rows: usize) -> Result<()> {
-        kernels::norm_rows(&*self.driver, from, weight, (&self.room().normed, rows), &self.shape)
+        kernels::norm_rows(&*self.driver, from, weight, (&self.buffers().normed, rows), &self.shape)
     }
 
     pub(super) fn weight(&self, at: Address, stride: usize) -> Matrix {
@@ -163,22 +167,22 @@ impl ForwardPass {
         self.keep
     }
 
-    pub(super) fn room(&self) -> &ForwardBuffers {
-        self.room.as_ref().expect("a batch has run")
+    pub(super) fn buffers(&self) -> &ForwardBuffers {
+        self.buffers.as_ref().expect("a batch has run")
     }
 
     fn reserve(&mut self, rows: usize) -> Result<()> {
-        if self.room.as_ref().is_none_or(|room| room.rows < rows) {
-            self.room = None; // first give back, then take: both at once would be the peak
-            self.room = Some(ForwardBuffers::new(self, rows)?);
+        if self.buffers.as_ref().is_none_or(|buffers| buffers.rows < rows) {
+            self.buffers = None; // release first: holding both would be the peak
+            self.buffers = Some(ForwardBuffers::new(self, rows)?);
         }
         Ok(())
     }
 }
 
-/// The first `width` numbers of each row of `wide`.
-pub(super) fn wide(room: &ForwardBuffers, width: usize) -> Matrix {
-    Matrix { at: room.wide.at(0), stride: width, dtype: Dtype::F32 }
+/// `wide` as rows of `width` numbers.
+pub(super) fn wide(buffers: &ForwardBuffers, width: usize) -> Matrix {
+    Matrix { at: buffers.wide.at(0), stride: width, dtype: Dtype::F32 }
 }
 
 impl ForwardBuffers {

@@ -1,4 +1,4 @@
-//! Gradients of all parameters in one array of f32, in the places of [`ParameterLayout`].
+//! The gradients of all parameters in one f32 array, laid out like the parameters.
 
 use std::sync::Arc;
 
@@ -7,26 +7,26 @@ use crate::gpu::driver::{Address, Driver};
 use crate::gpu::{Buffer, LayerAddresses, ParameterLayout};
 use crate::model::{Config, Parameter};
 
-/// What a step adds up.
+/// The gradients that a step accumulates.
 pub struct DeviceGradients {
-    /// In the places of `layout`.
+    /// All gradients.
     pub numbers: Buffer<f32>,
-    /// Of the parameters.
+    /// Where each parameter's gradient is in `numbers`.
     pub layout: ParameterLayout,
     config: Config,
 }
 
 impl DeviceGradients {
-    /// All zero.
+    /// Allocates gradients of zero.
     ///
     /// # Errors
-    /// [`crate::Error::Device`] when the shape does not suit the kernels or there is no room.
+    /// [`crate::Error::Device`] when the kernels do not support the shape or there is not enough memory.
     pub fn zeros(driver: &Arc<dyn Driver>, config: &Config) -> Result<Self> {
         let layout = ParameterLayout::new(config, config.trainable())?;
         Ok(Self { numbers: Buffer::zeros(driver, layout.all)?, layout, config: config.clone() })
     }
 
-    /// Those of each parameter, in the order of [`Config::trainable`].
+    /// Downloads the gradient of each parameter, in the order of [`Config::trainable`].
     ///
     /// # Errors
     /// [`crate::Error::Device`] when the device fails.

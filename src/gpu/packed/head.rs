@@ -1,30 +1,30 @@
-//! LM head on the rows that predict a target, some at a time: full logits never exist.
+//! Runs the LM head on the rows that predict a target, one chunk at a time, so that the logits of all rows never exist at once.
 //!
-//! Between a chunk's softmax and its backward the host turns log-probabilities into slopes. That is a round trip of some ten
-//! microseconds a chunk; the logits computed a second time instead would cost a third of the head's products.
+//! Between the softmax and the backward pass of a chunk, the host computes slopes from log-probabilities. The round trip takes about ten
+//! microseconds per chunk; computing the logits a second time instead would cost a third of the head's products.
 
 use std::sync::Arc;
 
-use super::backward::{BackwardPass, input_gradient, segments, weight_gradient};
+use super::backward::{BackwardPass, segments};
 use super::forward::ForwardPass;
 use super::gradients::DeviceGradients;
-use super::kernels::{self, ColumnSum, LogitChunk, NormBackward, NormGradient};
 use crate::error::Result;
 use crate::gpu::driver::{Driver, Matrix};
+use crate::gpu::kernels::{self, ColumnSum, LogitChunk, NormBackward, NormGradient, input_gradient, weight_gradient};
 use crate::gpu::{Buffer, DeviceWeights, DynBuffer};
 use crate::model::{Slope, Target, TokenStats};
 use crate::numbers::dtype::Dtype;
 
-/// Memory of the head.
+/// The LM head, with its buffers.
 pub struct LmHead {
     driver: Arc<dyn Driver>,
-    /// Rows of logits held at once.
+    /// Rows per chunk of logits.
     chunk: usize,
     logits: Buffer<f32>,
     stats: Buffer<f32>,
 }
 
-/// A batch's targets on the device.
+/// The targets of a batch on the device.
 pub(super) struct Targets {
     rows: Buffer<u32>,
     tokens: Buffer<u32>,
@@ -32,20 +32,20 @@ pub(super) struct Targets {
     hidden: DynBuffer,
 }
 
-/// Where a loss sends its gradients.
+/// How a loss is differentiated, and where its gradients go.
 pub(super) struct HeadGradients<'a> {
     pub slope: Slope<'a>,
     pub gradients: &'a DeviceGradients,
     pub backward: &'a BackwardPass,
-    /// T.
+    /// T, the number of packed rows.
     pub rows: usize,
 }
 
 impl LmHead {
-    /// With room for as many rows as fit into `bytes`, at least one.
+    /// Allocates logits for as many rows as fit into `bytes`, and at least one.
     ///
     /// # Errors
-    /// [`crate::Error::Device`] when there is none.
+    /// [`crate::Error::Device`] when there is not enough memory.
     pub fn new(forward: &ForwardPass, bytes: usize) -> Result<Self> {
         let (driver, stride) = (Arc::clone(&forward.driver), kernels::stride(&forward.shape));
         let chunk = (bytes / (4 * stride)).max(1);
@@ -53,8 +53,8 @@ impl LmHead {
         Ok(Self { driver, chunk, logits, stats })
     }
 
-    /// Log-probability and entropy of each target after the forward of its batch; with `learning`, the gradients of the head too,
-    /// and that of the residual stream. Returns whether any target had a slope.
+    /// Returns log-probability and entropy of each target, after the forward pass of its batch. With `learning`, it also adds the head's
+    /// gradient and writes that of the residual stream. The flag says whether any target had a slope other than 0.
     pub(super) fn run(
         &self,
         forward: &ForwardPass,
@@ -69,7 +69,7 @@ impl LmHead {
         let on_device = self.pick(forward, weights, targets)?;
         let d_hidden =
             learning.map(|_| Buffer::zeros(&self.driver, targets.len() * forward.shape.width)).transpose()?;
-        // As even as can be: a short last chunk would be a slow one.
+        // Chunks of nearly equal size, because a short last chunk would be slow.
         let size = targets.len().div_ceil(targets.len().div_ceil(self.chunk));
         for from in (0..targets.len()).step_by(size) {
             let rows = size.min(targets.len() - from);
@@ -80,7 +80,7 @@ impl LmHead {
             let slopes: Vec<f32> =
                 all[from..].iter().enumerate().map(|(i, stats)| (learning.slope)(from + i, stats.logprob)).collect();
             if slopes.iter().all(|slope| *slope == 0.0) {
-                continue; // groups without signal cost no backward of the head
+                continue; // groups without a signal skip the head's backward pass
             }
             learned = true;
             let to = (d_hidden, learning.gradients);
@@ -142,7 +142,7 @@ impl LmHead {
         weight_gradient(driver, d_logits, hidden.matrix(from * d, d), gradients.head(), size)
     }
 
-    /// Through the final norm, and to the rows that targets follow.
+    /// Runs the final norm backward, and adds the result up per row of the residual stream.
     fn to_stream(
         &self,
         forward: &ForwardPass,
@@ -153,7 +153,7 @@ impl LmHead {
     ) -> Result<()> {
         let (shape, backward) = (&forward.shape, learning.backward);
         let norm = NormBackward {
-            x: &forward.room().x_out,
+            x: &forward.buffers().x_out,
             index: Some(rows),
             weight: weights.final_norm(),
             d_weight: ColumnSum { partial: &backward.partial, to: learning.gradients.final_norm() },

@@ -1,19 +1,18 @@
-//! Packed sequences through the model on a device: the forward that training and prefill share, and the backward.
+//! Runs packed sequences through the model on a GPU: the forward pass that training and prefill share, and the backward pass.
 //!
-//! The same chain as `model::block` and `model::backward`, with the residual stream and every sum in f32 and what the products
-//! read in the type of the weights.
+//! The operations are those of `model::block` and `model::backward`. The residual stream and every sum are in f32; what products read is
+//! in the type of the weights.
 
 mod backward;
 mod batch;
 mod forward;
 mod gradients;
 mod head;
-pub mod kernels;
-mod learner;
+mod model;
 mod plan;
 
 pub use batch::{PackedBatch, TileRows};
 pub use forward::{ForwardPass, KeptActivations, QkvHook};
 pub use gradients::DeviceGradients;
-pub use learner::PackedModel;
+pub use model::PackedModel;
 pub use plan::{PlanRequest, TrainingPlan};

@@ -1,25 +1,26 @@
-//! What of the activations stays in memory, and how many tokens run at once: decided before anything is allocated.
+//! Plans the GPU memory of training before any of it is allocated: which activations are kept, and how many tokens run at once.
 
 use super::forward::KeptActivations;
-use super::kernels::ModelShape;
 use crate::error::{Error, Result};
 use crate::gpu::ParameterLayout;
+use crate::gpu::kernels::{self, ModelShape};
 use crate::model::Config;
 use crate::numbers::dtype::Dtype;
 
-/// Logits held at once, where there is room for so many [bytes]: each chunk of them reads and writes the head's gradient once.
+/// Most logits held at once (bytes). Larger chunks are faster, because each chunk reads and writes the head's gradient once.
 const LOGITS: usize = 1 << 30;
-/// The same within a limit above [`LARGE`].
+/// The same if the limit is above [`LARGE`].
 const LOGITS_OF_LARGE: usize = 4 << 30;
 const LARGE: usize = 40 << 30;
 
-/// Positions of all sequences of a batch, for each of its rows: a prompt counts once for each completion.
+/// Entries per row of a batch: the positions of all sequences, where a prompt counts once per completion.
 const ENTRIES_PER_ROW: usize = 4;
 
-/// Of the library for products, and what memory loses to its cutting up [bytes].
+/// For the matrix library, and for fragmentation (bytes).
 const ASIDE: usize = 256 << 20;
 
-/// Tokens at once and what is kept, the fastest first: computing a block again costs a quarter of a pass, fewer tokens little.
+/// What is kept, and how many tokens run at once, the fastest first. Recomputing a block costs a quarter of a pass; fewer tokens cost
+/// little.
 const CHOICES: [(KeptActivations, usize); 11] = [
     (KeptActivations::All, 32768),
     (KeptActivations::All, 16384),
@@ -34,75 +35,77 @@ const CHOICES: [(KeptActivations, usize); 11] = [
     (KeptActivations::Inputs, 512),
 ];
 
-/// More tokens than that only within a limit above [`COMFORTABLE`]: they gain the least of all choices.
+/// More tokens than this need a limit above [`COMFORTABLE`], because they gain the least of all choices.
 const MANY: usize = 16384;
 const COMFORTABLE: usize = 48 << 30;
 
-/// What a training is asked to hold.
+/// What training must hold in memory.
 #[derive(Debug, Clone, Copy)]
 pub struct PlanRequest<'a> {
-    /// The policy's shape.
+    /// The shape of the policy.
     pub config: &'a Config,
-    /// Of the products.
+    /// The type that products read.
     pub dtype: Dtype,
-    /// Of the optimizer's moments.
+    /// The type of the optimizer's moments.
     pub moments: Dtype,
-    /// Whether a second model gives reference log-probabilities.
+    /// Whether there is a reference model, too.
     pub reference: bool,
-    /// Tokens in the model at once, where somebody has decided.
+    /// Most tokens in the model at once, if the user has chosen.
     pub tokens: Option<usize>,
-    /// Memory to stay within [bytes].
+    /// The memory to stay within (bytes).
     pub limit: usize,
 }
 
-/// How a training uses its memory.
+/// How training uses its memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TrainingPlan {
-    /// What stays of the activations.
+    /// Which activations are kept.
     pub keep: KeptActivations,
     /// Most tokens in the model at once.
     pub tokens: usize,
-    /// For logits.
+    /// For logits (bytes).
     pub logits_bytes: usize,
-    /// Of weights, gradients and moments.
+    /// For weights, gradients and moments (bytes).
     fixed: usize,
-    /// Of activations and scratch.
+    /// For activations and other buffers (bytes).
     moving: usize,
 }
 
 impl TrainingPlan {
-    /// The fastest one that fits.
+    /// The fastest plan that fits.
     ///
     /// # Errors
-    /// [`Error::Device`] with the numbers when none does, or the shape does not suit the kernels.
-    pub fn choose(wish: PlanRequest<'_>) -> Result<Self> {
-        let (shape, layout) = (ModelShape::new(wish.config)?, ParameterLayout::new(wish.config, wish.config.stored())?);
-        let copy = layout.matrices * wish.dtype.size() + 4 * (layout.all - layout.matrices);
-        let models = if wish.reference { 2 } else { 1 };
-        let rope = 4 * wish.config.positions() * shape.dim;
-        let fixed = models * (copy + rope) + (4 + 4 + 2 * wish.moments.size()) * layout.all + ASIDE;
-        let row = 4 * super::kernels::stride(&shape);
-        let choices = match wish.tokens {
+    /// [`Error::Device`] with the sizes when none fits, or when the kernels do not support the shape.
+    pub fn choose(request: PlanRequest<'_>) -> Result<Self> {
+        let (shape, layout) =
+            (ModelShape::new(request.config)?, ParameterLayout::new(request.config, request.config.stored())?);
+        let copy = layout.matrices * request.dtype.size() + 4 * (layout.all - layout.matrices);
+        let models = if request.reference { 2 } else { 1 };
+        let rope = 4 * request.config.positions() * shape.dim;
+        let fixed = models * (copy + rope) + (4 + 4 + 2 * request.moments.size()) * layout.all + ASIDE;
+        let row = 4 * kernels::stride(&shape);
+        let choices = match request.tokens {
             Some(tokens) => [KeptActivations::All, KeptActivations::NoMlp, KeptActivations::Inputs]
                 .map(|keep| (keep, tokens))
                 .to_vec(),
             None => {
-                let fit = |&(_, tokens): &(KeptActivations, usize)| tokens <= MANY || wish.limit > COMFORTABLE;
+                let fit = |&(_, tokens): &(KeptActivations, usize)| tokens <= MANY || request.limit > COMFORTABLE;
                 CHOICES.into_iter().filter(fit).collect()
             }
         };
-        let logits = if wish.limit > LARGE { LOGITS_OF_LARGE } else { LOGITS.min((wish.limit / 16).max(row)) };
+        let logits = if request.limit > LARGE { LOGITS_OF_LARGE } else { LOGITS.min((request.limit / 16).max(row)) };
         let mut smallest = usize::MAX;
         for (keep, tokens) in choices {
             let logits_bytes = logits.min(row * tokens);
-            let moving = tokens * row_bytes(&shape, (wish.dtype, keep), wish.config.num_hidden_layers) + logits_bytes;
+            let moving =
+                tokens * row_bytes(&shape, (request.dtype, keep), request.config.num_hidden_layers) + logits_bytes;
             let plan = Self { keep, tokens, logits_bytes, fixed, moving };
-            if plan.bytes() <= wish.limit {
+            if plan.bytes() <= request.limit {
                 return Ok(plan);
             }
             smallest = smallest.min(plan.bytes());
         }
-        let remedy = match wish.moments {
+        let remedy = match request.moments {
             Dtype::F32 => format!("; --optimizer-state bf16 takes {} less", gib(4 * layout.all)),
             _ => String::new(),
         };
@@ -110,17 +113,17 @@ impl TrainingPlan {
             "training needs {} of memory ({} of it for weights, gradients and moments); there are {}{remedy}",
             gib(smallest),
             gib(fixed),
-            gib(wish.limit)
+            gib(request.limit)
         )))
     }
 
-    /// All together.
+    /// The sum of all parts (bytes).
     #[must_use]
     pub fn bytes(&self) -> usize {
         self.fixed + self.moving
     }
 
-    /// One line for the user.
+    /// Describes the plan in one line for the user.
     #[must_use]
     pub fn describe(&self) -> String {
         let kept = match self.keep {
@@ -137,7 +140,7 @@ impl TrainingPlan {
     }
 }
 
-/// What one row takes: `ForwardBuffers::new`, `BackwardPass::new`, and what the head holds of a target.
+/// Memory per row: `ForwardBuffers::new`, `BackwardPass::new`, and the head's memory per target (bytes).
 fn row_bytes(shape: &ModelShape, (dtype, keep): (Dtype, KeptActivations), layers: usize) -> usize {
     let (b, d, f, heads) = (dtype.size(), shape.width, shape.mlp, shape.heads);
     let (attended, qkv) = (shape.attention_width(), shape.qkv());

@@ -1,8 +1,6 @@
 use grpo_pipes::engine::Sampler;
-use grpo_pipes::gpu::decode::kernels::head_rows;
-use grpo_pipes::gpu::decode::{
-    DrawLog, DrawOutput, DrawRows, LogEntry, Logits, SampleStart, SlotCapacity, Slots, SoftmaxSums, draw,
-};
+use grpo_pipes::gpu::decode::{DrawLog, LogEntry, SampleStart, SlotCapacity, Slots};
+use grpo_pipes::gpu::kernels::{DrawOutput, DrawRows, Logits, SoftmaxSums, draw, head_rows, mark_seen};
 use grpo_pipes::gpu::{Buffer, DynBuffer};
 use grpo_pipes::model::{Config, Sampling};
 use grpo_pipes::numbers::dtype::Dtype;
@@ -51,7 +49,7 @@ fn draws_are_the_cpus_on_a_gpu() {
         let stream = Stream::new(3, 1, "p");
         if slots.words > 0 {
             let tokens = Buffer::from_slice(&gpu, &prompt).unwrap();
-            slots.mark_seen(&*gpu, 1, (tokens.at(0), prompt.len())).unwrap();
+            mark_seen(&*gpu, &slots, 1, &tokens).unwrap();
         }
         let begin = |(sample, slot)| SampleStart { slot, prompt: 1, prompt_len: 3, key: stream.key(), sample };
         slots.begin(&*gpu, &[2, 0, 3].into_iter().enumerate().map(begin).collect::<Vec<_>>()).unwrap();
@@ -68,7 +66,7 @@ fn draws_are_the_cpus_on_a_gpu() {
                 summed.largest.clear().unwrap();
                 summed.find_largest(&*gpu, &on_gpu, [ROWS, config.vocab_size]).unwrap();
                 let logits = (&on_gpu, config.vocab_size);
-                summed.take(&*gpu, &slots, &rows, logits, sampling.temperature).unwrap();
+                summed.sum(&*gpu, &slots, &rows, logits, sampling.temperature).unwrap();
             }
             let logits_there = Logits { of: &on_gpu, vocabulary: config.vocab_size, summed };
             draw(&*gpu, &slots, DrawRows::Rows(&rows), logits_there, &sampling, &ends).unwrap();

@@ -1,4 +1,6 @@
-//! What a [`Driver`] promises, one thing a test: the first thing to look at on a card that nobody has tried.
+//! What a [`Driver`] promises, one thing per test: the first tests to run on a GPU that has not been tried.
+
+#![allow(unsafe_code)] // calls of the driver on the tests' own buffers
 
 use std::sync::Arc;
 
@@ -20,11 +22,15 @@ fn bytes_go_there_and_back_on_a_gpu() {
     let (one, other) = (Buffer::from_slice(&gpu, &sent).unwrap(), Buffer::<u8>::zeros(&gpu, 1003).unwrap());
     assert_eq!(one.at(0).0 % 256, 0, "aligned");
     assert_eq!(one.to_vec().unwrap(), sent);
-    gpu.copy(other.at(3), one.at(1), 997).unwrap();
-    gpu.clear(other.at(10), 5).unwrap();
+    // SAFETY: within the buffers above.
+    unsafe { gpu.copy(other.at(3), one.at(1), 997) }.unwrap();
+    // SAFETY: within the buffers above.
+    unsafe { gpu.clear(other.at(10), 5) }.unwrap();
     other.upload(1001, &[7, 8]).unwrap();
-    gpu.copy(other.at(0), one.at(0), 0).unwrap();
-    gpu.clear(other.at(3), 0).unwrap();
+    // SAFETY: within the buffers above.
+    unsafe { gpu.copy(other.at(0), one.at(0), 0) }.unwrap();
+    // SAFETY: within the buffers above.
+    unsafe { gpu.clear(other.at(3), 0) }.unwrap();
     let mut want = [&[0; 3], &sent[1..998], &[0, 7, 8]].concat();
     want[10..15].fill(0);
     assert_eq!(other.to_vec().unwrap(), want);
@@ -88,7 +94,8 @@ fn product_error(
         shape: [m, n, k],
         beta: f32::from(add),
     };
-    gpu.product(&product).unwrap();
+    // SAFETY: within the buffers above.
+    unsafe { gpu.multiply(&product) }.unwrap();
     let got = out.to_vec().unwrap();
     assert!(got[..shift].iter().all(|&x| x == 9.0), "before the first row");
     let mut error = 0f64;
@@ -146,10 +153,13 @@ fn a_product_of_no_rows_and_a_grid_of_no_blocks_do_nothing_on_a_gpu() {
     let (a, b, out) = (numbers.matrix(0, 8), numbers.matrix(0, 4), numbers.matrix(0, 4));
     for shape in [[0, 4, 8], [4, 0, 8]] {
         let product = MatrixProduct { a, a_transposed: false, b, b_transposed: false, out, shape, beta: 0.0 };
-        gpu.product(&product).unwrap();
+        // SAFETY: within the buffers above.
+        unsafe { gpu.multiply(&product) }.unwrap();
     }
     let arguments = [a.at.into(), 8.into(), b.at.into(), Argument::from(1)]; // mark_seen(tokens, len, seen, words)
-    gpu.launch("mark_seen", Grid { blocks: [0, 1, 1], threads: 256, shared: 0, early: false }, &arguments).unwrap();
+    // SAFETY: within the buffers above.
+    unsafe { gpu.launch("mark_seen", Grid { blocks: [0, 1, 1], threads: 256, shared: 0, early: false }, &arguments) }
+        .unwrap();
     assert_eq!(numbers.to_vec().unwrap(), [1.0; 32]);
 }
 
@@ -167,7 +177,8 @@ fn products_of_f32_keep_all_bits_on_a_gpu() {
     let (shape, a_transposed, b_transposed, beta) = ([m, n, k], false, true, 0.0);
     let product =
         MatrixProduct { a: a_matrix, a_transposed, b: b_matrix, b_transposed, out: out.matrix(0, n), shape, beta };
-    gpu.product(&product).unwrap();
+    // SAFETY: within the buffers above.
+    unsafe { gpu.multiply(&product) }.unwrap();
     let first = out.to_vec().unwrap();
     for (i, &x) in first.iter().enumerate() {
         let terms = a[i / n * k..][..k].iter().zip(&b[i % n * k..][..k]);
@@ -175,7 +186,8 @@ fn products_of_f32_keep_all_bits_on_a_gpu() {
         assert!((f64::from(x) - want).abs() < 2e-5, "{i}: {x} for {want}");
     }
     out.upload(0, &vec![f32::NAN; m * n]).unwrap();
-    gpu.product(&product).unwrap();
+    // SAFETY: within the buffers above.
+    unsafe { gpu.multiply(&product) }.unwrap();
     assert_eq!(out.to_vec().unwrap(), first, "the same bits again");
 }
 
@@ -184,7 +196,8 @@ fn add(gpu: &dyn Driver, x: &Buffer<f32>, addend: &Buffer<f32>, normed: &Buffer<
     let width = Argument::from(x.len());
     let (one, zeroth) = (Argument::from(1), |buffer: &Buffer<f32>| Argument::from(buffer.at(0)));
     let arguments = [zeroth(x), zeroth(addend), one, zeroth(addend), zeroth(normed), one, width, Argument::from(1e-6)];
-    gpu.launch("add_norm_f32", Grid { blocks: [1, 1, 1], threads: 256, shared: 0, early: false }, &arguments)
+    // SAFETY: within the buffers above.
+    unsafe { gpu.launch("add_norm_f32", Grid { blocks: [1, 1, 1], threads: 256, shared: 0, early: false }, &arguments) }
 }
 
 #[test]
@@ -207,15 +220,19 @@ fn recorded_work_is_done_when_it_is_replayed_on_a_gpu() {
     };
     let recording = gpu.record(&mut || {
         add(&*gpu, &x, &addend, &normed)?;
-        gpu.product(&product)?;
-        gpu.copy(copy.at(0), x.at(0), 40)?;
-        gpu.clear(copy.at(1), 4)
+        // SAFETY: within the buffers above.
+        unsafe { gpu.multiply(&product) }?;
+        // SAFETY: within the buffers above.
+        unsafe { gpu.copy(copy.at(0), x.at(0), 40) }?;
+        // SAFETY: within the buffers above.
+        unsafe { gpu.clear(copy.at(1), 4) }
     });
     let recording = recording.unwrap();
     assert_eq!(x.to_vec().unwrap(), [1.0; 16], "nothing yet");
     for (times, added) in [(1, 2.0), (2, 10.0)] {
         addend.upload(0, &[added; 16]).unwrap();
-        gpu.replay(&recording).unwrap();
+        // SAFETY: within the buffers above.
+        unsafe { gpu.replay(&recording) }.unwrap();
         let sum = if times == 1 { 3.0 } else { 13.0 };
         assert_eq!(x.to_vec().unwrap(), [sum; 16]);
         assert_eq!(square.to_vec().unwrap(), [4.0 * sum * added; 16]);
@@ -230,7 +247,8 @@ fn an_error_while_recording_leaves_the_device_as_it_was_on_a_gpu() {
     let gpu = gpu();
     let x = Buffer::from_slice(&gpu, &[1.0f32; 4]).unwrap();
     let failed = gpu.record(&mut || {
-        gpu.clear(x.at(0), 16)?;
+        // SAFETY: within the buffers above.
+        unsafe { gpu.clear(x.at(0), 16) }?;
         Err(Error::Device("of the caller's".into()))
     });
     assert_eq!(failed.err().unwrap().to_string(), "of the caller's");
@@ -252,7 +270,8 @@ fn the_host_reads_what_the_device_wrote_before_a_mark_on_a_gpu() {
     let sent = numbers(3, 1024);
     let x = Buffer::from_slice(&gpu, &sent).unwrap();
     let before = gpu.mark().unwrap();
-    gpu.copy(seen.at, x.at(0), 4096).unwrap();
+    // SAFETY: within the buffers above.
+    unsafe { gpu.copy(seen.at, x.at(0), 4096) }.unwrap();
     let after = gpu.mark().unwrap();
     gpu.wait(&after).unwrap();
     assert_eq!(host(), cast_slice::<f32, u8>(&sent));

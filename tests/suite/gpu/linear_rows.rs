@@ -1,4 +1,4 @@
-use grpo_pipes::gpu::decode::kernels::{linear_rows, splits, swiglu_rows};
+use grpo_pipes::gpu::kernels::{linear_rows, splits, swiglu_rows};
 use grpo_pipes::gpu::{Buffer, DynBuffer};
 use grpo_pipes::numbers::dtype::Dtype;
 

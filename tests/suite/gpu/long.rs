@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use grpo_pipes::Result;
 use grpo_pipes::engine::{Completion, Engine, GpuDecoder, GpuOptions, Request, Settings, Sink, Work};
-use grpo_pipes::gpu::decode::kernels::head_rows;
 use grpo_pipes::gpu::driver::Driver;
+use grpo_pipes::gpu::kernels::head_rows;
 use grpo_pipes::gpu::packed::{ForwardPass, KeptActivations};
 use grpo_pipes::gpu::{Buffer, DeviceWeights, DynBuffer};
 use grpo_pipes::model::{Config, Model, Packed, Sampling};

@@ -1,5 +1,6 @@
-use grpo_pipes::gpu::kernels::{PartialSums, add_norm};
-use grpo_pipes::gpu::packed::kernels::{BLOCKS, ColumnSum, ModelShape, NormBackward, NormGradient, norm_backward};
+use grpo_pipes::gpu::kernels::{
+    BLOCKS, ColumnSum, ModelShape, NormBackward, NormGradient, PartialSums, add_norm, norm_backward,
+};
 use grpo_pipes::gpu::{Buffer, DynBuffer};
 
 use super::{DTYPES, gpu, numbers, rounding};

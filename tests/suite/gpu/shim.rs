@@ -162,7 +162,7 @@ impl Driver for Shim {
         Ok(Address(at))
     }
 
-    fn release(&self, at: Address) {
+    unsafe fn release(&self, at: Address) {
         self.allocated.lock().unwrap().remove(&at.0);
         // SAFETY: as above; AddressSanitizer reports what was not allocated.
         unsafe { self.library.get::<unsafe extern "C" fn(u64)>(b"shim_release").unwrap()(at.0) }
@@ -189,35 +189,35 @@ impl Driver for Shim {
         Ok(PinnedMemory { at: Address(memory.as_ptr() as u64), host: memory.as_ptr() as usize, bytes })
     }
 
-    fn upload(&self, to: Address, bytes: &[u8]) -> Result<()> {
+    unsafe fn upload(&self, to: Address, bytes: &[u8]) -> Result<()> {
         // SAFETY: the tests' own memory.
         unsafe { std::ptr::copy(bytes.as_ptr(), to.0 as *mut u8, bytes.len()) };
         Ok(())
     }
 
-    fn download(&self, from: Address, bytes: &mut [u8]) -> Result<()> {
+    unsafe fn download(&self, from: Address, bytes: &mut [u8]) -> Result<()> {
         // SAFETY: as above.
         unsafe { std::ptr::copy(from.0 as *const u8, bytes.as_mut_ptr(), bytes.len()) };
         Ok(())
     }
 
-    fn copy(&self, to: Address, from: Address, bytes: usize) -> Result<()> {
+    unsafe fn copy(&self, to: Address, from: Address, bytes: usize) -> Result<()> {
         self.do_or_record(Call::Copy(to, from, bytes));
         Ok(())
     }
 
-    fn clear(&self, at: Address, bytes: usize) -> Result<()> {
+    unsafe fn clear(&self, at: Address, bytes: usize) -> Result<()> {
         self.do_or_record(Call::Clear(at, bytes));
         Ok(())
     }
 
-    fn launch(&self, kernel: &str, grid: Grid, arguments: &[Argument]) -> Result<()> {
+    unsafe fn launch(&self, kernel: &str, grid: Grid, arguments: &[Argument]) -> Result<()> {
         self.do_or_record(Call::Launch(CString::new(kernel).unwrap(), grid, arguments.to_vec()));
         Ok(())
     }
 
-    fn product(&self, product: &MatrixProduct) -> Result<()> {
-        assert!(product.is_promised(), "{product:?}");
+    unsafe fn multiply(&self, product: &MatrixProduct) -> Result<()> {
+        assert!(product.is_supported(), "{product:?}");
         self.do_or_record(Call::MatrixProduct(*product));
         Ok(())
     }
@@ -229,7 +229,7 @@ impl Driver for Shim {
         outcome.map(|()| Box::new(calls) as Box<dyn Any + Send>)
     }
 
-    fn replay(&self, recording: &Recording) -> Result<()> {
+    unsafe fn replay(&self, recording: &Recording) -> Result<()> {
         recording.downcast_ref::<Vec<Call>>().unwrap().iter().for_each(|call| self.perform(call));
         Ok(())
     }

@@ -1,7 +1,7 @@
 use std::ops::Range;
 
+use grpo_pipes::gpu::kernels::{ModelShape, attend};
 use grpo_pipes::gpu::packed::PackedBatch;
-use grpo_pipes::gpu::packed::kernels::{ModelShape, attend};
 use grpo_pipes::gpu::{Buffer, DynBuffer};
 use grpo_pipes::model::Packed;
 use grpo_pipes::numbers::dtype::Dtype;

@@ -1,7 +1,7 @@
 use std::sync::Arc;
 
 use grpo_pipes::gpu::driver::Driver;
-use grpo_pipes::gpu::packed::kernels::{
+use grpo_pipes::gpu::kernels::{
     AttentionGradients, LogitChunk, ModelShape, RopeTable, SavedAttention, attend, attend_backward, head_backward,
     head_stats, stride,
 };

@@ -1,7 +1,8 @@
 use std::sync::Arc;
 
 use grpo_pipes::gpu::driver::{Driver, Matrix};
-use grpo_pipes::gpu::packed::{ForwardPass, KeptActivations, kernels};
+use grpo_pipes::gpu::kernels;
+use grpo_pipes::gpu::packed::{ForwardPass, KeptActivations};
 use grpo_pipes::gpu::{Buffer, DeviceWeights, DynBuffer};
 use grpo_pipes::model::{Model, Packed};
 use grpo_pipes::numbers::dtype::Dtype;

@@ -83,7 +83,7 @@ fn train(options: &str, micro_batch_tokens: usize, place: OpenBackend<'_>) -> Ou
 pub fn on_gpu(gpu: &Arc<dyn Driver>, dtype: Dtype) -> impl Fn(Model) -> grpo_pipes::Result<Box<dyn Backend>> {
     let gpu = Arc::clone(gpu);
     move |model| {
-        let wish = PlanRequest {
+        let request = PlanRequest {
             config: model.config(),
             dtype,
             moments: Dtype::F32,
@@ -91,7 +91,7 @@ pub fn on_gpu(gpu: &Arc<dyn Driver>, dtype: Dtype) -> impl Fn(Model) -> grpo_pip
             tokens: None,
             limit: 1 << 30,
         };
-        let mut plan = TrainingPlan::choose(wish)?;
+        let mut plan = TrainingPlan::choose(request)?;
         plan.logits_bytes = 4 * 320 * 20;
         Ok(Box::new(Gpu::new(Arc::clone(&gpu), model, dtype, &plan)?))
     }

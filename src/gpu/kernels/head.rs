@@ -1,33 +1,36 @@
-//! Softmax of some rows of logits, and its backward.
+//! Wrappers of `head.cu`: the softmax over some rows of logits, and its backward.
 
-use super::{ModelShape, rows};
+use super::{ModelShape, launch_rows, to_u32};
 use crate::error::Result;
 use crate::gpu::Buffer;
 use crate::gpu::driver::{Address, Driver, Grid};
 use crate::numbers::dtype::Dtype;
 
-/// Some rows of logits, and of what belongs to them.
+/// Some rows of logits, with their tokens and statistics.
 #[derive(Clone, Copy)]
 pub struct LogitChunk<'a> {
     /// `(rows, stride)`.
     pub logits: &'a Buffer<f32>,
-    /// `(rows)`.
+    /// The target token of each row, `(rows)`.
     pub tokens: Address,
-    /// `(rows, 4)`: log-probability, entropy, and what the backward needs.
+    /// `(rows, 4)`: log-probability, entropy, and two numbers for the backward pass.
     pub stats: &'a Buffer<f32>,
-    /// How many.
+    /// How many rows.
     pub rows: usize,
-    /// Logits are divided by it.
+    /// Divides the logits.
     pub temperature: f32,
 }
 
-/// Numbers from one row of logits to the next: whole packs of the products' type.
+/// Distance from one row of logits to the next (numbers), rounded up to whole packs of the products' type.
 #[must_use]
 pub fn stride(shape: &ModelShape) -> usize {
     shape.vocabulary.next_multiple_of(8)
 }
 
-/// Log-probability and entropy of each row.
+/// Computes log-probability and entropy of each row.
+///
+/// # Errors
+/// [`crate::Error::Device`], as for all wrappers in this module.
 pub fn head_stats(driver: &dyn Driver, chunk: LogitChunk<'_>, shape: &ModelShape) -> Result<()> {
     let LogitChunk { logits, tokens, stats, rows, temperature } = chunk;
     assert!(logits.len() >= rows * stride(shape) && stats.len() >= 4 * rows);
@@ -39,14 +42,20 @@ pub fn head_stats(driver: &dyn Driver, chunk: LogitChunk<'_>, shape: &ModelShape
         stride(shape).into(),
         (1.0 / temperature).into(),
     ];
-    driver.launch(
-        "head_stats",
-        Grid { blocks: [super::count(rows), 1, 1], threads: 256, shared: 0, early: false },
-        &arguments,
-    )
+    // SAFETY: the arguments are the kernel's, and the asserts above check the lengths of its buffers.
+    unsafe {
+        driver.launch(
+            "head_stats",
+            Grid { blocks: [to_u32(rows), 1, 1], threads: 256, shared: 0, early: false },
+            &arguments,
+        )
+    }
 }
 
-/// The logits become their gradient as the products read it, row by row in the first part of the row's memory.
+/// Replaces the logits by their gradient in `dtype`, which products read. Each row of it lies at the start of the row's memory.
+///
+/// # Errors
+/// As [`head_stats`].
 pub fn head_backward(
     driver: &dyn Driver,
     chunk: LogitChunk<'_>,
@@ -63,5 +72,6 @@ pub fn head_backward(
         stride(shape).into(),
         (1.0 / chunk.temperature).into(),
     ];
-    rows(driver, ("head_backward", dtype), [chunk.rows, 512], &arguments)
+    // SAFETY: the arguments are the kernel's, and the asserts above check the lengths of its buffers.
+    unsafe { launch_rows(driver, ("head_backward", dtype), [chunk.rows, 512], &arguments) }
 }

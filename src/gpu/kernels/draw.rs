@@ -1,20 +1,19 @@
-//! `kernels/draw.cu` as functions: what each reads and writes is checked before it is launched.
+//! Wrappers of `draw.cu`, which draws tokens from logits.
 
 use std::sync::Arc;
 
-use super::super::buffer::Buffer;
-use super::super::driver::{Address, Argument, Driver, Grid};
-use super::log::DrawLog;
-use super::slots::Slots;
 use crate::error::Result;
+use crate::gpu::Buffer;
+use crate::gpu::decode::{DrawLog, Slots};
+use crate::gpu::driver::{Address, Argument, Driver, Grid};
 use crate::model::Sampling;
 
-/// Whose tokens are drawn.
+/// The slots that draw a token.
 #[derive(Clone, Copy)]
 pub enum DrawRows<'a> {
-    /// The next ones of these slots, a row of logits each; `u32::MAX` is none.
+    /// These slots draw their next token, from one row of logits each; `u32::MAX` is no slot.
     Rows(&'a Buffer<u32>),
-    /// The first ones of the so many samples that [`Slots::begin`] started last, from their prompts' rows.
+    /// This many samples, which [`Slots::begin`] started last, draw their first token from the rows of their prompts.
     Started(usize),
 }
 
@@ -25,48 +24,48 @@ pub struct Logits<'a> {
     pub of: &'a Buffer<f32>,
     /// V.
     pub vocabulary: usize,
-    /// What [`SoftmaxSums::take`] made of them, where that suits the draw; one without looks at all of them itself.
+    /// What [`SoftmaxSums::sum`] found in them, if it suits the distribution. Otherwise the draw reads all logits itself.
     pub summed: Option<&'a SoftmaxSums>,
 }
 
-/// Tokens whose weights are summed at once: kernels/draw.cu, and the CPU's sampler.
+/// Tokens per block of a sum of weights, as in `draw.cu` and in the CPU's sampler.
 const BLOCK: usize = 1024;
 
-/// Chains of such a sum.
+/// Partial sums per block.
 const LANES: usize = 8;
 
-/// What a draw without truncation or penalty needs to know of rows of logits, found by the whole card instead of a block a row.
+/// What a draw without truncation or penalty needs to know of rows of logits, computed by the whole GPU instead of one block per row.
 pub struct SoftmaxSums {
-    /// The largest logit of each row, as kernels/common.cuh orders them.
+    /// The largest logit of each row, as `ordered` of `common.cuh` encodes it.
     pub largest: Buffer<u32>,
-    /// Weights of each block of tokens, `(rows, blocks)`.
+    /// Sum of the weights of each block of tokens, `(rows, blocks)`.
     sums: Buffer<f64>,
 }
 
 impl SoftmaxSums {
-    /// Bytes for so many rows.
+    /// Size for this many rows (bytes).
     #[must_use]
     pub fn bytes(rows: usize, vocabulary: usize) -> usize {
         rows * (size_of::<u32>() + vocabulary.div_ceil(BLOCK) * size_of::<f64>())
     }
 
-    /// Room for `rows`.
+    /// Allocates for `rows` rows.
     ///
     /// # Errors
-    /// [`crate::error::Error::Device`], as all here.
+    /// [`crate::Error::Device`], as for all wrappers in this module.
     pub fn new(driver: &Arc<dyn Driver>, rows: usize, vocabulary: usize) -> Result<Self> {
         let sums = Buffer::new(driver, rows * vocabulary.div_ceil(BLOCK))?;
         Ok(Self { largest: Buffer::new(driver, rows)?, sums })
     }
 
-    /// Whether a draw is without truncation and penalty.
+    /// Whether `sampling` neither truncates nor penalises, which these sums require.
     #[must_use]
     pub fn suits(sampling: &Sampling, vocabulary: usize) -> bool {
         let all = sampling.top_k == 0 || sampling.top_k >= vocabulary;
         all && sampling.top_p >= 1.0 && sampling.min_p <= 0.0 && sampling.repetition_penalty == 1.0
     }
 
-    /// The largest of each row, where [`super::kernels::head_rows`] has not made the logits; cleared before.
+    /// Finds the largest logit of each row, unless [`super::head_rows`] did; `largest` was cleared before.
     ///
     /// # Errors
     /// As [`SoftmaxSums::new`].
@@ -78,15 +77,16 @@ impl SoftmaxSums {
     ) -> Result<()> {
         assert!(logits.len() >= rows * vocabulary && self.largest.len() >= rows);
         let arguments = [logits.at(0).into(), vocabulary.into(), Argument::from(self.largest.at(0))];
-        // A thread has 32 logits.
-        driver.launch("largest_logits", Self::grid(rows, vocabulary.div_ceil(32)), &arguments)
+        // Each thread reads 32 logits.
+        // SAFETY: the arguments are the kernel's, and the asserts above check the lengths of its buffers.
+        unsafe { driver.launch("largest_logits", Self::grid(rows, vocabulary.div_ceil(32)), &arguments) }
     }
 
     /// Sums each row's weights, once `largest` is known.
     ///
     /// # Errors
     /// As [`SoftmaxSums::new`].
-    pub fn take(
+    pub fn sum(
         &self,
         driver: &dyn Driver,
         slots: &Slots,
@@ -106,16 +106,17 @@ impl SoftmaxSums {
             temperature.into(),
             Argument::from(self.sums.at(0)),
         ];
-        driver.launch("draw_sums", Self::grid(rows, vocabulary.div_ceil(BLOCK) * LANES), &arguments)
+        // SAFETY: the arguments are the kernel's, and the asserts above check the lengths of its buffers.
+        unsafe { driver.launch("draw_sums", Self::grid(rows, vocabulary.div_ceil(BLOCK) * LANES), &arguments) }
     }
 
-    /// At least so many threads for each row.
+    /// At least `threads` threads per row.
     fn grid(rows: usize, threads: usize) -> Grid {
         Grid { blocks: [threads.div_ceil(128) as u32, rows as u32, 1], threads: 128, shared: 0, early: true }
     }
 }
 
-/// What ends completions, and where the host finds what was drawn.
+/// The tokens that end completions, and the log of what was drawn.
 pub struct DrawOutput {
     /// Tokens that end a completion.
     pub stops: Buffer<u32>,
@@ -123,7 +124,7 @@ pub struct DrawOutput {
     pub log: DrawLog,
 }
 
-/// Draws a token for each of `drawers`.
+/// Draws one token for each of `drawers`.
 ///
 /// # Errors
 /// As [`SoftmaxSums::new`].
@@ -164,9 +165,17 @@ pub fn draw(
         slots.words.into(),
         Argument::from(ends.log.at()),
     ];
-    // Where the sums are all that is needed small blocks look them up; they keep a number for each sum, the others the chains, too.
+    // Small blocks are enough to look tokens up in known sums. They keep one number per sum; a draw that sums by itself keeps the
+    // partial sums, too.
     let from_sums = summed.is_some() && sampling.temperature != 0.0;
     let (kernel, threads, numbers) = if from_sums { ("draw_summed", 128, 1) } else { ("draw", 1024, 1 + LANES) };
     let shared = vocabulary.div_ceil(BLOCK) * numbers * size_of::<f64>();
-    driver.launch(kernel, Grid { blocks: [rows as u32, 1, 1], threads, shared: shared as u32, early: true }, &arguments)
+    // SAFETY: the arguments are the kernel's, and the asserts above check the lengths of its buffers.
+    unsafe {
+        driver.launch(
+            kernel,
+            Grid { blocks: [rows as u32, 1, 1], threads, shared: shared as u32, early: true },
+            &arguments,
+        )
+    }
 }

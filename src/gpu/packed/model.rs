@@ -1,4 +1,4 @@
-//! A model on the device that is looked at and learns: the twin of `Model::logprobs` and `Model::accumulate_gradients`.
+//! Log-probabilities and gradients of packed sequences on the device: `Model::logprobs` and `Model::accumulate_gradients` on a GPU.
 
 use std::sync::Arc;
 
@@ -11,7 +11,7 @@ use crate::gpu::DeviceWeights;
 use crate::gpu::driver::Driver;
 use crate::model::{Packed, Slope, Target, TokenStats};
 
-/// Memory for the passes of a model: what a batch needs is kept for the next.
+/// Forward and backward passes of a model. Buffers are kept from one batch to the next.
 pub struct PackedModel {
     forward: ForwardPass,
     head: LmHead,
@@ -19,10 +19,10 @@ pub struct PackedModel {
 }
 
 impl PackedModel {
-    /// For models of the shape and type of `weights`. `logits_bytes` bounds the logits held at once.
+    /// For models of the shape and type of `weights`, with at most `logits_bytes` of logits at once.
     ///
     /// # Errors
-    /// [`crate::Error::Device`] when there is no kernel for the shape, or no room.
+    /// [`crate::Error::Device`] when no kernel was compiled for the shape, or there is not enough memory.
     pub fn new(
         driver: &Arc<dyn Driver>,
         weights: &DeviceWeights,
@@ -33,10 +33,10 @@ impl PackedModel {
         Ok(Self { head: LmHead::new(&forward, logits_bytes)?, forward, backward: None })
     }
 
-    /// Log-probabilities and entropies of `targets` at a temperature.
+    /// Log-probabilities (nats) and entropies of `targets` at a temperature.
     ///
     /// # Errors
-    /// [`crate::Error::Device`] when the device fails or has no room.
+    /// [`crate::Error::Device`] when the device fails or has not enough memory.
     pub fn logprobs(
         &mut self,
         weights: &DeviceWeights,
@@ -48,11 +48,11 @@ impl PackedModel {
         Ok(self.head.run(&self.forward, weights, (targets, temperature), None)?.0)
     }
 
-    /// The same, and adds to `gradients` those of a loss given by its derivative after each log-probability: `slope(i, logprob)` =
-    /// dLoss / dlogprob of `targets[i]`.
+    /// The same, and adds the gradients of a loss to `gradients`. The loss is given by its derivative with respect to each
+    /// log-probability: `slope(i, logprob)` = dLoss / dlogprob of `targets[i]`.
     ///
     /// # Errors
-    /// [`crate::Error::Device`] when the device fails or has no room.
+    /// [`crate::Error::Device`] when the device fails or has not enough memory.
     pub fn accumulate(
         &mut self,
         weights: &DeviceWeights,
@@ -62,7 +62,7 @@ impl PackedModel {
     ) -> Result<Vec<TokenStats>> {
         let batch = self.forward.batch(packed)?;
         if self.backward.as_ref().is_some_and(|backward| !backward.holds(&batch)) {
-            self.backward = None; // first give back, then take
+            self.backward = None; // release first, then allocate
         }
         self.forward.run(weights, &batch, &mut |_, _| Ok(()))?;
         let backward = match &mut self.backward {
