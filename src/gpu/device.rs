@@ -22,7 +22,7 @@ pub enum Device {
 /// Type of the numbers that products read: `--dtype`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Dtype {
-    /// bf16 where the card has it, else f16; on the processor f32: a sampler's log-probabilities are the trainer's, bit for bit
+    /// bf16 if the GPU supports it, else f16; on the CPU f32: there a sampler's log-probabilities equal the trainer's bit for bit
     Auto,
     /// 32 bits
     F32,

@@ -1,6 +1,6 @@
-//! Lines of JSON in and out: `-`, files, compressed ones on the fly, publishing by rename.
+//! Reads and writes lines: standard input and output, files, compressed files, and publishing by rename.
 //!
-//! Knows bytes and lines; what a line means is [`crate::lines::record`]'s.
+//! Knows bytes and lines; [`crate::lines::record`] knows what a line means.
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, BufWriter, Read, Write};
@@ -15,22 +15,22 @@ use crate::error::{Error, Result};
 use crate::lines::record::Line;
 use crate::process::cancel::Stop;
 
-/// The longest line that is read [bytes]; a longer one is an error instead of exhausted memory.
+/// The longest line that is read (bytes). A longer one is an error, instead of exhausting the memory.
 pub const MAX_LINE_BYTES: usize = 64 << 20;
 
-/// How files begin that are compressed, or of a kind that is not read.
+/// First bytes of compressed files and of files that are not read.
 const ZSTD: &[u8] = &[0x28, 0xb5, 0x2f, 0xfd];
 const GZIP: &[u8] = &[0x1f, 0x8b];
 const BYTE_ORDER_MARK: &[u8] = "\u{feff}".as_bytes();
-/// UTF-16, by its mark or by the half of its first character that is 0, and which it is.
+/// First bytes of UTF-16: its mark, or a first character with one byte 0, which tells the byte order.
 const UTF_16: [(&[u8], &str); 4] = [(&[0xff, 0xfe], ""), (&[0xfe, 0xff], ""), (b"{\0", "LE"), (b"\0{", "BE")];
-/// Files that a program has to unpack first.
+/// Archives, with the program that unpacks them.
 const PACKED: [(&[u8], &str); 3] = [(b"\xfd7zXZ", "xz -dc"), (b"BZh", "bzip2 -dc"), (b"PK\x03\x04", "unzip -p")];
 
-/// zstd's level for written files: its default, a good trade of speed and size for text.
+/// Compression level of written files: zstd's default.
 const ZSTD_LEVEL: i32 = 3;
 
-/// The lines of one input, with their numbers.
+/// An input as numbered lines.
 pub struct Input {
     name: Arc<str>,
     reader: BufReader<Box<dyn Read + Send>>,
@@ -39,7 +39,7 @@ pub struct Input {
 }
 
 impl Input {
-    /// Opens a file, or standard input for `-`; what is compressed with zstd or gzip is decompressed, whatever its name.
+    /// Opens a file, or standard input for `-`. Decompresses zstd and gzip, whatever the name.
     ///
     /// # Errors
     /// [`Error::Io`] when it cannot be opened.
@@ -47,7 +47,7 @@ impl Input {
         Self::open_until(path, &Stop::default())
     }
 
-    /// The same, but reading ends with the error of `stop` when that is wished, also while nothing comes.
+    /// Like [`Input::open`], but reading returns the error of `stop` when that is requested, even while it waits for input.
     ///
     /// # Errors
     /// [`Error::Io`] when it cannot be opened.
@@ -62,16 +62,16 @@ impl Input {
         Ok(Self { name, reader, line: 0, stop: stop.clone() })
     }
 
-    /// The input's name as given, `-` for standard input.
+    /// The name as given; `-` is standard input.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// Passes over the lines that a run has consumed already.
+    /// Skips the lines that a run has consumed already.
     ///
     /// # Errors
-    /// As those of reading; [`Error::Data`] when there are fewer.
+    /// Those of reading; [`Error::Data`] when there are fewer lines.
     pub fn skip_consumed(&mut self, lines: u64) -> Result<()> {
         for passed in 0..lines {
             if self.read_line()?.is_none() {
@@ -84,13 +84,13 @@ impl Input {
         Ok(())
     }
 
-    /// Whether a line that is not blank can be had without reading, and so perhaps waiting for, more of the input.
+    /// Whether the buffer holds a whole line that is not blank, so that the next read does not wait for more input.
     #[must_use]
     pub fn has_line_ready(&self) -> bool {
         self.reader.buffer().trim_ascii_start().contains(&b'\n')
     }
 
-    /// Looks at the first bytes, which tell what the input is.
+    /// Detects compression, and refuses other formats, by the first bytes.
     fn begin(&mut self) -> Result<()> {
         let start = self.reader.fill_buf().map_err(Error::io(&*self.name))?.to_vec();
         let name = &self.name;
@@ -111,7 +111,7 @@ impl Input {
         } else if let Some((_, order)) = UTF_16.iter().find(|(mark, _)| start.starts_with(mark)) {
             return refuse(format!("UTF-16, not UTF-8; convert it: iconv -f UTF-16{order} -t UTF-8 {name}"));
         } else if let Some((_, program)) = PACKED.iter().find(|(magic, _)| start.starts_with(magic)) {
-            return refuse(format!("a compressed file that is not read; unpack it: {program} {name}"));
+            return refuse(format!("compressed in a format that is not read; unpack it: {program} {name}"));
         }
         if self.reader.fill_buf().map_err(Error::io(&*self.name))?.starts_with(BYTE_ORDER_MARK) {
             self.reader.consume(BYTE_ORDER_MARK.len());
@@ -123,7 +123,7 @@ impl Input {
     fn read_line(&mut self) -> Result<Option<Line>> {
         if self.line == 0 {
             let begun = self.begin();
-            self.stop.check()?; // rather than the error that it makes of reading
+            self.stop.check()?; // rather than the read error that a stop causes
             begun?;
         }
         loop {
@@ -131,7 +131,7 @@ impl Input {
             let mut bytes = Vec::new();
             let limit = MAX_LINE_BYTES as u64 + 1;
             let read = self.reader.by_ref().take(limit).read_until(b'\n', &mut bytes);
-            self.stop.check()?; // rather than the error that it makes of reading
+            self.stop.check()?; // as above
             let read = read.map_err(Error::io(&*self.name))?;
             if read == 0 {
                 return Ok(None);
@@ -163,7 +163,7 @@ impl Iterator for Input {
     }
 }
 
-/// Standard input, read when there is something to read: a read that waits would not see a wish to end.
+/// Standard input, polled before it is read: a blocked read would not notice a requested stop.
 struct Stdin {
     stop: Stop,
 }
@@ -171,19 +171,19 @@ struct Stdin {
 impl Read for Stdin {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let mut stdin = io::stdin().lock();
-        while !is_ready(&stdin, PollFlags::IN, STDIN_LOOK)? {
+        while !is_ready(&stdin, PollFlags::IN, STDIN_POLL)? {
             if self.stop.is_requested() {
-                return Err(io::Error::other("ended while waiting"));
+                return Err(io::Error::other("stopped while waiting"));
             }
         }
         stdin.read(buffer)
     }
 }
 
-/// Between two looks for a wish to end while nothing comes [ns].
-const STDIN_LOOK: i64 = 50_000_000;
+/// Interval at which a stop is checked while no input comes (ns).
+const STDIN_POLL: i64 = 50_000_000;
 
-/// Whether something can be done without waiting, or will never be possible again, within so many nanoseconds.
+/// Whether `file` becomes ready for `what`, or is closed or broken, within `nanoseconds`.
 fn is_ready(file: impl AsFd, what: PollFlags, nanoseconds: i64) -> io::Result<bool> {
     let mut polled = [PollFd::new(&file, what)];
     match poll(&mut polled, Some(&Timespec { tv_sec: 0, tv_nsec: nanoseconds })) {
@@ -192,7 +192,7 @@ fn is_ready(file: impl AsFd, what: PollFlags, nanoseconds: i64) -> io::Result<bo
     }
 }
 
-/// Writes lines as a compressed file that appears as `path` when it is whole, though not yet brought to the disk.
+/// Writes lines to a compressed file that appears as `path` when it is complete; it is not synced to the disk.
 ///
 /// # Errors
 /// [`Error::Io`].
@@ -204,18 +204,18 @@ pub fn write_zst<'a>(path: &Path, lines: impl Iterator<Item = &'a str>) -> Resul
         std::fs::rename(&unfinished, path)
     };
     write().map_err(|err| {
-        let _ = std::fs::remove_file(&unfinished); // on the way out; on a full disk it is what is in the way
+        let _ = std::fs::remove_file(&unfinished); // it may be what fills the disk
         Error::io(path)(err)
     })
 }
 
-/// Whether nobody will read standard output any more: a pipe whose other end is closed.
+/// Whether standard output is a pipe whose other end is closed.
 #[must_use]
 pub fn stdout_is_closed() -> bool {
-    is_ready(io::stdout(), PollFlags::empty(), 0).unwrap_or(false) // errors are told unasked
+    is_ready(io::stdout(), PollFlags::empty(), 0).unwrap_or(false) // poll reports errors without being asked
 }
 
-/// Where a command writes: standard output, or a file that appears under its name only when it is whole.
+/// Where a command writes: standard output, or a file that appears under its name only when it is complete.
 pub struct Output {
     sink: Sink,
 }
@@ -232,10 +232,11 @@ enum FileWriter {
 }
 
 impl Output {
-    /// Standard output for `None` and `-`, else a file beside `path` that [`Output::finish`] renames to it.
+    /// Opens standard output for `None` and `-`, else a temporary file beside `path` that [`Output::finish`] renames to it. A name that
+    /// ends in `.zst` or `.gz` is compressed.
     ///
     /// # Errors
-    /// [`Error::Io`] when the file cannot be made.
+    /// [`Error::Io`] when the file cannot be created.
     pub fn create(path: Option<&Path>) -> Result<Self> {
         let sink = match path {
             None => Sink::Stdout(BufWriter::with_capacity(1 << 16, io::stdout().lock())),
@@ -256,16 +257,16 @@ impl Output {
     /// Writes whole lines, each with its line end.
     ///
     /// # Errors
-    /// As [`Output::write_line`].
+    /// Those of [`Output::write_line`].
     pub fn write_lines(&mut self, lines: &[u8]) -> Result<()> {
         self.attempt(|out| out.write_all(lines))
     }
 
-    /// Hands what was written so far to the reader, so that a pipe sees each batch as it is made. A file has no reader before it is
-    /// whole, and a compressed one would hold the moments of flushing in its bytes.
+    /// Flushes standard output, so that the reader of a pipe sees each batch at once. Does nothing for a file: it has no reader before
+    /// it is complete, and the bytes of a compressed one would depend on when it was flushed.
     ///
     /// # Errors
-    /// As [`Output::write_line`].
+    /// Those of [`Output::write_line`].
     pub fn flush(&mut self) -> Result<()> {
         match &mut self.sink {
             Sink::Stdout(writer) => writer.flush().map_err(Error::Output),
@@ -273,10 +274,10 @@ impl Output {
         }
     }
 
-    /// Flushes and publishes. The last write error of a full disk shows here.
+    /// Flushes and publishes. A full disk may show only here.
     ///
     /// # Errors
-    /// As [`Output::write_line`].
+    /// Those of [`Output::write_line`].
     pub fn finish(mut self) -> Result<()> {
         self.flush()?;
         match self.sink {
@@ -288,7 +289,7 @@ impl Output {
         }
     }
 
-    /// After an error: whole records reach a pipe; a file under a name is not published.
+    /// Ends the output after an error: whole records reach a pipe, but a file is not published.
     pub(crate) fn flush_after_error(self) -> Result<()> {
         match self.sink {
             Sink::Stdout(mut writer) => {
@@ -344,7 +345,7 @@ impl FileWriter {
     }
 }
 
-/// Temporary files are made for their owner alone; a published one gets the usual mode.
+/// Gives a published file the usual mode: temporary files are readable by their owner alone.
 #[cfg(unix)]
 fn make_readable(file: &tempfile::NamedTempFile) -> io::Result<()> {
     use std::os::unix::fs::PermissionsExt;
