@@ -2,12 +2,14 @@
 //!
 //! The modules stand in the order of the flow; what each must not know is in its own header.
 
-pub mod command;
 pub mod error;
+
+pub mod process;
 
 pub mod lines;
 pub mod numbers;
-pub mod process;
+
+pub mod command;
 
 pub mod eval;
 pub mod gsm8k;
