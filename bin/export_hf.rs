@@ -12,24 +12,24 @@ use grpo_pipes::numbers::dtype::Dtype;
 
 /// Write a checkpoint as a model directory that transformers, vLLM and llama.cpp's converter load
 ///
-/// Tied weights once, the tokenizer and its chat template, the generation config, and a model card.
+/// Writes the weights (tied ones once), the tokenizer with its chat template, the generation config, and a model card.
 #[derive(Parser)]
 #[command(name = "export-hf", version)]
 struct Args {
     /// Checkpoint or model directory, or a Hub id
     checkpoint: String,
-    /// Directory, or with --zip the file, to make; it appears when it is whole
+    /// Directory to create, or file with --zip; it appears when it is complete
     out: PathBuf,
-    /// How to store the weights; f32 is what was trained, bit for bit
+    /// Type to store the weights in; f32 keeps the trained bits
     #[arg(long, value_enum, default_value_t = Dtype::F32)]
     dtype: Dtype,
-    /// The run's metrics; the last line goes into the model card
+    /// Metrics of the run; the last line goes into the model card
     #[arg(long, value_name = "FILE")]
     metrics: Option<PathBuf>,
-    /// What `evaluate --json` wrote, for the model card
+    /// Output of `evaluate --json`, for the model card
     #[arg(long, value_name = "FILE")]
     evaluation: Option<PathBuf>,
-    /// One zip file instead of a directory
+    /// Write one zip file instead of a directory
     #[arg(long)]
     zip: bool,
 }

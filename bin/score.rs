@@ -10,13 +10,14 @@ use grpo_pipes::reward::{Placebo, REWARDS, RewardWeights, Scorer, Semantics};
 
 /// Add rewards to rollouts
 ///
-/// Reads records with a "completion" and, for correctness and math, an "answer"; adds "rewards" (each by its name, unweighted), "reward"
-/// (their weighted sum) and "extracted" (the answer found in the completion, or null). Without an "answer" correctness and math are null,
-/// and so is "reward" when one of them has a weight other than 0. Other fields are kept. Each batch that arrives is answered at once.
+/// Reads records with a "completion" and, for correctness and math, an "answer". Adds "rewards" (each reward by name, unweighted), "reward"
+/// (their weighted sum) and "extracted" (the answer found in the completion, or null). Without an "answer", correctness and math are null,
+/// and so is "reward" if one of them has a weight other than 0. Other fields are kept. Each batch of records
+/// is answered as soon as it arrives.
 ///
-/// math takes the answer from <answer>, else from the last \boxed{}, a line "#### 18", the sentence after "answer is", or the last line,
-/// and compares it with the reference answer whatever the units, LaTeX, separators and digits; the rules are in src/reward/math/math.md of
-/// the source. "extracted" is what math took when neither correctness nor int is asked for.
+/// math takes the answer from <answer>, else from the last \boxed{}, a line "#### 18", the sentence after "answer is", or the last line.
+/// It compares the answer with the reference regardless of units, LaTeX, separators and number format; src/reward/math/math.md in the
+/// source has the rules. "extracted" is the answer that math took if neither correctness nor int is computed.
 #[derive(Debug, Parser)]
 #[command(name = "score", version)]
 struct Args {
@@ -24,7 +25,7 @@ struct Args {
     input: InputArgs,
     #[command(flatten)]
     output: OutputArgs,
-    /// How the rewards are read
+    /// Which definition of the rewards to use
     #[arg(long, value_enum, default_value_t = Semantics::Fixed)]
     semantics: Semantics,
     #[arg(long, value_name = "NAME=WEIGHT,...", allow_hyphen_values = true, help = rewards())]

@@ -19,7 +19,7 @@ pub struct InputArgs {
 /// Where records go.
 #[derive(Debug, clap::Args)]
 pub struct OutputArgs {
-    /// Write to FILE instead of standard output: beside it first, then renamed (`.zst` is compressed)
+    /// Write to FILE instead of standard output; it appears when it is complete (`.zst` is compressed)
     #[arg(short, long, value_name = "FILE")]
     pub output: Option<PathBuf>,
 }

@@ -4,12 +4,14 @@
 //! `engine`, `reward` and `grpo` to `train`; weights flow back through `run`. CONTRIBUTING.md has the map of these rooms, and who may import
 //! whom.
 
-pub mod command;
 pub mod error;
+
+pub mod process;
 
 pub mod lines;
 pub mod numbers;
-pub mod process;
+
+pub mod command;
 
 pub mod eval;
 pub mod gsm8k;

@@ -1,4 +1,4 @@
-//! Text to tokens and back, and messages to text, as the files of a Hugging Face model directory say.
+//! Converts text to token ids and back, and messages to text, with the tokenizer and chat template of a Hugging Face model directory.
 
 use std::collections::HashMap;
 use std::panic::catch_unwind;
@@ -11,12 +11,12 @@ use serde_json::value::RawValue;
 use crate::error::{Error, Result};
 use crate::lines::record::Message;
 
-/// What a chat template may do for one prompt [instructions of its interpreter]: a thousand times what a long chat takes, and about a
-/// second. A template is a program of whoever made the model.
+/// Limit on a chat template's work per prompt (interpreter instructions): about a second, a thousand times what a long chat takes. A
+/// template is a program that came with the model.
 const TEMPLATE_FUEL: u64 = 20_000_000;
 
-const NO_TEMPLATE: &str = "no chat template, as base models have none: rollout takes --raw (no template) or --chat-template FILE, and a \
-                           chat_template.jinja beside the tokenizer serves every command";
+const NO_TEMPLATE: &str = "no chat template; base models have none. Give rollout --raw (no template) or --chat-template FILE, or put a \
+                           chat_template.jinja beside the tokenizer for all commands";
 
 /// A model directory's tokenizer and chat template.
 pub struct Tokenizer {
@@ -34,21 +34,21 @@ impl Tokenizer {
         Self::with_template(dir, None)
     }
 
-    /// The same with the chat template in a file of its own, where one is given.
+    /// Like [`Tokenizer::load`], but with the chat template in the file `template`, if that is given.
     ///
     /// # Errors
-    /// As [`Tokenizer::load`].
+    /// Those of [`Tokenizer::load`].
     pub fn with_template(dir: &Path, template: Option<&Path>) -> Result<Self> {
         let path = dir.join("tokenizer.json");
         let bytes = std::fs::read(&path).map_err(Error::io(&path))?;
         let mut inner = parse(&bytes).map_err(|what| Error::model(&path, what))?;
-        // Settings of whoever saved the file last; a prompt is cut only where the user is told.
+        // The file holds the settings of its last use; prompts are cut only where the user is told.
         inner.with_padding(None);
         inner.with_truncation(None).map_err(|err| Error::model(&path, err.to_string()))?;
         Ok(Self { template: ChatTemplate::load(dir, template)?, path, inner })
     }
 
-    /// The token ids of a text, in which special tokens may be written out; nothing is added to it.
+    /// Encodes a text, in which special tokens may be written out. Adds nothing.
     ///
     /// # Errors
     /// [`Error::Model`] when the tokenizer fails.
@@ -57,7 +57,7 @@ impl Tokenizer {
         Ok(encoding.get_ids().to_vec())
     }
 
-    /// The token ids of a text for a base model, with what the tokenizer puts before and after a text, like its BOS.
+    /// Encodes a text for a base model, with the tokens that the tokenizer adds, like BOS.
     ///
     /// # Errors
     /// [`Error::Model`] when the tokenizer fails.
@@ -66,7 +66,7 @@ impl Tokenizer {
         Ok(encoding.get_ids().to_vec())
     }
 
-    /// The text of token ids, without special tokens; ids that the tokenizer does not know give nothing.
+    /// Decodes token ids, leaving out special tokens and unknown ids.
     ///
     /// # Errors
     /// [`Error::Model`] when the tokenizer fails.
@@ -74,10 +74,10 @@ impl Tokenizer {
         self.inner.decode(ids, true).map_err(|err| self.error(&err))
     }
 
-    /// Messages as the text the model was trained on, up to where its answer begins.
+    /// Renders messages with the chat template, up to where the model's answer begins.
     ///
     /// # Errors
-    /// The template's own complaint, for instance about roles that do not alternate; that there is none.
+    /// A message when there is no template, or the template fails, for instance because roles do not alternate.
     pub fn chat(&self, messages: &[Message]) -> std::result::Result<String, String> {
         self.template.as_ref().ok_or(NO_TEMPLATE)?.render(messages)
     }
@@ -85,7 +85,7 @@ impl Tokenizer {
     /// Refuses a model that has no chat template.
     ///
     /// # Errors
-    /// [`Error::Model`] with what helps.
+    /// [`Error::Model`] with the remedies.
     pub fn check_template(&self) -> Result<()> {
         self.template.as_ref().map(|_| ()).ok_or_else(|| Error::model(&self.path, NO_TEMPLATE))
     }
@@ -95,8 +95,8 @@ impl Tokenizer {
     }
 }
 
-/// Reads a `tokenizer.json`. The tokenizers crate panics on some that are damaged, so it gets none that is not JSON all through, and
-/// what it still stumbles over is an error.
+/// Parses a `tokenizer.json`. The tokenizers crate panics on some damaged files, so the JSON is checked first, and a panic that is left
+/// becomes an error.
 fn parse(bytes: &[u8]) -> std::result::Result<tokenizers::Tokenizer, String> {
     let text = std::str::from_utf8(bytes).map_err(|err| format!("it is not UTF-8 text: {err}"))?;
     let sections: HashMap<String, &RawValue> = serde_json::from_str(text).map_err(|err| err.to_string())?;
@@ -105,7 +105,7 @@ fn parse(bytes: &[u8]) -> std::result::Result<tokenizers::Tokenizer, String> {
     }
     // `from_bytes` is generic: it would compile the crate's whole deserializer again, here.
     let parsed = catch_unwind(|| text.parse::<tokenizers::Tokenizer>());
-    parsed.map_err(|_| "the tokenizers crate breaks down on it".to_owned())?.map_err(|err| err.to_string())
+    parsed.map_err(|_| "the tokenizers crate panics on it".to_owned())?.map_err(|err| err.to_string())
 }
 
 /// Jinja, set up as transformers does it.
@@ -114,7 +114,7 @@ struct ChatTemplate {
     special_tokens: Vec<(&'static str, String)>,
 }
 
-/// What of `tokenizer_config.json` a template sees or is.
+/// The fields of `tokenizer_config.json` that matter to a template.
 #[derive(Default, Deserialize)]
 struct TokenizerConfig {
     chat_template: Option<Templates>,
@@ -145,7 +145,7 @@ enum SpecialToken {
 }
 
 impl ChatTemplate {
-    /// The template in `file`, or else that of the directory, if there is one.
+    /// Loads the template in `file`, else that of the directory, if there is one.
     fn load(dir: &Path, file: Option<&Path>) -> Result<Option<Self>> {
         let path = dir.join("tokenizer_config.json");
         let config = match std::fs::read_to_string(&path) {
@@ -208,10 +208,10 @@ impl SpecialToken {
     }
 }
 
-/// The ids that end a completion: all of `generation_config.json`, or where it names none, those of `config.json`.
+/// Returns the token ids that end a completion: those in `generation_config.json`, or if it names none, in `config.json`.
 ///
 /// # Errors
-/// [`Error::Model`] when neither names one or a file is damaged, [`Error::Io`] when one cannot be read.
+/// [`Error::Model`] when neither file names one or a file is damaged, [`Error::Io`] when a file cannot be read.
 pub fn stop_ids(dir: &Path) -> Result<Vec<u32>> {
     #[derive(Deserialize)]
     struct Eos {

@@ -1,4 +1,4 @@
-//! The model on the CPU.
+//! Decodes on the CPU.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -14,14 +14,14 @@ use crate::model::{DecodeRow, KvCache, Sampling, Transformer};
 use crate::numbers::aligned::Number;
 use crate::numbers::rng::Stream;
 
-/// Models up to this many bytes of weights prefill parts of the prompts side by side; larger ones share out each product.
+/// Models up to this size (bytes of weights) prefill prompts in parallel; larger ones parallelise each matrix product instead.
 const SMALL_MODEL: usize = 16 << 20;
 
-/// Most tokens of prompts packed together, besides what they all begin with: enough for products at full speed, and bounds memory
-/// [tokens].
+/// Most tokens of prompts prefilled together, without their common beginning (tokens). Enough for matrix products at full speed; bounds
+/// memory.
 const PREFILL_TOKENS: usize = 512;
 
-/// A model with a place for each sequence.
+/// A model with KV caches for each slot.
 pub struct CpuDecoder<'m, W> {
     model: &'m Transformer<W>,
     sampling: Sampling,
@@ -34,7 +34,7 @@ pub struct CpuDecoder<'m, W> {
 
 #[derive(Default)]
 struct Slot {
-    /// Memory for the completion's keys and values, taken when the slot is first used and kept.
+    /// Keys and values of the completion; allocated when the slot is first used, and kept.
     own: Option<KvCache>,
     sequence: Option<Sequence>,
 }
@@ -53,7 +53,7 @@ struct Sequence {
 }
 
 impl<'m, W: Number> CpuDecoder<'m, W> {
-    /// Room for the sequences of `settings`; nothing is computed.
+    /// Makes empty slots for the sequences of `settings`.
     #[must_use]
     pub fn new(model: &'m Transformer<W>, settings: &Settings) -> Self {
         Self {
@@ -69,11 +69,10 @@ impl<'m, W: Number> CpuDecoder<'m, W> {
 }
 
 impl<W: Number> Decoder for CpuDecoder<'_, W> {
-    /// Prompts packed: a part of them on each thread, or together where a product is worth all threads.
     fn prefill(&mut self, prompts: &[Prefill<'_>]) -> Result<()> {
         let tokens: Vec<&[u32]> = prompts.iter().map(|prompt| prompt.tokens).collect();
         let (stem, rests) = split_stem(&tokens);
-        let together = PREFILL_TOKENS.max(stem.len()); // a long stem is not to be most of what each run computes
+        let together = PREFILL_TOKENS.max(stem.len()); // or a long stem would be most of the work of each run
         let run = |rests| in_runs(rests, together).into_iter().flat_map(|run| self.model.prefill(stem, run));
         let computed: Vec<(KvCache, Vec<f32>)> = if self.model.weight_bytes() <= SMALL_MODEL {
             let share = rests.len().div_ceil(rayon::current_num_threads()).max(1);
@@ -81,7 +80,7 @@ impl<W: Number> Decoder for CpuDecoder<'_, W> {
         } else {
             run(&rests).collect()
         };
-        self.model.stop().check()?; // what was computed is not worth anything then
+        self.model.stop().check()?; // a stopped model returns garbage
         for (prompt, (cache, logits)) in prompts.iter().zip(computed) {
             let prefilled = Prefilled { cache, logits, stream: prompt.stream, tokens: prompt.tokens.to_vec() };
             self.prompts.insert(prompt.group, Arc::new(prefilled));
@@ -142,14 +141,14 @@ impl<W: Number> Decoder for CpuDecoder<'_, W> {
     }
 }
 
-/// A sequence and the logits of its next token, those of its prompt for `None`.
+/// A sequence and the logits of its next token; `None` means those of its prompt.
 struct Row<'a> {
     slot: usize,
     logits: Option<&'a [f32]>,
     sequence: &'a mut Sequence,
 }
 
-/// One token more for each row, the rows shared out in as many runs as there are samplers.
+/// Draws one token per row, with the rows divided among the samplers.
 fn draw<'a>(
     rows: &'a mut [Row<'_>],
     samplers: &'a mut [Sampler],
@@ -171,7 +170,8 @@ impl Row<'_> {
     }
 }
 
-/// What all prompts begin with, a system prompt for instance, and the rest of each, at least one token. One alone shares nothing.
+/// Splits prompts into their common beginning, such as a system prompt, and the rest of each, at least one token. A single prompt has no
+/// common beginning.
 fn split_stem<'a>(prompts: &[&'a [u32]]) -> (&'a [u32], Vec<&'a [u32]>) {
     let [first, _, ..] = prompts else { return (&[], prompts.to_vec()) };
     let shared = |prompt: &&[u32]| first.iter().zip(&prompt[..prompt.len() - 1]).take_while(|(a, b)| a == b).count();
@@ -179,7 +179,7 @@ fn split_stem<'a>(prompts: &[&'a [u32]]) -> (&'a [u32], Vec<&'a [u32]>) {
     (&first[..stem], prompts.iter().map(|prompt| &prompt[stem..]).collect())
 }
 
-/// Cuts prompts into runs of at most `max_tokens`; a longer one is a run of its own.
+/// Divides prompts into runs of at most `max_tokens`; a longer prompt is a run of its own.
 pub(super) fn in_runs<'a, 'b>(mut prompts: &'a [&'b [u32]], max_tokens: usize) -> Vec<&'a [&'b [u32]]> {
     let mut runs = Vec::new();
     while !prompts.is_empty() {

@@ -1,51 +1,53 @@
-//! What runs sequences for the engine: the model on some device.
+//! The interface between the engine and a model on a device.
 
 use super::scheduler::Start;
 use crate::error::Result;
 use crate::numbers::rng::Stream;
 
-/// A prompt whose samples will start.
+/// A prompt to prefill before its samples start.
 #[derive(Debug, Clone, Copy)]
 pub struct Prefill<'a> {
     /// Its group's number.
     pub group: usize,
     /// At least one.
     pub tokens: &'a [u32],
-    /// The draws of its samples.
+    /// Draws of its samples.
     pub stream: Stream,
 }
 
-/// One token of a sequence.
+/// A token drawn for a sequence.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Drawn {
     /// Where the sequence runs.
     pub slot: usize,
-    /// The token and its log-probability [nats]; `None` when the logits are not finite.
+    /// The token and its log-probability (nats); `None` when the logits are not finite.
     pub drawn: Option<(u32, f32)>,
 }
 
-/// The model on a device, with caches and draws of the sequences in its slots.
+/// A model on a device, with the KV caches of the sequences in its slots.
 ///
-/// A slot's tokens come in their order, but may come later than the call that drew them: a device is not waited for at each step.
+/// The tokens of a slot are returned in order, but possibly by a later call than the one that drew them: a GPU is not waited for at
+/// every step.
 ///
 /// # Errors
-/// [`crate::Error::Device`] when the device fails; that of a model's [`crate::process::cancel::Stop`] in the middle of long work.
+/// Methods return [`crate::Error::Device`] when the device fails, and the error of a [`crate::process::cancel::Stop`] that is requested
+/// during long work.
 pub trait Decoder: Send {
-    /// Runs prompts, each of a new group; their keys and values stay until they are forgotten.
+    /// Computes the keys and values of prompts, each of a new group, and keeps them until [`Decoder::forget`].
     fn prefill(&mut self, prompts: &[Prefill<'_>]) -> Result<()>;
 
-    /// Samples of groups whose prompts were run start in free slots: their first tokens are drawn.
+    /// Starts samples of prefilled groups in free slots and draws their first tokens.
     fn begin(&mut self, starts: &[Start], drawn: &mut Vec<Drawn>) -> Result<()>;
 
-    /// One token more for each slot that runs.
+    /// Draws one more token for each running slot.
     fn step(&mut self, drawn: &mut Vec<Drawn>) -> Result<()>;
 
-    /// The sequence in `slot` has ended: with an end token, at its length, or because it is wanted no longer.
+    /// Frees a slot: its sequence has finished.
     fn end(&mut self, slot: usize);
 
-    /// All samples of a group have ended.
+    /// Frees the keys and values of a group's prompt: all its samples have finished.
     fn forget(&mut self, group: usize);
 
-    /// The first layer in which these tokens meet numbers that are not finite, if there is one.
+    /// Finds the first layer in which these tokens produce numbers that are not finite.
     fn first_not_finite(&mut self, tokens: &[u32]) -> Result<Option<usize>>;
 }

@@ -1,4 +1,4 @@
-//! The model on a GPU.
+//! Decodes on a GPU.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -16,26 +16,26 @@ use crate::gpu::{Buffer, DeviceWeights, DynBuffer, OpenedWeights, WeightsOffer};
 use crate::model::{Config, Model, Packed};
 use crate::numbers::dtype::Dtype;
 
-/// Most tokens of prompts packed together: enough for products at full speed, and bounds memory [tokens].
+/// Most tokens of prompts prefilled together (tokens). Enough for matrix products at full speed; bounds memory.
 const PREFILL_TOKENS: usize = 8192;
 
-/// Steps asked for beyond the one whose tokens are waited for: the device always has the next one to go on with.
+/// Decode steps launched beyond the one whose tokens are awaited, so that the GPU never idles.
 const AHEAD: usize = 1;
 
-/// A model on a device, with a place for each sequence.
+/// A model on a GPU, with KV caches for each slot.
 pub struct GpuDecoder {
     driver: Arc<dyn Driver>,
     weights: DeviceWeights,
-    /// A trainer's weights.
+    /// Weights that a trainer offered.
     offered: Option<OpenedWeights>,
     forward: ForwardPass,
     slots: Slots,
     stepper: DecodeStep,
-    /// Of each prompt's last token, `(slots, V)`.
+    /// Logits of each prompt's last token, `(slots, V)`.
     prompt_logits: Buffer<f32>,
     prompts: HashMap<usize, Placed>,
     free: Vec<usize>,
-    /// How many tokens were taken from a running slot's log.
+    /// Tokens read from the log of each running slot.
     taken: Vec<Option<usize>>,
     under_way: VecDeque<Mark>,
     limit: usize,
@@ -45,16 +45,16 @@ pub struct GpuDecoder {
 /// How to sample on a GPU.
 #[derive(Debug, Clone, Copy)]
 pub struct GpuOptions {
-    /// Of weights and caches.
+    /// Type of weights and KV caches.
     pub dtype: Dtype,
-    /// The longest prompt.
+    /// Longest prompt (tokens).
     pub max_prompt_tokens: usize,
-    /// Whether a completion must be the same bits whatever else is sampled. Else so are all up to 128 rows, but products of more
-    /// rows, and of prompts run together, are summed as the card's library likes it.
+    /// Whether a completion must be bit-identical whatever else is sampled. If not, cuBLASLt chooses the order of sums in products of
+    /// more than 128 rows, and prompts are prefilled together.
     pub batch_invariant: bool,
 }
 
-/// A prompt that was run.
+/// A prefilled prompt.
 #[derive(Clone, Copy)]
 struct Placed {
     at: usize,
@@ -63,7 +63,7 @@ struct Placed {
 }
 
 impl GpuOptions {
-    /// What sampling with these settings takes of the card's memory.
+    /// Plans the GPU memory for sampling with these settings.
     ///
     /// # Errors
     /// [`crate::Error::Device`] when the kernels do not suit the model.
@@ -81,10 +81,10 @@ impl GpuOptions {
 }
 
 impl GpuDecoder {
-    /// Copies the model to the device and makes room for the sequences of `settings`.
+    /// Copies the model to the GPU and allocates slots for the sequences of `settings`.
     ///
     /// # Errors
-    /// [`crate::Error::Device`] when the kernels do not suit the model, or there is no room.
+    /// [`crate::Error::Device`] when the kernels do not suit the model, or memory is short.
     pub fn new(driver: &Arc<dyn Driver>, model: &Model, settings: &Settings, on: GpuOptions) -> Result<Self> {
         let (shape, GpuOptions { dtype, batch_invariant, .. }) = (on.shape(settings), on);
         let (slots, limit) = (shape.slots, shape.max_completion_tokens);
@@ -109,7 +109,7 @@ impl GpuDecoder {
         })
     }
 
-    /// Takes over the weights of a model of the same shape; nothing is being sampled.
+    /// Copies the weights of a model of the same shape. No sequence may be running.
     ///
     /// # Errors
     /// [`crate::Error::Device`].
@@ -117,16 +117,16 @@ impl GpuDecoder {
         self.weights.upload(model)
     }
 
-    /// Opens weights that a trainer offers on the same card.
+    /// Opens weights that a trainer offers on the same GPU.
     ///
     /// # Errors
-    /// [`crate::Error::Device`] saying why they cannot be these.
+    /// [`crate::Error::Device`] saying why they cannot be used.
     pub fn accept(&mut self, offer: &WeightsOffer) -> Result<()> {
         self.offered = Some(self.weights.open(&*self.driver, offer)?);
         Ok(())
     }
 
-    /// Takes over the weights that were accepted, as they are now; nothing is being sampled.
+    /// Copies the weights that were accepted, as they are now. No sequence may be running.
     ///
     /// # Errors
     /// [`crate::Error::Device`].
@@ -135,7 +135,7 @@ impl GpuDecoder {
         self.weights.copy_from(self.offered.as_ref().ok_or_else(none)?)
     }
 
-    /// Runs prompts packed, and leaves keys, values and logits in their places.
+    /// Prefills prompts together, and leaves keys, values and logits in `places`.
     fn run_prompts(&mut self, prompts: &[&[u32]], places: &[usize]) -> Result<()> {
         let mut packed = Packed::default();
         prompts.iter().for_each(|prompt| packed.lay(*prompt, None));
@@ -149,7 +149,7 @@ impl GpuDecoder {
         self.logits_of(&Buffer::from_slice(&self.driver, &last)?, places)
     }
 
-    /// The logits of these rows of the last batch, each to its prompt's place.
+    /// Computes the logits of these rows of the last batch, each into its prompt's place.
     fn logits_of(&self, rows: &Buffer<u32>, places: &[usize]) -> Result<()> {
         let (d, v) = (self.weights.config.hidden_size, self.weights.config.vocab_size);
         let hidden = DynBuffer::new(&self.driver, self.slots.dtype(), rows.len() * d)?;
@@ -162,7 +162,7 @@ impl GpuDecoder {
         Ok(())
     }
 
-    /// Takes what has been drawn since the last look.
+    /// Collects the tokens that were drawn since the last call.
     fn collect(&mut self, drawn: &mut Vec<Drawn>) {
         for (slot, taken) in self.taken.iter_mut().enumerate() {
             let Some(taken) = taken else { continue };

@@ -1,8 +1,8 @@
-//! Tokens to tokens: many sequences sampled at once from one model.
+//! Samples many sequences at once from one model: token ids in, token ids out.
 //!
-//! Knows no text, records or files. A fixed number of slots, refilled as sequences end; the prompt's keys and values are computed
-//! once a group and shared by its samples. A completion is a function of (seed, step, prompt, sample) alone: the model gives the same
-//! logits in any batch, and [`crate::numbers::rng`] the same draws in any order.
+//! Knows no text, records or files. Sequences run in a fixed number of slots, which are refilled as sequences finish. The keys and values
+//! of a prompt are computed once and shared by the samples of its group. A completion depends on (seed, step, prompt, sample) alone: the
+//! model computes the same logits in any batch, and [`crate::numbers::rng`] makes the same draws in any order.
 
 mod cpu;
 mod decoder;
@@ -26,7 +26,7 @@ pub use gpu::{GpuDecoder, GpuOptions};
 pub use sampler::Sampler;
 pub use scheduler::{Scheduler, Start};
 
-/// Groups made ahead of a sink that is slow to take them.
+/// Events that wait for a slow sink before sampling waits too.
 const EVENTS: usize = 64;
 
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
@@ -34,30 +34,31 @@ const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
 /// How to sample.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// Samples of each prompt, at least 1.
+    /// Samples per prompt, at least 1.
     pub group_size: usize,
-    /// Sequences in flight, at least 1.
+    /// Sequences sampled at once, at least 1.
     pub max_sequences: usize,
-    /// Tokens of a completion, end token included, at least 1.
+    /// Longest completion, end token included, at least 1 (tokens).
     pub max_completion_tokens: usize,
     /// The distribution.
     pub sampling: Sampling,
     /// Tokens that end a completion.
     pub stop_ids: Vec<u32>,
-    /// Of everything random.
+    /// Seed of all draws.
     pub seed: u64,
-    /// Step of the policy that the samples are for, from which the draws differ too.
+    /// Step of the policy that the samples will train; each step draws differently.
     pub step: u64,
 }
 
 /// A prompt to sample from.
 #[derive(Debug)]
 pub struct Request<T> {
-    /// Names the prompt's draws, and the prompt in errors.
+    /// Seeds the draws, and names the prompt in errors.
     pub prompt_id: String,
-    /// At least one token; with [`Settings::max_completion_tokens`] no more than the model has positions, which callers check.
+    /// At least one token, and together with [`Settings::max_completion_tokens`] no more than the model has positions; callers check
+    /// both.
     pub tokens: Vec<u32>,
-    /// What the caller wants back with the completions.
+    /// Returned with the completions.
     pub payload: T,
 }
 
@@ -66,37 +67,37 @@ pub struct Request<T> {
 pub struct Completion {
     /// Its tokens, the end token included.
     pub tokens: Vec<u32>,
-    /// Log-probability of each token [nats].
+    /// Log-probability of each token (nats).
     pub logprobs: Vec<f32>,
-    /// Whether the last token is an end token; else the length was reached.
+    /// Whether the last token is an end token; if not, the completion reached its longest length.
     pub stopped: bool,
 }
 
 /// Work done so far.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub struct Work {
-    /// Sequences ended.
+    /// Sequences finished.
     pub sequences: usize,
     /// Tokens sampled.
     pub tokens: usize,
 }
 
-/// Who takes what an [`Engine`] makes.
+/// Receives what an [`Engine`] samples.
 pub trait Sink<T> {
-    /// A group, in the order of the requests, its samples in order.
+    /// Called once per group, in the order of the requests.
     ///
     /// # Errors
     /// Any; it ends the run at once.
     fn group(&mut self, request: Request<T>, completions: Vec<Completion>) -> Result<()>;
 
-    /// Ten times a second or less.
+    /// Called at most ten times per second.
     ///
     /// # Errors
     /// Any; it ends the run at once.
     fn progress(&mut self, work: Work) -> Result<()>;
 }
 
-/// A [`Decoder`] with sequences in its slots.
+/// Runs sequences in the slots of a [`Decoder`].
 pub struct Engine<'d> {
     decoder: &'d mut dyn Decoder,
     settings: Settings,
@@ -125,35 +126,35 @@ impl<T> Group<T> {
     }
 }
 
-/// What the sink is told.
+/// A call of the sink, which runs on another thread.
 enum Event<T> {
     Group(Request<T>, Vec<Completion>),
     Progress(Work),
 }
 
 impl<'d> Engine<'d> {
-    /// Empty slots; nothing is computed. `decoder` was made with the same settings, but for seed and step.
+    /// Makes an engine with empty slots. `decoder` must have been made with the same settings, except for seed and step.
     #[must_use]
     pub fn new(decoder: &'d mut dyn Decoder, settings: Settings) -> Self {
         let slots = (0..settings.max_sequences).map(|_| None).collect();
         Self { decoder, settings, slots, drawn: Vec::new(), work: Work::default(), stop: Stop::default() }
     }
 
-    /// Ends the sampling early when that is wished.
+    /// Ends the sampling early when `stop` is requested.
     #[must_use]
     pub fn until(self, stop: &Stop) -> Self {
         Self { stop: stop.clone(), ..self }
     }
 
-    /// Samples a group for each request until there are no more. A request is taken when a slot is free for it; nothing waits for
-    /// requests while there is work. An error among the requests ends them: what came before it is sampled, then it is returned.
+    /// Samples a group for each request until there are no more. Takes a request when a slot is free for it, and waits for one only
+    /// when nothing runs. An error among the requests is returned after what came before it is sampled.
     ///
     /// # Errors
-    /// That of a request, of the sink or of the stop, [`Error::Numerics`] when logits are not finite, [`Error::Device`] of a decoder.
+    /// Those of the requests, the sink and the stop, [`Error::Numerics`] when logits are not finite, [`Error::Device`] of the decoder.
     pub fn run<T: Send>(&mut self, requests: ReadAhead<Request<T>>, sink: &mut dyn Sink<T>) -> Result<Work> {
         let (sender, events) = sync_channel(EVENTS);
         let mut outcome = Ok(());
-        // On a thread of the pool, where each step's parallel loops start without a switch of threads; the sink stays on this one.
+        // Sampling runs on a thread of the pool, where parallel loops start without a switch of threads. The sink stays on this one.
         let taken = rayon::in_place_scope(|scope| {
             scope.spawn(|_| outcome = self.work_through(requests, sender));
             events.into_iter().try_for_each(|event| match event {
@@ -203,7 +204,7 @@ impl<'d> Engine<'d> {
         }
     }
 
-    /// Fills free slots, after the prompts of groups whose first sample starts have been run.
+    /// Starts waiting samples in free slots. The first sample of a group prefills its prompt.
     fn start<T>(&mut self, scheduler: &mut Scheduler<Group<T>>) -> Result<()> {
         let starts: Vec<Start> = std::iter::from_fn(|| scheduler.start()).collect();
         if starts.is_empty() {
@@ -222,7 +223,7 @@ impl<'d> Engine<'d> {
         self.absorb(scheduler)
     }
 
-    /// Appends what was drawn, and takes completions that have ended out of their slots.
+    /// Appends the tokens that were drawn, and takes finished completions out of their slots.
     fn absorb<T>(&mut self, scheduler: &mut Scheduler<Group<T>>) -> Result<()> {
         for Drawn { slot, drawn } in self.drawn.drain(..) {
             let sequence = self.slots[slot].as_mut().expect("only slots with a sequence draw");

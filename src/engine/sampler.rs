@@ -1,17 +1,17 @@
-//! Logits to a token and its log-probability. Definitions and their order are transformers': repetition penalty, temperature,
-//! top-k, top-p, min-p.
+//! Draws a token from logits. The definitions and their order are those of transformers: repetition penalty, temperature, top-k, top-p,
+//! min-p.
 
 use std::cmp::Ordering;
 
 use crate::model::{Normalizer, Sampling};
 
-/// Tokens whose weights are summed at once when a draw is looked up.
+/// Tokens per block; the sums of blocks are kept to look up a draw.
 const BLOCK: usize = 1024;
 
-/// Of those, as many as are passed at once.
+/// Tokens per run within a block.
 const RUN: usize = 32;
 
-/// Memory that draws share: a vocabulary's worth, taken once.
+/// Buffers of the size of the vocabulary that all draws share.
 #[derive(Default)]
 pub struct Sampler {
     weights: Vec<f32>,
@@ -21,10 +21,10 @@ pub struct Sampler {
 }
 
 impl Sampler {
-    /// A token and its log-probability [nats] in the distribution it was drawn from; greedily, in the softmax at temperature 1.
+    /// Draws a token; returns it with its log-probability (nats) in the distribution it was drawn from, or for temperature 0 in the
+    /// softmax at temperature 1. Returns `None` when a logit is not finite. Ties go to the lower id.
     ///
-    /// `logits` is `(V)`; `history` all tokens so far, for the repetition penalty; `uniform` in \[0, 1) decides. `None` when a logit
-    /// is not finite. The lower id is preferred among equals.
+    /// `logits` is `(V)`; `history` holds all tokens so far, for the repetition penalty; `uniform` is the draw, in \[0, 1).
     pub fn draw(
         &mut self,
         logits: &[f32],
@@ -64,7 +64,7 @@ impl Sampler {
         Some((token, normalizer.logprob(score(token))))
     }
 
-    /// The rest gets the weight of impossible tokens; ties with the last one stay.
+    /// Gives all but the likeliest tokens weight minus infinity; ties with the last of them stay.
     fn keep_top_k(&mut self, top_k: usize) {
         if top_k == 0 || top_k >= self.weights.len() {
             return;
@@ -74,7 +74,7 @@ impl Sampler {
         self.weights.iter_mut().for_each(|x| *x = if *x < least { f32::NEG_INFINITY } else { *x });
     }
 
-    /// Keeps a token when those likelier than it do not reach `top_p` yet. Sorts only as far as needed.
+    /// Keeps a token if the likelier ones do not reach `top_p`. Sorts only as far as needed.
     fn keep_top_p(&mut self, top_p: f32, total: f64) {
         if top_p >= 1.0 {
             return;
@@ -104,21 +104,21 @@ impl Sampler {
         }
     }
 
-    /// The likeliest token's weight is 1.
+    /// Relies on the likeliest token's weight being 1.
     fn keep_min_p(&mut self, min_p: f32) {
         if min_p > 0.0 {
             self.weights.iter_mut().for_each(|weight| *weight = if *weight < min_p { 0.0 } else { *weight });
         }
     }
 
-    /// The sum of all weights, and of each block of them.
+    /// Sums all weights, and keeps the sum of each block.
     fn sum(&mut self) -> f64 {
         self.block_sums.clear();
         self.block_sums.extend(self.weights.chunks(BLOCK).map(block_sum));
         self.block_sums.iter().sum()
     }
 
-    /// The token where the running sum of weights passes `target`: its block, the run in it, the token in that.
+    /// Finds the token at which the running sum of weights passes `target`: first its block, then its run, then the token.
     fn find(&self, target: f64) -> u32 {
         let mut passed = 0.0;
         let block = BLOCK * pass(self.block_sums.iter().copied(), &mut passed, target);
@@ -130,8 +130,8 @@ impl Sampler {
     }
 }
 
-/// The index at which `passed`, growing by each number, passes `target`, and what it was before; never an index of 0, but the last
-/// of another number when it falls short.
+/// Adds numbers to `passed` until the next would pass `target`; returns the index of that one. Never returns the index of a zero; if the
+/// sum falls short, returns the last number that is not.
 fn pass(numbers: impl Iterator<Item = f64>, passed: &mut f64, target: f64) -> usize {
     let mut found = 0;
     for (i, number) in numbers.enumerate().filter(|(_, number)| *number > 0.0) {
@@ -144,7 +144,7 @@ fn pass(numbers: impl Iterator<Item = f64>, passed: &mut f64, target: f64) -> us
     found
 }
 
-/// In eight chains, so that the additions do not wait for each other.
+/// Sums in eight chains, so that additions do not wait for each other.
 fn block_sum(weights: &[f32]) -> f64 {
     let mut lanes = [0.0f64; 8];
     for chunk in weights.chunks(lanes.len()) {

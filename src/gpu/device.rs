@@ -23,7 +23,7 @@ pub enum Device {
 /// `--dtype`: the type that matrix products read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum DtypeChoice {
-    /// bf16 where the GPU supports it, else f16; on the CPU f32: a sampler's log-probabilities are the trainer's, bit for bit
+    /// bf16 if the GPU supports it, else f16; on the CPU f32: there a sampler's log-probabilities equal the trainer's bit for bit
     Auto,
     /// 32 bits
     F32,

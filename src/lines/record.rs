@@ -1,7 +1,7 @@
-//! A record: one JSON object a line, whose unknown fields travel on unchanged, in their order.
+//! Reads and writes records: one JSON object per line, whose unknown fields keep their bytes and their order.
 //!
-//! Values stay the text they came as until somebody asks for one, so a stage that adds a field neither parses nor rounds the
-//! others. Knows nothing of storage or tensors.
+//! A value stays the text it came as until it is read, so a stage that adds a field neither parses nor rounds the others. Knows nothing
+//! of storage or tensors.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -14,7 +14,7 @@ use serde_json::value::RawValue;
 
 use crate::error::{Error, Result};
 
-/// The most fields of a record: each is compared with those before it, and a line has room for millions.
+/// Most fields of a record. Each is compared with those before it, and a line has room for millions.
 const MAX_FIELDS: usize = 4096;
 
 /// One message of a chat prompt, as in TRL's conversational data sets.
@@ -24,19 +24,19 @@ pub struct Message {
     pub role: String,
     /// The text.
     pub content: String,
-    /// What else a chat template may make use of, like `name`.
+    /// Other fields that a chat template may use, like `name`.
     #[serde(flatten)]
     pub others: BTreeMap<String, serde_json::Value>,
 }
 
 impl Message {
-    /// A message of role and text alone.
+    /// Makes a message without other fields.
     pub fn new(role: impl Into<String>, content: impl Into<String>) -> Self {
         Self { role: role.into(), content: content.into(), others: BTreeMap::new() }
     }
 }
 
-/// A line of input: its text and where it stands, for error messages.
+/// A line of input, with its place for error messages.
 #[derive(Debug, Clone)]
 pub struct Line {
     /// The input's name, `-` for standard input.
@@ -48,12 +48,12 @@ pub struct Line {
 }
 
 impl Line {
-    /// An error that names this line.
+    /// Makes an error that names this line.
     pub fn error(&self, what: impl Into<String>) -> Error {
         Error::Record { path: self.path.to_string(), line: self.number, what: what.into() }
     }
 
-    /// The line as a record.
+    /// Parses the line as a record.
     ///
     /// # Errors
     /// [`Error::Record`] when it is not a JSON object.
@@ -64,7 +64,7 @@ impl Line {
         }
     }
 
-    /// How to convert what people have instead of one object a line.
+    /// Says how to convert other common formats to one object per line.
     fn remedy(&self) -> String {
         let text = self.text.trim();
         let is_csv = [".csv", ".tsv"].iter().any(|ending| self.path.ends_with(ending)) || text.contains([',', '\t']);
@@ -97,7 +97,7 @@ pub struct Record<'a> {
 type Value<'a> = Cow<'a, RawValue>;
 
 impl<'a> Record<'a> {
-    /// The value of a field that must be there.
+    /// Returns the value of a required field.
     ///
     /// # Errors
     /// [`Error::Record`] when it is missing or of another type.
@@ -105,7 +105,7 @@ impl<'a> Record<'a> {
         self.get_optional(name)?.ok_or_else(|| self.line.error(format!("no field \"{name}\"")))
     }
 
-    /// The value of a field that may be missing or null.
+    /// Returns the value of an optional field; `None` if it is missing or null.
     ///
     /// # Errors
     /// [`Error::Record`] when it is of another type.
@@ -116,7 +116,7 @@ impl<'a> Record<'a> {
         serde_json::from_str(raw).map_err(|err| self.wrong(name, &err))
     }
 
-    /// A text that may be missing or null; not copied out of the line when it has no escapes.
+    /// Returns an optional text, without copying it unless it has escapes.
     ///
     /// # Errors
     /// [`Error::Record`] when it is not a string.
@@ -128,10 +128,10 @@ impl<'a> Record<'a> {
         Ok(text.map(|Text(text)| text))
     }
 
-    /// A text or a number, which is the text that stands in the line, or nothing where it is missing or null.
+    /// Returns an optional field that is a text or a number. A number is returned as it is written in the line.
     ///
     /// # Errors
-    /// [`Error::Record`] when it is something else.
+    /// [`Error::Record`] when it is of another type.
     pub fn get_written(&self, name: &str) -> Result<Option<Cow<'a, str>>> {
         match self.raw(name) {
             Some(number) if number.starts_with(|c: char| c == '-' || c.is_ascii_digit()) => {
@@ -144,7 +144,8 @@ impl<'a> Record<'a> {
         }
     }
 
-    /// The reference answer: `answer`, or without it `ground_truth`, or verl's `reward_model.ground_truth`. A number is its text.
+    /// Returns the reference answer: `answer`, else `ground_truth`, else verl's `reward_model.ground_truth`. A number is returned as it is
+    /// written.
     ///
     /// # Errors
     /// [`Error::Record`] when it is neither a text nor a number.
@@ -163,29 +164,29 @@ impl<'a> Record<'a> {
         }
     }
 
-    /// Whether the field is there, null included.
+    /// Whether the field is present, even if null.
     #[must_use]
     pub fn has(&self, name: &str) -> bool {
         self.raw(name).is_some()
     }
 
-    /// Whether the field is there with another value than null.
+    /// Whether the field is present and not null.
     #[must_use]
     pub fn has_value(&self, name: &str) -> bool {
         self.raw(name).is_some_and(|value| value != "null")
     }
 
-    /// The fields that are not named, as they stand: what a stage that makes a new record carries over.
+    /// Returns the fields not in `known`, unparsed, for a stage that makes a new record and carries them over.
     #[must_use]
     pub fn other_fields(&self, known: &[&str]) -> Vec<(String, Box<RawValue>)> {
         let others = self.fields.iter().filter(|(name, _)| !known.contains(&name.as_ref()));
         others.map(|(name, value)| (name.to_string(), RawValue::to_owned(value))).collect()
     }
 
-    /// Adds a field at the end, or replaces its value where it stands.
+    /// Adds a field at the end, or replaces its value in place.
     ///
-    /// The value must serialise: JSON has no NaN and no infinity, and serde_json writes them as null without a word, so numbers
-    /// that can be either are checked where they are made.
+    /// JSON has no NaN and no infinity, and serde_json silently writes them as null, so numbers that can be either are checked where they
+    /// are computed.
     pub fn set(&mut self, name: &'static str, value: &(impl Serialize + ?Sized)) {
         let raw = serde_json::value::to_raw_value(value).expect("plain data serialises");
         match self.fields.iter_mut().find(|(key, _)| key == name) {
@@ -194,7 +195,7 @@ impl<'a> Record<'a> {
         }
     }
 
-    /// The object as one line of JSON, without a line end.
+    /// Writes the object as one line of JSON, without a line end.
     #[must_use]
     pub fn to_json(&self) -> Vec<u8> {
         let mut json = Vec::with_capacity(self.line.text.len() + 128);
@@ -224,7 +225,7 @@ impl<'a> Record<'a> {
         json.push(b'}');
     }
 
-    /// An error that names this record's line.
+    /// Makes an error that names this record's line.
     pub fn error(&self, what: impl Into<String>) -> Error {
         self.line.error(what)
     }
@@ -260,7 +261,7 @@ impl<'de> Deserialize<'de> for Fields<'de> {
                         return Err(serde::de::Error::custom(format!("more than {MAX_FIELDS} fields")));
                     }
                     if fields.iter().any(|(other, _)| *other == name) {
-                        return Err(serde::de::Error::custom(format!("field \"{name}\" stands twice")));
+                        return Err(serde::de::Error::custom(format!("field \"{name}\" occurs twice")));
                     }
                     fields.push((name, Cow::Borrowed(value)));
                 }

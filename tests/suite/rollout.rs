@@ -128,7 +128,7 @@ fn a_bad_line_ends_it_after_whole_groups() {
             format!("{}{{\"prompt\":[]}}\n", lines(&[prompt(0), prompt(1)])),
             "rollout: -:3: field \"prompt\" holds no message",
         ),
-        (again, "rollout: -:3: prompt_id a/0 again: it would give the same samples; run rollout once an epoch"),
+        (again, "rollout: -:3: prompt_id a/0 occurs again and would get the same samples; run rollout once per epoch"),
     ];
     for (input, message) in cases {
         let done = rollout(&["-n", "2"], &input);
@@ -331,7 +331,10 @@ fn run_with(arguments: &[&str], input: &str) -> String {
 #[test]
 fn a_followed_run_refuses_what_is_no_step() {
     let cases = [
-        (vec![prompt(0), prompt(0)], ":2: prompt_id a/0 again: it would give the same samples; order the prompts so"),
+        (
+            vec![prompt(0), prompt(0)],
+            ":2: prompt_id a/0 occurs again and would get the same samples; order the prompts so",
+        ),
         (vec![prompt(0)], "the prompts ended after 1 of the 2 that a step takes"),
     ];
     for (prompts, message) in cases {

@@ -144,7 +144,7 @@ fn a_directory_that_cannot_make_prompts_is_refused_with_the_file() {
         let without = Tokenizer::load(dir.path()).unwrap();
         let messages =
             [without.check_template().unwrap_err().to_string(), without.chat(&[message("user", "Q")]).unwrap_err()];
-        assert!(messages.iter().all(|message| message.contains("no chat template, as base models")), "{messages:?}");
+        assert!(messages.iter().all(|message| message.contains("no chat template; base models")), "{messages:?}");
     }
     change(&dir, "tokenizer_config.json", "chat_template", Some(json!("{% if %}")));
     assert!(refusal(&dir).contains("tokenizer_config.json: chat template: "), "{}", refusal(&dir));

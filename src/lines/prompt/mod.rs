@@ -1,14 +1,14 @@
-//! What people call a prompt, as messages: the forms of TRL, verl, OpenAI and ShareGPT files.
+//! Reads a prompt as messages, in the forms of TRL, verl, OpenAI and ShareGPT files.
 //!
 //! | field | form |
 //! |---|---|
-//! | `prompt` | messages, or a text: one message of the user |
-//! | `messages` | messages; the assistant's last one is no part of the prompt, but its answer |
-//! | `conversations` | the same with `from` (`human`, `gpt`, `system`) and `value` |
+//! | `prompt` | messages, or a text, which is one message of the user |
+//! | `messages` | messages; if the last one is the assistant's, it is the answer, not part of the prompt |
+//! | `conversations` | like `messages`, with `from` (`human`, `gpt`, `system`) and `value` |
 //!
-//! The first of these fields that a record has counts. ShareGPT's field `system` comes before its conversation. A content is a text, or
-//! parts of type `text`, which stand on lines of their own, as vLLM's server puts them. What else a message has goes to the chat
-//! template, as with transformers; what would be more than text (`tools`, `tool_calls`, images, ...) is refused by its name.
+//! The first of these fields that a record has is read. ShareGPT's field `system` comes before its conversation. A content is a text, or
+//! parts of type `text`, which are joined by line ends, as vLLM's server does. Other fields of a message go to the chat template, as with
+//! transformers. Fields that would add more than text (`tools`, `tool_calls`, images, ...) are refused by name.
 
 mod names;
 
@@ -28,7 +28,7 @@ const FIELDS: [(&str, bool); 3] = [("prompt", false), ("messages", true), ("conv
 const MORE_THAN_TEXT: [&str; 9] =
     ["tools", "functions", "chat_template_kwargs", "documents", "image", "images", "video", "videos", "audio"];
 
-/// Those of a message.
+/// Fields of a message that do.
 const MORE_THAN_TEXT_OF_MESSAGES: [&str; 5] = ["tool_calls", "function_call", "image", "images", "audio"];
 
 /// A prompt as messages.
@@ -36,17 +36,17 @@ const MORE_THAN_TEXT_OF_MESSAGES: [&str; 5] = ["tool_calls", "function_call", "i
 pub struct Prompt {
     /// At least one; the last is not the assistant's.
     pub messages: Vec<Message>,
-    /// What the assistant says in the record.
+    /// The assistant's last message in the record.
     pub answer: Option<String>,
-    /// Whether the record has it in this form already.
+    /// Whether the record has the prompt in this form already.
     pub is_plain: bool,
 }
 
 impl Prompt {
-    /// The prompt of a record.
+    /// Reads the prompt of a record.
     ///
     /// # Errors
-    /// [`crate::Error::Record`] when it has none, or one of a form that is not read.
+    /// [`crate::Error::Record`] when it has none, or one in a form that is not read.
     pub fn of(record: &Record<'_>) -> Result<Self> {
         for name in MORE_THAN_TEXT {
             if record.has_value(name) && record.get_optional::<Value>(name)?.as_ref().is_some_and(is_something) {
@@ -125,7 +125,7 @@ fn message(value: Value) -> std::result::Result<(Message, bool), String> {
     Ok((Message { others: others.collect(), ..Message::new(role, content) }, is_plain))
 }
 
-/// Whether it is more than what Arrow, which gives each row of a data set every field, puts where there is nothing.
+/// Whether a value is more than the empty one that Arrow, which gives every row all fields, puts where there is none.
 fn is_something(value: &Value) -> bool {
     match value {
         Value::Null => false,
@@ -136,7 +136,7 @@ fn is_something(value: &Value) -> bool {
     }
 }
 
-/// A chat template passes over a message of a role that it does not know, without a word; so none is made up here.
+/// Maps a role to the one that chat templates know. Unknown roles are refused, because templates skip them silently.
 fn known_role(name: &str) -> Option<&'static str> {
     Some(match name {
         "system" | "developer" => "system",
@@ -147,7 +147,7 @@ fn known_role(name: &str) -> Option<&'static str> {
     })
 }
 
-/// The text of a part.
+/// Reads the text of a part of a message.
 fn part(value: Value) -> std::result::Result<String, String> {
     let mut fields: Map<String, Value> = match value {
         Value::Object(fields) => fields,
@@ -162,10 +162,10 @@ fn part(value: Value) -> std::result::Result<String, String> {
     }
 }
 
-/// The text of a record's `completion`, which TRL's conversational data has as a message of the assistant.
+/// Reads the text of a record's `completion`: a text, or as in TRL's conversational data one message of the assistant.
 ///
 /// # Errors
-/// [`crate::Error::Record`] when it is neither a text nor one message.
+/// [`crate::Error::Record`] when it is something else.
 pub fn completion<'a>(record: &Record<'a>) -> Result<Option<Cow<'a, str>>> {
     if let Ok(text) = record.get_text("completion") {
         return Ok(text);

@@ -1,4 +1,4 @@
-//! What a prompt is called: its samples are drawn by this name, so two prompts of a step never share one.
+//! Names prompts. The name seeds the draws of a prompt's samples, so two prompts of a step never share one.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -10,24 +10,22 @@ use crate::lines::record::{Message, Record};
 /// Hexadecimal digits of a prompt's hash.
 const DIGITS: usize = 16;
 
-/// Names prompts one after the other. One without a `prompt_id` gets the hash of its messages, and where it comes again a number from 2
-/// on behind it.
+/// Names prompts in turn. A prompt without a `prompt_id` is named by the hash of its messages; repetitions get a suffix: -2, -3, and so on.
 pub struct Names {
     unique_among: Option<usize>,
-    /// How many prompts wanted the name so far.
+    /// How many prompts wanted each name so far.
     seen: HashMap<String, u64>,
 }
 
 impl Names {
-    /// Nothing named yet. A name stands once among so many prompts, from the first on, and the count of those that come again begins
-    /// anew with them: a step of a run is named alike whether steps came before it in this process or not. Without a number it stands
-    /// once at all.
+    /// Makes names that are unique among all prompts, or within each `unique_among` consecutive prompts: the prompts of a step are named
+    /// alike, whether or not this process sampled the steps before.
     #[must_use]
     pub fn new(unique_among: Option<usize>) -> Self {
         Self { unique_among, seen: HashMap::new() }
     }
 
-    /// The name of the next prompt.
+    /// Names the next prompt.
     ///
     /// # Errors
     /// [`crate::Error::Record`] for a `prompt_id` that occurred already.
@@ -35,10 +33,10 @@ impl Names {
         self.next(record, || Ok(hash(&prompt.messages)))
     }
 
-    /// The same for a record whose prompt need not be read where it has a name.
+    /// Like [`Names::name`], but reads the prompt of the record only if it has no `prompt_id`.
     ///
     /// # Errors
-    /// As [`Names::name`], and for a record without a name as [`Prompt::of`].
+    /// Those of [`Names::name`], and of [`Prompt::of`].
     pub fn name_of(&mut self, record: &Record<'_>) -> Result<String> {
         self.next(record, || Ok(hash(&Prompt::of(record)?.messages)))
     }
@@ -62,11 +60,11 @@ impl Names {
             }
             Entry::Occupied(taken) => {
                 let remedy = match self.unique_among {
-                    None => "run rollout once an epoch",
+                    None => "run rollout once per epoch",
                     Some(_) => "order the prompts so that a step has it once",
                 };
                 let name = taken.key();
-                Err(record.error(format!("prompt_id {name} again: it would give the same samples; {remedy}")))
+                Err(record.error(format!("prompt_id {name} occurs again and would get the same samples; {remedy}")))
             }
         }
     }
@@ -83,7 +81,7 @@ impl Names {
     }
 }
 
-/// The same wherever the messages stood, and in whatever form.
+/// Hashes messages, which are the same whatever form they came in.
 fn hash(messages: &[Message]) -> String {
     let canonical = serde_json::to_vec(messages).expect("plain data serialises");
     blake3::hash(&canonical).to_hex()[..DIGITS].to_owned()
@@ -145,6 +143,9 @@ mod tests {
             name(&mut some, text).unwrap();
         }
         let refused = name(&mut some, &given).unwrap_err();
-        assert!(refused.contains("-2 again: it would give the same samples; run rollout once an epoch"), "{refused}");
+        assert!(
+            refused.contains("-2 occurs again and would get the same samples; run rollout once per epoch"),
+            "{refused}"
+        );
     }
 }
