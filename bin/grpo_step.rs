@@ -17,7 +17,7 @@ use grpo_pipes::optim::OptimizerConfig;
 use grpo_pipes::process::cancel::Stop;
 use grpo_pipes::process::command::{self, InputArgs, OutputArgs, Report};
 use grpo_pipes::process::progress::Progress;
-use grpo_pipes::run::{Keep, Run};
+use grpo_pipes::run::{Keep, Run, fork, recipe};
 use grpo_pipes::tokenizer::{Tokenizer, stop_ids};
 use grpo_pipes::train::backend::Machine;
 use grpo_pipes::train::device::{Load, Opened, PlaceArgs};
@@ -39,10 +39,10 @@ struct Args {
     #[command(flatten)]
     input: InputArgs,
     /// Model directory to train: a starting model, or a checkpoint with optimizer.safetensors and state.json
-    #[arg(long, value_name = "DIR", required_unless_present = "follow")]
+    #[arg(long, value_name = "DIR", required_unless_present_any = ["follow", "begin", "status", "fork"])]
     policy: Option<PathBuf>,
-    /// Checkpoint directory to make; it appears when it is whole
-    #[arg(long, value_name = "DIR", required_unless_present_any = ["dry_run", "follow"])]
+    /// Checkpoint directory to make, or with --fork the run; it appears when it is whole
+    #[arg(long, value_name = "DIR", required_unless_present_any = ["dry_run", "follow", "begin", "status"])]
     out: Option<PathBuf>,
     /// Train the run in this directory, for as many steps as the input holds: its policy, metrics.jsonl, rollouts/ and checkpoints/
     #[arg(long, value_name = "RUN", requires = "groups_per_step",
@@ -86,6 +86,30 @@ struct Args {
     place: PlaceArgs,
     #[command(flatten)]
     output: OutputArgs,
+    #[command(flatten)]
+    manage: ManageArgs,
+}
+
+/// What is done to a run besides training it.
+#[derive(clap::Args)]
+struct ManageArgs {
+    /// Make the directory of a run and keep the numbers of a recipe there, or refuse others than it was made with; prints them as
+    /// NAME=VALUE, environment variables of the same names first
+    #[arg(long, value_name = "RUN", requires = "recipe", conflicts_with_all = ["policy", "out", "follow"])]
+    begin: Option<PathBuf>,
+    /// Recipe of --begin: lines NAME=VALUE, and comments after #
+    #[arg(long, value_name = "FILE", requires = "begin")]
+    recipe: Option<PathBuf>,
+    /// Print how far a run is, as NAME=VALUE
+    #[arg(long, value_name = "RUN", conflicts_with_all = ["policy", "out", "follow", "begin"])]
+    status: Option<PathBuf>,
+    /// Make the run --out from a checkpoint of this run, with its past up to there and its recipe but for the numbers in the
+    /// environment
+    #[arg(long, value_name = "RUN", requires_all = ["from", "out"], conflicts_with_all = ["policy", "follow", "begin", "status"])]
+    fork: Option<PathBuf>,
+    /// Checkpoint of --fork, like step_000100
+    #[arg(long, value_name = "CHECKPOINT", requires = "fork")]
+    from: Option<String>,
 }
 
 fn main() -> ExitCode {
@@ -95,6 +119,11 @@ fn main() -> ExitCode {
 }
 
 fn run(args: Args) -> Result<()> {
+    if let Some(lines) = manage(&args)? {
+        let mut report = Report::create(&args.output)?;
+        lines.iter().for_each(|line| report.write(line.as_bytes()));
+        return report.finish();
+    }
     args.optimizer.check()?;
     args.out.as_deref().map_or(Ok(()), checkpoint::refuse_existing)?;
     let place = args.place.open(&say)?;
@@ -111,6 +140,21 @@ fn run(args: Args) -> Result<()> {
 
 fn say(words: &str) {
     command::note(NAME, words);
+}
+
+/// Lines for standard output, unless there is something to train.
+fn manage(args: &Args) -> Result<Option<Vec<String>>> {
+    match &args.manage {
+        ManageArgs { begin: Some(run), recipe: Some(file), .. } => {
+            recipe::begin(&Run::new(run), file, &say).map(|recipe| Some(recipe.lines()))
+        }
+        ManageArgs { status: Some(run), .. } => Run::new(run).status().map(Some),
+        ManageArgs { fork: Some(run), from: Some(checkpoint), .. } => {
+            let new = args.out.as_deref().expect("clap asks for it");
+            fork(&Run::new(run), checkpoint, new).map(|words| say(&words)).map(|()| Some(Vec::new()))
+        }
+        _ => Ok(None),
+    }
 }
 
 fn train_run(args: &Args, dir: &Path, place: &Opened, report: &mut Report) -> Result<()> {

@@ -3,13 +3,16 @@
 //! Whoever trains a run holds its [`Lock`] and gives its weights back through [`Live`]; who samples for it waits with [`TrainerWatch`].
 //! Both have an eye on the other while they work, [`PartnerWatch`].
 
+mod fork;
 mod gpu_handover;
 mod live_weights;
 mod lock;
 mod newest_checkpoint;
 mod peer_watch;
+pub mod recipe;
 pub mod record_order;
 mod recover;
+mod status;
 mod wait_for_weights;
 
 use std::ffi::OsStr;
@@ -20,6 +23,7 @@ use std::path::{Path, PathBuf};
 use crate::checkpoint::{OLDER, entries, sync};
 use crate::error::{Error, Result};
 
+pub use fork::fork;
 pub use gpu_handover::Offers;
 pub use live_weights::Live;
 pub use lock::{Holder, Lock, Role};

@@ -74,7 +74,7 @@ fn is_unfinished(path: &Path) -> bool {
 }
 
 /// Leaves the metrics up to `step`: those of later steps come again, a last line without its end was never whole.
-fn cut_metrics(path: &Path, step: u64) -> Result<()> {
+pub(super) fn cut_metrics(path: &Path, step: u64) -> Result<()> {
     let text = match fs::read(path) {
         Err(err) if err.kind() == ErrorKind::NotFound => return Ok(()),
         read => read.map_err(Error::io(path))?,
