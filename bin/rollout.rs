@@ -11,7 +11,7 @@ use grpo_pipes::gpu::device::{Device, Dtype};
 use grpo_pipes::gsm8k::prompt::SYSTEM_PROMPT;
 use grpo_pipes::lines::jsonl::{Input, Output};
 use grpo_pipes::process::cancel::Stop;
-use grpo_pipes::process::command::{InputArgs, OutputArgs, run_filter};
+use grpo_pipes::process::command::{InputArgs, OutputArgs, log_to, run_filter};
 use grpo_pipes::rollout::{Asked, Format, Job, LongPrompt, Place, Prompts, Steps, follow, run};
 use grpo_pipes::run::{MOST_AHEAD, Run};
 use grpo_pipes::{Error, Result};
@@ -44,6 +44,9 @@ struct Args {
     #[arg(long, value_name = "N", requires = "follow", conflicts_with = "model", default_value_t = 0,
           value_parser = clap::value_parser!(u64).range(..=MOST_AHEAD))]
     max_staleness: u64,
+    /// Sample at most N steps for --follow; one alone needs no trainer at the end of the pipe, without --max-staleness
+    #[arg(long, value_name = "N", requires = "follow", conflicts_with = "model", value_parser = clap::value_parser!(u64).range(1..))]
+    steps: Option<u64>,
     /// Completions of each prompt
     #[arg(short, long, value_name = "N", default_value = "1")]
     num_generations: NonZeroUsize,
@@ -104,11 +107,17 @@ struct Args {
     /// On a GPU: how much of the free memory may be taken; the plan is said before, and refused when it does not fit
     #[arg(long, value_name = "FRACTION", default_value_t = 0.9)]
     gpu_memory_fraction: f64,
+    /// Write progress and messages to FILE; standard error gets only those that need attention
+    #[arg(long, value_name = "FILE")]
+    log: Option<PathBuf>,
 }
 
 fn main() -> ExitCode {
     let args = Args::parse();
-    run_filter("rollout", &args.output, |out| rollout(&args, out))
+    run_filter("rollout", &args.output, |out| {
+        args.log.as_deref().map_or(Ok(()), log_to)?;
+        rollout(&args, out)
+    })
 }
 
 /// What stands before a question of --text.
@@ -163,7 +172,7 @@ fn rollout(args: &Args, out: &mut Output) -> Result<()> {
             "--on-long-prompt skip does not go with --follow: a step takes the prompts that stand in its place".into(),
         )),
         (Some(dir), Some(groups), _) => {
-            let steps = Steps { groups: groups.get(), ahead: args.max_staleness };
+            let steps = Steps { groups: groups.get(), ahead: args.max_staleness, most: args.steps };
             follow(job, &Run::new(dir), steps, input, out)
         }
         (_, _, Some(dir)) => run(job, &dir, input, out),

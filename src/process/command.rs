@@ -1,8 +1,10 @@
 //! What the six commands share at their edges: option groups, and the way from a result to an exit code.
 
+use std::fs::File;
 use std::io::{self, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::{Mutex, PoisonError};
 
 use crate::error::{Error, Result};
 use crate::lines::jsonl::Output;
@@ -38,12 +40,18 @@ pub fn run_filter(name: &str, args: &OutputArgs, body: impl FnOnce(&mut Output) 
     }
 }
 
-/// The exit code of a finished command, with the error's one line on stderr.
+/// The exit code of a finished command, with the error's one line on stderr. What is only the consequence of a signal, or of the end
+/// of another command, is left to the exit code and the log.
 pub fn report(name: &str, outcome: Result<()>) -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(err) => {
-            note(name, &one_line(&err.to_string()));
+            let line = one_line(&err.to_string());
+            if err.is_consequence() {
+                write_log(name, &line)
+            } else {
+                note(name, &line)
+            }
             ExitCode::from(err.exit_code())
         }
     }
@@ -63,9 +71,42 @@ fn one_line(error: &str) -> String {
     begin.chain(" ... ".chars()).chain(error.chars().skip(count - ERROR_CHARS)).map(escape).collect()
 }
 
-/// One line on stderr, `NAME: message`, in one piece: several commands speak there. A stderr that is gone is nobody's error.
+/// One line on stderr, `NAME: message`, and in the log. In one piece, because several commands write to stderr; one that is closed is
+/// no error.
 pub fn note(name: &str, message: &str) {
     let _ = io::stderr().write_all(format!("{name}: {message}\n").as_bytes());
+    write_log(name, message);
+}
+
+/// One line in the log, or where there is none on stderr: how far a command is, and where it computes.
+pub fn detail(name: &str, message: &str) {
+    if has_log() { write_log(name, message) } else { note(name, message) }
+}
+
+/// The file of [`log_to`].
+static LOG: Mutex<Option<File>> = Mutex::new(None);
+
+/// Makes the file that messages and progress go to from now on.
+///
+/// # Errors
+/// [`Error::Io`] when it cannot be made.
+pub fn log_to(path: &Path) -> Result<()> {
+    let file = File::create(path).map_err(Error::io(path))?;
+    *LOG.lock().unwrap_or_else(PoisonError::into_inner) = Some(file);
+    Ok(())
+}
+
+/// Whether there is a log.
+#[must_use]
+pub fn has_log() -> bool {
+    LOG.lock().unwrap_or_else(PoisonError::into_inner).is_some()
+}
+
+/// A full disk ends the work with an error of its own, not here.
+fn write_log(name: &str, message: &str) {
+    if let Some(file) = &mut *LOG.lock().unwrap_or_else(PoisonError::into_inner) {
+        let _ = file.write_all(format!("{name}: {message}\n").as_bytes());
+    }
 }
 
 /// Output lines of a command whose effect is on the disk: a line that nobody takes is an error, but the last one.

@@ -18,7 +18,7 @@ use crate::lines::jsonl::{Input, Output};
 use crate::lines::read_ahead::Ahead;
 use crate::lines::record::Line;
 use crate::process::cancel::Stop;
-use crate::process::command::note;
+use crate::process::command::{detail, note};
 use crate::process::progress::Progress;
 use crate::process::stopwatch::Spent;
 use crate::run::{Lock, Offers, PartnerWatch, Role, Run, TrainerWatch, sampled_from};
@@ -30,9 +30,11 @@ pub struct Steps {
     pub groups: usize,
     /// How many of them sampling may be ahead of training; without being ahead each waits for the one before.
     pub ahead: u64,
+    /// Sampling ends after so many of them.
+    pub most: Option<u64>,
 }
 
-/// Samples the rest of a run's prompts, until they end.
+/// Samples the rest of a run's prompts, until they or the steps asked for end.
 ///
 /// # Errors
 /// As [`super::run`]; [`Error::Usage`] when somebody else samples for the run, [`Error::Run`] when the trainer or the next stage of
@@ -54,10 +56,12 @@ fn sample(job: Job, run: &Run, steps: Steps, mut input: Input, out: &mut Output)
     let mut requests = Ahead::of_lines(input, move |line| source.request(line));
     let say = |words: &str| note("rollout", words);
     let _trainer = PartnerWatch::start(run, Role::Train, &stop);
-    let mut watch = TrainerWatch::of(run, &say, &stop);
+    // One step alone is sampled from the policy, and needs no trainer while it is.
+    let needs_trainer = steps.most != Some(1) || steps.ahead > 0;
+    let mut watch = TrainerWatch::of(run, &say, &stop, needs_trainer);
     let mut progress = Progress::new("rollout");
     let mut batch = next_batch(&mut requests, steps.groups)?;
-    if !batch.is_empty() {
+    if needs_trainer && !batch.is_empty() {
         watch.wait_for_start(start + 1)?;
     }
     let mut offers = Offers::of(run);
@@ -78,11 +82,12 @@ fn sample(job: Job, run: &Run, steps: Steps, mut input: Input, out: &mut Output)
         let sample = || seat.sample(&settings, Ahead::ready(batch), &mut sink);
         spent.time("sampling", sample).map_err(|err| in_a_pipe(err, &stop))?;
         spent.end_round();
-        batch = next_batch(&mut requests, steps.groups)?;
         settings.step += 1;
+        let is_last = steps.most.is_some_and(|most| settings.step >= start + most);
+        batch = if is_last { Vec::new() } else { next_batch(&mut requests, steps.groups)? };
     }
-    progress.note(&format!("done in {:.1} s", progress.seconds()));
-    spent.tell(&say);
+    progress.detail(&format!("done in {:.1} s", progress.seconds()));
+    spent.tell(&|words| detail("rollout", words));
     Ok(())
 }
 
@@ -91,7 +96,7 @@ fn look_for_an_offer(offers: &mut Offers, seat: &mut Seat, say: &dyn Fn(&str)) -
     let Some(offer) = offers.look() else { return Ok(()) };
     match seat.accept(offer) {
         Ok(()) => {
-            say("the weights of each step are copied within the GPU");
+            detail("rollout", "the weights of each step are copied within the GPU");
             offers.take()
         }
         Err(why) => {

@@ -17,7 +17,7 @@ use crate::lines::jsonl::{Input, Output};
 use crate::lines::read_ahead::Ahead;
 use crate::model::Config;
 use crate::process::cancel::Stop;
-use crate::process::command::note;
+use crate::process::command::detail;
 use crate::process::progress::Progress;
 use crate::tokenizer::{Tokenizer, stop_ids};
 
@@ -86,7 +86,7 @@ impl Ready {
         if !job.prompts.raw {
             tokenizer.check_template()?;
         }
-        let seat = Seat::take(&mut job, dir, |words| note("rollout", words))?;
+        let seat = Seat::take(&mut job, dir, |words| detail("rollout", words))?;
         let source = Source::new(job.prompts, limits, Arc::clone(&tokenizer), unique_among);
         let settings = job.settings;
         let (step, temperature) = (identity.step, settings.sampling.temperature);

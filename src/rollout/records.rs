@@ -43,7 +43,7 @@ impl<'a> Records<'a> {
         if skipped > 0 {
             self.progress.note(&format!("{skipped} prompts left out: too long"));
         }
-        self.progress.note(&speed(work, self.progress.seconds()));
+        self.progress.detail(&speed(work, self.progress.seconds()));
     }
 
     fn write(&mut self, request: &Request<Line>, sample: usize, group_size: usize, one: &Completion) -> Result<()> {

@@ -25,15 +25,18 @@ pub struct TrainerWatch<'a> {
     say: &'a dyn Fn(&str),
     stop: &'a Stop,
     began: Instant,
+    /// Whether its weights are.
+    needed: bool,
     seen: bool,
     waited: Duration,
 }
 
 impl<'a> TrainerWatch<'a> {
-    /// Of this run; `say` is told when it keeps one waiting, `stop` ends the wait.
+    /// Watches the trainer of this run. `say` is told when it keeps one waiting, `stop` ends the wait. Where its weights are not
+    /// `needed` there may be none.
     #[must_use]
-    pub fn of(run: &'a Run, say: &'a dyn Fn(&str), stop: &'a Stop) -> Self {
-        Self { run, say, stop, began: Instant::now(), seen: false, waited: Duration::ZERO }
+    pub fn of(run: &'a Run, say: &'a dyn Fn(&str), stop: &'a Stop, needed: bool) -> Self {
+        Self { run, say, stop, began: Instant::now(), needed, seen: false, waited: Duration::ZERO }
     }
 
     /// Time spent waiting so far.
@@ -45,7 +48,8 @@ impl<'a> TrainerWatch<'a> {
     /// Refuses to go on without a trainer.
     ///
     /// # Errors
-    /// [`Error::Run`] when it was there and is gone, or has not come in time, or when the pipe to it is broken; that of the stop.
+    /// [`Error::Abandoned`] when it was there and is gone, or when the pipe to it is broken; [`Error::Run`] when it has not come in
+    /// time; that of the stop.
     pub fn check(&mut self) -> Result<()> {
         self.stop.check()?;
         if stdout_is_closed() {
@@ -54,8 +58,8 @@ impl<'a> TrainerWatch<'a> {
         if Lock::is_held(self.run, Role::Train)? {
             self.seen = true;
         } else if self.seen {
-            return Err(Error::run(self.run.dir(), "its trainer, grpo-step --follow, is gone; see what that said"));
-        } else if self.began.elapsed() >= PATIENCE {
+            return Err(Error::Abandoned);
+        } else if self.needed && self.began.elapsed() >= PATIENCE {
             return Err(Error::run(
                 self.run.dir(),
                 "nobody trains it: start grpo-step --follow at the end of the pipe",
@@ -119,7 +123,7 @@ mod tests {
         let run = Run::new(dir.path());
         let silent = |words: &str| panic!("said {words}");
         let stop = Stop::default();
-        let mut trainer = TrainerWatch::of(&run, &silent, &stop);
+        let mut trainer = TrainerWatch::of(&run, &silent, &stop, true);
         trainer.wait_for_start(1).unwrap();
         let lock = Lock::take(&run, Role::Train).unwrap();
         std::thread::scope(|scope| {
@@ -136,8 +140,7 @@ mod tests {
                 sleep(Duration::from_millis(20));
                 drop(lock);
             });
-            let message = trainer.wait_for_weights(2).unwrap_err().to_string();
-            assert!(message.contains("its trainer, grpo-step --follow, is gone"), "{message}");
+            assert!(matches!(trainer.wait_for_weights(2), Err(Error::Abandoned)));
         });
         assert!(began.elapsed() < Duration::from_secs(2));
     }

@@ -6,6 +6,7 @@ pub mod gpu;
 pub mod grpo_step;
 pub mod microbatch;
 pub mod resident;
+mod step_line;
 mod step_writer;
 pub mod supervised;
 pub mod trainer;

@@ -21,6 +21,7 @@ use crate::process::cancel::Stop;
 use crate::run::record_order::Order;
 use crate::run::{Holder, Keep, Live, Lock, MOST_AHEAD, PartnerWatch, Role, Run};
 use crate::train::grpo_step::{GrpoConfig, GrpoTrainer};
+use crate::train::step_line::StepLines;
 use crate::train::step_writer::Keeper;
 use crate::train::trainer::{Place, Trainer, notice};
 use crate::train::{Taken, in_steps};
@@ -146,11 +147,14 @@ fn steps(
     listeners: Listeners<'_>,
 ) -> (Result<Taken>, bool) {
     let mut whole = true;
+    let updates_per_step = keeper.job.grpo.num_iterations;
+    let step_lines = StepLines::new(keeper.job.optimizer.total_steps.map(|updates| updates / updates_per_step));
     let taken = in_steps(groups, Some(keeper.job.groups_per_step), &mut |groups| {
-        let (mut lines, updates) = (Vec::new(), grpo.trainer().updates());
+        let (mut lines, updates, mut progress) = (Vec::new(), grpo.trainer().updates(), None);
         let mut line = |line: &Metrics| {
             notice(line).iter().for_each(|words| (listeners.say)(words));
             lines.push(health.mark(line, groups).to_json());
+            progress = step_lines.of(line);
         };
         let stepped = keeper.spent.time("training", || grpo.step(groups, &mut line));
         // A record that is refused, or a wish to end before the update, has changed nothing; any other failure leaves weights that
@@ -160,6 +164,7 @@ fn steps(
         stepped?;
         keeper.keep(grpo.trainer(), groups, &lines)?;
         whole = true;
+        progress.iter().for_each(|words| (listeners.say)(words));
         health.tell(listeners.say);
         keeper.spent.end_round();
         lines.iter().try_for_each(|line| (listeners.metrics)(line))
