@@ -1,6 +1,6 @@
 //! What the six commands share at their edges: option groups, and the way from a result to an exit code.
 
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -91,7 +91,9 @@ static LOG: Mutex<Option<File>> = Mutex::new(None);
 /// # Errors
 /// [`Error::Io`] when it cannot be made.
 pub fn log_to(path: &Path) -> Result<()> {
-    let file = File::create(path).map_err(Error::io(path))?;
+    // Appended to, so that lines of a second command that is refused do not stand in the middle of those of the first.
+    let opened = OpenOptions::new().create(true).append(true).open(path);
+    let file = opened.and_then(|file| file.set_len(0).map(|()| file)).map_err(Error::io(path))?;
     *LOG.lock().unwrap_or_else(PoisonError::into_inner) = Some(file);
     Ok(())
 }
