@@ -3,24 +3,17 @@
 .PHONY: all train step fork placebo test test-gpu chaos fuzz check check-cuda bench bench-gpu clean
 .DELETE_ON_ERROR:
 
-# Where there is a GPU and a compiler for it.
 CUDA ?= $(shell command -v nvcc >/dev/null && nvidia-smi >/dev/null 2>&1 && echo 1)
 FEATURES = $(if $(filter 1,$(CUDA)),--features cuda)
 
 all:
 	cargo build --release $(FEATURES)
 
-# RECIPE=auto|tiny|from-scratch|qwen2.5-0.5b|qwen2.5-0.5b-small-gpu, SEED, NAME, SCORER and every number of the recipe can be set.
-train: all
-	bash pipelines/train.sh
-
-# One iteration by files, on the run that `make train` with the same RECIPE, SEED and NAME began.
-step: all
-	bash pipelines/step.sh
-
-# A new run from a checkpoint of an old one: RUN=old FROM=step_000100 NAME=new, and numbers that shall be others from there on.
-fork: all
-	bash pipelines/fork.sh
+# train: RECIPE=auto|tiny|from-scratch|qwen2.5-0.5b|qwen2.5-0.5b-small-gpu, SEED, NAME, SCORER and every number of the recipe can be set.
+# step: one iteration of the run that `make train` with the same RECIPE, SEED and NAME began.
+# fork: a new run from a checkpoint of an old one: RUN=old FROM=step_000100 NAME=new, and numbers that differ from there on.
+train step fork: all
+	bash pipelines/$@.sh
 
 # The control: the same run with rewards dealt to the wrong completions must not improve.
 placebo: all

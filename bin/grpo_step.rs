@@ -12,7 +12,7 @@ use grpo_pipes::optim::OptimizerConfig;
 use grpo_pipes::process::cancel::Stop;
 use grpo_pipes::process::memory_limit::CountingAllocator;
 use grpo_pipes::process::message::note;
-use grpo_pipes::run::{Retention, Run};
+use grpo_pipes::run::{Retention, Run, fork, recipe};
 use grpo_pipes::train::COMMAND;
 use grpo_pipes::train::device::{MemoryNeeds, TrainDeviceArgs};
 use grpo_pipes::train::grpo_step::GrpoConfig;
@@ -29,10 +29,10 @@ struct Args {
     #[command(flatten)]
     input: InputArgs,
     /// Model directory to train: a starting model, or a checkpoint with optimizer.safetensors and state.json
-    #[arg(long, value_name = "DIR", required_unless_present = "follow")]
+    #[arg(long, value_name = "DIR", required_unless_present_any = ["follow", "begin", "status", "fork"])]
     policy: Option<PathBuf>,
-    /// Checkpoint directory to make; it appears when it is complete
-    #[arg(long, value_name = "DIR", required_unless_present_any = ["dry_run", "follow"])]
+    /// Checkpoint directory to make, or with --fork the run; it appears when it is complete
+    #[arg(long, value_name = "DIR", required_unless_present_any = ["dry_run", "follow", "begin", "status"])]
     out: Option<PathBuf>,
     /// Train the run in this directory until the input ends, and write its policy, metrics.jsonl, rollouts/ and checkpoints/
     #[arg(long, value_name = "RUN", requires = "groups_per_step",
@@ -77,6 +77,30 @@ struct Args {
     device: TrainDeviceArgs,
     #[command(flatten)]
     output: OutputArgs,
+    #[command(flatten)]
+    manage: ManageArgs,
+}
+
+/// What to do with a run besides training it.
+#[derive(clap::Args)]
+struct ManageArgs {
+    /// Make the directory of a run and keep a recipe's numbers there, and print them as NAME=VALUE. Environment variables of the same
+    /// names win. A run that was made with other numbers is refused
+    #[arg(long, value_name = "RUN", requires = "recipe", conflicts_with_all = ["policy", "out", "follow"])]
+    begin: Option<PathBuf>,
+    /// Recipe for --begin: lines of NAME=VALUE, and comments after #
+    #[arg(long, value_name = "FILE", requires = "begin")]
+    recipe: Option<PathBuf>,
+    /// Print the step that a run has reached and the prompts it was trained on, as NAME=VALUE
+    #[arg(long, value_name = "RUN", conflicts_with_all = ["policy", "out", "follow", "begin"])]
+    status: Option<PathBuf>,
+    /// Make the run --out from a checkpoint of this run: copy its past up to there, and its recipe except for the numbers that the
+    /// environment sets
+    #[arg(long, value_name = "RUN", requires_all = ["from", "out"], conflicts_with_all = ["policy", "follow", "begin", "status"])]
+    fork: Option<PathBuf>,
+    /// Checkpoint for --fork, like step_000100
+    #[arg(long, value_name = "CHECKPOINT", requires = "fork")]
+    from: Option<String>,
 }
 
 // Limits the memory of chat templates and tokenizers.
@@ -90,9 +114,13 @@ fn main() -> ExitCode {
 }
 
 fn run(args: &Args) -> Result<()> {
+    if let Some(lines) = args.manage()? {
+        let mut report = Report::create(&args.output)?;
+        lines.iter().for_each(|line| report.write(line.as_bytes()));
+        return report.finish();
+    }
     args.optimizer.check()?;
     args.out.as_deref().map_or(Ok(()), checkpoint::refuse_existing)?;
-    let say = |words: &str| note(COMMAND, words);
     let device = args.device.open(&say)?;
     let needs = MemoryNeeds {
         reference: args.grpo.reference.is_some(),
@@ -115,7 +143,26 @@ fn run(args: &Args) -> Result<()> {
     report.finish()
 }
 
+fn say(words: &str) {
+    note(COMMAND, words);
+}
+
 impl Args {
+    /// Does what is asked of a run besides training it, and returns the lines that tell of it; `None` if training is asked for.
+    fn manage(&self) -> Result<Option<Vec<String>>> {
+        match &self.manage {
+            ManageArgs { begin: Some(run), recipe: Some(file), .. } => {
+                recipe::begin(&Run::new(run), file, &say).map(|recipe| Some(recipe.lines()))
+            }
+            ManageArgs { status: Some(run), .. } => Run::new(run).status().map(Some),
+            ManageArgs { fork: Some(run), from: Some(checkpoint), .. } => {
+                let new = self.out.as_deref().expect("--fork requires it");
+                fork(&Run::new(run), checkpoint, new).map(|words| say(&words)).map(|()| Some(Vec::new()))
+            }
+            _ => Ok(None),
+        }
+    }
+
     fn resident(&self, run: Run, stop: Stop) -> ResidentJob {
         ResidentJob {
             run,

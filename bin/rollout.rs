@@ -11,6 +11,7 @@ use grpo_pipes::gpu::device::DeviceArgs;
 use grpo_pipes::model::Sampling;
 use grpo_pipes::process::cancel::Stop;
 use grpo_pipes::process::memory_limit::CountingAllocator;
+use grpo_pipes::process::message::log_to;
 use grpo_pipes::rollout::{
     BackendOptions, FollowOptions, LineFormat, LongPrompt, Policy, PromptOptions, RequestedSizes, RolloutJob, run,
 };
@@ -44,6 +45,9 @@ struct Args {
     #[arg(long, value_name = "N", requires = "follow", conflicts_with = "model", default_value_t = 0,
           value_parser = clap::value_parser!(u64).range(..=MAX_STEPS_AHEAD))]
     max_staleness: u64,
+    /// Sample at most N steps for --follow. A single step needs no trainer at the end of the pipe, unless --max-staleness is given
+    #[arg(long, value_name = "N", requires = "follow", conflicts_with = "model", value_parser = clap::value_parser!(u64).range(1..))]
+    steps: Option<u64>,
     /// Completions per prompt
     #[arg(short, long, value_name = "N", default_value = "1")]
     num_generations: NonZeroUsize,
@@ -99,6 +103,9 @@ struct Args {
     /// Use at most this fraction of the free GPU memory; a plan that does not fit is refused before anything is allocated
     #[arg(long, value_name = "FRACTION", default_value_t = 0.9)]
     gpu_memory_fraction: f64,
+    /// Write progress and messages to FILE; standard error gets only those that need attention
+    #[arg(long, value_name = "FILE")]
+    log: Option<PathBuf>,
 }
 
 // Limits the memory of chat templates and tokenizers.
@@ -107,14 +114,21 @@ static ALLOCATOR: CountingAllocator = CountingAllocator;
 
 fn main() -> ExitCode {
     let args = Args::parse();
-    run_filter("rollout", &args.output, |out| run(&args.policy(), args.job()?, &args.input.file, out))
+    run_filter("rollout", &args.output, |out| {
+        args.log.as_deref().map_or(Ok(()), log_to)?;
+        run(&args.policy(), args.job()?, &args.input.file, out)
+    })
 }
 
 impl Args {
     fn policy(&self) -> Policy {
         match (&self.follow, self.groups_per_step, &self.model) {
             (Some(dir), Some(groups), _) => {
-                let options = FollowOptions { groups_per_step: groups.get(), max_staleness: self.max_staleness };
+                let options = FollowOptions {
+                    groups_per_step: groups.get(),
+                    max_staleness: self.max_staleness,
+                    max_steps: self.steps,
+                };
                 Policy::Run(dir.clone(), options)
             }
             (_, _, Some(model)) => Policy::Model(model.clone()),

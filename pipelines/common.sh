@@ -1,10 +1,9 @@
-# Sourced by the scripts beside it: how they run and end, where the commands are, and what is in a run's directory.
+# shellcheck shell=bash
+# Sourced by the scripts beside it: a run and its recipe, the pipe that trains it, and how both end.
 
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 export PATH="$PWD/target/release:$PATH"
-. pipelines/recipe.sh
-. pipelines/steps.sh
 
 say() { echo "$*" >&2; }
 die() {
@@ -12,14 +11,74 @@ die() {
     exit "${2:-1}"
 }
 
+# Begins the run of this RECIPE, SEED and NAME, or goes on with it.
+begin_run() {
+    RECIPE=${RECIPE:-auto}
+    if grep -qs '^FORK=' "runs/${NAME:-}/recipe.env"; then
+        RECIPE="of $NAME" # which is in no other place
+    elif [ "$RECIPE" = auto ]; then
+        choose_recipe
+    fi
+    NAME=${NAME:-$RECIPE-${SEED:-1}}
+    begin "runs/$NAME" "pipelines/recipes/$RECIPE.env"
+}
+
+# `auto` is the reference job where it can run fast, else the recipe that runs everywhere.
+choose_recipe() {
+    local why="GPU and nvcc found"
+    RECIPE=tiny
+    if ! nvidia-smi >/dev/null 2>&1; then
+        why="no NVIDIA GPU found"
+    elif ! command -v nvcc >/dev/null; then
+        why="there is a GPU, but no nvcc to build for it"
+    else
+        RECIPE=qwen2.5-0.5b
+    fi
+    say "recipe: $RECIPE ($why)"
+}
+
+# begin RUN RECIPE: makes the run's directory, and sets the numbers of its recipe as variables.
+begin() {
+    local numbers
+    RUN=$1
+    numbers=$(grpo-step --begin "$1" --recipe "$2") || exit
+    set_all "$numbers"
+}
+
+# Sets variables from lines NAME=VALUE of grpo-step, which has checked the names. The values are data: nothing evaluates them.
+set_all() {
+    local line
+    while IFS= read -r line; do
+        [ -z "$line" ] || printf -v "${line%%=*}" %s "${line#*=}"
+    done <<<"$1"
+}
+
+reached_step() {
+    local STEP=0
+    [ ! -L "$RUN/policy" ] || set_all "$(grpo-step --status "$RUN")"
+    echo "$STEP"
+}
+
+# gsm8k-prep on this recipe's data: at most COUNT problems of SPLIT.
+prepare() {
+    local split=$1 count=$2
+    shift 2
+    set -- --split "$split" --seed "$SEED" "$@"
+    [ -z "$SYSTEM_PROMPT" ] || set -- --system-prompt "$SYSTEM_PROMPT" "$@"
+    case $DATA in
+    generate) gsm8k-prep --generate "$count" --max-number "$MAX_NUMBER" "$@" ;;
+    *) gsm8k-prep "$DATA" --limit "$count" "$@" ;;
+    esac
+}
+
 # Runs a function of this script as a process group of its own, and ends with its code. What ends the script ends the group: a signal
 # comes to it as SIGINT, which no shell obeys before the commands it waits for. Nothing of the group outlives the script.
 run_as_group() {
-    local group code=0 told=
+    local group code=0 signal=''
     set -m
     {
         set +m
-        trap '' TERM # also if everybody gets it
+        trap '' TERM # also if the whole session gets it
         {
             while kill -0 $$ 2>/dev/null; do sleep 0.5; done
             kill -KILL 0
@@ -28,48 +87,84 @@ run_as_group() {
     } &
     group=$!
     set +m
-    trap 'told=129; kill -INT -- -$group' HUP
-    trap 'told=130; kill -INT -- -$group' INT
-    trap 'told=143; kill -INT -- -$group' TERM
+    trap 'signal=129; kill -INT -- -$group' HUP
+    trap 'signal=130; kill -INT -- -$group' INT
+    trap 'signal=143; kill -INT -- -$group' TERM
     trap 'kill -STOP -- -$group; kill -STOP $$; kill -CONT -- -$group' TSTP
     while kill -0 "$group" 2>/dev/null; do # a signal ends `wait`, but not yet the group
         wait "$group" && code=0 || code=$?
     done
     kill -KILL -- "-$group" 2>/dev/null || true
-    code=${told:-$code}
+    code=${signal:-$code}
     [ "$code" -le 128 ] || say "$RUN was ended by signal $((code - 128))$(where_it_is); the same command goes on from there"
     exit "$code"
 }
 
 where_it_is() { [ ! -L "$RUN/policy" ] || echo " at step $(reached_step)"; }
 
-step_name() { printf 'step_%06d' "$1"; }
-
-# The step that the policy has reached: the number in the name its link points to; 0 when there is none.
-reached_step() {
-    local target=
-    [ ! -L "$RUN/policy" ] || target=$(readlink "$RUN/policy")
-    step_in "${target##*/}" || echo 0
+# The steps that are left in one pipe: records go forward through it, weights back through $RUN/live. Metrics on stdout. Arguments are
+# rollout's. Bash reports each killed part of a pipe in several lines: silence that.
+train_steps() {
+    local codes=()
+    { sample_steps "$@" 2>&3 | reward 2>&3 | learn_and_end || codes=("${PIPESTATUS[@]}"); } 3>&2 2>/dev/null
+    [ ${#codes[@]} -eq 0 ] || name_the_cause "${codes[@]}"
 }
 
-# The number in the name of a step's files.
-step_in() { [[ $1 =~ ^step_([0-9]+)(\.|$) ]] && echo $((10#${BASH_REMATCH[1]})); }
-
-# One rename, so that the policy is always a whole one.
-point_policy_at() {
-    ln -sfn "checkpoints/$1" "$RUN/.policy"
-    mv -fT "$RUN/.policy" "$RUN/policy" 2>/dev/null || mv -fh "$RUN/.policy" "$RUN/policy" # GNU, or BSD
+# name_the_cause CODE_OF_ROLLOUT CODE_OF_SCORE CODE_OF_GRPO_STEP
+name_the_cause() {
+    local name killed='' ended=''
+    case " $* " in *" 130 "*) exit 130 ;; *" 143 "*) exit 143 ;; esac # run_as_group says what there is to say
+    for name in rollout "${SCORER:-score}" grpo-step; do
+        case $1 in
+        0 | 5 | 141) ;; # ended after another stage did
+        1[3-9]? | 129) killed+=", $name was killed by signal $(($1 - 128))" ;;
+        *) ended+=", $name ended with code $1" ;;
+        esac
+        shift
+    done
+    ended=${killed:-${ended:-, ${SCORER:-score} ended before the others}}
+    die "$RUN stopped at step $(reached_step): ${ended#, }; the same command goes on from there"
 }
 
-# gsm8k-prep on this recipe's data: at most COUNT problems of SPLIT.
-prepare() {
-    local split=$1 count=$2
-    shift 2
-    local arguments=(--split "$split" --seed "$SEED" "$@")
-    [ -z "$SYSTEM_PROMPT" ] || arguments+=(--system-prompt "$SYSTEM_PROMPT")
-    if [ "$DATA" = generate ]; then
-        gsm8k-prep --generate "$count" --max-number "$MAX_NUMBER" "${arguments[@]}"
-    else
-        gsm8k-prep "$DATA" --limit "$count" "${arguments[@]}"
+# rollout with this recipe's lengths. It takes the place of the shell, as the other stages of a pipe do, so that no shell stands between
+# a stage and what becomes of it.
+sample() {
+    exec rollout --dtype "$DTYPE" --max-prompt-tokens "$MAX_PROMPT_TOKENS" --max-completion-tokens "$MAX_COMPLETION_TOKENS" --seed "$SEED" \
+        --on-long-prompt truncate-left "$@"
+}
+
+sample_steps() {
+    sample "$RUN/prompts.jsonl" --follow "$RUN" --groups-per-step "$PROMPTS_PER_STEP" --max-staleness "$MAX_STALENESS" \
+        -n "$NUM_GENERATIONS" --temperature "$TEMPERATURE" --log "$RUN/rollout.log" "$@"
+}
+
+# A stage of the user's takes the place of score: SCORER='./my_reward.py'.
+reward() {
+    [ -n "$SCORER" ] || exec score --reward "$REWARDS"
+    exec sh -c 'echo $$ >"$0" && exec $1' "$RUN/.scorer" "$SCORER"
+}
+
+# The same arguments whether the steps come one by one or all in a row: checkpoints remember them.
+learn() {
+    local more=()
+    [ "$BETA" = 0 ] || more+=(--reference "$RUN/checkpoints/step_000000")
+    [ "$MAX_STALENESS" = 0 ] || more+=(--max-staleness "$MAX_STALENESS")
+    [ -z "$IMPORTANCE_SAMPLING_CLIP_MAX" ] || more+=(--importance-sampling-clip-max "$IMPORTANCE_SAMPLING_CLIP_MAX")
+    exec grpo-step --follow "$RUN" --groups-per-step "$PROMPTS_PER_STEP" --save-every "$SAVE_EVERY" --keep "$KEEP" --loss "$LOSS" \
+        --epsilon "$EPSILON" --beta "$BETA" --max-completion-tokens "$MAX_COMPLETION_TOKENS" \
+        --learning-rate "$LEARNING_RATE" --schedule "$SCHEDULE" --warmup-ratio "$WARMUP_RATIO" --total-steps "$STEPS" \
+        --adam-beta1 "$ADAM_BETA1" --adam-beta2 "$ADAM_BETA2" --weight-decay "$WEIGHT_DECAY" \
+        --optimizer-state "$OPTIMIZER_STATE" --max-grad-norm "$MAX_GRAD_NORM" --dtype "$DTYPE" --seed "$SEED" ${more[@]+"${more[@]}"}
+}
+
+# A stage of the user's may be far from reading or writing, and so from noticing that the trainer is gone.
+learn_and_end() {
+    local code=0
+    (learn 2>&3) || code=$?
+    if [ "$code" -ne 0 ] && [ -f "$RUN/.scorer" ]; then
+        sleep 1
+        kill -KILL "$(cat "$RUN/.scorer")" || true
     fi
+    rm -f "$RUN/.scorer"
+    return "$code"
 }

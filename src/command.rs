@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use crate::error::{Error, Result};
 use crate::lines::jsonl::Output;
-use crate::process::message::{note, one_line};
+use crate::process::message::{note, one_line, write_log};
 
 /// Where records come from.
 #[derive(Debug, clap::Args)]
@@ -39,12 +39,18 @@ pub fn run_filter(name: &str, args: &OutputArgs, body: impl FnOnce(&mut Output) 
     }
 }
 
-/// Returns the exit code of a finished command, after printing its error, if any, as one line on stderr.
+/// Returns the exit code of a finished command, after printing its error, if any, as one line on stderr. An error whose cause is a signal
+/// or another command goes to the log only: the exit code says enough.
 pub fn report(name: &str, outcome: Result<()>) -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(err) => {
-            note(name, &one_line(&err.to_string()));
+            let line = one_line(&err.to_string());
+            if err.is_consequence() {
+                write_log(name, &line)
+            } else {
+                note(name, &line)
+            }
             ExitCode::from(err.exit_code())
         }
     }

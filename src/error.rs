@@ -75,8 +75,8 @@ pub enum Error {
         /// Its number.
         signal: i32,
     },
-    /// The other end of the pipe went away before the work was done; it has an error of its own.
-    #[error("the other end of the pipe is gone; see what that said")]
+    /// Another command of the pipe ended before the work was done.
+    #[error("another command of the pipe ended first; its message says why")]
     Abandoned,
     /// The input is wrong as a whole, not in one line.
     #[error("{0}")]
@@ -103,15 +103,23 @@ impl Error {
         Self::Run { dir: dir.as_ref().to_path_buf(), what: what.into() }
     }
 
-    /// The process exit code: 1 could not run, 2 usage, 3 bad input data, 4 numerics, 128 plus the number of a signal.
+    /// Whether the cause is a signal or another command of the pipe. The exit code says so, and the user needs no message.
+    #[must_use]
+    pub fn is_consequence(&self) -> bool {
+        matches!(self, Self::Interrupted { .. } | Self::Abandoned)
+    }
+
+    /// The process exit code: 1 could not run, 2 usage, 3 bad input data, 4 numerics, 5 another command of the pipe ended first,
+    /// 128 plus the number of a signal.
     #[must_use]
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Io { .. } | Self::Output(_) | Self::Model { .. } | Self::Run { .. } => 1,
-            Self::Hub { .. } | Self::Device(_) | Self::Signals(_) | Self::Panicked(_) | Self::Abandoned => 1,
+            Self::Hub { .. } | Self::Device(_) | Self::Signals(_) | Self::Panicked(_) => 1,
             Self::Usage(_) => 2,
             Self::Record { .. } | Self::Data(_) => 3,
             Self::Numerics(_) => 4,
+            Self::Abandoned => 5,
             Self::Interrupted { signal } => 128 + *signal as u8,
         }
     }
@@ -129,5 +137,6 @@ mod tests {
         assert_eq!(Error::io("x")(io::ErrorKind::NotFound.into()).exit_code(), 1);
         assert_eq!(Error::Usage(String::new()).exit_code(), 2);
         assert_eq!(Error::Numerics(String::new()).exit_code(), 4);
+        assert_eq!(Error::Abandoned.exit_code(), 5);
     }
 }

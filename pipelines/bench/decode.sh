@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Sourced by run.sh: how much of the memory's speed a decode step of the 0.5B shape reaches, and llama.cpp on the same weights.
 
 measure_decode() {

@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Sourced by gpu.sh: runs of `make train`, and what they learned.
 
 # train_as NAME NUMBER=...: a run of its own, its words only when it fails.
@@ -5,6 +6,7 @@ train_as() {
     local name=$1
     shift
     rm -rf "runs/$name"
+    # shellcheck disable=SC2086 # words of the form NAME=VALUE
     env -u RECIPE -u SEED -u MODEL -u PARTS "$@" $NUMBERS NAME="$name" bash pipelines/train.sh >"$WORK/$name.table" 2>"$WORK/$name.said" ||
         { tail -n 3 "$WORK/$name.said" >&2 && return 1; }
 }

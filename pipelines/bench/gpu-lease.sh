@@ -34,7 +34,7 @@ pack() {
     [ -d "$LEASE/cpu" ] || cpu_results
     [ -d "$LEASE/wheels" ] || wheels
     tar -cJf "$LEASE/bin.tar.xz" -C "$LEASE" bin
-    rm -r "$LEASE/bin"
+    rm -r "${LEASE:?}/bin"
     du -sh "$LEASE"
 }
 
@@ -145,7 +145,7 @@ machine() {
     nvidia-smi
     nvidia-smi -q -d CLOCK | grep -A 3 'Max Clocks' || true
     ldconfig -p | grep -E 'libcuda.so|cublasLt' || true
-    ls "$VIRTUAL_ENV"/lib/*/site-packages/nvidia/*/lib 2>/dev/null | grep -i cublaslt || true
+    find "$VIRTUAL_ENV"/lib/*/site-packages/nvidia -iname '*cublaslt*' 2>/dev/null || true
     df -h /dev/shm . || true
     grep -m 1 'model name' /proc/cpuinfo
     nproc

@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Sourced by gpu.sh: shares of the card's limits, and transformers' generate.
 
 SPEED=${SPEED-decode generate prefill train adamw handover invariant requests kernels train-kernels} # parts of bench-gpu; decode=1,64 takes those rows

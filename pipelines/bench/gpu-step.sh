@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Sourced by gpu.sh: a whole GRPO step of the 0.5B shape against TRL's without vLLM, and the memory of grpo-step.
 
 LEARN_ONCE=${LEARN_ONCE-plain lean leanest} # ways to hold a reference model that the memory of one step is measured of, each for about 15 s
@@ -25,19 +26,17 @@ memory() { [ -s "$WORK/$1.memory" ] && calculate "$(cat "$WORK/$1.memory") / 102
 
 # A run in $WORK whose rewards are made up, of 10 steps.
 start_steps() {
-    RECIPE=qwen2.5-0.5b SEED=1 NAME=bench MODEL=$WORK/model DATA=generate STEPS=10 SAVE_EVERY=10 BETA=0
-    MAX_COMPLETION_TOKENS=$NEW_TOKENS SCORER='perl pipelines/bench/made-up-rewards.pl'
-    load_recipe
-    RUN=$WORK/run
-    mkdir -p "$RUN/checkpoints" "$RUN/rollouts"
+    export SEED=1 MODEL=$WORK/model DATA=generate STEPS=10 SAVE_EVERY=10 BETA=0
+    export MAX_COMPLETION_TOKENS=$NEW_TOKENS SCORER='perl pipelines/bench/made-up-rewards.pl'
+    begin "$WORK/run" pipelines/recipes/qwen2.5-0.5b.env
     prepare train $((STEPS * PROMPTS_PER_STEP)) -o "$RUN/prompts.jsonl"
-    export-hf "$MODEL" "$RUN/checkpoints/$(step_name 0)" --dtype f32
-    point_policy_at "$(step_name 0)"
+    export-hf "$MODEL" "$RUN/checkpoints/step_000000" --dtype f32
+    back_to_start
 }
 
 # Leaves in $WORK/trl what it knew last: it tells after each step, and may fail or be stopped later.
 trl_steps() {
-    timeout -k 5 "$TRL_SECONDS" "$PYTHON" "$peers/trl_step.py" "$RUN/checkpoints/$(step_name 0)" "$RUN/prompts.jsonl" --times "$TRL_TIMES" \
+    timeout -k 5 "$TRL_SECONDS" "$PYTHON" "$peers/trl_step.py" "$RUN/checkpoints/step_000000" "$RUN/prompts.jsonl" --times "$TRL_TIMES" \
         --prompts-per-step "$PROMPTS_PER_STEP" --generations "$NUM_GENERATIONS" --new-tokens "$MAX_COMPLETION_TOKENS" \
         --learning-rate "$LEARNING_RATE" 2>"$WORK/stderr" | tail -n 1 >"$WORK/trl" || tail -n 3 "$WORK/stderr" >&2
 }
@@ -47,8 +46,8 @@ learn_once() {
     local name=$1
     shift
     rm -rf "$WORK/trained"
-    if with_memory "$name" grpo-step "$RUN/rollouts/step_000001.jsonl.zst" --policy "$RUN/checkpoints/$(step_name 0)" --out "$WORK/trained" \
-        --reference "$RUN/checkpoints/$(step_name 0)" --beta 0.04 "$@" >/dev/null 2>"$WORK/stderr"; then
+    if with_memory "$name" grpo-step "$RUN/rollouts/step_000001.jsonl.zst" --policy "$RUN/checkpoints/step_000000" --out "$WORK/trained" \
+        --reference "$RUN/checkpoints/step_000000" --beta 0.04 "$@" >/dev/null 2>"$WORK/stderr"; then
         echo "| grpo-step $* | $(memory "$name") | $(sed -n 's/.*memory: //p' "$WORK/stderr" | head -n 1) |"
     else
         echo "| grpo-step $* | failed | $(tail -n 1 "$WORK/stderr") |"
@@ -83,7 +82,7 @@ END
 
 # their_rows OURS: TRL's step, and how many of ours it takes.
 their_rows() {
-    local theirs= lengths=
+    local theirs='' lengths=''
     if "$PYTHON" -c 'import trl' 2>/dev/null; then with_memory trl trl_steps; fi
     [ ! -s "$WORK/trl" ] || read -r theirs lengths <"$WORK/trl"
     echo "| TRL, no vLLM | ${theirs:-not measured} | $(memory trl) | $lengths |"

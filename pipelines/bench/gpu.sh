@@ -42,7 +42,8 @@ for part in $PARTS; do
         set -e
         "part_$part"
     )
-    [ $? -eq 0 ] || { failed=1 && say "part $part failed"; }
+    code=$?
     set -e
+    [ "$code" -eq 0 ] || { failed=1 && say "part $part failed"; }
 done
 exit "$failed"

@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Sourced by run.sh: the 0.5B shape.
 
 measure_large() {

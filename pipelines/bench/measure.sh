@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Sourced by run.sh: samples of ours and of the peers.
 
 calculate() { awk "BEGIN { print $1 }"; }
@@ -99,6 +100,8 @@ train_on() {
     run grpo-step "$1" --policy "$model" --out "$WORK/trained" --loss grpo --groups-per-step "$groups" --max-staleness any --weights-only
     rm -rf "$WORK/trained"
 }
+
+back_to_start() { ln -sfn checkpoints/step_000000 "$RUN/policy"; }
 
 # time_steps NAME: seconds of each step of the run in one pipe, from one line of metrics to the next; the first two of ten do not count.
 time_steps() {

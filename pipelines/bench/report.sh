@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Sourced by run.sh: samples as tables.
 
 # A number with its smallest and largest, in three digits.

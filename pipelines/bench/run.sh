@@ -14,13 +14,13 @@ DECODE_REPEATS=${DECODE_REPEATS:-5}                # turns of the decode steps, 
 export CUDA_VISIBLE_DEVICES=
 export RAYON_NUM_THREADS=$THREADS OMP_NUM_THREADS=$THREADS MKL_NUM_THREADS=$THREADS PYTHONDONTWRITEBYTECODE=1
 
-RECIPE=tiny SEED=1
-load_recipe
 weights=0
 mkdir -p target
 WORK=$(mktemp -d target/bench.XXXXXX)
 trap 'rm -rf "$WORK"' EXIT
-TINY=$WORK/tiny RUN=$WORK/run
+TINY=$WORK/tiny
+export SEED=1
+begin "$WORK/run" pipelines/recipes/tiny.env
 mkdir "$WORK/samples"
 peers=tests/bench/peers
 settings="$THREADS:active $THREADS:passive 1:passive"

@@ -1,11 +1,11 @@
-//! Progress on stderr: a live line on a terminal, else a plain line every few seconds.
+//! Reports progress: a live line on a terminal, else a plain line every few seconds, on stderr or in the log.
 
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressFinish, ProgressStyle};
 
-use crate::process::message::note;
+use crate::process::message::{detail, has_log, note};
 
 const LINE_INTERVAL: Duration = Duration::from_secs(5);
 const BAR_INTERVAL: Duration = Duration::from_millis(100);
@@ -22,7 +22,7 @@ impl Progress {
     /// Starts the clock of the command `name`.
     #[must_use]
     pub fn new(name: &'static str) -> Self {
-        let bar = std::io::stderr().is_terminal().then(|| {
+        let bar = (std::io::stderr().is_terminal() && !has_log()).then(|| {
             let style = ProgressStyle::with_template("{spinner} {prefix}: {msg}").expect("a constant");
             ProgressBar::new_spinner().with_style(style).with_prefix(name).with_finish(ProgressFinish::AndClear)
         });
@@ -48,7 +48,7 @@ impl Progress {
                 bar.set_message(words());
                 bar.tick();
             }
-            None => note(self.name, &words()),
+            None => detail(self.name, &words()),
         }
     }
 
@@ -57,6 +57,14 @@ impl Progress {
         match &self.bar {
             Some(bar) => bar.suspend(|| note(self.name, words)),
             None => note(self.name, words),
+        }
+    }
+
+    /// Prints a line that stays, in the log only if there is one.
+    pub fn detail(&self, words: &str) {
+        match &self.bar {
+            Some(_) => self.note(words),
+            None => detail(self.name, words),
         }
     }
 }

@@ -18,7 +18,7 @@ use crate::lines::batches::read_ahead;
 use crate::lines::jsonl::{Input, Output};
 use crate::lines::record::Line;
 use crate::process::cancel::Stop;
-use crate::process::message::note;
+use crate::process::message::{detail, note};
 use crate::process::progress::Progress;
 use crate::process::read_ahead::ReadAhead;
 use crate::process::stopwatch::Stopwatch;
@@ -31,9 +31,11 @@ pub struct FollowOptions {
     pub groups_per_step: usize,
     /// How many steps sampling is ahead of training; with 0 each waits for the one before.
     pub max_staleness: u64,
+    /// The most steps to sample.
+    pub max_steps: Option<u64>,
 }
 
-/// Samples the rest of a run's prompts, until they end.
+/// Samples the rest of a run's prompts, until they or the steps asked for end.
 ///
 /// # Errors
 /// Those of [`super::sample`]; [`Error::Usage`] when another process samples for the run, [`Error::Run`] when the trainer is gone,
@@ -55,10 +57,12 @@ fn sample(job: RolloutJob, run: &Run, options: FollowOptions, mut input: Input, 
     let mut requests = read_ahead(input, move |line| requests.build(line));
     let say = |words: &str| note(NAME, words);
     let _trainer = PeerWatch::start(run, Role::Train, &stop);
-    let mut watch = TrainerWatch::of(run, &say, &stop);
+    // A single step is sampled from the policy as it is, and needs no trainer meanwhile.
+    let needs_trainer = options.max_steps != Some(1) || options.max_staleness > 0;
+    let mut watch = TrainerWatch::of(run, &say, &stop, needs_trainer);
     let mut progress = Progress::new(NAME);
     let mut batch = next_batch(&mut requests, options.groups_per_step)?;
-    if !batch.is_empty() {
+    if needs_trainer && !batch.is_empty() {
         watch.wait_for_start(start + 1)?;
     }
     let mut offers = HandoverOffers::of(run);
@@ -79,11 +83,12 @@ fn sample(job: RolloutJob, run: &Run, options: FollowOptions, mut input: Input, 
         let sample = || backend.sample(&settings, ReadAhead::ready(batch), &mut sink);
         stopwatch.time("sampling", sample).map_err(|err| in_a_pipe(err, &stop))?;
         stopwatch.end_round();
-        batch = next_batch(&mut requests, options.groups_per_step)?;
         settings.step += 1;
+        let is_last = options.max_steps.is_some_and(|steps| settings.step >= start + steps);
+        batch = if is_last { Vec::new() } else { next_batch(&mut requests, options.groups_per_step)? };
     }
-    progress.note(&format!("done in {:.1} s", progress.seconds()));
-    stopwatch.report(&say);
+    progress.detail(&format!("done in {:.1} s", progress.seconds()));
+    stopwatch.report(&|words| detail(NAME, words));
     Ok(())
 }
 
@@ -92,7 +97,7 @@ fn accept_offer(offers: &mut HandoverOffers, backend: &mut SamplingBackend, say:
     let Some(offer) = offers.look() else { return Ok(()) };
     match backend.accept(offer) {
         Ok(()) => {
-            say("the weights of each step are copied within the GPU");
+            detail("rollout", "the weights of each step are copied within the GPU");
             offers.take()
         }
         Err(why) => {

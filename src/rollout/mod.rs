@@ -20,7 +20,7 @@ use crate::lines::batches::read_ahead;
 use crate::lines::jsonl::{Input, Output};
 use crate::model::{Config, Sampling};
 use crate::process::cancel::Stop;
-use crate::process::message::note;
+use crate::process::message::detail;
 use crate::process::progress::Progress;
 use crate::run::Run;
 use crate::tokenizer::{Tokenizer, stop_ids};
@@ -138,7 +138,7 @@ impl Ready {
         if !job.prompts.raw {
             tokenizer.check_template()?;
         }
-        let backend = SamplingBackend::open(&job, dir, limits, &mut settings, |words| note(NAME, words))?;
+        let backend = SamplingBackend::open(&job, dir, limits, &mut settings, |words| detail(NAME, words))?;
         let origin = Origin { step: identity.step, identity, seed: job.seed, temperature: job.sampling.temperature };
         let requests = RequestBuilder::new(job.prompts, system, limits, Arc::clone(&tokenizer), unique_among);
         Ok(Self { backend, settings, origin, tokenizer, requests })

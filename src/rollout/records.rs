@@ -43,7 +43,7 @@ impl<'a> RecordWriter<'a> {
         if skipped > 0 {
             self.progress.note(&format!("{skipped} prompts left out: too long"));
         }
-        self.progress.note(&speed(work, self.progress.seconds()));
+        self.progress.detail(&speed(work, self.progress.seconds()));
     }
 
     /// Sets the fields that all samples of a group share. `sample_index` gets its place among them.

@@ -3,13 +3,16 @@
 //! The trainer of a run holds its [`Lock`] and hands weights to the sampler through [`LiveWeights`], for which the sampler waits with
 //! [`TrainerWatch`]. While they work, each notices through [`PeerWatch`] that the other is gone.
 
+mod fork;
 mod gpu_handover;
 mod live_weights;
 mod lock;
 mod newest_checkpoint;
 mod peer_watch;
+pub mod recipe;
 pub mod record_order;
 mod recover;
+mod status;
 mod wait_for_weights;
 
 use std::ffi::OsStr;
@@ -20,6 +23,7 @@ use std::path::{Path, PathBuf};
 use crate::checkpoint::{OLDER, entries, sync};
 use crate::error::{Error, Result};
 
+pub use fork::fork;
 pub use gpu_handover::HandoverOffers;
 pub use live_weights::LiveWeights;
 pub use lock::{Lock, PeerState, Role};

@@ -74,7 +74,7 @@ fn is_unfinished(path: &Path) -> bool {
 }
 
 /// Removes metrics after `step`, which will be written again, and a last line that is incomplete.
-fn cut_metrics(path: &Path, step: u64) -> Result<()> {
+pub(super) fn cut_metrics(path: &Path, step: u64) -> Result<()> {
     let text = match fs::read(path) {
         Err(err) if err.kind() == ErrorKind::NotFound => return Ok(()),
         read => read.map_err(Error::io(path))?,

@@ -25,15 +25,18 @@ pub struct TrainerWatch<'a> {
     say: &'a dyn Fn(&str),
     stop: &'a Stop,
     began: Instant,
+    /// Whether its weights are.
+    needed: bool,
     seen: bool,
     waited: Duration,
 }
 
 impl<'a> TrainerWatch<'a> {
-    /// Watches the trainer of a run; `say` is told about long waits, and `stop` ends them.
+    /// Watches the trainer of a run. `say` is told about long waits, and `stop` ends them. Unless its weights are `needed`, the run may
+    /// have no trainer.
     #[must_use]
-    pub fn of(run: &'a Run, say: &'a dyn Fn(&str), stop: &'a Stop) -> Self {
-        Self { run, say, stop, began: Instant::now(), seen: false, waited: Duration::ZERO }
+    pub fn of(run: &'a Run, say: &'a dyn Fn(&str), stop: &'a Stop, needed: bool) -> Self {
+        Self { run, say, stop, began: Instant::now(), needed, seen: false, waited: Duration::ZERO }
     }
 
     /// Time spent waiting so far.
@@ -45,7 +48,7 @@ impl<'a> TrainerWatch<'a> {
     /// Checks that the trainer is there.
     ///
     /// # Errors
-    /// [`Error::Run`] when it is gone or did not start in time, [`Error::Abandoned`] when the pipe to it is broken; that of the stop.
+    /// [`Error::Abandoned`] when it is gone or the pipe to it is broken, [`Error::Run`] when it did not start in time; that of the stop.
     pub fn check(&mut self) -> Result<()> {
         self.stop.check()?;
         if stdout_is_closed() {
@@ -54,8 +57,8 @@ impl<'a> TrainerWatch<'a> {
         if Lock::is_held(self.run, Role::Train)? {
             self.seen = true;
         } else if self.seen {
-            return Err(Error::run(self.run.dir(), "its trainer, grpo-step --follow, is gone; see what that said"));
-        } else if self.began.elapsed() >= PATIENCE {
+            return Err(Error::Abandoned);
+        } else if self.needed && self.began.elapsed() >= PATIENCE {
             return Err(Error::run(self.run.dir(), "no trainer: start grpo-step --follow at the end of the pipe"));
         }
         Ok(())
@@ -116,7 +119,7 @@ mod tests {
         let run = Run::new(dir.path());
         let silent = |words: &str| panic!("said {words}");
         let stop = Stop::default();
-        let mut trainer = TrainerWatch::of(&run, &silent, &stop);
+        let mut trainer = TrainerWatch::of(&run, &silent, &stop, true);
         trainer.wait_for_start(1).unwrap();
         let lock = Lock::take(&run, Role::Train).unwrap();
         std::thread::scope(|scope| {
@@ -133,8 +136,7 @@ mod tests {
                 sleep(Duration::from_millis(20));
                 drop(lock);
             });
-            let message = trainer.wait_for_weights(2).unwrap_err().to_string();
-            assert!(message.contains("its trainer, grpo-step --follow, is gone"), "{message}");
+            assert!(matches!(trainer.wait_for_weights(2), Err(Error::Abandoned)));
         });
         assert!(began.elapsed() < Duration::from_secs(2));
     }

@@ -8,6 +8,7 @@ mod identity;
 pub mod microbatch;
 pub mod once;
 pub mod resident;
+mod step_line;
 mod step_writer;
 pub mod supervised;
 pub mod trainer;

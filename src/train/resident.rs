@@ -24,6 +24,7 @@ use crate::process::read_ahead::ReadAhead;
 use crate::run::record_order::RecordOrder;
 use crate::run::{LiveWeights, Lock, MAX_STEPS_AHEAD, PeerState, PeerWatch, Retention, Role, Run};
 use crate::train::grpo_step::{GrpoConfig, GrpoTrainer};
+use crate::train::step_line::StepLines;
 use crate::train::step_writer::StepWriter;
 use crate::train::trainer::{OpenBackend, Trainer, notice};
 use crate::train::{Taken, in_steps};
@@ -171,11 +172,14 @@ fn train_steps(
     listeners: Listeners<'_>,
 ) -> Outcome {
     let mut is_written = true;
+    let updates_per_step = writer.job.grpo.num_iterations;
+    let step_lines = StepLines::new(writer.job.optimizer.total_steps.map(|updates| updates / updates_per_step));
     let taken = in_steps(groups, Some(writer.job.groups_per_step), &mut |groups| {
-        let (mut lines, updates) = (Vec::new(), grpo.trainer().updates());
+        let (mut lines, updates, mut progress) = (Vec::new(), grpo.trainer().updates(), None);
         let mut line = |line: &Metrics| {
             notice(line).iter().for_each(|words| (listeners.say)(words));
             lines.push(health.mark(line, groups).to_json());
+            progress = step_lines.of(line);
         };
         let stepped = writer.stopwatch.time("training", || grpo.step(groups, &mut line));
         // A refused record, or a stop before the update, has changed nothing; after any other failure the weights are unusable.
@@ -184,6 +188,7 @@ fn train_steps(
         stepped?;
         writer.write_step(grpo.trainer(), groups, &lines)?;
         is_written = true;
+        progress.iter().for_each(|words| (listeners.say)(words));
         health.tell(listeners.say);
         writer.stopwatch.end_round();
         lines.iter().try_for_each(|line| (listeners.metrics)(line))

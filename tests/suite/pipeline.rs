@@ -76,7 +76,7 @@ fn a_stage_that_fails_stops_the_run_before_it_learns() {
 
     let done = root.script("step.sh", &[]).output().unwrap();
     assert_eq!(done.status.code(), Some(1));
-    assert!(text(&done.stderr).contains("step 1: sampling or scoring failed"), "{}", text(&done.stderr));
+    assert!(text(&done.stderr).contains("false ended with code 1"), "{}", text(&done.stderr));
 }
 
 #[test]

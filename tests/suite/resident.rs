@@ -12,19 +12,34 @@ use crate::signals::long_step;
 const SOON: Duration = Duration::from_secs(5);
 
 #[test]
-fn one_pipe_and_steps_by_files_make_the_same_bytes() {
+fn one_pipe_and_steps_one_by_one_and_by_files_make_the_same_bytes() {
     let resident = Root::new(&[("STEPS", "20"), ("SAVE_EVERY", "7")]);
     resident.train_whole();
-    let by_files = resident.back_to_the_start();
+    let one_by_one = resident.back_to_the_start();
     for step in 1..=20 {
-        let done = by_files.script("step.sh", &[]).output().unwrap();
+        let done = one_by_one.script("step.sh", &[]).output().unwrap();
         assert!(done.status.success(), "{}", text(&done.stderr));
-        assert_eq!(fs::read_dir(by_files.run("rollouts")).unwrap().count(), step, "nothing of later steps is left");
+        assert_eq!(fs::read_dir(one_by_one.run("rollouts")).unwrap().count(), step, "nothing of later steps is left");
     }
-    by_files.train_whole(); // no step is left, but what comes after them
-    by_files.assert_same_files(&resident);
-    let steps = fs::read_dir(by_files.run("checkpoints")).unwrap().count();
+    one_by_one.train_whole(); // no step is left, but what comes after them
+    one_by_one.assert_same_files(&resident);
+    let steps = fs::read_dir(one_by_one.run("checkpoints")).unwrap().count();
     assert_eq!(steps, 4, "steps 0, 7, 14 and 20");
+
+    // Without a pipe: each command when the one before is done.
+    let by_files = resident.back_to_the_start();
+    let commands = ". pipelines/common.sh
+        begin_run
+        for step in {1..20}; do
+            (sample_steps --steps 1) >rollouts.jsonl
+            (reward) <rollouts.jsonl >scored.jsonl
+            (learn) <scored.jsonl >metrics.jsonl
+        done
+        rm rollouts.jsonl scored.jsonl metrics.jsonl";
+    let done = by_files.shell(commands).output().unwrap();
+    assert!(done.status.success(), "{}", text(&done.stderr));
+    by_files.train_whole();
+    by_files.assert_same_files(&resident);
 }
 
 /// For each step, the steps of the weights that its samples came from.

@@ -57,9 +57,22 @@ impl Root {
     }
 
     pub fn script(&self, name: &str, more: &[(&str, &str)]) -> Command {
+        let mut command = self.bash();
+        command.arg(format!("pipelines/{name}")).envs(more.iter().copied());
+        command
+    }
+
+    /// Commands in the root's directory, with its numbers.
+    pub fn shell(&self, commands: &str) -> Command {
+        let mut command = self.bash();
+        command.args(["-c", commands]);
+        command
+    }
+
+    fn bash(&self) -> Command {
         let mut command = Command::new("bash");
-        command.arg(format!("pipelines/{name}")).current_dir(self.dir.path()).stdin(Stdio::null());
-        command.envs(NUMBERS).envs(self.numbers.iter().cloned()).envs(more.iter().copied());
+        command.current_dir(self.dir.path()).stdin(Stdio::null());
+        command.envs(NUMBERS).envs(self.numbers.iter().cloned());
         command
     }
 
@@ -240,7 +253,8 @@ pub fn send(signal: &str, ids: &str) {
 
 /// What was said besides how far a run is, where it computes, and that it learns nothing.
 pub fn news(said: &str) -> Vec<&str> {
-    let usual = ["run: ", "step ", "rollout: computing on ", "grpo-step: computing on ", "grpo-step: spent "];
+    let usual =
+        ["run: ", "grpo-step: step ", "rollout: computing on ", "grpo-step: computing on ", "grpo-step: spent "];
     let is_usual = |line: &str| usual.iter().any(|begin| line.starts_with(begin)) || line.contains(": health: ");
     said.lines().filter(|line| !is_usual(line)).collect()
 }

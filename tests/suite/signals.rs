@@ -140,7 +140,7 @@ fn rollout_writes_the_groups_that_are_whole_and_ends() {
         stdout.read_to_string(&mut written).unwrap();
         let done = child.wait_with_output().unwrap();
         assert_eq!(done.status.code(), Some(code));
-        assert_eq!(news(&text(&done.stderr)), [format!("rollout: ended by SIG{signal}")]);
+        assert_eq!(news(&text(&done.stderr)), [""; 0], "the code says it");
         let records: Vec<Value> = written.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
         assert_eq!(records.len() % 3, 0);
         assert!(written.ends_with('\n') && records.len() < 3 * count.max(3));
@@ -188,9 +188,7 @@ pub fn long_step(dir: &Path, steps: &[(usize, usize, usize)]) -> (Run, String) {
 
 #[test]
 fn a_long_step_is_dropped_and_the_one_before_it_kept() {
-    for (signal, code, message) in
-        [(None, 1, "the other end of the pipe is gone; see what that said"), (Some("TERM"), 143, "ended by SIGTERM")]
-    {
+    for (signal, code) in [(None, 5), (Some("TERM"), 143)] {
         let dir = tempfile::tempdir().unwrap();
         let (run, records) = long_step(dir.path(), &[(0, 2, 4), (1, 120, 500)]);
         let sampler = Lock::take(&run, Role::Sample).unwrap();
@@ -214,7 +212,7 @@ fn a_long_step_is_dropped_and_the_one_before_it_kept() {
         let done = child.wait_with_output().unwrap();
         assert!(ended.elapsed() < SOON, "{:?}", ended.elapsed());
         assert_eq!(done.status.code(), Some(code));
-        assert_eq!(news(&text(&done.stderr)), [format!("grpo-step: {message}")]);
+        assert_eq!(news(&text(&done.stderr)), [""; 0], "the code says it");
         assert_eq!(run.policy().unwrap(), run.checkpoint(1));
         assert_eq!(fs::read_to_string(run.metrics()).unwrap().lines().count(), 1);
         assert!(!run.rollouts(2).exists());

@@ -26,14 +26,13 @@ const WORDS: [&str; 16] = [
     "\u{1b}[2J",
 ];
 
-/// Reads each recipe as the scripts do, and calculates with its numbers as they do; prints its code.
+/// Begins a run with each recipe as the scripts do, and calculates with its numbers as they do; prints its code.
 const READ: &str = r#"cd "$1"
 . pipelines/common.sh
 set +e
 for file in recipes/*.env; do
     (
-        recipe_names=() SCORER=
-        read_numbers "$file"
+        begin "$file.run" "$file"
         echo $((STEPS * PROMPTS_PER_STEP + EPOCHS + SUPERVISED_STEPS * SUPERVISED_BATCH))
     ) >/dev/null 2>"$file.said" </dev/null
     echo "$file $?"
@@ -62,7 +61,7 @@ fn a_damaged_or_hostile_recipe_runs_nothing() {
         let said = String::from_utf8_lossy(&said);
         // 1 is bash's own, of a number that is none to it, such as 0.5 steps.
         assert!(["0", "1", "3"].contains(&code), "{line}: {said}");
-        assert!(code != "3" || said.starts_with("error: recipes/") && said.lines().count() == 1, "{line}: {said}");
+        assert!(code != "3" || said.starts_with("grpo-step: recipes/") && said.lines().count() == 1, "{line}: {said}");
     }
     assert!(!root.path("own").exists() && !root.path("recipes/own").exists());
 }
