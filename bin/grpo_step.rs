@@ -14,10 +14,10 @@ use grpo_pipes::process::memory_limit::CountingAllocator;
 use grpo_pipes::process::message::note;
 use grpo_pipes::run::{Retention, Run, fork, recipe};
 use grpo_pipes::train::COMMAND;
+use grpo_pipes::train::config::{GrpoConfig, ResidentJob};
 use grpo_pipes::train::device::{MemoryNeeds, TrainDeviceArgs};
-use grpo_pipes::train::grpo_step::GrpoConfig;
 use grpo_pipes::train::once::{self, Objective, OnceJob};
-use grpo_pipes::train::resident::{self, Listeners, ResidentJob};
+use grpo_pipes::train::resident::{self, Listeners};
 
 /// Train a policy on scored rollouts: groups, advantages, loss, AdamW, and the next checkpoint directory.
 ///

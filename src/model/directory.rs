@@ -4,9 +4,10 @@ use std::path::{Component, Path, PathBuf};
 
 use serde_json::Value;
 
-use super::config::CONFIG;
 use crate::error::{Error, Result};
 
+/// The name of the file.
+pub const CONFIG: &str = "config.json";
 /// The weights in a single file.
 pub const WEIGHTS: &str = "model.safetensors";
 /// The index that says which of several files has which tensor.

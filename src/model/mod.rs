@@ -43,8 +43,8 @@ use weights::ParameterValues;
 
 pub use batch::{Packed, Slope, Target, TokenStats};
 pub use cache::KvCache;
-pub use config::{CONFIG, Config, spell_rope};
-pub use directory::{ADAPTER, INDEX, WEIGHTS, check, has_weights, not_a_directory, unsupported, weight_files};
+pub use config::{Config, spell_rope};
+pub use directory::{ADAPTER, CONFIG, INDEX, WEIGHTS, check, has_weights, not_a_directory, unsupported, weight_files};
 pub use head::Normalizer;
 pub use infer::DecodeRow;
 pub use parameters::{Parameter, ParameterList};

@@ -1,45 +1,20 @@
 //! Makes one GRPO step: from groups to advantages, gradients, updated weights, and metrics.
 
-use std::path::PathBuf;
 use std::sync::OnceLock;
 
 use crate::checkpoint;
 use crate::error::{Error, Result};
-use crate::grpo::advantage::{Advantages, ScaleRewards, advantages};
+use crate::grpo::advantage::{Advantages, advantages};
 use crate::grpo::groups::{self, Group, ScoredCompletion, Staleness};
 use crate::grpo::loss::{Logprobs, LossConfig, TokenLoss, token_loss, token_weights};
 use crate::grpo::metrics::{self, Metrics};
 use crate::grpo::pass_stats::PassStats;
 use crate::model::Model;
 use crate::train::backend::Which;
+use crate::train::config::GrpoConfig;
 use crate::train::identity::StepNumbers;
 use crate::train::microbatch::{self, Sequence};
 use crate::train::trainer::{Trained, Trainer, Update};
-
-/// Configures a GRPO step.
-#[derive(Debug, Clone, clap::Args)]
-pub struct GrpoConfig {
-    /// The loss.
-    #[command(flatten)]
-    pub loss: LossConfig,
-    /// What the difference between a reward and its group's mean is divided by
-    #[arg(long, value_enum, value_name = "BY", default_value = "group")]
-    pub scale_rewards: ScaleRewards,
-    /// Optimizer steps on each batch of groups
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]
-    pub num_iterations: u64,
-    /// Model directory of the reference policy, from which --beta penalises the KL divergence
-    #[arg(long, value_name = "DIR")]
-    pub reference: Option<PathBuf>,
-    /// Accept rollouts sampled by weights up to N steps older than those in training, or `any` for records made elsewhere. With
-    /// --follow, give `rollout` the same N
-    #[arg(long, value_name = "N|any", default_value = "0")]
-    pub max_staleness: Staleness,
-    /// Refuse a step where log-probabilities recorded by the sampler and recomputed with the same weights differ by more than this on
-    /// average [nats]
-    #[arg(long, value_name = "NATS", default_value_t = 0.05)]
-    pub logprob_band: f64,
-}
 
 impl GrpoConfig {
     /// Refuses options that contradict each other.

@@ -9,8 +9,7 @@ use crate::checkpoint::derive_id;
 use crate::grpo::advantage::ScaleRewards;
 use crate::grpo::loss::{LossConfig, LossKind};
 use crate::optim::{OptimizerConfig, Schedule};
-use crate::train::grpo_step::GrpoConfig;
-use crate::train::supervised::SupervisedConfig;
+use crate::train::config::{GrpoConfig, SupervisedConfig};
 
 /// The format of the hashed bytes. Increment it with any change to the lists below: the same step then has another id. Formats above
 /// 1 are hashed too; 1 is the format of the time before there was a number.

@@ -1,6 +1,7 @@
 //! Trains a policy: steps of group relative policy optimisation (GRPO) or of supervised training, for one call or for a whole run.
 
 pub mod backend;
+pub mod config;
 pub mod device;
 pub mod gpu;
 pub mod grpo_step;

@@ -16,8 +16,9 @@ use crate::optim::OptimizerConfig;
 use crate::process::message::note;
 use crate::process::progress::Progress;
 use crate::tokenizer::{Tokenizer, stop_ids};
-use crate::train::grpo_step::{GrpoConfig, GrpoTrainer};
-use crate::train::supervised::{self, Encode, SupervisedConfig};
+use crate::train::config::{GrpoConfig, SupervisedConfig};
+use crate::train::grpo_step::GrpoTrainer;
+use crate::train::supervised::{self, Encode};
 use crate::train::trainer::{OpenBackend, Trainer, notice};
 use crate::train::{COMMAND, Taken, in_steps};
 

@@ -18,39 +18,15 @@ use crate::grpo::health::Health;
 use crate::grpo::metrics::Metrics;
 use crate::lines::jsonl::Input;
 use crate::model::Config;
-use crate::optim::OptimizerConfig;
-use crate::process::cancel::Stop;
 use crate::process::read_ahead::ReadAhead;
 use crate::run::record_order::RecordOrder;
-use crate::run::{LiveWeights, Lock, MAX_STEPS_AHEAD, PeerState, PeerWatch, Retention, Role, Run};
-use crate::train::grpo_step::{GrpoConfig, GrpoTrainer};
+use crate::run::{LiveWeights, Lock, MAX_STEPS_AHEAD, PeerState, PeerWatch, Role};
+use crate::train::config::ResidentJob;
+use crate::train::grpo_step::GrpoTrainer;
 use crate::train::step_line::StepLines;
 use crate::train::step_writer::StepWriter;
 use crate::train::trainer::{OpenBackend, Trainer, notice};
 use crate::train::{Taken, in_steps};
-
-/// How to train a run.
-#[derive(Debug, Clone)]
-pub struct ResidentJob {
-    /// The run's directory.
-    pub run: Run,
-    /// Groups per step.
-    pub groups_per_step: usize,
-    /// Steps between checkpoints, and how many are kept.
-    pub retention: Retention,
-    /// The GRPO step.
-    pub grpo: GrpoConfig,
-    /// The optimizer.
-    pub optimizer: OptimizerConfig,
-    /// The most tokens in the model at once; `None` leaves it to the device.
-    pub micro_batch_tokens: Option<usize>,
-    /// Seed of the run; `None` keeps a checkpoint's own.
-    pub seed: Option<u64>,
-    /// Recorded in checkpoints as the command that made them.
-    pub command_line: Vec<String>,
-    /// Ends training early, with a checkpoint of the last finished step.
-    pub stop: Stop,
-}
 
 impl ResidentJob {
     /// Steps that sampling may be ahead of training.

@@ -13,7 +13,7 @@ use crate::grpo::groups::Group;
 use crate::lines::jsonl::write_zst;
 use crate::process::stopwatch::Stopwatch;
 use crate::run::{LiveWeights, PeerState, PeerWatch, Run, sampled_from};
-use crate::train::resident::ResidentJob;
+use crate::train::config::ResidentJob;
 use crate::train::trainer::Trainer;
 
 /// Writes the results of each step.

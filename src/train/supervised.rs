@@ -8,6 +8,7 @@ use crate::grpo::metrics::Metrics;
 use crate::lines::prompt::{self, Prompt};
 use crate::lines::record::{Line, Message};
 use crate::numbers::mean::Mean;
+use crate::train::config::SupervisedConfig;
 use crate::train::identity::StepNumbers;
 use crate::train::microbatch::{self, Sequence};
 use crate::train::trainer::{Trained, Trainer};
@@ -24,15 +25,6 @@ pub struct Example {
     pub completion: Vec<u32>,
     /// Hash of the record's line.
     pub digest: [u8; 32],
-}
-
-/// Configures a supervised step.
-#[derive(Debug, Clone, Copy)]
-pub struct SupervisedConfig {
-    /// Whether the loss covers the prompt's tokens too.
-    pub loss_on_prompt: bool,
-    /// Tokens per micro-batch.
-    pub micro_batch_tokens: usize,
 }
 
 /// Reads the demonstration in a record: a prompt and a `completion`, or messages that end in the assistant's answer.

@@ -15,9 +15,10 @@ use grpo_pipes::model::{Gradients, Model};
 use grpo_pipes::numbers::dtype::Dtype;
 use grpo_pipes::numbers::tensors::TensorFile;
 use grpo_pipes::optim::{OptimizerConfig, Schedule};
-use grpo_pipes::train::grpo_step::{GrpoConfig, GrpoTrainer};
+use grpo_pipes::train::config::{GrpoConfig, SupervisedConfig};
+use grpo_pipes::train::grpo_step::GrpoTrainer;
 use grpo_pipes::train::microbatch::{self, Sequence};
-use grpo_pipes::train::supervised::{self, Example, SupervisedConfig};
+use grpo_pipes::train::supervised::{self, Example};
 use grpo_pipes::train::trainer::{Trainer, on_cpu};
 use serde_json::{Value, json};
 

@@ -189,7 +189,7 @@ fn what_is_not_there_or_in_the_way_or_contradictory_is_told() {
         (&model, "--follow x --groups-per-step 2", 2, "--policy"),
         (&model, "--memory-limit 8GB", 2, "unknown unit \"GB\""),
         (&model, "--memory-limit 8GiB", 2, "--memory-limit, --dtype bf16 and --dtype f16 need a GPU"),
-        (&model, "--dtype bf16", 2, "are for a GPU"),
+        (&model, "--dtype bf16", 2, "--memory-limit, --dtype bf16 and --dtype f16 need a GPU"),
         (&model, "--groups-per-step 5", 3, "the input ended after 4 of the 5 that a step takes"),
     ];
     for (policy, options, code, message) in cases {

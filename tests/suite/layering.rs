@@ -5,24 +5,25 @@ use std::fs;
 use std::path::Path;
 
 /// A room, and what it may import.
-const ROOMS: [(&str, &str); 18] = [
+const ROOMS: [(&str, &str); 19] = [
     ("error", ""),
     ("process", "error"),
     ("numbers", "error"),
     ("lines", "error process"),
+    ("command", "error process lines"),
     ("tokenizer", "error lines"),
-    ("reward", "error lines"),
+    ("reward", "error numbers lines"),
     ("gsm8k", "error process lines reward"),
-    ("eval", "error process lines reward"),
+    ("eval", "error numbers lines reward"),
     ("model", "error process numbers"),
     ("optim", "error numbers"),
     ("gpu", "error numbers model optim"),
     ("engine", "error process numbers model gpu"),
     ("checkpoint", "error process numbers lines model optim"),
     ("run", "error process lines checkpoint"),
-    ("rollout", "error process numbers lines tokenizer model gpu engine checkpoint run"),
-    ("grpo", "error lines model"),
-    ("train", "error process numbers lines tokenizer model optim gpu checkpoint run grpo"),
+    ("rollout", "error process numbers lines tokenizer gsm8k model gpu engine checkpoint run"),
+    ("grpo", "error numbers lines model"),
+    ("train", "error process numbers lines command tokenizer model optim gpu checkpoint run grpo"),
     ("lib", "error"),
 ];
 

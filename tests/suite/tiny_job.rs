@@ -9,7 +9,8 @@ use grpo_pipes::lines::record::Message;
 use grpo_pipes::numbers::dtype::Dtype;
 use grpo_pipes::optim::{OptimizerConfig, Schedule};
 use grpo_pipes::tokenizer::{Tokenizer, stop_ids};
-use grpo_pipes::train::supervised::{self, Example, SupervisedConfig};
+use grpo_pipes::train::config::SupervisedConfig;
+use grpo_pipes::train::supervised::{self, Example};
 use grpo_pipes::train::trainer::{OpenBackend, Trainer};
 
 /// Seeds that a comparison takes.

@@ -33,7 +33,7 @@ pub(super) struct Targets {
 }
 
 /// How a loss is differentiated, and where its gradients go.
-pub(super) struct HeadGradients<'a> {
+pub(super) struct LmHeadGradients<'a> {
     pub slope: Slope<'a>,
     pub gradients: &'a DeviceGradients,
     pub backward: &'a BackwardPass,
@@ -60,7 +60,7 @@ impl LmHead {
         forward: &ForwardPass,
         weights: &DeviceWeights,
         (targets, temperature): (&[Target], f32),
-        learning: Option<&HeadGradients<'_>>,
+        learning: Option<&LmHeadGradients<'_>>,
     ) -> Result<(Vec<TokenStats>, bool)> {
         let (mut all, mut learned) = (Vec::with_capacity(targets.len()), false);
         if targets.is_empty() {
@@ -149,7 +149,7 @@ impl LmHead {
         weights: &DeviceWeights,
         (targets, rows): (&[Target], &Buffer<u32>),
         d_hidden: &Buffer<f32>,
-        learning: &HeadGradients<'_>,
+        learning: &LmHeadGradients<'_>,
     ) -> Result<()> {
         let (shape, backward) = (&forward.shape, learning.backward);
         let norm = NormBackward {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::backward::{BackwardPass, Pass};
 use super::forward::{ForwardPass, KeptActivations};
 use super::gradients::DeviceGradients;
-use super::head::{HeadGradients, LmHead};
+use super::head::{LmHead, LmHeadGradients};
 use crate::error::Result;
 use crate::gpu::DeviceWeights;
 use crate::gpu::driver::Driver;
@@ -69,7 +69,7 @@ impl PackedModel {
             Some(backward) => backward,
             empty => empty.insert(BackwardPass::new(&self.forward, &batch)?),
         };
-        let learning = HeadGradients { slope, gradients, backward, rows: batch.rows };
+        let learning = LmHeadGradients { slope, gradients, backward, rows: batch.rows };
         let (stats, learned) = self.head.run(&self.forward, weights, (targets, temperature), Some(&learning))?;
         if learned {
             backward.run(&self.forward, &Pass { weights, batch: &batch, gradients }, packed)?;

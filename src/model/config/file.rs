@@ -10,9 +10,6 @@ use serde_json::{Map, Value};
 use super::Config;
 use crate::model::rope::{RopeParameters, Spelling};
 
-/// The name of the file.
-pub const CONFIG: &str = "config.json";
-
 /// The entries that say which kind of model a file describes.
 #[derive(Deserialize)]
 pub(super) struct ModelKind {

@@ -12,8 +12,6 @@ use super::rope::RopeParameters;
 use crate::error::{Error, Result};
 use file::{File, ModelKind};
 
-pub use file::CONFIG;
-
 /// The largest value of any size but the number of layers; with [`MAX_LAYERS`] no product of sizes overflows.
 const MAX_SIZE: usize = 1 << 24;
 
@@ -71,7 +69,7 @@ impl Config {
     /// directory is not a model's.
     pub fn load(dir: &Path) -> Result<Self> {
         directory::check(dir)?;
-        Self::read(&dir.join(CONFIG))
+        Self::read(&dir.join(directory::CONFIG))
     }
 
     /// Reads a `config.json` without looking at the rest of its directory.

@@ -6,7 +6,7 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::dot::ROW_PANEL;
+use super::ROW_PANEL;
 use crate::model::simd::{self, Kernel, LANES, Simd};
 use crate::numbers::aligned::{AlignedVec, Number};
 use crate::numbers::dtype::Dtype;

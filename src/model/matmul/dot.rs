@@ -7,7 +7,7 @@ use rayon::prelude::*;
 
 use super::bf16_order::{as_weights_load, is_halved};
 use super::weight_loads::{AsStored, WeightLoads, Wide, WidenAndCopy, Widened};
-use super::{PARALLEL_FROM, StartFrom};
+use super::{COLS, DEPTH, PARALLEL_FROM, ROW_PANEL, ROWS, StartFrom};
 use crate::model::simd::{self, Kernel, LANES, Simd};
 use crate::numbers::aligned::Number;
 
@@ -72,16 +72,8 @@ struct Columns<'a, W> {
     to: usize,
 }
 
-/// Rows and columns of the register block: 24 accumulators of the 32 vector registers, and 10 loads for 24 multiply-adds. The more
-/// columns, the seldomer x comes from the second-level cache.
-const ROWS: usize = 4;
-pub const COLS: usize = 6;
-/// Depth of a block: the rows of the weight, 24 KiB, and of x, 16 KiB, stay in the first-level cache.
-pub const DEPTH: usize = 1024;
 /// How far ahead the hot loop prefetches from the second-level cache (numbers).
 const NEAR: usize = 8 * LANES;
-/// Rows of x, 1 MiB of a block's depth, that stay in the second-level cache while the weight streams past.
-pub const ROW_PANEL: usize = 256;
 
 impl<W: Number> Kernel for Columns<'_, W> {
     type Out = ();

@@ -57,6 +57,15 @@ pub enum StartFrom<'a> {
 /// Multiply-adds below which a product stays on one thread: starting a second thread costs about as much.
 const PARALLEL_FROM: usize = 1 << 20;
 
+/// Rows and columns of the register block of dot products: 24 accumulators of the 32 vector registers, and 10 loads for 24
+/// multiply-adds. More columns mean fewer loads of x from the second-level cache.
+const ROWS: usize = 4;
+const COLS: usize = 6;
+/// Depth of a block: the rows of the weight, 24 KiB, and of x, 16 KiB, stay in the first-level cache.
+const DEPTH: usize = 1024;
+/// Rows of x, 1 MiB of a block's depth, that stay in the second-level cache while the weight streams past.
+const ROW_PANEL: usize = 256;
+
 /// The weight of a linear layer.
 #[derive(Clone, Copy)]
 pub struct Weight<'a, W = f32> {

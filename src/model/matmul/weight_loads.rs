@@ -2,7 +2,7 @@
 //! first-level cache.
 
 use super::bf16_order::is_halved;
-use super::dot::{COLS, DEPTH};
+use super::{COLS, DEPTH};
 use crate::model::simd::{LANES, Simd};
 use crate::numbers::aligned::Number;
 

@@ -12,8 +12,9 @@ use grpo_pipes::model::Model;
 use grpo_pipes::numbers::dtype::Dtype;
 use grpo_pipes::optim::{self, Moments, OptimizerConfig, Rule};
 use grpo_pipes::train::backend::Backend;
+use grpo_pipes::train::config::GrpoConfig;
 use grpo_pipes::train::gpu::Gpu;
-use grpo_pipes::train::grpo_step::{GrpoConfig, GrpoTrainer};
+use grpo_pipes::train::grpo_step::GrpoTrainer;
 use grpo_pipes::train::trainer::{OpenBackend, Trainer, on_cpu};
 use serde_json::{Value, json};
 
