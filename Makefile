@@ -37,6 +37,7 @@ fuzz:
 check:
 	cargo fmt --check
 	cargo clippy --all-targets $(FEATURES) -- -D warnings
+	RUSTDOCFLAGS='-D warnings' cargo doc --no-deps $(FEATURES)
 
 # Compiles and links everything for GPUs, without a GPU; without nvcc it first fetches one into target/.
 check-cuda:

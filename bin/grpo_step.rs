@@ -48,7 +48,7 @@ struct Args {
     /// Groups (or demonstrations) per step; there are as many steps as the input holds [default: all in one step]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     groups_per_step: Option<u32>,
-    /// The most tokens to process at once, which bounds memory [tokens] [default: 4096; on a GPU as many as fit, up to 32768]
+    /// The most tokens to process at once, which bounds memory (tokens) [default: 4096; on a GPU as many as fit, up to 32768]
     #[arg(long, value_name = "TOKENS")]
     micro_batch_tokens: Option<usize>,
     /// Print the metrics of each step without changing anything

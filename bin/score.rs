@@ -15,7 +15,7 @@ use grpo_pipes::reward::{Placebo, REWARDS, RewardWeights, Scorer, Semantics};
 /// and so is "reward" if one of them has a weight other than 0. Other fields are kept. Each batch of records
 /// is answered as soon as it arrives.
 ///
-/// math takes the answer from <answer>, else from the last \boxed{}, a line "#### 18", the sentence after "answer is", or the last line.
+/// math takes the answer from `<answer>`, else from the last \boxed{}, a line "#### 18", the sentence after "answer is", or the last line.
 /// It compares the answer with the reference regardless of units, LaTeX, separators and number format; src/reward/math/math.md in the
 /// source has the rules. "extracted" is the answer that math took if neither correctness nor int is computed.
 #[derive(Debug, Parser)]

@@ -45,7 +45,7 @@ pub struct LossConfig {
     /// Give no gradient to completions that were cut off (finish_reason "length")
     #[arg(long)]
     pub mask_truncated: bool,
-    /// The longest completion that `rollout` may sample, by which --loss dr_grpo divides [tokens]
+    /// The longest completion that `rollout` may sample, by which --loss dr_grpo divides (tokens)
     #[arg(long, value_name = "TOKENS")]
     pub max_completion_tokens: Option<usize>,
     /// Correct for rollouts of older weights by importance sampling: weight each token by its probability under the weights that the

@@ -177,11 +177,11 @@ pub fn write<T: Number>(path: &Path, note: (&str, &str), dtype: Dtype, tensors: 
     write().map_err(Error::io(path))
 }
 
-/// Writes the same bytes as [`write`] through a memory map and on all threads, into a new file or over one without readers. In a file
+/// Writes the same bytes as [`write()`] through a memory map and on all threads, into a new file or over one without readers. In a file
 /// system in memory whose pages are allocated already, this runs at the memory's speed.
 ///
 /// # Errors
-/// As [`write`].
+/// As [`write()`].
 pub fn write_mapped<T: Number>(path: &Path, note: (&str, &str), dtype: Dtype, tensors: &[Tensor<'_, T>]) -> Result<()> {
     let (head, data) = head(note, dtype, tensors);
     let Some(mut map) = map_whole(path, head.len() + data).map_err(Error::io(path))? else {

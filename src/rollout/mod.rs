@@ -1,6 +1,6 @@
 //! The `rollout` command below its options: prompts in, sampled completions out.
 //!
-//! A line becomes a request ([`RequestBuilder`]), the engine samples a group for it on a [`backend`], and [`RecordWriter`] writes one
+//! A line becomes a request ([`RequestBuilder`]), the engine samples a group for it on a `backend`, and [`RecordWriter`] writes one
 //! record per sample. `follow` does so for a whole run, step by step, with weights that change.
 
 mod backend;

@@ -29,7 +29,7 @@ pub struct GrpoConfig {
     #[arg(long, value_name = "N|any", default_value = "0")]
     pub max_staleness: Staleness,
     /// Refuse a step where log-probabilities recorded by the sampler and recomputed with the same weights differ by more than this on
-    /// average [nats]
+    /// average (nats)
     #[arg(long, value_name = "NATS", default_value_t = 0.05)]
     pub logprob_band: f64,
 }

@@ -57,7 +57,7 @@ pub struct Yarn {
 }
 
 impl RopeParameters {
-    /// Reads the entries that [`super::Spelling::entries`] returns.
+    /// Reads the entries that `Spelling::entries` returns.
     ///
     /// # Errors
     /// Says which entry is missing, not supported or out of range.
