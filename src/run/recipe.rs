@@ -1,7 +1,7 @@
-//! Reads the recipe of a run, and holds the run to the numbers that it began with.
+//! Reads the recipe of a run, and refuses to continue the run with other numbers.
 //!
-//! A recipe is a file of lines `NAME=VALUE  # comment`; an environment variable of the same name goes before it. A recipe is data,
-//! wherever it comes from: a line is a known name and a value of its kind, or it is refused.
+//! A recipe is a file of lines `NAME=VALUE  # comment`; an environment variable of the same name overrides it. A recipe is data,
+//! wherever it comes from: every line must hold a known name and a value of its kind.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -15,12 +15,12 @@ use crate::lines::jsonl::Output;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
     Number,
-    /// Anything but what begins like an option.
+    /// Any text that does not begin like an option.
     Text,
 }
 use Kind::{Number, Text};
 
-/// The names that a recipe may have, the kind of each, and what it says.
+/// The names that a recipe may have, the kind of each, and its meaning.
 const NAMES: [(&str, Kind, &str); 38] = [
     (FORK, Text, "run and checkpoint that a fork began from"),
     (SEED, Number, "seed of everything random"),
@@ -72,8 +72,8 @@ pub(super) const PROMPTS_PER_STEP: &str = "PROMPTS_PER_STEP";
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Recipe(pub(super) Vec<(String, String)>);
 
-/// Makes the directory of a run, and pins the recipe in `file` there, or compares it with the one pinned before. A fork's own
-/// recipe is the only one it has. `say` is told each difference.
+/// Makes the directory of a run and pins the recipe in `file` there, or compares it with the one pinned before. A fork has no recipe but
+/// the pinned one. `say` gets each difference.
 ///
 /// # Errors
 /// [`Error::Usage`] when there is no such recipe, a value of the environment is refused, or the run began with other numbers;
@@ -129,7 +129,7 @@ fn refuse_missing(file: &Path) -> Result<()> {
 }
 
 impl Recipe {
-    /// Reads a file; where `environment` has a value of the same name, it goes before the file's.
+    /// Reads a file; a value that `environment` has for a name overrides the file's.
     ///
     /// # Errors
     /// [`Error::Record`] when a line is not `NAME=VALUE`, its name unknown, or its value of another kind; [`Error::Usage`] when that

@@ -1,11 +1,11 @@
-//! Says how far a run is.
+//! Reports how far a run is.
 
 use super::{Run, step_of};
 use crate::checkpoint::State;
 use crate::error::{Error, Result};
 
 impl Run {
-    /// Lines `NAME=VALUE`: the step that the policy has reached, and where its state can be read how many prompts it was trained on.
+    /// Lines of `NAME=VALUE`: the step that the policy has reached and, if its state can be read, the number of prompts it was trained on.
     ///
     /// # Errors
     /// [`Error::Run`] when there is no policy yet.
