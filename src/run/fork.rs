@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use super::recipe::{FORK, PROMPTS_PER_STEP, Recipe, STEPS};
+use super::recipe::{FORK, PROMPTS_PER_STEP, Recipe, STEPS, variable};
 use super::recover::cut_metrics;
 use super::{Run, step_name, step_of};
 use crate::checkpoint::{State, entries};
@@ -32,7 +32,7 @@ pub fn fork(old: &Run, from: &str, new: &Path) -> Result<String> {
     let Some(step) = step_of(Path::new(from)).filter(|step| step_name(*step) == from) else {
         return usage(format!("{from} is no step_NUMBER"));
     };
-    let mut recipe = Recipe::read(&pinned, &|name| std::env::var(name).ok().filter(|_| name != FORK))?;
+    let mut recipe = Recipe::read(&pinned, &variable)?;
     recipe.0.retain(|(name, _)| name != FORK);
     recipe.0.insert(0, (FORK.into(), format!("{old_name}/{from}")));
     let prompts = prompts_left(old, step, from, &recipe)?;

@@ -108,7 +108,8 @@ fn is_fork(pinned: &Path) -> bool {
     fs::read_to_string(pinned).is_ok_and(|text| text.lines().any(|line| line.starts_with("FORK=")))
 }
 
-fn variable(name: &str) -> Option<String> {
+/// The environment's value for a name. Bytes that are not UTF-8 become U+FFFD, which [`check`] refuses.
+pub(super) fn variable(name: &str) -> Option<String> {
     std::env::var_os(name).map(|value| value.to_string_lossy().into_owned()).filter(|_| name != FORK)
 }
 
@@ -232,6 +233,9 @@ fn check(name: &str, value: &str) -> std::result::Result<(), String> {
     if value.contains(char::is_control) {
         return Err(format!("{name} has a control character"));
     }
+    if value.contains(char::REPLACEMENT_CHARACTER) {
+        return Err(format!("{name} is not UTF-8 text"));
+    }
     Ok(())
 }
 
@@ -247,6 +251,14 @@ fn looks_like_a_number(text: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_value_that_is_not_utf8_is_refused_and_not_changed() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        fs::write(file.path(), b"LOSS=grpo # caf\xe9\nMODEL=caf\xe9\n").unwrap();
+        let error = Recipe::read(file.path(), &|_| None).unwrap_err();
+        assert!(matches!(&error, Error::Record { line: 2, what, .. } if what == "MODEL is not UTF-8 text"), "{error}");
+    }
 
     #[test]
     fn numbers_have_one_form() {

@@ -6,7 +6,7 @@ use grpo_pipes::gpu::adamw::AdamW;
 use grpo_pipes::gpu::driver::Driver;
 use grpo_pipes::gpu::packed::{DeviceGradients, KeptActivations, PackedModel, PlanRequest, TrainingPlan};
 use grpo_pipes::numbers::dtype::Dtype;
-use grpo_pipes::optim::{self, Moments, OptimizerConfig, Rule, Schedule};
+use grpo_pipes::optim::{self, Moments, OptimizerConfig, Rule};
 use grpo_pipes::train::microbatch::{self, MicroBatch, Sequence};
 
 use super::{Bench, GROUP, HEAD, MATRICES, PROMPT, shape, timed, tokens};
@@ -61,18 +61,7 @@ pub fn logits_bytes(gpu: &Arc<dyn Driver>) -> usize {
 }
 
 fn update(bench: &Bench, optimizer: &mut AdamW, gradients: &DeviceGradients, optimizer_state: Dtype) -> f64 {
-    let config = OptimizerConfig {
-        learning_rate: 1e-6,
-        adam_beta1: 0.9,
-        adam_beta2: 0.999,
-        adam_epsilon: 1e-8,
-        weight_decay: 0.0,
-        max_grad_norm: 1.0,
-        optimizer_state,
-        schedule: Schedule::Constant,
-        warmup_ratio: 0.0,
-        total_steps: None,
-    };
+    let config = OptimizerConfig { optimizer_state, ..OptimizerConfig::default() };
     optimizer.take_moments(&Moments::zeros(&shape().with_moments().named(), optimizer_state)).unwrap();
     timed(&bench.gpu, 11, || {
         let norm = optim::global_norm(&optimizer.norms(gradients).unwrap());
