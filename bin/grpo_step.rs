@@ -6,13 +6,14 @@ use std::process::ExitCode;
 use clap::Parser;
 use grpo_pipes::checkpoint;
 use grpo_pipes::command::{self, InputArgs, OutputArgs, Report};
-use grpo_pipes::error::Result;
+use grpo_pipes::error::{Error, Result};
 use grpo_pipes::lines::jsonl::Input;
 use grpo_pipes::optim::OptimizerConfig;
 use grpo_pipes::process::cancel::Stop;
 use grpo_pipes::process::memory_limit::CountingAllocator;
 use grpo_pipes::process::message::note;
 use grpo_pipes::run::{Retention, Run, fork, recipe};
+use grpo_pipes::tokenizer::TemplateArgs;
 use grpo_pipes::train::COMMAND;
 use grpo_pipes::train::config::{GrpoConfig, ResidentJob};
 use grpo_pipes::train::device::{MemoryNeeds, TrainDeviceArgs};
@@ -70,6 +71,8 @@ struct Args {
     #[arg(long, requires = "supervised")]
     loss_on_prompt: bool,
     #[command(flatten)]
+    template: TemplateArgs,
+    #[command(flatten)]
     grpo: GrpoConfig,
     #[command(flatten)]
     optimizer: OptimizerConfig,
@@ -118,6 +121,9 @@ fn run(args: &Args) -> Result<()> {
         let mut report = Report::create(&args.output)?;
         lines.iter().for_each(|line| report.write(line.as_bytes()));
         return report.finish();
+    }
+    if !args.supervised && args.template != TemplateArgs::default() {
+        return Err(Error::Usage("--chat-template and --chat-template-arg require --supervised".into()));
     }
     args.optimizer.check()?;
     args.out.as_deref().map_or(Ok(()), checkpoint::refuse_existing)?;
@@ -187,7 +193,10 @@ impl Args {
             micro_batch_tokens: self.micro_batch_tokens,
             seed: self.seed,
             objective: match self.supervised {
-                true => Objective::Supervised { loss_on_prompt: self.loss_on_prompt },
+                true => {
+                    let template = self.template.clone();
+                    Objective::Supervised { loss_on_prompt: self.loss_on_prompt, template }
+                }
                 false => Objective::Grpo { config: self.grpo.clone(), dry_run: self.dry_run },
             },
             optimizer: self.optimizer.clone(),

@@ -16,6 +16,7 @@ use grpo_pipes::rollout::{
     BackendOptions, FollowOptions, LineFormat, LongPrompt, Policy, PromptOptions, RequestedSizes, RolloutJob, run,
 };
 use grpo_pipes::run::MAX_STEPS_AHEAD;
+use grpo_pipes::tokenizer::TemplateArgs;
 
 /// Sample completions of prompts from a model
 ///
@@ -86,11 +87,10 @@ struct Args {
     #[arg(long, value_name = "FILE", requires = "text")]
     system_prompt: Option<PathBuf>,
     /// Pass prompts to the model as plain text without a chat template, as base models need them
-    #[arg(long, conflicts_with_all = ["system_prompt", "chat_template"])]
+    #[arg(long, conflicts_with_all = ["system_prompt", "chat_template", "chat_template_arg"])]
     raw: bool,
-    /// File with a chat template (Jinja) that replaces the model's
-    #[arg(long, value_name = "FILE")]
-    chat_template: Option<PathBuf>,
+    #[command(flatten)]
+    template: TemplateArgs,
     /// Sequences sampled at once; changes speed and memory, never a completion [default: 64, or fewer if a GPU's memory is short]
     #[arg(long, value_name = "N")]
     max_sequences: Option<NonZeroUsize>,
@@ -149,7 +149,7 @@ impl Args {
                 gpu_memory_fraction: self.gpu_memory_fraction,
             },
             prompts: PromptOptions { format, raw: self.raw, on_long: self.on_long_prompt },
-            chat_template: self.chat_template.clone(),
+            template: self.template.clone(),
             group_size: self.num_generations.get(),
             sampling: Sampling {
                 temperature: self.temperature,

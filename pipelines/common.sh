@@ -129,7 +129,7 @@ name_the_cause() {
 # rollout with this recipe's lengths. It takes the place of the shell, as the other stages of a pipe do, so that no shell stands between
 # a stage and what becomes of it.
 sample() {
-    exec rollout --dtype "$DTYPE" --max-prompt-tokens "$MAX_PROMPT_TOKENS" --max-completion-tokens "$MAX_COMPLETION_TOKENS" --seed "$SEED" \
+    exec rollout ${CHAT_TEMPLATE_ARG:+--chat-template-arg "$CHAT_TEMPLATE_ARG"} --dtype "$DTYPE" --max-prompt-tokens "$MAX_PROMPT_TOKENS" --max-completion-tokens "$MAX_COMPLETION_TOKENS" --seed "$SEED" \
         --on-long-prompt truncate-left "$@"
 }
 

@@ -26,17 +26,18 @@ make_prompts() {
 
 # Step 0: a supervised start, or the model as it is. Either way a directory of its own, whose optimizer starts afresh.
 make_start() {
-    local start=$RUN/checkpoints/step_000000 new=$RUN/checkpoints/.start.tmp model=$MODEL init=()
+    local start=$RUN/checkpoints/step_000000 new=$RUN/checkpoints/.start.tmp model=$MODEL base init=()
     [ ! -d "$start" ] || return 0
     rm -rf "$new"
     if [ "$SUPERVISED_STEPS" -gt 0 ]; then
         say "supervised start: $SUPERVISED_STEPS steps on $SUPERVISED_BATCH demonstrations each"
-        model=$RUN/checkpoints/supervised
-        rm -rf "$model"
-        [ -f "$MODEL/model.safetensors" ] || [ -f "$MODEL/model.safetensors.index.json" ] || init=(--init)
+        model=$RUN/checkpoints/supervised base=$MODEL
+        rm -rf "$model" "$RUN/checkpoints/base"
+        [ -d "$base" ] || { base=$RUN/checkpoints/base && export-hf "$MODEL" "$base"; } # from the Hub
+        [ -f "$base/model.safetensors" ] || [ -f "$base/model.safetensors.index.json" ] || init=(--init)
         prepare train $((SUPERVISED_STEPS * SUPERVISED_BATCH)) --demonstrations \
             --sloppy-format "$SLOPPY_FORMAT" --sloppy-arithmetic "$SLOPPY_ARITHMETIC" |
-            grpo-step --supervised ${init[@]+"${init[@]}"} --policy "$MODEL" --out "$model" --loss-on-prompt \
+            grpo-step --supervised ${CHAT_TEMPLATE_ARG:+--chat-template-arg "$CHAT_TEMPLATE_ARG"} ${init[@]+"${init[@]}"} --policy "$base" --out "$model" --loss-on-prompt \
                 --groups-per-step "$SUPERVISED_BATCH" --learning-rate "$SUPERVISED_LEARNING_RATE" \
                 --schedule linear --warmup-ratio 0.02 --total-steps "$SUPERVISED_STEPS" --max-grad-norm 1 \
                 --dtype "$DTYPE" --optimizer-state "$OPTIMIZER_STATE" --seed "$SEED" >"$RUN/supervised.jsonl"
@@ -51,7 +52,7 @@ make_start() {
 # What only served to make something else, or was being made when the run was killed. Checkpoints are the trainer's own to sweep,
 # which knows whether another one is at work.
 sweep() {
-    [ -L "$RUN/policy" ] || rm -rf "$RUN/checkpoints/supervised"
+    [ -L "$RUN/policy" ] || rm -rf "$RUN"/checkpoints/{supervised,base}
     find "$RUN" -name '.*.tmp' -type f -delete
 }
 

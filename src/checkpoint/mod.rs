@@ -177,8 +177,7 @@ pub(crate) fn write_config(from: &Path, to: &Path, torch_dtype: &str) -> Result<
     let bytes = fs::read(&path).map_err(Error::io(&path))?;
     let mut config: serde_json::Map<String, serde_json::Value> =
         serde_json::from_slice(&bytes).map_err(|err| Error::model(&path, err.to_string()))?;
-    model::spell_rope(&mut config).map_err(|what| Error::model(&path, what))?;
-    config.entry("model_type").or_insert("qwen2".into());
+    model::complete(&mut config).map_err(|what| Error::model(&path, what))?;
     for key in ["torch_dtype", "dtype"] {
         config.insert(key.into(), torch_dtype.into());
     }

@@ -1,6 +1,6 @@
 //! A model's parameters on the device: matrices in the type that products read, vectors in f32.
 //!
-//! Matrices that one product reads are adjacent: those of queries, keys and values, and those of gate and up.
+//! What one kernel reads is adjacent: matrices of queries, keys and values, those of gate and up, and the norms of heads.
 
 use std::sync::Arc;
 
@@ -34,6 +34,8 @@ pub struct LayerAddresses {
     pub qkv: Address,
     /// `((H + 2 K) E)`, where there is one.
     pub qkv_bias: Option<Address>,
+    /// `(2 E)`, of queries, then of keys, where heads have norms.
+    pub head_norms: Option<Address>,
     /// `(D, H E)`.
     pub o: Address,
     /// `(D)`.
@@ -107,6 +109,7 @@ impl ParameterLayout {
             input_norm: parameter(Parameter::InputNorm),
             qkv: parameter(Parameter::QProj),
             qkv_bias: optional(Parameter::QBias),
+            head_norms: optional(Parameter::QNorm),
             o: parameter(Parameter::OProj),
             post_norm: parameter(Parameter::PostNorm),
             gate_up: parameter(Parameter::GateProj),

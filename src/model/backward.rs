@@ -4,6 +4,7 @@
 
 use super::attention::{self, Heads, PackedLayout, attend_packed_backward};
 use super::block::{Activations, Scratch};
+use super::head_norms::{BeforeNorms, head_norms_backward};
 use super::matmul::{MatrixRows, StartFrom, input_gradient, weight_gradient};
 use super::ops::{bias_gradient, rms_norm_again, rms_norm_backward, swiglu_backward};
 use super::rope::Turn;
@@ -32,6 +33,12 @@ impl LayerGradients<'_> {
     fn get(&mut self, parameter: Parameter) -> Option<&mut [f32]> {
         let place = self.list.of_layer(self.layer, parameter)?;
         Some(&mut self.all[place])
+    }
+
+    /// The gradients of two parameters of the layer, in the order of the list.
+    fn pair(&mut self, first: Parameter, second: Parameter) -> [&mut [f32]; 2] {
+        let place = |parameter| self.list.of_layer(self.layer, parameter).expect("the layer has both");
+        self.all.get_disjoint_mut([place(first), place(second)]).expect("they are two").map(|gradient| &mut **gradient)
     }
 
     /// The gradient of a parameter that every family has.
@@ -106,6 +113,10 @@ fn self_attention(
     let forward = attention::SavedForward { qkv: &kept.qkv, out: &kept.attended, log_sum: &kept.log_sum };
     attend_packed_backward(heads, forward, rows.layout, d_attended, d_qkv);
     model.rope().apply(d_qkv, heads.row(), heads.queries + heads.kv, rows.positions, Turn::Backward);
+    if let Some(norms) = w.head_norms {
+        let before = BeforeNorms { qk: &*kept.qk, scale: &*kept.scale_qk };
+        head_norms_backward(heads, norms, before, d_qkv, gradients.pair(Parameter::QNorm, Parameter::KNorm));
+    }
 
     rms_norm_again(&kept.x_in, &kept.scale_in, w.input_norm, &mut scratch.normed);
     let d_normed = &mut scratch.d_normed[..t * d]; // in the memory of `d_attended`, which is used up

@@ -1,6 +1,7 @@
 //! Runs one layer forward. Prefill, decode and training share this code, and differ in how rows attend.
 
 use super::attention::Heads;
+use super::head_norms::{BeforeNorms, head_norms};
 use super::matmul::{MatrixRowsMut, StartFrom, linear};
 use super::ops::{rms_norm, swiglu};
 use super::rope::Turn;
@@ -14,6 +15,10 @@ pub struct Activations {
     pub x_in: AlignedVec<f32>,
     /// 1 / rms of `x_in`, `(T)`.
     pub scale_in: AlignedVec<f32>,
+    /// Queries and keys before the norms of their heads, `(T, (H + K) E)`; empty without such norms.
+    pub qk: AlignedVec<f32>,
+    /// 1 / rms of each of their heads, `(T, H + K)`; empty without such norms.
+    pub scale_qk: AlignedVec<f32>,
     /// Queries, keys and values after rope, `(T, (H + 2 K) E)`.
     pub qkv: AlignedVec<f32>,
     /// Heads' outputs, `(T, H E)`.
@@ -54,9 +59,12 @@ impl Activations {
     /// Resizes to `rows` rows and keeps the memory; everything is written before it is read.
     pub fn reuse(&mut self, config: &Config, rows: usize) {
         let heads = Heads::of(config);
+        let normed_heads = if config.qk_norm { heads.queries + heads.kv } else { 0 };
         for (matrix, width) in [
             (&mut self.x_in, config.hidden_size),
             (&mut self.scale_in, 1),
+            (&mut self.qk, normed_heads * heads.dim),
+            (&mut self.scale_qk, normed_heads),
             (&mut self.qkv, heads.row()),
             (&mut self.attended, config.attention_width()),
             (&mut self.log_sum, heads.queries),
@@ -119,6 +127,10 @@ pub fn forward<W: Number>(
     for (weight, bias, column, width) in parts {
         let out = MatrixRowsMut::new(&mut kept.qkv, heads.row(), column);
         linear(&scratch.normed, weight, (rows, width, d), bias.map_or(StartFrom::Zero, StartFrom::Bias), out);
+    }
+    if let Some(norms) = w.head_norms {
+        let before = BeforeNorms { qk: &mut *kept.qk, scale: &mut *kept.scale_qk };
+        head_norms(heads, norms, epsilon, &mut kept.qkv, before);
     }
     model.rope().apply(&mut kept.qkv, heads.row(), heads.queries + heads.kv, positions, Turn::Forward);
     attend(layer, &kept.qkv, &mut kept.attended, &mut kept.log_sum);

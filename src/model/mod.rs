@@ -1,4 +1,4 @@
-//! The Qwen2 transformer, written once for sampling and training.
+//! The transformer of Qwen2, Qwen3, Llama and Mistral, written once for sampling and training.
 //!
 //! It knows nothing of text, records, sampling or losses. Docs give shapes in the letters of [`Config`]: T tokens, D width, F MLP
 //! width, H query heads, K key and value heads, E head width, V vocabulary, L layers.
@@ -7,7 +7,7 @@
 //! log-probability of a sampled token and the trainer's are the same bits, in any batch.
 //!
 //! `attention`, `matmul`, `ops` and `rope` hold the arithmetic, `block` and `backward` one layer, `infer` and `train` the two ways to
-//! use the model. `tests/suite/plain_qwen2.rs` is the same model in a hundred lines of plain f64, which the tests compare this one
+//! use the model. `tests/suite/plain_transformer.rs` is the same model in a hundred lines of plain f64, which the tests compare this one
 //! with: read it first.
 
 mod attention;
@@ -18,6 +18,7 @@ mod cache;
 mod config;
 mod directory;
 mod head;
+mod head_norms;
 mod infer;
 mod matmul;
 mod ops;
@@ -38,17 +39,18 @@ use crate::numbers::aligned::{AlignedVec, Number};
 use crate::numbers::dtype::Dtype;
 use crate::numbers::tensors::{self, Tensor};
 use crate::process::cancel::Stop;
+use head_norms::HeadNorms;
 use matmul::Weight;
 use weights::ParameterValues;
 
 pub use batch::{Packed, Slope, Target, TokenStats};
 pub use cache::KvCache;
-pub use config::{Config, spell_rope};
+pub use config::{Config, Family, complete};
 pub use directory::{ADAPTER, CONFIG, INDEX, WEIGHTS, check, has_weights, not_a_directory, unsupported, weight_files};
 pub use head::Normalizer;
 pub use infer::DecodeRow;
 pub use parameters::{Parameter, ParameterList};
-pub use rope::{RopeParameters, Scaling, Yarn};
+pub use rope::{Llama3, RopeParameters, Scaling, Yarn};
 pub use sampling::Sampling;
 pub use train::Gradients;
 
@@ -81,6 +83,7 @@ struct Layer<'a, W> {
     k_bias: Option<&'a [f32]>,
     v: Weight<'a, W>,
     v_bias: Option<&'a [f32]>,
+    head_norms: Option<HeadNorms<'a>>,
     o: Weight<'a, W>,
     post_norm: &'a [f32],
     gate: Weight<'a, W>,
@@ -192,6 +195,7 @@ impl<W: Number> Transformer<W> {
             k_bias: vector(Parameter::KBias),
             v: matrix(Parameter::VProj, d),
             v_bias: vector(Parameter::VBias),
+            head_norms: vector(Parameter::QNorm).zip(vector(Parameter::KNorm)).map(|(q, k)| HeadNorms { q, k }),
             o: matrix(Parameter::OProj, width),
             post_norm: vector(Parameter::PostNorm).expect(STORED),
             gate: matrix(Parameter::GateProj, d),

@@ -46,12 +46,13 @@ pub fn rms_norm(x: &[f32], w: &[f32], epsilon: f32, y: &mut [f32], scale: &mut [
     blocks.for_each(|((x, y), scale)| unsafe { simd::run(RmsNorm { x, w, epsilon, y, scale }) });
 }
 
-struct RmsNorm<'a> {
-    x: &'a [f32],
-    w: &'a [f32],
-    epsilon: f32,
-    y: &'a mut [f32],
-    scale: &'a mut [f32],
+/// [`rms_norm`] of some rows.
+pub struct RmsNorm<'a> {
+    pub x: &'a [f32],
+    pub w: &'a [f32],
+    pub epsilon: f32,
+    pub y: &'a mut [f32],
+    pub scale: &'a mut [f32],
 }
 
 impl Kernel for RmsNorm<'_> {
@@ -99,13 +100,14 @@ pub fn rms_norm_backward(dy: &[f32], x: &[f32], scale: &[f32], w: &[f32], dx: &m
     }
 }
 
-struct RmsNormBackward<'a> {
-    dy: &'a [f32],
-    x: &'a [f32],
-    scale: &'a [f32],
-    w: &'a [f32],
-    dx: &'a mut [f32],
-    dw: &'a mut [f32],
+/// [`rms_norm_backward`] of some rows.
+pub struct RmsNormBackward<'a> {
+    pub dy: &'a [f32],
+    pub x: &'a [f32],
+    pub scale: &'a [f32],
+    pub w: &'a [f32],
+    pub dx: &'a mut [f32],
+    pub dw: &'a mut [f32],
 }
 
 impl Kernel for RmsNormBackward<'_> {

@@ -21,6 +21,10 @@ pub enum Parameter {
     VProj,
     /// `(K E)`, not in every family.
     VBias,
+    /// `(E)`, of each query head before rope; not in every family.
+    QNorm,
+    /// `(E)`, of each key head before rope; not in every family.
+    KNorm,
     /// `(D, H E)`.
     OProj,
     /// `(D)`, after attention.
@@ -50,6 +54,8 @@ impl Parameter {
             Self::KBias => "self_attn.k_proj.bias",
             Self::VProj => "self_attn.v_proj.weight",
             Self::VBias => "self_attn.v_proj.bias",
+            Self::QNorm => "self_attn.q_norm.weight",
+            Self::KNorm => "self_attn.k_norm.weight",
             Self::OProj => "self_attn.o_proj.weight",
             Self::PostNorm => "post_attention_layernorm.weight",
             Self::GateProj => "mlp.gate_proj.weight",
@@ -63,7 +69,7 @@ impl Parameter {
     /// Whether it is the weight of a norm.
     #[must_use]
     pub fn is_norm(self) -> bool {
-        matches!(self, Self::InputNorm | Self::PostNorm | Self::FinalNorm)
+        matches!(self, Self::InputNorm | Self::QNorm | Self::KNorm | Self::PostNorm | Self::FinalNorm)
     }
 }
 
@@ -154,9 +160,12 @@ impl Config {
         let mut list = vec![(InputNorm, vec![d])];
         for (weight, bias, width) in [(QProj, QBias, q), (KProj, KBias, kv), (VProj, VBias, kv)] {
             list.push((weight, vec![width, d]));
-            if self.attention_bias {
+            if self.qkv_bias {
                 list.push((bias, vec![width]));
             }
+        }
+        if self.qk_norm {
+            list.extend([(QNorm, vec![self.head_dim()]), (KNorm, vec![self.head_dim()])]);
         }
         list.extend([
             (OProj, vec![d, q]),
@@ -193,15 +202,17 @@ mod tests {
     }
 
     #[test]
-    fn places_are_those_of_the_names_with_and_without_biases_and_head() {
+    fn places_are_those_of_the_names_with_and_without_biases_norms_and_head() {
         for tied in ["tied", ""] {
-            for attention_bias in [true, false] {
-                let list = Config { attention_bias, ..config(tied) }.stored();
+            for (qkv_bias, qk_norm) in [(true, false), (false, true)] {
+                let list = Config { qkv_bias, qk_norm, ..config(tied) }.stored();
                 let names: Vec<String> = list.named().into_iter().map(|(name, _)| name).collect();
                 let at = |name: &str| names.iter().position(|other| other == name);
                 assert_eq!(list.of_layer(2, Parameter::OProj), at("model.layers.2.self_attn.o_proj.weight"));
                 assert_eq!(list.of_layer(1, Parameter::KBias), at("model.layers.1.self_attn.k_proj.bias"));
-                assert_eq!(list.of_layer(1, Parameter::KBias).is_some(), attention_bias);
+                assert_eq!(list.of_layer(1, Parameter::KBias).is_some(), qkv_bias);
+                assert_eq!(list.of_layer(1, Parameter::QNorm), at("model.layers.1.self_attn.q_norm.weight"));
+                assert_eq!(list.of_layer(1, Parameter::QNorm).is_some(), qk_norm);
                 assert_eq!(list.of_model(Parameter::FinalNorm), at("model.norm.weight"));
                 assert_eq!(list.of_head(), at("lm_head.weight").or(Some(0)));
                 assert_eq!(list.iter().count(), names.len());

@@ -23,7 +23,7 @@ use crate::process::cancel::Stop;
 use crate::process::message::detail;
 use crate::process::progress::Progress;
 use crate::run::Run;
-use crate::tokenizer::{Tokenizer, stop_ids};
+use crate::tokenizer::{TemplateArgs, Tokenizer, stop_ids};
 
 pub use backend::BackendOptions;
 use backend::SamplingBackend;
@@ -51,8 +51,8 @@ pub struct RolloutJob {
     pub backend: BackendOptions,
     /// How lines become prompts.
     pub prompts: PromptOptions,
-    /// A file with another chat template than the model's.
-    pub chat_template: Option<PathBuf>,
+    /// Another chat template than the model's, and variables for it.
+    pub template: TemplateArgs,
     /// Completions of each prompt.
     pub group_size: usize,
     /// The distribution to sample from.
@@ -134,7 +134,7 @@ impl Ready {
             positions: config.positions() - lengths.completion,
             vocabulary: config.vocab_size,
         };
-        let tokenizer = Arc::new(Tokenizer::with_template(dir, job.chat_template.as_deref())?);
+        let tokenizer = Arc::new(Tokenizer::with_template(dir, &job.template)?);
         if !job.prompts.raw {
             tokenizer.check_template()?;
         }

@@ -21,12 +21,13 @@ enum Kind {
 use Kind::{Number, Text};
 
 /// The names that a recipe may have, the kind of each, and its meaning.
-const NAMES: [(&str, Kind, &str); 38] = [
+const NAMES: [(&str, Kind, &str); 39] = [
     (FORK, Text, "run and checkpoint that a fork began from"),
     (SEED, Number, "seed of everything random"),
     (SCORER, Text, "command in the place of score; empty: score"),
     ("MODEL", Text, "model directory or Hub id; without weights: starts at random"),
     ("SYSTEM_PROMPT", Text, "file with the system prompt; empty: the XML format"),
+    ("CHAT_TEMPLATE_ARG", Text, "NAME=VALUE for the chat template; empty: none"),
     ("DTYPE", Text, "numbers that a GPU multiplies"),
     ("DATA", Text, "`generate`, or a data set"),
     ("MAX_NUMBER", Number, "largest number in a generated problem"),

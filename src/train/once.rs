@@ -15,7 +15,7 @@ use crate::lines::record::{Line, Message};
 use crate::optim::OptimizerConfig;
 use crate::process::message::note;
 use crate::process::progress::Progress;
-use crate::tokenizer::{Tokenizer, stop_ids};
+use crate::tokenizer::{TemplateArgs, Tokenizer, stop_ids};
 use crate::train::config::{GrpoConfig, SupervisedConfig};
 use crate::train::grpo_step::GrpoTrainer;
 use crate::train::supervised::{self, Encode};
@@ -61,6 +61,8 @@ pub enum Objective {
     Supervised {
         /// Learn the tokens of the prompt too.
         loss_on_prompt: bool,
+        /// Another chat template than the model's, and variables for it.
+        template: TemplateArgs,
     },
 }
 
@@ -78,8 +80,8 @@ pub fn train(job: &OnceJob, input: Input, open: OpenBackend<'_>, report: &mut Re
     let mut told = Told { report, progress: Progress::new(COMMAND) };
     let taken = match &job.objective {
         Objective::Grpo { config, dry_run } => train_grpo(job, input, &mut trainer, config, *dry_run, &mut told)?,
-        Objective::Supervised { loss_on_prompt } => {
-            train_supervised(job, input, &mut trainer, *loss_on_prompt, &mut told)?
+        Objective::Supervised { loss_on_prompt, template } => {
+            train_supervised(job, input, &mut trainer, (*loss_on_prompt, template), &mut told)?
         }
     };
     drop(told);
@@ -135,14 +137,20 @@ fn train_supervised(
     job: &OnceJob,
     input: Input,
     trainer: &mut Trainer,
-    loss_on_prompt: bool,
+    (loss_on_prompt, template): (bool, &TemplateArgs),
     told: &mut Told<'_>,
 ) -> Result<Taken> {
     let limits = trainer.model_config().into();
     let micro_batch_tokens = trainer.micro_batch_tokens(job.micro_batch_tokens);
     let config = SupervisedConfig { loss_on_prompt, micro_batch_tokens };
-    let encode = encoder(&job.policy)?;
-    let example = move |line: Line| supervised::example(&line, limits, &*encode).map(Some);
+    let (encode, salt) = (encoder(&job.policy, template)?, template.identity()?);
+    let example = move |line: Line| {
+        let mut example = supervised::example(&line, limits, &*encode)?;
+        if let Some(salt) = &salt {
+            example.digest = blake3::keyed_hash(salt, &example.digest).into();
+        }
+        Ok(Some(example))
+    };
     in_steps(read_ahead(input, example), job.groups_per_step, &mut |examples| {
         told.step(&supervised::step(trainer, config, examples)?);
         Ok(())
@@ -150,8 +158,9 @@ fn train_supervised(
 }
 
 /// Encodes a demonstration as `rollout` would have sampled it: the chat as prompt, then the text and the token that ends a turn.
-fn encoder(dir: &Path) -> Result<Box<Encode>> {
-    let (tokenizer, end) = (Tokenizer::load(dir)?, stop_ids(dir)?[0]);
+fn encoder(dir: &Path, template: &TemplateArgs) -> Result<Box<Encode>> {
+    let tokenizer = Tokenizer::with_template(dir, template)?;
+    let end = tokenizer.end_of_turn(&stop_ids(dir)?);
     Ok(Box::new(move |messages: &[Message], text: &str| {
         let chat = tokenizer.chat(messages).map_err(|what| Error::Data(format!("chat template: {what}")))?;
         let completion = tokenizer.encode(text)?.into_iter().chain([end]).collect();

@@ -1,24 +1,34 @@
-//! Every entry of `config.json` that transformers reads for a Qwen2 (`tests/fixtures/make_config_fields.py` lists them): it changes the
+//! Every entry of `config.json` that transformers reads for a family (`tests/fixtures/make_config_fields.py` lists them): it changes the
 //! model as it does there, is refused by name, or has no effect here, and why.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use grpo_pipes::model::{Config, Scaling};
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use crate::fixtures::directory;
 
-/// The class's defaults with fewer layers, and other entries.
+const FAMILIES: [&str; 4] = ["qwen2", "qwen3", "llama", "mistral"];
+
 fn read(entries: &Value) -> Result<Config, String> {
-    let mut config = json!({"model_type": "qwen2", "num_hidden_layers": 2}).as_object().unwrap().clone();
+    read_as("qwen2", entries)
+}
+
+/// The class's defaults with fewer layers and without a window of all layers, and other entries.
+fn read_as(family: &str, entries: &Value) -> Result<Config, String> {
+    let mut config = json!({"model_type": family, "num_hidden_layers": 2}).as_object().unwrap().clone();
+    if family == "mistral" {
+        config.insert("sliding_window".into(), Value::Null);
+    }
     config.extend(entries.as_object().unwrap().clone());
     serde_json::from_value(Value::Object(config)).map_err(|err| err.to_string())
 }
 
 /// An entry, and values with which there is another model.
-fn implemented() -> Vec<(&'static str, Value)> {
+fn implemented(family: &str) -> Vec<(&'static str, Value)> {
     let yarn = json!({"rope_type": "yarn", "factor": 2.0});
-    vec![
+    let llama3 = json!({"rope_type": "llama3", "factor": 2.0, "low_freq_factor": 1, "high_freq_factor": 4});
+    let mut list = vec![
         ("vocab_size", json!({"vocab_size": 300})),
         ("hidden_size", json!({"hidden_size": 2048})),
         ("intermediate_size", json!({"intermediate_size": 100})),
@@ -37,13 +47,35 @@ fn implemented() -> Vec<(&'static str, Value)> {
             "original_max_position_embeddings",
             json!({"rope_parameters": yarn, "original_max_position_embeddings": 1000}),
         ),
-    ]
+        ("rope_scaling", json!({"rope_scaling": llama3})),
+    ];
+    if family != "qwen2" {
+        list.push(("head_dim", json!({"head_dim": 64})));
+    }
+    list
 }
 
 /// An entry, and values with which it is refused.
-fn refused() -> Vec<(&'static str, Value)> {
-    vec![
-        ("model_type", json!({"model_type": "llama"})),
+fn refused(family: &str) -> Vec<(&'static str, Value)> {
+    let of_qwen = vec![
+        (
+            "use_sliding_window with sliding_window = 16 ",
+            json!({"use_sliding_window": true, "sliding_window": 16, "max_window_layers": 1}),
+        ),
+        ("max_window_layers = 0", json!({"use_sliding_window": true, "max_window_layers": 0})),
+        ("layer_types has \\\"sliding_attention\\\"", json!({"layer_types": ["full_attention", "sliding_attention"]})),
+        ("layer_types has 1 layers", json!({"layer_types": ["full_attention"]})),
+    ];
+    let attention_bias = ("attention_bias = true", json!({"attention_bias": true}));
+    let own = match family {
+        "qwen2" => [of_qwen, vec![("head_dim = 64", json!({"head_dim": 64}))]].concat(),
+        "qwen3" => [of_qwen, vec![attention_bias]].concat(),
+        "llama" => vec![attention_bias, ("mlp_bias = true", json!({"mlp_bias": true}))],
+        _ => vec![("sliding_window = 4096 is not supported with max_position", json!({"sliding_window": 4096}))],
+    };
+    let common = vec![
+        ("model_type", json!({"model_type": "gemma2"})),
+        ("model_type \\\"mixtral\\\", a mixture of experts", json!({"model_type": "mixtral"})),
         ("model_type \\\"qwen2_moe\\\", a mixture of experts", json!({"model_type": "qwen2_moe"})),
         ("model_type", json!({"model_type": null})),
         (
@@ -51,7 +83,6 @@ fn refused() -> Vec<(&'static str, Value)> {
             json!({"architectures": ["Qwen2ForSequenceClassification"]}),
         ),
         ("hidden_act \\\"gelu\\\"", json!({"hidden_act": "gelu"})),
-        ("head_dim = 64", json!({"head_dim": 64})),
         ("attention_dropout = 0.1", json!({"attention_dropout": 0.1})),
         ("is_causal", json!({"is_causal": false})),
         ("is_encoder_decoder", json!({"is_encoder_decoder": true})),
@@ -61,13 +92,7 @@ fn refused() -> Vec<(&'static str, Value)> {
         ("quantization_config (bitsandbytes)", json!({"quantization_config": {"load_in_4bit": true}})),
         ("transformers_weights", json!({"transformers_weights": "other.safetensors"})),
         ("configuration_files", json!({"configuration_files": ["config.4.0.0.json"]})),
-        (
-            "use_sliding_window with sliding_window = 16 ",
-            json!({"use_sliding_window": true, "sliding_window": 16, "max_window_layers": 1}),
-        ),
-        ("max_window_layers = 0", json!({"use_sliding_window": true, "max_window_layers": 0})),
-        ("layer_types has \\\"sliding_attention\\\"", json!({"layer_types": ["full_attention", "sliding_attention"]})),
-        ("layer_types has 1 layers", json!({"layer_types": ["full_attention"]})),
+        ("head_dim = 7 is not", json!({"head_dim": 7})),
         ("partial_rotary_factor = 0.5", json!({"partial_rotary_factor": 0.5})),
         ("partial_rotary_factor = 0.5", json!({"rope_parameters": {"partial_rotary_factor": 0.5}})),
         ("rope_theta = 0", json!({"rope_theta": 0})),
@@ -84,7 +109,11 @@ fn refused() -> Vec<(&'static str, Value)> {
             "type \\\"yarn\\\" and rope_type \\\"linear\\\"",
             json!({"rope_scaling": {"type": "yarn", "rope_type": "linear", "factor": 2}}),
         ),
-        ("rope type \\\"llama3\\\"", json!({"rope_scaling": {"rope_type": "llama3", "factor": 2}})),
+        ("needs low_freq_factor", json!({"rope_scaling": {"rope_type": "llama3", "factor": 2}})),
+        (
+            "low_freq_factor = 4",
+            json!({"rope_scaling": {"type": "llama3", "factor": 2, "low_freq_factor": 4, "high_freq_factor": 4}}),
+        ),
         ("rope type \\\"mrope\\\"", json!({"rope_scaling": {"type": "mrope", "mrope_section": [1]}})),
         ("mrope_section = [1]", json!({"rope_scaling": {"type": "default", "mrope_section": [1]}})),
         ("full_attention = {", json!({"rope_parameters": {"full_attention": {"rope_type": "default"}}})),
@@ -96,7 +125,8 @@ fn refused() -> Vec<(&'static str, Value)> {
         ("truncate = 1", json!({"rope_scaling": {"type": "yarn", "factor": 2, "truncate": 1}})),
         ("beta_fast = \\\"a\\\"", json!({"rope_scaling": {"type": "yarn", "factor": 2, "beta_fast": "a"}})),
         ("lengthened by its rope's factor", json!({"rope_scaling": {"type": "linear", "factor": 1e9}})),
-    ]
+    ];
+    [common, own].concat()
 }
 
 /// Entries that change nothing here, and why.
@@ -144,6 +174,19 @@ const NO_EFFECT: [(&str, &str); 14] = [
     ),
 ];
 
+/// Entries that change nothing, each with some value.
+fn no_effect(family: &str) -> Vec<(&'static str, Value)> {
+    let window = ("sliding_window", json!({"sliding_window": 16}));
+    let layers = ("layer_types", json!({"layer_types": ["sliding_attention", "full_attention"]}));
+    let own = match family {
+        "llama" => vec![("pretraining_tp", json!({"pretraining_tp": 2})), window, layers], // the first: how products were cut
+        "mistral" => vec![layers],                                                         // one window for all layers
+        _ => Vec::new(),
+    };
+    let common = NO_EFFECT.iter().flat_map(|(names, _)| names.split(' ')).map(|name| (name, json!({name: 0.25})));
+    common.chain(own).collect()
+}
+
 fn named(list: &[(&'static str, Value)]) -> BTreeSet<String> {
     list.iter().flat_map(|(_, entries)| entries.as_object().unwrap().keys().cloned()).collect()
 }
@@ -151,28 +194,50 @@ fn named(list: &[(&'static str, Value)]) -> BTreeSet<String> {
 #[test]
 fn each_entry_of_transformers_classes_is_accounted_for() {
     let text = std::fs::read_to_string(directory().join("config_fields.json")).unwrap();
-    let versions: Map<String, Value> = serde_json::from_str(&text).unwrap();
-    let mut known = &named(&implemented()) | &named(&refused());
-    known.extend(NO_EFFECT.iter().flat_map(|(names, _)| names.split(' ').map(Into::into)));
-    for (version, names) in versions {
-        let names: BTreeSet<String> = serde_json::from_value(names).unwrap();
-        assert_eq!(&names - &known, BTreeSet::new(), "of transformers {version}");
+    let versions: BTreeMap<String, BTreeMap<String, BTreeSet<String>>> = serde_json::from_str(&text).unwrap();
+    for (version, family, names) in versions.iter().flat_map(|(v, of)| of.iter().map(move |(f, names)| (v, f, names))) {
+        let mut known = &named(&implemented(family)) | &named(&refused(family));
+        known.extend(named(&no_effect(family)));
+        assert_eq!(names - &known, BTreeSet::new(), "{family} of transformers {version}");
     }
 }
 
 #[test]
 fn an_entry_makes_another_model_or_is_refused_by_name_or_has_no_effect() {
-    let plain = read(&json!({})).unwrap();
-    for (name, entries) in implemented() {
-        assert_ne!(read(&entries).unwrap(), plain, "{name}");
+    for family in FAMILIES {
+        let read = |entries: &Value| read_as(family, entries);
+        let plain = read(&json!({})).unwrap();
+        for (name, entries) in implemented(family) {
+            assert_ne!(read(&entries).unwrap(), plain, "{family}: {name}");
+        }
+        for (name, entries) in refused(family) {
+            let said = read(&entries).unwrap_err();
+            assert!(said.contains(&name.replace('\\', "")) && !said.contains('\n'), "{family}: {name}: {said}");
+        }
+        for (name, entries) in no_effect(family) {
+            assert_eq!(read(&entries).unwrap(), plain, "{family}: {name}");
+        }
     }
-    for (name, entries) in refused() {
-        let said = read(&entries).unwrap_err();
-        assert!(said.contains(&name.replace('\\', "")) && !said.contains('\n'), "{name}: {said}");
-    }
-    for name in NO_EFFECT.iter().flat_map(|(names, _)| names.split(' ')) {
-        assert_eq!(read(&json!({name: 0.25})).unwrap(), plain, "{name}");
-    }
+}
+
+#[test]
+fn the_defaults_of_each_class_are_transformers_own() {
+    let of = |family: &str| {
+        let c = read_as(family, &json!({"num_hidden_layers": 32})).unwrap();
+        (c.vocab_size, c.intermediate_size, c.num_key_value_heads, c.head_dim(), c.max_position_embeddings)
+    };
+    assert_eq!(of("qwen2"), (151_936, 22_016, 32, 128, 32_768));
+    assert_eq!(of("qwen3"), (151_936, 22_016, 32, 128, 32_768));
+    assert_eq!(of("llama"), (32_000, 11_008, 32, 128, 2048));
+    assert_eq!(of("mistral"), (32_000, 14_336, 8, 128, 131_072));
+    assert_eq!(
+        read_as("qwen3", &json!({"num_attention_heads": 16, "num_key_value_heads": 8})).unwrap().head_dim(),
+        128,
+        "not 4096 / 16"
+    );
+    assert_eq!(read_as("llama", &json!({"num_attention_heads": 16})).unwrap().head_dim(), 256);
+    let window = json!({"sliding_window": 4096, "max_position_embeddings": 4096});
+    assert!(read_as("mistral", &window).is_ok(), "no sequence is longer than the window");
 }
 
 #[test]
@@ -186,7 +251,7 @@ fn what_is_missing_has_the_default_of_the_class_and_null_that_of_the_class_too()
     assert_eq!(serde_json::to_value(config.unwrap()).unwrap(), want);
     let heads = json!({"num_attention_heads": 16, "hidden_size": 64, "num_key_value_heads": null});
     assert_eq!(read(&heads).unwrap().num_key_value_heads, 16);
-    assert!(read(&json!({"hidden_size": null})).unwrap_err().contains("invalid type: null"));
+    assert!(read(&json!({"hidden_size": null})).unwrap_err().contains("hidden_size = null: invalid type: null"));
     assert!(serde_json::from_value::<Config>(json!({})).unwrap_err().to_string().contains("no model_type; "));
     assert!(serde_json::from_value::<Config>(json!({"architectures": ["Qwen2ForCausalLM"]})).is_ok());
 }

@@ -24,6 +24,11 @@ impl Reference {
         Self::named("rope_reference")
     }
 
+    /// What `tests/fixtures/make_family_reference.py` wrote.
+    pub fn of_families() -> Self {
+        Self::named("family_reference")
+    }
+
     fn named(name: &str) -> Self {
         let text = std::fs::read_to_string(directory().join(format!("{name}.json"))).unwrap();
         let bytes = std::fs::read(directory().join(format!("{name}.safetensors"))).unwrap();

@@ -432,8 +432,8 @@ fn a_repository_without_a_model_that_is_read_says_what_it_has_before_weights_are
         (vec![large("README.md"), large("model-q4_0.gguf")], "model-q4_0.gguf is GGUF, which is not read: "),
         (vec![MODEL[0], tokenizer, large("pytorch_model.bin")], "the weights are a pickle, pytorch_model.bin, "),
         (
-            vec![("config.json", br#"{"model_type": "llama"}"#), large("tokenizer.model"), large("model.safetensors")],
-            "config.json: model_type \"llama\" is not supported; ",
+            vec![("config.json", br#"{"model_type": "gemma2"}"#), large("tokenizer.model"), large("model.safetensors")],
+            "config.json: model_type \"gemma2\" is not supported; ",
         ),
         (
             vec![

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use grpo_pipes::model::{Config, DecodeRow, Gradients, KvCache, Model, Packed, Target, Transformer};
+use grpo_pipes::model::{Config, DecodeRow, Family, Gradients, KvCache, Model, Packed, Target, Transformer};
 use grpo_pipes::numbers::aligned::Number;
 use grpo_pipes::numbers::dtype::Dtype;
 use grpo_pipes::train::microbatch::{self, Sequence};
@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::fixtures::{Reference, directory, distance, ids, worst};
-use crate::plain_qwen2::PlainQwen2;
+use crate::plain_transformer::PlainTransformer;
 
 fn tiny() -> Model {
     Model::load(&directory().join("tiny-qwen2")).unwrap()
@@ -48,9 +48,14 @@ fn with_rope(hidden: usize, intermediate: usize, range: f32, rope: Value) -> Mod
     with_config(config, range)
 }
 
-/// A family without biases, whose heads together are wider than the stream.
-fn other_family() -> Model {
-    with_config(Config { head_dim: Some(14), attention_bias: false, ..odd().config().clone() }, 0.2)
+/// Without biases, and with heads that are wider together than the stream.
+fn wide_heads() -> Model {
+    with_config(Config { family: Family::Llama, head_dim: Some(14), qkv_bias: false, ..odd().config().clone() }, 0.2)
+}
+
+/// The same with norms of heads.
+fn normed_heads() -> Model {
+    with_config(Config { family: Family::Qwen3, qk_norm: true, ..wide_heads().config().clone() }, 0.2)
 }
 
 fn with_config(config: Config, range: f32) -> Model {
@@ -66,7 +71,7 @@ fn tokens(n: usize, vocab: usize, salt: usize) -> Vec<u32> {
 }
 
 /// Sequences end to end, with every completion token a target.
-fn lay(sequences: &[(Vec<u32>, Vec<u32>)]) -> (Packed, Vec<Target>) {
+pub fn lay(sequences: &[(Vec<u32>, Vec<u32>)]) -> (Packed, Vec<Target>) {
     let mut batch = Packed { starts: vec![0], ..Packed::default() };
     let mut targets = Vec::new();
     for (prompt, completion) in sequences {
@@ -80,7 +85,7 @@ fn lay(sequences: &[(Vec<u32>, Vec<u32>)]) -> (Packed, Vec<Target>) {
 }
 
 /// Logits after each token: prefill of the first, decode of the rest.
-fn decoded_logits<W: Number>(model: &Transformer<W>, sequence: &[u32], prefilled: usize) -> Vec<Vec<f32>> {
+pub fn decoded_logits<W: Number>(model: &Transformer<W>, sequence: &[u32], prefilled: usize) -> Vec<Vec<f32>> {
     let (prompt, logits) = model.prefill(&[], &[&sequence[..prefilled]]).remove(0);
     let mut own = KvCache::new(model.config(), sequence.len());
     let mut all = vec![logits];
@@ -154,8 +159,8 @@ fn supervised_gradients_equal_torch() {
 
 #[test]
 fn odd_and_deep_shapes_equal_the_plain_model() {
-    for model in [odd(), deep(), scaled(), other_family()] {
-        let plain = PlainQwen2::of(&model);
+    for model in [odd(), deep(), scaled(), wide_heads(), normed_heads()] {
+        let plain = PlainTransformer::of(&model);
         let sequence = tokens(150, 37, 1);
         let got = decoded_logits(&model, &sequence, 40).concat();
         let want: Vec<f32> = plain.logits(&sequence)[39..].concat().iter().map(|&x| x as f32).collect();
@@ -166,19 +171,19 @@ fn odd_and_deep_shapes_equal_the_plain_model() {
 
 #[test]
 fn every_gradient_equals_finite_differences_of_the_plain_model() {
-    for model in [odd(), scaled(), other_family()] {
+    for model in [odd(), scaled(), wide_heads(), normed_heads()] {
         check_gradients(&model);
     }
 }
 
 fn check_gradients(model: &Model) {
-    let mut plain = PlainQwen2::of(model);
+    let mut plain = PlainTransformer::of(model);
     let sequence = tokens(21, 37, 2);
     let (batch, targets) = lay(&[(sequence[..6].to_vec(), sequence[6..].to_vec())]);
     let mut gradients = Gradients::zeros(model.config());
     let weight = |i: usize| (i as f32 * 0.7).cos();
     model.accumulate_gradients(&batch, &targets, 0.9, &mut gradients, &|i, _| weight(i));
-    let loss = |plain: &PlainQwen2| -> f64 {
+    let loss = |plain: &PlainTransformer| -> f64 {
         let logprobs = plain.logprobs(&sequence, f64::from(0.9f32));
         logprobs[5..].iter().enumerate().map(|(i, l)| f64::from(weight(i)) * l).sum()
     };
@@ -223,7 +228,7 @@ fn the_row_of_the_padding_token_learns_only_from_a_tied_head() {
 
 #[test]
 fn a_row_has_the_same_bits_alone_in_any_batch_and_in_prefill() {
-    for model in [tiny(), odd(), deep()] {
+    for model in [tiny(), odd(), deep(), normed_heads()] {
         check_rows(&model);
         check_rows(&Transformer::<bf16>::load(saved(&model, Dtype::Bf16).path()).unwrap());
     }
@@ -250,7 +255,7 @@ fn check_rows<W: Number>(model: &Transformer<W>) {
 
 #[test]
 fn prompts_that_begin_alike_have_the_bits_of_prompts_run_whole() {
-    for model in [tiny(), odd(), deep()] {
+    for model in [tiny(), odd(), deep(), normed_heads()] {
         check_stems(&model);
         check_stems(&Transformer::<bf16>::load(saved(&model, Dtype::Bf16).path()).unwrap());
     }
@@ -291,7 +296,7 @@ fn a_sequence_has_the_same_log_probabilities_alone_and_packed() {
 
 #[test]
 fn a_prompt_run_once_gives_the_bits_and_the_gradient_of_one_run_for_each_completion() {
-    for (model, vocab) in [(tiny(), 300), (odd(), 37), (deep(), 37)] {
+    for (model, vocab) in [(tiny(), 300), (odd(), 37), (deep(), 37), (normed_heads(), 37)] {
         let prompts = [tokens(19, vocab, 1), tokens(2, vocab, 2), tokens(33, vocab, 3)];
         let completions: Vec<_> = (0..9).map(|i| tokens(1 + 5 * i % 23, vocab, i + 9)).collect();
         let member = |i: usize| Sequence { prompt: &prompts[i / 3], completion: &completions[i] };

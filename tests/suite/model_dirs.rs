@@ -167,7 +167,7 @@ fn tensors_of_another_model_are_refused_by_name() {
         let all = [&tensors(Dtype::F32)[..], &[stored(name, &[2], &[0.0; 2], Dtype::F32)]].concat();
         let said = refusal(&with(&all, &json!({})));
         let want = format!(
-            "tensor {name} is not part of a Qwen2 of 3 layers; loading and saving the model with transformers drops it"
+            "tensor {name} is not part of a Qwen2 model of 3 layers; loading and saving the model with transformers drops it"
         );
         assert!(said.ends_with(&want), "{said}");
     }
@@ -237,8 +237,8 @@ fn each_command_says_alike_what_a_directory_has_instead_of_weights() {
 fn each_command_says_alike_what_a_config_asks_for_that_is_not_supported() {
     for (entries, want) in [
         (
-            json!({"model_type": "llama", "hidden_act": 7}),
-            "config.json: model_type \"llama\" is not supported; this program runs Qwen2",
+            json!({"model_type": "gemma2", "hidden_act": 7}),
+            "config.json: model_type \"gemma2\" is not supported; this program runs language models",
         ),
         (
             json!({"quantization_config": {"quant_method": "awq"}}),

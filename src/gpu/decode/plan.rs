@@ -83,7 +83,7 @@ fn gib(bytes: usize) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{RopeParameters, Scaling};
+    use crate::model::{Family, RopeParameters, Scaling};
 
     #[test]
     fn the_plan_of_the_reference_shape_is_what_its_numbers_say() {
@@ -95,7 +95,9 @@ mod tests {
             num_attention_heads: 14,
             num_key_value_heads: 2,
             head_dim: None,
-            attention_bias: true,
+            family: Family::Qwen2,
+            qkv_bias: true,
+            qk_norm: false,
             max_position_embeddings: 32_768,
             rms_norm_eps: 1e-6,
             rope: RopeParameters { rope_theta: 1e6, scaling: Scaling::Default },

@@ -4,6 +4,7 @@
 #include "decode.cu"
 #include "draw.cu"
 #include "head.cu"
+#include "head_norms.cu"
 #include "linear_rows.cu"
 #include "norm.cu"
 #include "optimizer.cu"

@@ -45,9 +45,11 @@ constexpr u32 PARTS_AT_ONCE = 8; // partial sums that are read before the first 
 template <class T> struct DecodeAttention {
   Slots slots;
   const u32 *slot_of_row;
-  const float *partial; // (splits, rows, (H + 2 K) E): queries, keys, values before bias and rope
+  const float *partial; // (splits, rows, (H + 2 K) E): queries, keys, values before bias, norms and rope
   u32 splits;
   const float *bias;  // ((H + 2 K) E), or none
+  const float *norms; // (2 E) of queries and keys, or none
+  float epsilon;
   const float *rope;  // cosines, then sines, (positions, E / 2) each
   u32 positions;
   const T *prompt_keys, *prompt_values;
@@ -241,15 +243,17 @@ template <u32 E> struct Attender<float, E> {
   }
 };
 
-// Adds bias and rope to this token's queries, key and value, caches key and value, and computes the attention of the group's queries over
+// Adds bias, norms and rope to this token's queries, key and value, caches key and value, and computes the attention of the group's queries over
 // prompt and completion. One block per row and key head. Chunks of positions go to the warps in turn, and the results are merged in the
 // order of the warps. With few blocks, many WARPS hide latency; with many blocks, fewer warps let more blocks run at once.
 template <class T, u32 E, u32 WARPS> __device__ __forceinline__ void decode_attention(const DecodeAttention<T> &a) {
   typedef Attender<T, E> Warps;
   constexpr u32 THREADS = WARPS * WARP, HALF = E / 2, STRIDE = WARPS * Warps::CHUNK;
   constexpr u32 ROUNDS = ((MAX_GROUP + 2) * HALF + THREADS - 1) / THREADS;
+  constexpr u32 LANES = HALF < WARP ? HALF : WARP, PARTS = HALF / LANES; // lanes with numbers of the same head, and how many such parts
   __shared__ Fresh<T, E> fresh;
   __shared__ typename Warps::Room rooms[WARPS];
+  __shared__ float squares[MAX_GROUP + 2][PARTS];
   const u32 row = blockIdx.x, head = blockIdx.y, group = a.heads / a.kv_heads;
   const u32 slot = a.slot_of_row[row], warp = threadIdx.x / WARP;
   T *out = a.out + (u64(row) * a.heads + head * group) * E;
@@ -286,6 +290,28 @@ template <class T, u32 E, u32 WARPS> __device__ __forceinline__ void decode_atte
     u32 column = (of < group ? head * group + of : a.heads + (of - group) * a.kv_heads + head) * E + i % HALF;
     u32 width = (a.heads + 2 * a.kv_heads) * E;
     low[round] = a.product(column, width), high[round] = a.product(column + HALF, width);
+  }
+  if (a.norms) {
+#pragma unroll
+    for (u32 round = 0; round < ROUNDS; round++) {
+      u32 i = threadIdx.x + round * THREADS, of = i / HALF;
+      bool any = of < group + 2;
+      float x = low[round] = any ? to_float(from_float<T>(low[round])) : 0; // training keeps the rounded numbers
+      float y = high[round] = any ? to_float(from_float<T>(high[round])) : 0;
+      float sum = fmaf(x, x, y * y);
+      for (u32 far = LANES / 2; far > 0; far /= 2) sum += __shfl_xor_sync(ALL_LANES, sum, far);
+      if (any && i % LANES == 0) squares[of][i % HALF / LANES] = sum;
+    }
+    __syncthreads();
+#pragma unroll
+    for (u32 round = 0; round < ROUNDS; round++) {
+      u32 i = threadIdx.x + round * THREADS, of = i / HALF, at = i % HALF;
+      if (of > group) break; // a value has no norm
+      float sum = 0;
+      for (u32 part = 0; part < PARTS; part++) sum += squares[of][part];
+      const float scale = 1.0f / sqrtf(sum / E + a.epsilon), *weight = a.norms + (of == group ? E : 0);
+      low[round] *= scale * weight[at], high[round] *= scale * weight[at + HALF];
+    }
   }
 #pragma unroll
   for (u32 round = 0; round < ROUNDS; round++) {
@@ -325,11 +351,11 @@ template <class T, u32 E, u32 WARPS> __device__ __forceinline__ void decode_atte
 
 #define DECODE_ATTENTION(T, E, WARPS)                                                                                          \
   KERNEL_BESIDE(WARPS *WARP, (E > 64 ? 12 : 16) / WARPS, decode_attention_##T##_##E##_##WARPS, u32 *state, u32 count,          \
-                const u32 *slot_of_row, const float *partial, u32 splits, const float *bias, const float *rope, u32 positions, \
-                const T *prompt_keys, const T *prompt_values, u32 prompt_capacity, T *keys, T *values, u32 capacity, T *out,   \
-                u32 heads, u32 kv_heads) {                                                                                     \
-    decode_attention<T, E, WARPS>({{state, count}, slot_of_row, partial, splits, bias, rope, positions, prompt_keys,           \
-                                   prompt_values, prompt_capacity, keys, values, capacity, out, heads, kv_heads});             \
+                const u32 *slot_of_row, const float *partial, u32 splits, const float *bias, const float *norms,               \
+                float epsilon, const float *rope, u32 positions, const T *prompt_keys, const T *prompt_values,                 \
+                u32 prompt_capacity, T *keys, T *values, u32 capacity, T *out, u32 heads, u32 kv_heads) {                      \
+    decode_attention<T, E, WARPS>({{state, count}, slot_of_row, partial, splits, bias, norms, epsilon, rope, positions,        \
+                                   prompt_keys, prompt_values, prompt_capacity, keys, values, capacity, out, heads, kv_heads});\
   }
 #define DECODE_ATTENTION_OF(T, E) DECODE_ATTENTION(T, E, 8) DECODE_ATTENTION(T, E, 2)
 #define DECODE(T)                                                                                                              \

@@ -78,7 +78,7 @@ pub enum AttentionWarps {
     Two = 2,
 }
 
-/// Attention of one layer in a decode step. `qkv` holds queries, keys and values before bias and rope; the keys and values are added to
+/// Attention of one layer in a decode step. `qkv` holds queries, keys and values before bias, norms and rope; the keys and values are added to
 /// the caches.
 ///
 /// # Errors
@@ -104,6 +104,8 @@ pub fn decode_attention(
         qkv.sums.at(0).into(),
         qkv.splits.into(),
         weights.layer(layer).qkv_bias.unwrap_or(Address(0)).into(),
+        weights.layer(layer).head_norms.unwrap_or(Address(0)).into(),
+        config.rms_norm_eps.into(),
         weights.rope.at(0).into(),
         weights.positions.into(),
         prompt_keys.into(),

@@ -25,14 +25,14 @@ pub struct ColumnSum<'a> {
 
 impl ColumnSum<'_> {
     /// Adds up the partial sums.
-    fn finish(&self, driver: &dyn Driver, blocks: usize, width: usize) -> Result<()> {
+    pub(super) fn finish(&self, driver: &dyn Driver, blocks: usize, width: usize) -> Result<()> {
         let arguments = [self.partial.at(0).into(), self.to.into(), blocks.into(), width.into()];
         // SAFETY: the arguments are the kernel's, and the asserts above check the lengths of its buffers.
         unsafe { driver.launch("add_columns", line(width.div_ceil(32), 256), &arguments) }
     }
 }
 
-fn line(blocks: usize, threads: u32) -> Grid {
+pub(super) fn line(blocks: usize, threads: u32) -> Grid {
     Grid { blocks: [to_u32(blocks), 1, 1], threads, shared: 0, early: false }
 }
 

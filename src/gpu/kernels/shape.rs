@@ -21,6 +21,8 @@ pub struct ModelShape {
     pub kv_heads: usize,
     /// E, the width of a head.
     pub dim: usize,
+    /// (H + K) E, the width of queries and keys before the norms of their heads; 0 without such norms.
+    pub normed_qk: usize,
     /// Epsilon of the norms.
     pub epsilon: f32,
 }
@@ -51,6 +53,7 @@ impl ModelShape {
             heads: config.num_attention_heads,
             kv_heads: config.num_key_value_heads,
             dim,
+            normed_qk: if config.qk_norm { config.attention_width() + config.kv_width() } else { 0 },
             epsilon: config.rms_norm_eps,
         })
     }

@@ -27,7 +27,7 @@ pub struct BackwardPass {
     pub(super) d: DynBuffer,
     /// Gradient of the heads' outputs, `(T, H E)`.
     d_attended: DynBuffer,
-    /// Gradient of queries, keys and values before rope, `(T, (H + 2 K) E)`.
+    /// Gradient of queries, keys and values before rope, then before the norms of heads, `(T, (H + 2 K) E)`.
     d_qkv: DynBuffer,
     /// See [`AttentionGradients::along`].
     along: Buffer<f32>,
@@ -54,7 +54,7 @@ impl BackwardPass {
             d_qkv: DynBuffer::new(driver, dtype, rows * shape.qkv())?,
             along: Buffer::new(driver, rows * shape.heads)?,
             keys: Buffer::new(driver, entries * 2 * shape.kv_heads * shape.dim)?,
-            partial: Buffer::new(driver, BLOCKS * shape.width.max(shape.qkv()))?,
+            partial: Buffer::new(driver, BLOCKS * shape.width.max(shape.qkv()).max(2 * shape.dim))?,
         })
     }
 
@@ -118,6 +118,10 @@ impl BackwardPass {
         let saved = SavedAttention { qkv: &kept.qkv, out: &kept.attended, log_sum, d_out };
         let attention = AttentionGradients { d_qkv: &self.d_qkv, along: &self.along, partial: &self.keys };
         kernels::attend_backward(driver, batch, saved, attention, (shape, rope))?;
+        if let (Some(qk), Some(weight), Some(to)) = (&kept.qk, w.head_norms, to.head_norms) {
+            let d_weight = ColumnSum { partial: &self.partial, to };
+            kernels::norm_heads_backward(driver, rows, (qk, weight), &self.d_qkv, d_weight, shape)?;
+        }
         if let Some(to) = to.qkv_bias {
             kernels::column_sums(driver, &self.d_qkv, [rows, qkv], ColumnSum { partial: &self.partial, to })?;
         }

@@ -28,6 +28,8 @@ pub enum KeptActivations {
 pub(super) struct BlockActivations {
     /// The residual stream at the start of the block, `(T, D)`.
     pub x_in: Arc<Buffer<f32>>,
+    /// Queries and keys before the norms of their heads, `(T, (H + K) E)`, where they have norms.
+    pub qk: Option<Arc<DynBuffer>>,
     /// Queries, keys and values after rope, `(T, (H + 2 K) E)`.
     pub qkv: Arc<DynBuffer>,
     /// Outputs of the heads, `(T, H E)`.
@@ -133,7 +135,12 @@ impl ForwardPass {
         let raw = wide(buffers, qkv);
         kernels::linear(driver, buffers.normed.matrix(0, d), self.weight(w.qkv, d), raw, [batch.rows, qkv, d])?;
         let rope = RopeTable { table: weights.rope.at(0), positions: weights.positions };
-        kernels::bias_rope(driver, batch, (&buffers.wide, w.qkv_bias, rope), &kept.qkv, shape)?;
+        match (&kept.qk, w.head_norms) {
+            (Some(qk), Some(norms)) => {
+                kernels::norm_rope(driver, batch, (&buffers.wide, norms, rope), (qk, &kept.qkv), shape)
+            }
+            _ => kernels::bias_rope(driver, batch, (&buffers.wide, w.qkv_bias, rope), &kept.qkv, shape),
+        }?;
         kernels::attend(driver, batch, &kept.qkv, (&kept.attended, &kept.log_sum), shape)?;
         let attended = kept.attended.matrix(0, width);
         kernels::linear(driver, attended, self.weight(w.o, width), wide(buffers, d), [batch.rows, d, width])
@@ -194,6 +201,7 @@ impl ForwardBuffers {
         let block = |gate_up: Option<&Arc<DynBuffer>>| -> Result<BlockActivations> {
             Ok(BlockActivations {
                 x_in: stream()?,
+                qk: (shape.normed_qk > 0).then(|| numbers(shape.normed_qk)).transpose()?,
                 qkv: numbers(shape.qkv())?,
                 attended: numbers(shape.attention_width())?,
                 log_sum: Arc::new(Buffer::new(driver, rows * shape.heads)?),

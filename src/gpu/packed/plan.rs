@@ -145,7 +145,7 @@ fn row_bytes(shape: &ModelShape, (dtype, keep): (Dtype, KeptActivations), layers
     let (b, d, f, heads) = (dtype.size(), shape.width, shape.mlp, shape.heads);
     let (attended, qkv) = (shape.attention_width(), shape.qkv());
     let (stream, gate_up) = (4 * d, 2 * b * f);
-    let attention = b * (qkv + attended) + 4 * heads + stream;
+    let attention = b * (shape.normed_qk + qkv + attended) + 4 * heads + stream;
     let block = stream + attention + gate_up;
     let kept = match keep {
         KeptActivations::All => layers * block,

@@ -39,11 +39,17 @@ impl Heads {
         (self.queries + 2 * self.kv) * self.dim
     }
 
+    /// Width of the queries and keys of a row.
+    pub fn qk_width(&self) -> usize {
+        self.q_width() + self.kv_width()
+    }
+
     fn kv_width(&self) -> usize {
         self.kv * self.dim
     }
 
-    fn q_width(&self) -> usize {
+    /// Width of the queries of a row.
+    pub fn q_width(&self) -> usize {
         self.queries * self.dim
     }
 

@@ -1,5 +1,5 @@
-//! Reads `config.json` as transformers does. A missing entry gets the default of `Qwen2Config` (5.23; the same since 4.45, but for the
-//! place of the rope's entries), and an entry that this program does not support is refused by name.
+//! Reads `config.json` as transformers does. A missing entry gets the default of the family's config class, and an entry that this
+//! program does not support is refused by name.
 //!
 //! Entries that transformers ignores are ignored here too, as are those without effect on what this program computes;
 //! `tests/suite/config_fields.rs` lists both and says why for each.
@@ -8,21 +8,12 @@ use serde::{Deserialize, Deserializer};
 use serde_json::{Map, Value};
 
 use super::Config;
+use super::family::{Family, ModelKind, Windows};
 use crate::model::rope::{RopeParameters, Spelling};
-
-/// The entries that say which kind of model a file describes.
-#[derive(Deserialize)]
-pub(super) struct ModelKind {
-    model_type: Option<String>,
-    architectures: Option<Vec<String>>,
-}
 
 /// Every entry that is read.
 #[derive(Deserialize)]
-#[serde(default)]
 pub(super) struct File {
-    #[serde(flatten)]
-    kind: ModelKind,
     vocab_size: usize,
     hidden_size: usize,
     intermediate_size: usize,
@@ -30,6 +21,7 @@ pub(super) struct File {
     num_attention_heads: usize,
     /// Null means as many as query heads.
     num_key_value_heads: Option<usize>,
+    /// Null means `hidden_size / num_attention_heads`.
     head_dim: Option<usize>,
     hidden_act: String,
     pub(super) max_position_embeddings: usize,
@@ -43,19 +35,21 @@ pub(super) struct File {
     sliding_window: Option<usize>,
     max_window_layers: usize,
     layer_types: Option<Vec<String>>,
-    attention_dropout: f64,
+    attention_dropout: Option<f64>,
+    attention_bias: Option<bool>,
+    mlp_bias: Option<bool>,
     is_causal: Option<bool>,
     is_encoder_decoder: Option<bool>,
     /// This and the following change what is computed or where weights are found. Any value but an empty one is refused.
-    #[serde(deserialize_with = "present")]
+    #[serde(default, deserialize_with = "present")]
     quantization_config: Option<Value>,
-    #[serde(deserialize_with = "present")]
+    #[serde(default, deserialize_with = "present")]
     pruned_heads: Option<Value>,
-    #[serde(deserialize_with = "present")]
+    #[serde(default, deserialize_with = "present")]
     per_layer_config: Option<Value>,
-    #[serde(deserialize_with = "present")]
+    #[serde(default, deserialize_with = "present")]
     transformers_weights: Option<Value>,
-    #[serde(deserialize_with = "present")]
+    #[serde(default, deserialize_with = "present")]
     configuration_files: Option<Value>,
 }
 
@@ -65,64 +59,30 @@ fn present<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Value>, D::Error
     Ok(value.filter(|value| *value != Value::Array(Vec::new()) && *value != Value::Object(Map::new())))
 }
 
-impl Default for File {
-    fn default() -> Self {
-        Self {
-            kind: ModelKind { model_type: None, architectures: None },
-            vocab_size: 151_936,
-            hidden_size: 4096,
-            intermediate_size: 22_016,
-            num_hidden_layers: 32,
-            num_attention_heads: 32,
-            num_key_value_heads: Some(32),
-            head_dim: None,
-            hidden_act: "silu".into(),
-            max_position_embeddings: 32_768,
-            rms_norm_eps: 1e-6,
-            rope: Spelling::default(),
-            tie_word_embeddings: false,
-            initializer_range: 0.02,
-            pad_token_id: None,
-            use_sliding_window: false,
-            sliding_window: Some(4096),
-            max_window_layers: 28,
-            layer_types: None,
-            attention_dropout: 0.0,
-            is_causal: None,
-            is_encoder_decoder: None,
-            quantization_config: None,
-            pruned_heads: None,
-            per_layer_config: None,
-            transformers_weights: None,
-            configuration_files: None,
-        }
-    }
-}
-
-impl ModelKind {
-    /// Refuses other architectures, and Qwen2 models without a language-model head.
-    pub(super) fn check(&self) -> Result<(), String> {
-        const OURS: &str = "this program runs Qwen2 and Qwen2.5 language models, model_type \"qwen2\"";
-        let language =
-            |name: &String| name.starts_with("Qwen2") && (name.ends_with("ForCausalLM") || name == "Qwen2Model");
-        let names = self.architectures.as_deref().unwrap_or_default();
-        match self.model_type.as_deref() {
-            None if names.iter().any(language) => Ok(()),
-            None => Err(format!("no model_type; {OURS}")),
-            Some("qwen2") => match names.iter().find(|name| !name.ends_with("ForCausalLM") && *name != "Qwen2Model") {
-                Some(name) => Err(format!("architecture \"{name}\" is not supported, it is no language model; {OURS}")),
-                None => Ok(()),
-            },
-            Some(moe) if moe.contains("moe") => {
-                Err(format!("model_type \"{moe}\", a mixture of experts, is not supported; {OURS}"))
-            }
-            Some(other) => Err(format!("model_type \"{other}\" is not supported; {OURS}")),
-        }
-    }
-}
-
 impl File {
-    fn refuse(&self) -> Result<(), String> {
+    /// Reads the entries of a `config.json`, and the family that they name.
+    ///
+    /// # Errors
+    /// Names an entry of another type than it must have, or another architecture.
+    pub(super) fn read(entries: &Map<String, Value>) -> Result<(Family, Self), String> {
+        let family = ModelKind::read(entries)?.family()?;
+        // A null counts as missing only where the class says so.
+        let with = |own: &Map<String, Value>| {
+            let mut all = family.defaults();
+            all.extend(own.clone());
+            serde_json::from_value::<Self>(Value::Object(all))
+        };
+        let wrong = |err: serde_json::Error| {
+            let one = |(name, value): &(&String, &Value)| {
+                let alone = Map::from_iter([((*name).clone(), (*value).clone())]);
+                with(&alone).is_err()
+            };
+            entries.iter().find(one).map_or_else(|| err.to_string(), |(name, value)| format!("{name} = {value}: {err}"))
+        };
+        Ok((family, with(entries).map_err(wrong)?))
+    }
+
+    fn refuse(&self, family: Family) -> Result<(), String> {
         if let Some(how) = &self.quantization_config {
             return Err(quantized(how));
         }
@@ -142,32 +102,57 @@ impl File {
         if !["silu", "swish"].contains(&self.hidden_act.as_str()) {
             let act = &self.hidden_act;
             return Err(format!(
-                "hidden_act \"{act}\" is not supported; this program has \"silu\", which Qwen2 was trained with"
+                "hidden_act \"{act}\" is not supported; this program has \"silu\", which {} models were trained with",
+                family.name()
             ));
         }
         if self.is_causal == Some(false) {
             return Err("is_causal = false is not supported: a token sees only those before it".into());
         }
         if self.is_encoder_decoder == Some(true) {
-            return Err("is_encoder_decoder = true is not supported: Qwen2 has no encoder".into());
+            return Err("is_encoder_decoder = true is not supported: the model has no encoder".into());
         }
-        if self.attention_dropout != 0.0 {
-            let dropout = self.attention_dropout;
+        if let Some(dropout) = self.attention_dropout.filter(|dropout| *dropout != 0.0) {
             return Err(format!(
                 "attention_dropout = {dropout} is not supported; 0.0 gives the same numbers but in training"
             ));
         }
-        let (heads, width) = (self.num_attention_heads, self.hidden_size);
-        match self.head_dim {
-            Some(dim) if heads.checked_mul(dim) != Some(width) => Err(format!(
-                "head_dim = {dim} is not supported with hidden_size = {width} and num_attention_heads = {heads}: heads are hidden_size / num_attention_heads wide"
-            )),
-            _ => self.refuse_windows(),
+        let biases = [("attention_bias", self.attention_bias), ("mlp_bias", self.mlp_bias)];
+        let read = |name| family.traits().biases.contains(name);
+        if let Some((name, _)) = biases.iter().find(|(name, bias)| read(name) && *bias == Some(true)) {
+            return Err(format!("{name} = true is not supported for {} models", family.name()));
+        }
+        self.refuse_head_dim(family)?;
+        match family.traits().windows {
+            Windows::Nowhere => Ok(()),
+            Windows::Everywhere => self.refuse_window(),
+            Windows::SomeLayers => self.refuse_layers_with_windows(),
         }
     }
 
-    /// Refuses layers with a sliding window, which it finds as `Qwen2Config` does.
-    fn refuse_windows(&self) -> Result<(), String> {
+    fn refuse_head_dim(&self, family: Family) -> Result<(), String> {
+        let (heads, width) = (self.num_attention_heads, self.hidden_size);
+        match self.head_dim {
+            Some(dim) if !family.traits().reads_head_dim && heads.checked_mul(dim) != Some(width) => Err(format!(
+                "head_dim = {dim} is not supported with hidden_size = {width} and num_attention_heads = {heads}: heads are hidden_size / num_attention_heads wide"
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    /// Refuses a sliding window of all layers, unless it is as long as any sequence.
+    fn refuse_window(&self) -> Result<(), String> {
+        let positions = self.max_position_embeddings;
+        match self.sliding_window {
+            Some(window) if window < positions => Err(format!(
+                "sliding_window = {window} is not supported with max_position_embeddings = {positions}; setting max_position_embeddings to {window} gives the same model for sequences that fit the window"
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    /// Refuses layers with a sliding window, which it finds as `Qwen2Config` and `Qwen3Config` do.
+    fn refuse_layers_with_windows(&self) -> Result<(), String> {
         const WHOLE: [&str; 2] = ["full_attention", "attention"]; // the second by an old name
         let layers = self.num_hidden_layers;
         if let Some(types) = &self.layer_types {
@@ -201,22 +186,24 @@ fn quantized(how: &Value) -> String {
     format!("quantization_config ({method}) is not supported; use the model's weights in bf16, f16 or f32")
 }
 
-impl TryFrom<File> for Config {
+impl TryFrom<Map<String, Value>> for Config {
     type Error = String;
 
-    fn try_from(file: File) -> Result<Self, String> {
-        file.kind.check()?;
-        file.refuse()?;
-        let positions = file.max_position_embeddings;
+    fn try_from(entries: Map<String, Value>) -> Result<Self, String> {
+        let (family, file) = File::read(&entries)?;
+        file.refuse(family)?;
+        let (traits, positions) = (family.traits(), file.max_position_embeddings);
         let config = Self {
+            family,
             vocab_size: file.vocab_size,
             hidden_size: file.hidden_size,
             intermediate_size: file.intermediate_size,
             num_hidden_layers: file.num_hidden_layers,
             num_attention_heads: file.num_attention_heads,
             num_key_value_heads: file.num_key_value_heads.unwrap_or(file.num_attention_heads),
-            head_dim: None,
-            attention_bias: true,
+            head_dim: file.head_dim.filter(|_| traits.reads_head_dim),
+            qkv_bias: traits.qkv_bias,
+            qk_norm: traits.qk_norm,
             max_position_embeddings: positions,
             rms_norm_eps: file.rms_norm_eps,
             rope: RopeParameters::read(&file.rope.entries(positions)?, positions)?,

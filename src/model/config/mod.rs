@@ -1,5 +1,6 @@
-//! The shape of a Qwen2 transformer, read from a Hugging Face `config.json`.
+//! The shape of a transformer, read from a Hugging Face `config.json`.
 
+mod family;
 mod file;
 
 use std::path::Path;
@@ -10,7 +11,9 @@ use serde_json::{Map, Value};
 use super::directory;
 use super::rope::RopeParameters;
 use crate::error::{Error, Result};
-use file::{File, ModelKind};
+use file::File;
+
+pub use family::Family;
 
 /// The largest value of any size but the number of layers; with [`MAX_LAYERS`] no product of sizes overflows.
 const MAX_SIZE: usize = 1 << 24;
@@ -22,11 +25,14 @@ const MAX_LAYERS: usize = 1 << 10;
 /// Nothing else in a model directory bounds the positions, and a GPU holds the whole table.
 const MAX_ROPE_NUMBERS: usize = 1 << 26;
 
-/// The entries of `config.json` that decide shapes and numbers, as transformers' `Qwen2Config` reads them. Serialised, it is a
-/// `config.json` again; code that copies the file keeps the other entries.
+/// The entries of `config.json` that decide shapes and numbers, as the family's config class in transformers reads them. Serialised, it
+/// is a `config.json` again; code that copies the file keeps the other entries.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(try_from = "File", tag = "model_type", rename = "qwen2")]
+#[serde(try_from = "Map<String, Value>")]
 pub struct Config {
+    /// The family.
+    #[serde(rename = "model_type")]
+    pub family: Family,
     /// V, rows of the embedding table.
     pub vocab_size: usize,
     /// D, width of the residual stream.
@@ -39,12 +45,15 @@ pub struct Config {
     pub num_attention_heads: usize,
     /// K, number of key and value heads; each serves H / K query heads.
     pub num_key_value_heads: usize,
-    /// E, if it is not D / H; always `None` in a Qwen2.
+    /// E, if it need not be D / H.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub head_dim: Option<usize>,
-    /// Whether queries, keys and values have biases. They do in a Qwen2, whose `config.json` does not say so.
+    /// Whether queries, keys and values have biases, by the family.
     #[serde(skip_serializing)]
-    pub attention_bias: bool,
+    pub qkv_bias: bool,
+    /// Whether each head of queries and keys goes through an RMS norm before rope, by the family.
+    #[serde(skip_serializing)]
+    pub qk_norm: bool,
     /// The longest sequence in pretraining (tokens); see [`Config::positions`].
     pub max_position_embeddings: usize,
     /// Added to the mean square in each RMS norm.
@@ -65,7 +74,7 @@ impl Config {
     /// Reads `config.json` in a model directory.
     ///
     /// # Errors
-    /// [`Error::Io`] when it cannot be read, [`Error::Model`] when it does not describe a Qwen2 model that this program can run, or the
+    /// [`Error::Io`] when it cannot be read, [`Error::Model`] when it does not describe a model that this program can run, or the
     /// directory is not a model's.
     pub fn load(dir: &Path) -> Result<Self> {
         directory::check(dir)?;
@@ -79,10 +88,8 @@ impl Config {
     pub fn read(path: &Path) -> Result<Self> {
         let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
         let wrong = |what: String| Error::model(path, what);
-        let json = |err: serde_json::Error| wrong(err.to_string());
-        // First, because the fields of other architectures may have other types.
-        serde_json::from_str::<ModelKind>(&text).map_err(json)?.check().map_err(wrong)?;
-        serde_json::from_str::<File>(&text).map_err(json)?.try_into().map_err(wrong)
+        let entries: Map<String, Value> = serde_json::from_str(&text).map_err(|err| wrong(err.to_string()))?;
+        entries.try_into().map_err(wrong)
     }
 
     fn check(&self) -> std::result::Result<(), String> {
@@ -92,6 +99,7 @@ impl Config {
             ("intermediate_size", self.intermediate_size),
             ("num_attention_heads", self.num_attention_heads),
             ("num_key_value_heads", self.num_key_value_heads),
+            ("head_dim", self.head_dim.unwrap_or(1)),
             ("max_position_embeddings", self.max_position_embeddings),
         ];
         let layers = ("num_hidden_layers", self.num_hidden_layers);
@@ -108,7 +116,9 @@ impl Config {
             Some(dim) => dim.is_multiple_of(2),
         };
         if !is_even {
-            return Err("hidden_size / num_attention_heads is not an even number".into());
+            let dim =
+                self.head_dim.map_or("hidden_size / num_attention_heads".into(), |dim| format!("head_dim = {dim}"));
+            return Err(format!("{dim} is not an even number"));
         }
         self.check_reals()?;
         self.check_positions()
@@ -157,13 +167,13 @@ impl Config {
     }
 }
 
-/// Writes the rope's entries in both spellings: for transformers 4 `rope_theta` and, if there is scaling, `rope_scaling`; for
-/// transformers 5 `rope_parameters`. The latter reads `rope_scaling` first if it is there.
+/// Completes a `config.json` for transformers 4 and 5: `model_type`, and the rope's entries in both spellings, for version 4 `rope_theta`
+/// and, if there is scaling, `rope_scaling`; for version 5 `rope_parameters`. The latter reads `rope_scaling` first if it is there.
 ///
 /// # Errors
 /// Says what is wrong with the entries.
-pub fn spell_rope(config: &mut Map<String, Value>) -> std::result::Result<(), String> {
-    let file: File = serde_json::from_value(Value::Object(config.clone())).map_err(|err| err.to_string())?;
+pub fn complete(config: &mut Map<String, Value>) -> std::result::Result<(), String> {
+    let (family, file) = File::read(config)?;
     let entries = file.rope.entries(file.max_position_embeddings)?;
     let mut scaling = entries.clone();
     scaling.shift_remove("rope_theta");
@@ -174,5 +184,6 @@ pub fn spell_rope(config: &mut Map<String, Value>) -> std::result::Result<(), St
         config.insert("rope_scaling".into(), Value::Object(scaling));
     }
     config.insert("rope_parameters".into(), Value::Object(entries));
+    config.insert("model_type".into(), family.model_type().into());
     Ok(())
 }

@@ -2,7 +2,7 @@
 
 use std::f64::consts::TAU;
 
-use super::parameters::{RopeParameters, Scaling, Yarn};
+use super::parameters::{Llama3, RopeParameters, Scaling, Yarn};
 
 impl RopeParameters {
     /// The angle that each pair of numbers of a head turns by per position (rad), and the factor of cosines and sines.
@@ -22,6 +22,7 @@ impl RopeParameters {
             }
             // Up to the model's positions the base is multiplied by 1.
             Scaling::Dynamic { .. } => (periods(base, head_dim).map(|period| 1.0 / period).collect(), 1.0),
+            Scaling::Llama3(llama3) => (llama3.frequencies(base, head_dim), 1.0),
             Scaling::Yarn(yarn) => (yarn.frequencies(base, head_dim), yarn.attention_factor as f32),
         }
     }
@@ -31,6 +32,28 @@ impl RopeParameters {
 fn periods(base: f64, head_dim: usize) -> impl Iterator<Item = f32> {
     let base = f64::from(base as f32);
     (0..head_dim / 2).map(move |i| base.powf(f64::from(2.0 * i as f32 / head_dim as f32)) as f32)
+}
+
+impl Llama3 {
+    /// # Source
+    /// `_compute_llama3_parameters` of transformers 5.23, after the code of Llama 3.1.
+    fn frequencies(&self, base: f64, head_dim: usize) -> Vec<f32> {
+        let (factor, low, high) = (self.factor as f32, self.low_freq_factor as f32, self.high_freq_factor as f32);
+        let original = self.original_max_position_embeddings;
+        let (longest, shortest) = ((original / self.low_freq_factor) as f32, (original / self.high_freq_factor) as f32);
+        let frequency = |frequency: f32| {
+            let wavelength = TAU as f32 / frequency;
+            if wavelength > longest {
+                frequency / factor
+            } else if wavelength < shortest {
+                frequency
+            } else {
+                let kept = (original as f32 / wavelength - low) / (high - low);
+                (1.0 - kept) * frequency / factor + kept * frequency
+            }
+        };
+        periods(base, head_dim).map(|period| frequency(1.0 / period)).collect()
+    }
 }
 
 impl Yarn {

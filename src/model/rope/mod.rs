@@ -12,7 +12,7 @@ use super::ops::ROW_BLOCK;
 
 use spelling::DEFAULT_THETA;
 
-pub use parameters::{RopeParameters, Scaling, Yarn};
+pub use parameters::{Llama3, RopeParameters, Scaling, Yarn};
 pub use spelling::Spelling;
 
 /// Positions whose table is computed together, when the first of them is needed: a model of a million positions loads as fast as any.

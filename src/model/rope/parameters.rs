@@ -1,10 +1,12 @@
-//! The rope types that transformers has for Qwen2, with their parameters.
+//! The rope types of the families, with their parameters.
 
 use serde::Serialize;
 use serde_json::{Map, Value};
 
 /// Entries that any type may have, though transformers reads them for none or for some only.
 const HARMLESS: [&str; 4] = ["rope_type", "rope_theta", "original_max_position_embeddings", "finetuned"];
+
+const LLAMA3: [&str; 3] = ["factor", "low_freq_factor", "high_freq_factor"];
 
 const YARN: [&str; 7] =
     ["factor", "attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate"];
@@ -37,6 +39,21 @@ pub enum Scaling {
     },
     /// YaRN: low frequencies divided by a factor, high ones left alone, and all scores raised a little.
     Yarn(Yarn),
+    /// Llama 3.1's: low frequencies divided by a factor, high ones left alone.
+    Llama3(Llama3),
+}
+
+/// The parameters of Llama 3.1's rope.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Llama3 {
+    /// Divisor of low frequencies.
+    pub factor: f64,
+    /// The longest sequence in pretraining (tokens); `max_position_embeddings` has the factor in it.
+    pub original_max_position_embeddings: f64,
+    /// Frequencies with fewer turns than this over the original positions are divided.
+    pub low_freq_factor: f64,
+    /// Frequencies with more turns than this are left alone.
+    pub high_freq_factor: f64,
 }
 
 /// The parameters of YaRN.
@@ -67,10 +84,11 @@ impl RopeParameters {
             "default" => &[],
             "linear" | "dynamic" => &["factor"],
             "yarn" => &YARN,
+            "llama3" => &LLAMA3,
             _ => {
                 let kind = &entries["rope_type"];
                 return Err(format!(
-                    "rope type {kind} is not supported; this program has default, linear, dynamic and yarn"
+                    "rope type {kind} is not supported; this program has default, linear, dynamic, yarn and llama3"
                 ));
             }
         };
@@ -84,6 +102,7 @@ impl RopeParameters {
             "linear" => Scaling::Linear { factor: factor()? },
             "dynamic" => Scaling::Dynamic { factor: factor()? },
             "yarn" => Scaling::Yarn(Yarn::read(&numbers, max_position_embeddings)?),
+            "llama3" => Scaling::Llama3(Llama3::read(&numbers)?),
             _ => Scaling::Default,
         };
         let theta = numbers.number("rope_theta")?.unwrap_or(super::DEFAULT_THETA);
@@ -97,11 +116,29 @@ impl RopeParameters {
     #[must_use]
     pub fn positions(&self, max_position_embeddings: usize) -> usize {
         let reached = match &self.scaling {
-            Scaling::Default | Scaling::Dynamic { .. } => return max_position_embeddings,
+            Scaling::Default | Scaling::Dynamic { .. } | Scaling::Llama3(_) => return max_position_embeddings,
             Scaling::Linear { factor } => factor * max_position_embeddings as f64,
             Scaling::Yarn(yarn) => yarn.factor * yarn.original_max_position_embeddings,
         };
         max_position_embeddings.max(reached as usize)
+    }
+}
+
+impl Llama3 {
+    fn read(numbers: &Entries<'_>) -> Result<Self, String> {
+        let needed = |name| {
+            numbers.above_zero(name)?.ok_or_else(|| format!("rope type \"llama3\" needs {name}, a number above 0"))
+        };
+        let (low, high) = (needed("low_freq_factor")?, needed("high_freq_factor")?);
+        if low >= high {
+            return Err(format!("low_freq_factor = {low} is not below high_freq_factor = {high}"));
+        }
+        Ok(Self {
+            factor: needed("factor")?,
+            original_max_position_embeddings: needed("original_max_position_embeddings")?,
+            low_freq_factor: low,
+            high_freq_factor: high,
+        })
     }
 }
 

@@ -55,7 +55,7 @@ impl Spelling {
                 "partial_rotary_factor = {factor} is not supported: heads are rotated whole, by a factor of 1"
             ));
         }
-        if entries["rope_type"] == "yarn" {
+        if ["yarn", "llama3"].iter().any(|kind| entries["rope_type"] == *kind) {
             self.place_original(&mut entries, max_position_embeddings)?;
         }
         Ok(entries)

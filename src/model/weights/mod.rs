@@ -169,7 +169,7 @@ impl MappedFile {
     }
 }
 
-/// Random parameters as transformers initialises a Qwen2: matrices normal with `initializer_range`, the padding token's embedding and
+/// Random parameters as transformers initialises them: matrices normal with `initializer_range`, the padding token's embedding and
 /// biases 0, norms 1.
 ///
 /// Each number depends on (seed, tensor, index) alone.

@@ -13,8 +13,7 @@ pub(super) type Stored<'a> = HashMap<String, (&'a MappedFile, String)>;
 /// Finds the tensors of a model as transformers does: names may lack the prefix `model.`, as in a model saved without its head; the
 /// head may be stored beside tied embeddings, or in their place; and `rotary_emb.inv_freq`, which old versions saved, is ignored.
 ///
-/// transformers drops unknown tensors with a warning. Most of them belong to something that Qwen2 does not compute, so they are refused
-/// here.
+/// transformers drops unknown tensors with a warning. Most of them belong to something that is not computed here, so they are refused.
 ///
 /// # Errors
 /// [`Error::Model`] with a tensor that the model does not have, or a tied head that is not the embedding.
@@ -46,9 +45,9 @@ fn full(stored: &str) -> String {
 }
 
 fn unknown(file: &MappedFile, name: &str, config: &Config) -> Error {
-    let layers = config.num_hidden_layers;
+    let (family, layers) = (config.family.name(), config.num_hidden_layers);
     let what = format!(
-        "tensor {name} is not part of a Qwen2 of {layers} layers; loading and saving the model with transformers drops it"
+        "tensor {name} is not part of a {family} model of {layers} layers; loading and saving the model with transformers drops it"
     );
     Error::model(&file.path, what)
 }

@@ -44,7 +44,9 @@ fn sizes_that_no_weights_vouch_for_are_bounded() {
     for (name, value, reason) in cases {
         assert_eq!(refusal(model(&[(name, value)]).path()), reason);
     }
-    assert!(refusal(model(&[("hidden_size", json!(-64))]).path()).starts_with("invalid value: integer `-64`"));
+    assert!(
+        refusal(model(&[("hidden_size", json!(-64))]).path()).starts_with("hidden_size = -64: invalid value: integer")
+    );
 }
 
 #[test]

@@ -4,12 +4,12 @@ use grpo_pipes::engine::{
     Completion, CpuDecoder, Decoder, Engine, GpuDecoder, GpuOptions, Request, Settings, Sink, Work,
 };
 use grpo_pipes::gpu::DeviceWeights;
-use grpo_pipes::model::{Config, Model, Parameter, Sampling};
+use grpo_pipes::model::{Model, Parameter, Sampling};
 use grpo_pipes::numbers::dtype::Dtype;
 use grpo_pipes::process::read_ahead::ReadAhead;
 use grpo_pipes::{Error, Result};
 
-use super::{SHIM, gpu};
+use super::{SHIM, gpu, other_families};
 use crate::fixtures::directory;
 
 const MAX_PROMPT: usize = 16;
@@ -29,15 +29,6 @@ impl Sink<()> for Groups {
 
 fn tiny() -> Model {
     Model::load(&directory().join("tiny-qwen2")).unwrap()
-}
-
-/// A family without biases, whose heads together are wider than the stream.
-fn other_family() -> Model {
-    let tiny = tiny();
-    Model::random(
-        Config { head_dim: Some(32), attention_bias: false, initializer_range: 0.2, ..tiny.config().clone() },
-        3,
-    )
 }
 
 fn settings(sampling: Sampling) -> Settings {
@@ -83,8 +74,8 @@ fn largest_difference(got: &[Vec<Completion>], want: &[Vec<Completion>]) -> f32 
 #[ignore = "run by kernels_run_under_sanitizers"]
 fn completions_in_f32_are_the_cpus_on_a_gpu() {
     let penalised = Sampling { temperature: 0.0, repetition_penalty: 1.5, ..Sampling::default() };
-    for (model, sampling) in [(tiny(), Sampling::default()), (tiny(), penalised), (other_family(), Sampling::default())]
-    {
+    let others = other_families().into_iter().map(|model| (model, Sampling::default()));
+    for (model, sampling) in [(tiny(), Sampling::default()), (tiny(), penalised)].into_iter().chain(others) {
         let settings = settings(sampling);
         let want = sampled(&mut CpuDecoder::new(&model, &settings), settings.clone(), 6).unwrap();
         let got = on_gpu(&model, Dtype::F32, &settings, 6).unwrap();

@@ -16,7 +16,10 @@ use std::process::Command;
 use std::sync::Arc;
 
 use grpo_pipes::gpu::driver::Driver;
+use grpo_pipes::model::{Config, Model};
 use grpo_pipes::numbers::dtype::Dtype;
+
+use crate::fixtures::directory;
 
 /// All tests named `on_a_gpu` on the shim, in a process that loads AddressSanitizer first.
 #[test]
@@ -65,6 +68,21 @@ fn kernels_run_on_a_real_gpu() {
         }
     }
     assert!(failed.is_empty(), "{failed}");
+}
+
+/// Models without biases, whose heads together are wider than the stream: one without norms of heads, and some with.
+fn other_families() -> Vec<Model> {
+    let fixture = |name| Model::load(&directory().join(name)).unwrap();
+    let (mistral, qwen3) = (fixture("tiny-mistral"), fixture("tiny-qwen3"));
+    let other_width = |dim: usize| {
+        let mut model = Model::random(Config { head_dim: Some(dim), ..qwen3.config().clone() }, 3);
+        for parameter in model.parameters_mut() {
+            parameter.iter_mut().enumerate().for_each(|(i, x)| *x += 0.1 * (i as f32 * 7.0).sin());
+        }
+        model
+    };
+    let (narrow, wide) = (other_width(16), other_width(128));
+    vec![mistral, narrow, qwen3, wide]
 }
 
 /// The shim's, where the tests are run on it, else the first GPU.

@@ -62,7 +62,8 @@ fn norm_backward_on_a_gpu() {
     for (case, [rows, width]) in
         [[1, 896], [37, 264], [4500, 8], [19, 1032], [7, 4096], [3, 8192]].into_iter().enumerate()
     {
-        let shape = ModelShape { width, mlp: 8, vocabulary: 8, heads: 1, kv_heads: 1, dim: 16, epsilon: 1e-6 };
+        let shape =
+            ModelShape { width, mlp: 8, vocabulary: 8, heads: 1, kv_heads: 1, dim: 16, normed_qk: 0, epsilon: 1e-6 };
         let [x, d_normed, before] = [1, 2, 3].map(|seed| numbers(10 * case as u64 + seed, rows * width));
         let (weight, sum_before) = (numbers(88, width), numbers(89, width));
         let (want, want_sum) = plain(&x, &d_normed, &weight);

@@ -9,6 +9,7 @@ use grpo_pipes::lines::jsonl::{Input, Output};
 use grpo_pipes::model::Sampling;
 use grpo_pipes::process::cancel::Stop;
 use grpo_pipes::rollout::{BackendOptions, LineFormat, LongPrompt, PromptOptions, RequestedSizes, RolloutJob, sample};
+use grpo_pipes::tokenizer::TemplateArgs;
 use grpo_pipes::{Error, Result};
 use serde_json::{Value, json};
 
@@ -34,7 +35,7 @@ fn sampled(
             gpu_memory_fraction,
         },
         prompts: PromptOptions { format: LineFormat::Records, raw: false, on_long: LongPrompt::Refuse },
-        chat_template: None,
+        template: TemplateArgs::default(),
         group_size: 2,
         sampling: Sampling::default(),
         seed: 3,

@@ -11,7 +11,7 @@ use super::{family, packed};
 use crate::fixtures::distance;
 
 pub fn shape([heads, kv_heads, dim]: [usize; 3]) -> ModelShape {
-    ModelShape { width: heads * dim, mlp: 8, vocabulary: 8, heads, kv_heads, dim, epsilon: 1e-6 }
+    ModelShape { width: heads * dim, mlp: 8, vocabulary: 8, heads, kv_heads, dim, normed_qk: 0, epsilon: 1e-6 }
 }
 
 /// Attention as its formula says it, in f64: `(T, H E)` and `(T, H)`.

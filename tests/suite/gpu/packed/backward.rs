@@ -10,9 +10,9 @@ use grpo_pipes::gpu::{Buffer, DeviceWeights, DynBuffer};
 use grpo_pipes::model::{self, Model, Packed, Target, TokenStats};
 use grpo_pipes::numbers::dtype::Dtype;
 
-use super::super::{DTYPES, gpu, numbers};
+use super::super::{DTYPES, gpu, numbers, other_families};
 use super::attention::{SHAPES, seen, shape};
-use super::{cosine, family, model, other_family, packed, unshared};
+use super::{cosine, family, model, packed, unshared};
 use crate::fixtures::{distance, worst};
 
 /// Attention backward as its formulas say it, in f64, and the turn back by the angles of rope.
@@ -171,7 +171,7 @@ fn norm(x: &[f32]) -> f64 {
 #[ignore = "run by kernels_run_under_sanitizers"]
 fn gradients_of_each_tensor_equal_the_cpus_on_a_gpu() {
     let gpu = gpu();
-    for model in [model([7, 1, 16], false), model([2, 2, 32], true), other_family()] {
+    for model in [model([7, 1, 16], false), model([2, 2, 32], true)].into_iter().chain(other_families()) {
         let packed = family();
         let (want, want_stats) = on_cpu(&model, &packed);
         for dtype in DTYPES {
@@ -185,8 +185,10 @@ fn gradients_of_each_tensor_equal_the_cpus_on_a_gpu() {
                 if dtype == Dtype::F32 {
                     assert!(distance(got, want) < 1e-4, "{name}: {}", distance(got, want));
                 } else {
-                    assert!(cosine(got, want) > 0.999, "{name} {dtype:?}: {}", cosine(got, want));
-                    assert!((norm(got) / norm(want) - 1.0).abs() < 0.02, "{name} {dtype:?}");
+                    let (alike, near) = if dtype == Dtype::F16 { (0.999, 0.02) } else { (0.99, 0.05) };
+                    let ratio = norm(got) / norm(want);
+                    assert!(cosine(got, want) > alike, "{name} {dtype:?}: {}", cosine(got, want));
+                    assert!((ratio - 1.0).abs() < near, "{name} {dtype:?}: {ratio}");
                 }
             }
         }

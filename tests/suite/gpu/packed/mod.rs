@@ -24,15 +24,6 @@ fn model([heads, kv_heads, dim]: [usize; 3], tied: bool) -> Model {
     model
 }
 
-/// A family without biases, whose heads together are wider than the stream.
-fn other_family() -> Model {
-    let config = model([2, 1, 16], false).config().clone();
-    let mut model = Model::random(Config { head_dim: Some(32), attention_bias: false, ..config }, 3);
-    let norms = model.parameters_mut().into_iter().filter(|parameter| parameter[0] == 1.0);
-    norms.for_each(|norm| norm.iter_mut().enumerate().for_each(|(j, x)| *x += 0.05 * (j as f32 * 7.0).sin()));
-    model
-}
-
 /// Sequences of these lengths; those with a prefix go on from the last one without.
 fn packed(lengths: &[(usize, bool)]) -> Packed {
     let mut packed = Packed { starts: vec![0], ..Packed::default() };

@@ -1,18 +1,18 @@
-//! The slow, plain Qwen2 in f64 that the fast one is compared with: one sequence, no cache, no blocks, straight from the equations.
+//! The slow, plain transformer in f64 that the fast one is compared with: one sequence, no cache, no blocks, straight from the equations.
 
 use std::collections::HashMap;
 
 use grpo_pipes::model::{Config, Model, Scaling};
 
 /// Named parameters in f64.
-pub struct PlainQwen2 {
+pub struct PlainTransformer {
     config: Config,
     /// Cosines, then sines, where the rope is a scaled one; `rope.rs` compares those with transformers.
     table: Option<Vec<f32>>,
     pub parameters: HashMap<String, Vec<f64>>,
 }
 
-impl PlainQwen2 {
+impl PlainTransformer {
     pub fn of(model: &Model) -> Self {
         let names = model.config().stored().named().into_iter().map(|(name, _)| name);
         let values = model.parameters().into_iter().map(|p| p.iter().map(|&x| f64::from(x)).collect());
@@ -61,7 +61,13 @@ impl PlainQwen2 {
         let (h, e) = (c.num_attention_heads, c.head_dim());
         let project = |part: &str| self.linear(x, &format!("model.layers.{layer}.self_attn.{part}_proj"));
         let (mut q, mut k, v) = (project("q"), project("k"), project("v"));
-        for rows in [&mut q, &mut k] {
+        for (rows, norm) in [(&mut q, "q_norm"), (&mut k, "k_norm")] {
+            if c.qk_norm {
+                let name = format!("model.layers.{layer}.self_attn.{norm}.weight");
+                let heads =
+                    |row: &Vec<f64>| self.norm(&row.chunks(e).map(<[f64]>::to_vec).collect::<Vec<_>>(), &name).concat();
+                *rows = rows.iter().map(heads).collect();
+            }
             rows.iter_mut().enumerate().for_each(|(t, row)| row.chunks_mut(e).for_each(|head| self.rotate(head, t)));
         }
         let attend = |t: usize, head: usize| -> Vec<f64> {

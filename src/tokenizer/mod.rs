@@ -1,19 +1,19 @@
 //! Converts text to token ids and back, and messages to text, with the tokenizer and chat template of a Hugging Face model directory.
 
+mod template;
+
 use std::collections::HashMap;
 use std::panic::catch_unwind;
 use std::path::{Path, PathBuf};
 
-use minijinja::{Environment, ErrorKind, Value, context};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use crate::error::{Error, Result};
 use crate::lines::record::Message;
+use template::{ChatTemplate, Templates};
 
-/// Limit on a chat template's work per prompt (interpreter instructions): about a second, a thousand times what a long chat takes. A
-/// template is a program that came with the model.
-const TEMPLATE_FUEL: u64 = 20_000_000;
+pub use template::{TemplateArgs, TemplateVariable};
 
 const NO_TEMPLATE: &str = "no chat template; base models have none. Give rollout --raw (no template) or --chat-template FILE, or put a \
                            chat_template.jinja beside the tokenizer for all commands";
@@ -23,6 +23,8 @@ pub struct Tokenizer {
     path: PathBuf,
     inner: tokenizers::Tokenizer,
     template: Option<ChatTemplate>,
+    bos: Option<u32>,
+    eos: Option<u32>,
 }
 
 impl Tokenizer {
@@ -31,21 +33,34 @@ impl Tokenizer {
     /// # Errors
     /// [`Error::Io`] when a file cannot be read, [`Error::Model`] when it is damaged.
     pub fn load(dir: &Path) -> Result<Self> {
-        Self::with_template(dir, None)
+        Self::with_template(dir, &TemplateArgs::default())
     }
 
-    /// Like [`Tokenizer::load`], but with the chat template in the file `template`, if that is given.
+    /// Like [`Tokenizer::load`], but with another chat template, or with variables of it.
     ///
     /// # Errors
     /// Those of [`Tokenizer::load`].
-    pub fn with_template(dir: &Path, template: Option<&Path>) -> Result<Self> {
+    pub fn with_template(dir: &Path, args: &TemplateArgs) -> Result<Self> {
         let path = dir.join("tokenizer.json");
         let bytes = std::fs::read(&path).map_err(Error::io(&path))?;
         let mut inner = parse(&bytes).map_err(|what| Error::model(&path, what))?;
         // The file holds the settings of its last use; prompts are cut only where the user is told.
         inner.with_padding(None);
         inner.with_truncation(None).map_err(|err| Error::model(&path, err.to_string()))?;
-        Ok(Self { template: ChatTemplate::load(dir, template)?, path, inner })
+        let config_path = dir.join("tokenizer_config.json");
+        let mut config = TokenizerConfig::load(&config_path)?;
+        let special = config.special_tokens();
+        let id =
+            |wanted| special.iter().find(|(name, _)| *name == wanted).and_then(|(_, text)| inner.token_to_id(text));
+        let (bos, eos) = (id("bos_token"), id("eos_token"));
+        let beside = Some(dir.join("chat_template.jinja")).filter(|path| path.is_file());
+        let source = match args.chat_template.clone().or(beside) {
+            Some(file) => Some((std::fs::read_to_string(&file).map_err(Error::io(&file))?, file)),
+            None => config.chat_template.and_then(Templates::default).map(|source| (source, config_path)),
+        };
+        let compile =
+            |(source, path): (String, PathBuf)| ChatTemplate::new((source, &path), &special, &args.chat_template_arg);
+        Ok(Self { template: source.map(compile).transpose()?, path, inner, bos, eos })
     }
 
     /// Encodes a text, in which special tokens may be written out. Adds nothing.
@@ -57,13 +72,22 @@ impl Tokenizer {
         Ok(encoding.get_ids().to_vec())
     }
 
-    /// Encodes a text for a base model, with the tokens that the tokenizer adds, like BOS.
+    /// Encodes a text for a base model, with the tokens that the tokenizer adds, like BOS; one BOS if the text begins with it, too.
     ///
     /// # Errors
     /// [`Error::Model`] when the tokenizer fails.
     pub fn encode_raw(&self, text: &str) -> Result<Vec<u32>> {
         let encoding = self.inner.encode_fast(text, true).map_err(|err| self.error(&err))?;
-        Ok(encoding.get_ids().to_vec())
+        let ids = encoding.get_ids();
+        let doubled = ids.len() > 1 && ids[0] == ids[1] && Some(ids[0]) == self.bos;
+        Ok(ids[usize::from(doubled)..].to_vec())
+    }
+
+    /// The token that ends a turn, among those that end a completion, at least one: the tokenizer's EOS, or the first if that is not one
+    /// of them. Llama 3's models end a text with one token, and a turn with another.
+    #[must_use]
+    pub fn end_of_turn(&self, stops: &[u32]) -> u32 {
+        self.eos.filter(|eos| stops.contains(eos)).unwrap_or(stops[0])
     }
 
     /// Decodes token ids, leaving out special tokens and unknown ids.
@@ -108,13 +132,7 @@ fn parse(bytes: &[u8]) -> std::result::Result<tokenizers::Tokenizer, String> {
     parsed.map_err(|_| "the tokenizers crate panics on it".to_owned())?.map_err(|err| err.to_string())
 }
 
-/// Jinja, set up as transformers does it.
-struct ChatTemplate {
-    environment: Environment<'static>,
-    special_tokens: Vec<(&'static str, String)>,
-}
-
-/// The fields of `tokenizer_config.json` that matter to a template.
+/// The fields of `tokenizer_config.json` that matter here.
 #[derive(Default, Deserialize)]
 struct TokenizerConfig {
     chat_template: Option<Templates>,
@@ -126,77 +144,31 @@ struct TokenizerConfig {
 
 #[derive(Deserialize)]
 #[serde(untagged)]
-enum Templates {
-    One(String),
-    Named(Vec<NamedTemplate>),
-}
-
-#[derive(Deserialize)]
-struct NamedTemplate {
-    name: String,
-    template: String,
-}
-
-#[derive(Deserialize)]
-#[serde(untagged)]
 enum SpecialToken {
     Text(String),
     Described { content: String },
 }
 
-impl ChatTemplate {
-    /// Loads the template in `file`, else that of the directory, if there is one.
-    fn load(dir: &Path, file: Option<&Path>) -> Result<Option<Self>> {
-        let path = dir.join("tokenizer_config.json");
-        let config = match std::fs::read_to_string(&path) {
-            Err(err) if err.kind() == std::io::ErrorKind::NotFound => TokenizerConfig::default(),
-            read => serde_json::from_str(&read.map_err(Error::io(&path))?)
-                .map_err(|err| Error::model(&path, err.to_string()))?,
-        };
-        let beside = Some(dir.join("chat_template.jinja")).filter(|path| path.is_file());
-        let source = match file.map(Path::to_path_buf).or(beside) {
-            Some(file) => Some((std::fs::read_to_string(&file).map_err(Error::io(&file))?, file)),
-            None => config.chat_template.and_then(Templates::default).map(|source| (source, path)),
-        };
-        let Some((source, path)) = source else { return Ok(None) };
-        let special = [
-            ("bos_token", config.bos_token),
-            ("eos_token", config.eos_token),
-            ("pad_token", config.pad_token),
-            ("unk_token", config.unk_token),
-        ];
-        let special = special.into_iter().filter_map(|(name, token)| Some((name, token?.text())));
-        let template = Self::new(source, special.collect());
-        template.map(Some).map_err(|err| Error::model(&path, format!("chat template: {err:#}")))
-    }
-
-    fn new(source: String, special_tokens: Vec<(&'static str, String)>) -> std::result::Result<Self, minijinja::Error> {
-        let mut environment = Environment::new();
-        environment.set_fuel(Some(TEMPLATE_FUEL));
-        environment.set_trim_blocks(true);
-        environment.set_lstrip_blocks(true);
-        environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
-        environment.add_function("raise_exception", |message: String| -> std::result::Result<Value, _> {
-            Err(minijinja::Error::new(ErrorKind::InvalidOperation, message))
-        });
-        environment.add_template_owned("chat", source)?;
-        Ok(Self { environment, special_tokens })
-    }
-
-    fn render(&self, messages: &[Message]) -> std::result::Result<String, String> {
-        let template = self.environment.get_template("chat").expect("added in new");
-        let special = Value::from_iter(self.special_tokens.iter().map(|(name, text)| (*name, text.as_str())));
-        let context = context! { messages, add_generation_prompt => true, ..special };
-        template.render(context).map_err(|err| err.detail().map_or_else(|| err.to_string(), str::to_owned))
-    }
-}
-
-impl Templates {
-    fn default(self) -> Option<String> {
-        match self {
-            Self::One(template) => Some(template),
-            Self::Named(list) => list.into_iter().find(|named| named.name == "default").map(|named| named.template),
+impl TokenizerConfig {
+    /// Reads the file, which need not be there.
+    fn load(path: &Path) -> Result<Self> {
+        match std::fs::read_to_string(path) {
+            Err(err) if err.kind() == std::io::ErrorKind::NotFound => Ok(Self::default()),
+            read => {
+                serde_json::from_str(&read.map_err(Error::io(path))?).map_err(|err| Error::model(path, err.to_string()))
+            }
         }
+    }
+
+    /// The special tokens that it names, under the names of transformers.
+    fn special_tokens(&mut self) -> Vec<(&'static str, String)> {
+        let tokens = [
+            ("bos_token", self.bos_token.take()),
+            ("eos_token", self.eos_token.take()),
+            ("pad_token", self.pad_token.take()),
+            ("unk_token", self.unk_token.take()),
+        ];
+        tokens.into_iter().filter_map(|(name, token)| Some((name, token?.text()))).collect()
     }
 }
 
