@@ -1,22 +1,28 @@
 # What a user runs. `make train` and `make test` need Rust and a C compiler alone; with CUDA=1 all is built for NVIDIA GPUs, too,
 # which is the default where there is one and nvcc.
-.PHONY: all train step fork placebo test test-gpu chaos fuzz check check-cuda bench bench-gpu clean
+.PHONY: all lean train step fork placebo test test-gpu chaos fuzz check check-cuda bench bench-gpu clean
 .DELETE_ON_ERROR:
 
 CUDA ?= $(shell command -v nvcc >/dev/null && nvidia-smi >/dev/null 2>&1 && echo 1)
 FEATURES = $(if $(filter 1,$(CUDA)),--features cuda)
+# candle reads GGUF and runs teachers, and is two fifths of the build: a first `make train` goes without, until something else built it.
+LEAN = $(if $(wildcard target/release/deps/libcandle_core-*.rlib),,--no-default-features)
 
 all:
 	cargo build --release $(FEATURES)
 
+# What training needs.
+lean:
+	cargo build --release $(FEATURES) $(LEAN)
+
 # train: RECIPE=auto|tiny|from-scratch|qwen2.5-0.5b|qwen2.5-0.5b-small-gpu, SEED, NAME, SCORER and every number of the recipe can be set.
 # step: one iteration of the run that `make train` with the same RECIPE, SEED and NAME began.
 # fork: a new run from a checkpoint of an old one: RUN=old FROM=step_000100 NAME=new, and numbers that differ from there on.
-train step fork: all
+train step fork: lean
 	bash pipelines/$@.sh
 
 # The control: the same run with rewards dealt to the wrong completions must not improve.
-placebo: all
+placebo: lean
 	NAME=$${NAME:-placebo} SCORER="score --placebo $${SEED:-1}" bash pipelines/train.sh
 
 test:
@@ -37,11 +43,12 @@ fuzz:
 check:
 	cargo fmt --check
 	cargo clippy --all-targets $(FEATURES) -- -D warnings
+	cargo clippy $(FEATURES) --no-default-features -- -D warnings
 	RUSTDOCFLAGS='-D warnings' cargo doc --no-deps $(FEATURES)
 
 # Compiles and links everything for GPUs, without a GPU; without nvcc it first fetches one into target/.
 check-cuda:
-	bash pipelines/check-cuda.sh
+	bash tests/cuda/check.sh
 
 # PYTHON: a Python with the packages of tests/bench/peers/requirements*.txt; a peer that it lacks is left out.
 bench: all

@@ -1,5 +1,6 @@
 //! `gsm8k-prep`: turns GSM8K rows, or generated problems in their form, into prompts.
 
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -9,7 +10,7 @@ use grpo_pipes::command::{self, OutputArgs};
 use grpo_pipes::gsm8k::columns::AskedColumns;
 use grpo_pipes::gsm8k::demonstration::Sloppiness;
 use grpo_pipes::gsm8k::generate::{Problems, generate};
-use grpo_pipes::gsm8k::order::RowOrder;
+use grpo_pipes::gsm8k::order::{RowOrder, Steps};
 use grpo_pipes::gsm8k::prompt::{PromptStyle, SYSTEM_PROMPT};
 use grpo_pipes::gsm8k::source::{self, RowSource, RowStream};
 use grpo_pipes::gsm8k::{Split, run};
@@ -60,6 +61,12 @@ struct Args {
     /// Write at most N rows, the same in each epoch
     #[arg(long, value_name = "N")]
     limit: Option<usize>,
+    /// Write the rows of N steps, whole ones of each epoch
+    #[arg(long, value_name = "N", requires = "groups_per_step")]
+    steps: Option<usize>,
+    /// Rows per step of --steps
+    #[arg(long, value_name = "N", requires = "steps")]
+    groups_per_step: Option<NonZeroUsize>,
     /// File with the system prompt; an empty one means no system message [default: the XML format]
     #[arg(long, value_name = "FILE")]
     system_prompt: Option<PathBuf>,
@@ -101,7 +108,8 @@ fn prepare(args: &Args, out: &mut Output) -> Result<()> {
     let sloppy = Sloppiness { format: args.sloppy_format, arithmetic: args.sloppy_arithmetic };
     let demonstrations = args.demonstrations.then_some(sloppy);
     let style = PromptStyle { name: args.name.clone().unwrap_or(name), system, one_shot, demonstrations, seed };
-    let order = RowOrder { split, holdout, shuffle, seed, epochs, limit };
+    let steps = args.steps.zip(args.groups_per_step).map(|(count, rows)| Steps { count, rows: rows.get() });
+    let order = RowOrder { split, holdout, shuffle, seed, epochs, limit, steps };
     let skipped = run::prepare(rows, &order, &style, out)?;
     if skipped > 0 {
         let what = if args.demonstrations { "an answer and reasoning" } else { "an answer" };

@@ -31,9 +31,12 @@ struct Args {
     input: InputArgs,
     #[command(flatten)]
     output: OutputArgs,
-    /// Model directory or checkpoint, or a Hub id like Qwen/Qwen2.5-0.5B-Instruct
-    #[arg(long, value_name = "DIR|HUB_ID", required_unless_present = "follow")]
+    /// Model directory, checkpoint or GGUF file, or a Hub id like Qwen/Qwen2.5-0.5B-Instruct
+    #[arg(long, value_name = "DIR|GGUF|HUB_ID", required_unless_present = "follow")]
     model: Option<String>,
+    /// The GGUF file to take from the directory or Hub repository of --model
+    #[arg(long, value_name = "NAME", requires = "model")]
+    file: Option<String>,
     /// Sample for the whole run in this directory, in one pipe with `grpo-step --follow`: each step from the weights that the step
     /// before made, beginning with the first prompt that the run's policy was not trained on
     #[arg(long, value_name = "RUN", requires = "groups_per_step", conflicts_with_all = ["model", "text", "output"])]
@@ -131,7 +134,7 @@ impl Args {
                 };
                 Policy::Run(dir.clone(), options)
             }
-            (_, _, Some(model)) => Policy::Model(model.clone()),
+            (_, _, Some(model)) => Policy::Model(model.clone(), self.file.clone()),
             _ => unreachable!("clap requires --model, or --follow with --groups-per-step"),
         }
     }

@@ -6,10 +6,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 export PATH="$PWD/target/release:$PATH"
 
 say() { echo "$*" >&2; }
-die() {
-    say "error: $1"
-    exit "${2:-1}"
-}
+die() { say "error: $1" && exit "${2:-1}"; }
 
 # Begins the run of this RECIPE, SEED and NAME, or goes on with it.
 begin_run() {
@@ -26,14 +23,9 @@ begin_run() {
 # `auto` is the reference job where it can run fast, else the recipe that runs everywhere.
 choose_recipe() {
     local why="GPU and nvcc found"
-    RECIPE=tiny
-    if ! nvidia-smi >/dev/null 2>&1; then
-        why="no NVIDIA GPU found"
-    elif ! command -v nvcc >/dev/null; then
-        why="there is a GPU, but no nvcc to build for it"
-    else
-        RECIPE=qwen2.5-0.5b
-    fi
+    RECIPE=qwen2.5-0.5b
+    command -v nvcc >/dev/null || RECIPE=tiny why="there is a GPU, but no nvcc to build for it"
+    nvidia-smi >/dev/null 2>&1 || RECIPE=tiny why="no NVIDIA GPU found"
     say "recipe: $RECIPE ($why)"
 }
 
@@ -129,8 +121,8 @@ name_the_cause() {
 # rollout with this recipe's lengths. It takes the place of the shell, as the other stages of a pipe do, so that no shell stands between
 # a stage and what becomes of it.
 sample() {
-    exec rollout ${CHAT_TEMPLATE_ARG:+--chat-template-arg "$CHAT_TEMPLATE_ARG"} --dtype "$DTYPE" --max-prompt-tokens "$MAX_PROMPT_TOKENS" --max-completion-tokens "$MAX_COMPLETION_TOKENS" --seed "$SEED" \
-        --on-long-prompt truncate-left "$@"
+    exec rollout --max-prompt-tokens "$MAX_PROMPT_TOKENS" --max-completion-tokens "$MAX_COMPLETION_TOKENS" --on-long-prompt truncate-left \
+        ${CHAT_TEMPLATE_ARG:+--chat-template-arg "$CHAT_TEMPLATE_ARG"} --dtype "$DTYPE" --seed "$SEED" "$@"
 }
 
 sample_steps() {
@@ -161,10 +153,7 @@ learn() {
 learn_and_end() {
     local code=0
     (learn 2>&3) || code=$?
-    if [ "$code" -ne 0 ] && [ -f "$RUN/.scorer" ]; then
-        sleep 1
-        kill -KILL "$(cat "$RUN/.scorer")" || true
-    fi
+    [ "$code" -eq 0 ] || [ ! -f "$RUN/.scorer" ] || { sleep 1 && kill -KILL "$(cat "$RUN/.scorer")"; } || true
     rm -f "$RUN/.scorer"
     return "$code"
 }

@@ -6,22 +6,12 @@ begin_run
 say "run: $RUN (recipe $RECIPE, seed $SEED)"
 began=$SECONDS
 
-# The training order. An epoch gives whole steps only: the last few of its rows would share a step with the next epoch's, where
-# the same problem could come twice.
+# The training order.
 make_prompts() {
+    local wanted=$((STEPS * PROMPTS_PER_STEP))
     [ ! -f "$RUN/prompts.jsonl" ] || return 0
-    local wanted=$((STEPS * PROMPTS_PER_STEP)) epoch steps usable
     say "prompts: $wanted from $DATA"
-    prepare train "$wanted" --shuffle --epochs "$EPOCHS" -o "$RUN/.prompts.jsonl"
-    epoch=$(($(wc -l <"$RUN/.prompts.jsonl") / EPOCHS))
-    steps=$((epoch / PROMPTS_PER_STEP))
-    usable=$((steps * PROMPTS_PER_STEP))
-    [ $((steps * EPOCHS)) -ge "$STEPS" ] || die "$EPOCHS epochs of $epoch problems are $((steps * EPOCHS)) steps; set EPOCHS or STEPS" 2
-    awk -v epoch="$epoch" -v usable="$usable" -v wanted="$wanted" \
-        '(NR - 1) % epoch < usable && written < wanted { print; written++ }' "$RUN/.prompts.jsonl" >"$RUN/.ordered.jsonl"
-    rm "$RUN/.prompts.jsonl"
-    sync "$RUN/.ordered.jsonl" # before its name says that it is whole
-    mv "$RUN/.ordered.jsonl" "$RUN/prompts.jsonl"
+    prepare train "$wanted" --shuffle --epochs "$EPOCHS" --steps "$STEPS" --groups-per-step "$PROMPTS_PER_STEP" -o "$RUN/prompts.jsonl"
 }
 
 # Step 0: a supervised start, or the model as it is. Either way a directory of its own, whose optimizer starts afresh.

@@ -19,6 +19,8 @@ pub mod reward;
 pub mod tokenizer;
 
 pub mod engine;
+#[cfg(feature = "candle")]
+pub mod gguf;
 pub mod gpu;
 pub mod model;
 pub mod optim;

@@ -19,7 +19,7 @@ MODEL_FILES=${MODEL:-../shared/qwen2.5-0.5b-instruct} # config and tokenizer; we
 
 pack() {
     local home suite
-    home=${CUDA_HOME:-$(bash pipelines/cuda-toolchain.sh)}
+    home=${CUDA_HOME:-$(bash tests/cuda/toolchain.sh)}
     export CUDA_HOME=$home CUDA_ARCHS=$ARCHS
     suite=$(cargo test --release --features cuda --test suite --no-run --message-format=json |
         sed -n 's/.*"executable":"\([^"]*suite-[^"]*\)".*/\1/p' | tail -n 1)

@@ -19,6 +19,7 @@ measure_large() {
         training large_training "$model" 1 3 2
     done
     measure_decode
+    measure_gguf
     weights=$(calculate "$(stat -c %s "$model/model.safetensors") / 1048576")
 }
 

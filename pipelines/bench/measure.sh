@@ -24,7 +24,7 @@ run() {
 peer() {
     local name=$1 setting chosen=$WORK/$1.setting
     case $2 in
-    llama) [ -n "$llama" ] || return 0 ;;
+    llama*) [ -n "$llama" ] || return 0 ;;
     *) [ -n "$versions" ] || return 0 ;;
     esac
     [ "$settings" != "${settings% *}" ] || echo "$settings" >"$chosen"

@@ -38,6 +38,7 @@ speed_rows() {
     row '0.5B: sampling, 16 sequences of 16 prompts, 64 tokens; `generate`' tokens/s large_prompts 2x
     row '0.5B: weights in bf16, 16 sequences of 1 prompt, 64 tokens' tokens/s large_bf16 -
     row '0.5B: training step, 4 x 220 tokens; plain PyTorch' s large_training 1x
+    gguf_rows
     row '`score`; the five functions in Python' records/s score '200,000 records/s'
 }
 
@@ -72,6 +73,7 @@ $(speed_rows)
 
 Tiny shape: $(split_line 15)
 $(decode_table)
+$(families_table)
 
 | peak memory | ours [MiB] | peer [MiB] | wanted |
 |---|---|---|---|

@@ -2,7 +2,7 @@
 # Speed and memory of the commands, and of PyTorch, transformers, TRL and llama.cpp at the same work in the same run. A Markdown report on stdout.
 # PYTHON has the packages of tests/bench/peers/requirements*.txt; a peer that it lacks is left out. LARGE= leaves out the 0.5B shape.
 . "$(dirname "$0")/../common.sh"
-for part in measure tiny large decode report; do . "pipelines/bench/$part.sh"; done
+for part in measure tiny large decode families gguf report; do . "pipelines/bench/$part.sh"; done
 
 PYTHON=${PYTHON:-python3}
 THREADS=${THREADS:-2}
@@ -31,5 +31,6 @@ llama=$(package_versions llama-cpp-python gguf)
 [ -n "$versions" ] || say "$PYTHON lacks the packages of $peers/requirements.txt: they are left out"
 [ -n "$llama" ] || say "$PYTHON lacks the packages of $peers/requirements-llama.txt: llama.cpp is left out"
 measure_tiny
+measure_families
 if [ -d "$LARGE" ]; then measure_large; else say "no ${LARGE:-LARGE}: the 0.5B shape is left out"; fi
 report

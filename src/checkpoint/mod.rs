@@ -74,6 +74,15 @@ pub fn identity(dir: &Path) -> Result<Identity> {
     Ok(Identity { policy_id, step: 0 })
 }
 
+/// Identifies the weights in a single file of any format.
+///
+/// # Errors
+/// [`Error::Io`] when it cannot be read.
+pub fn identity_of_file(path: &Path) -> Result<Identity> {
+    let hash = state::checksum(path).map_err(Error::io(path))?;
+    Ok(Identity { policy_id: short_id(hash), step: 0 })
+}
+
 /// An id hashed from several parts. The length of each part is hashed too, so that moving a border between parts changes the id.
 #[must_use]
 pub fn derive_id(parts: &[&[u8]]) -> String {
@@ -241,7 +250,7 @@ mod tests {
     use super::*;
 
     fn start(dir: &Path) {
-        fs::write(dir.join("config.json"), r#"{"b":1,"torch_dtype":"bfloat16","a":2}"#).unwrap();
+        fs::write(dir.join("config.json"), r#"{"model_type":"qwen2","b":1,"torch_dtype":"bfloat16","a":2}"#).unwrap();
         fs::write(dir.join("tokenizer.json"), "{}").unwrap();
         fs::write(dir.join(WEIGHTS), b"weights").unwrap();
     }

@@ -4,6 +4,8 @@
 //! of a prompt are computed once and shared by the samples of its group. A completion depends on (seed, step, prompt, sample) alone: the
 //! model computes the same logits in any batch, and [`crate::numbers::rng`] makes the same draws in any order.
 
+#[cfg(feature = "candle")]
+mod candle;
 mod cpu;
 mod decoder;
 mod gpu;
@@ -20,6 +22,8 @@ use crate::numbers::rng::Stream;
 use crate::process::cancel::Stop;
 use crate::process::read_ahead::ReadAhead;
 
+#[cfg(feature = "candle")]
+pub use candle::{CandleDecoder, Teacher};
 pub use cpu::CpuDecoder;
 pub use decoder::{Decoder, Drawn, Prefill};
 pub use gpu::{GpuDecoder, GpuOptions};

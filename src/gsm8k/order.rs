@@ -19,6 +19,17 @@ pub struct RowOrder {
     pub epochs: u64,
     /// The most rows: the first ones of the first epoch, the same in each epoch.
     pub limit: Option<usize>,
+    /// Steps of training to fill, instead of whole epochs.
+    pub steps: Option<Steps>,
+}
+
+/// Steps of training, and the rows of each.
+#[derive(Debug, Clone, Copy)]
+pub struct Steps {
+    /// How many steps.
+    pub count: usize,
+    /// Rows per step, at least 1.
+    pub rows: usize,
 }
 
 impl RowOrder {
@@ -36,7 +47,35 @@ impl RowOrder {
     /// Whether rows come in the order of the file, so that none waits for another.
     #[must_use]
     pub fn is_natural(&self) -> bool {
-        !self.shuffle && self.holdout == 0 && self.epochs == 1
+        !self.shuffle && self.holdout == 0 && self.epochs == 1 && self.steps.is_none()
+    }
+
+    /// Indices of all rows to write among `count` rows, each with its epoch.
+    ///
+    /// With steps, an epoch gives whole ones only: its last few rows would share a step with the next epoch's, where the same problem
+    /// could come twice.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] when the epochs do not fill the steps, and as [`RowOrder::epoch`].
+    pub fn all(&self, count: usize) -> Result<Vec<(usize, u64)>> {
+        let mut places = Vec::new();
+        for epoch in 0..self.epochs {
+            let mut rows = self.epoch(count, epoch)?;
+            let whole = self.steps.map_or(rows.len(), |steps| rows.len() - rows.len() % steps.rows);
+            rows.truncate(whole);
+            places.extend(rows.into_iter().map(|place| (place, epoch)));
+        }
+        if let Some(Steps { count: steps, rows }) = self.steps {
+            if places.len() < steps * rows {
+                let (epochs, filled) = (self.epochs, places.len() / rows);
+                let epoch = self.epoch(count, 0)?.len();
+                return Err(Error::Usage(format!(
+                    "{epochs} epochs of {epoch} problems are {filled} steps; set --epochs or --steps"
+                )));
+            }
+            places.truncate(steps * rows);
+        }
+        Ok(places)
     }
 
     /// Indices of an epoch's rows among `count` rows.
@@ -72,7 +111,7 @@ mod tests {
     use super::*;
 
     fn order(split: Split, holdout: usize, shuffle: bool) -> RowOrder {
-        RowOrder { split, holdout, shuffle, seed: 4, epochs: 1, limit: None }
+        RowOrder { split, holdout, shuffle, seed: 4, epochs: 1, limit: None, steps: None }
     }
 
     fn sorted(mut rows: Vec<usize>) -> Vec<usize> {
@@ -99,6 +138,19 @@ mod tests {
         assert_eq!(epochs[0].len(), 20);
         assert!(epochs[0] != epochs[1] && epochs[1] != epochs[2]);
         assert!(epochs.iter().all(|rows| sorted(rows.clone()) == sorted(epochs[0].clone())));
+    }
+
+    #[test]
+    fn steps_take_whole_ones_of_each_epoch_and_no_more_than_asked_for() {
+        let order =
+            |count| RowOrder { epochs: 3, steps: Some(Steps { count, rows: 4 }), ..order(Split::Train, 0, true) };
+        let all = order(5).all(11).unwrap();
+        let epochs: Vec<Vec<usize>> = (0..3).map(|epoch| order(5).epoch(11, epoch).unwrap()).collect();
+        let of = |epoch: usize, count| epochs[epoch][..count].iter().map(move |row| (*row, epoch as u64));
+        assert_eq!(all, of(0, 8).chain(of(1, 8)).chain(of(2, 4)).collect::<Vec<_>>());
+        let refused = order(7).all(11).unwrap_err();
+        assert_eq!(refused.to_string(), "3 epochs of 11 problems are 6 steps; set --epochs or --steps");
+        assert_eq!(refused.exit_code(), 2);
     }
 
     #[test]

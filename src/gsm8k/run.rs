@@ -30,9 +30,7 @@ pub fn prepare(rows: RowStream, order: &RowOrder, style: &PromptStyle, out: &mut
         answered.by_ref().take(order.limit.unwrap_or(usize::MAX)).try_for_each(|row| write(&row?, 0))?;
     } else {
         let rows = answered.by_ref().collect::<Result<Vec<Row>>>()?;
-        for epoch in 0..order.epochs {
-            order.epoch(rows.len(), epoch)?.into_iter().try_for_each(|place| write(&rows[place], epoch))?;
-        }
+        order.all(rows.len())?.into_iter().try_for_each(|(place, epoch)| write(&rows[place], epoch))?;
     }
     drop(answered);
     Ok(skipped)

@@ -36,7 +36,7 @@ pub struct TokenStats {
 /// dLoss / dlogprob of a target, given its index and its log-probability; called in any order.
 pub type Slope<'a> = &'a (dyn Fn(usize, f32) -> f32 + Sync);
 
-/// A part of a batch that one thread runs: whole families of sequences.
+/// A part of a batch that one thread runs: whole bundles of sequences.
 pub struct BatchSlice {
     /// Its sequences.
     pub packed: Packed,
@@ -72,17 +72,17 @@ impl Packed {
     pub(super) fn check(&self, targets: &[Target], model: &Model) {
         assert_eq!(self.starts.last(), Some(&self.tokens.len()), "starts end with the number of tokens");
         assert_eq!(self.starts.len(), self.prefixes.len() + 1, "each sequence has a prefix or none");
-        let mut family = 0;
+        let mut bundle = 0;
         for (i, prefix) in self.prefixes.iter().enumerate() {
-            family = if prefix.is_none() { i } else { family };
-            assert!(prefix.is_none_or(|prefix| prefix == family && i > 0), "a sequence follows its prefix");
+            bundle = if prefix.is_none() { i } else { bundle };
+            assert!(prefix.is_none_or(|prefix| prefix == bundle && i > 0), "a sequence follows its prefix");
         }
         assert!(targets.iter().all(|target| target.row < self.tokens.len()), "targets follow a token");
         let last = self.positions().into_iter().max().unwrap_or(0) as usize;
         assert!(last < model.rope().positions(), "callers refuse sequences longer than the model's positions");
     }
 
-    /// Cuts the batch after each family (a sequence and those that continue it) that brings a slice to `size` tokens.
+    /// Cuts the batch after each bundle (a sequence and those that continue it) that brings a slice to `size` tokens.
     pub(super) fn slices(&self, targets: &[Target], size: usize) -> Vec<BatchSlice> {
         let (mut slices, mut from, mut first) = (Vec::new(), 0, 0);
         let count = self.prefixes.len();
@@ -102,7 +102,7 @@ impl Packed {
             slices.push(BatchSlice { packed, targets, first });
             (from, first) = (to, next);
         }
-        assert_eq!(first, targets.len(), "targets in the order of their families");
+        assert_eq!(first, targets.len(), "targets in the order of their bundles");
         slices
     }
 }

@@ -21,6 +21,14 @@ pub fn has_weights(dir: &Path) -> bool {
     dir.join(WEIGHTS).exists() || dir.join(INDEX).exists()
 }
 
+/// The `model_type` in the config of a directory; empty if there is none.
+#[must_use]
+pub fn model_type(dir: &Path) -> String {
+    let text = std::fs::read_to_string(dir.join(CONFIG)).unwrap_or_default();
+    let config: Value = serde_json::from_str(&text).unwrap_or_default();
+    config["model_type"].as_str().unwrap_or_default().to_owned()
+}
+
 /// Refuses a path that is not a model directory, or is one of an unsupported kind.
 ///
 /// # Errors
@@ -86,7 +94,8 @@ pub fn unsupported(names: &[String], adapter: &Path) -> Option<String> {
         return Some(format!("the weights are a pickle, {name}, which is not read: {convert}"));
     }
     if let Some(name) = found(is_gguf) {
-        return Some(format!("{name} is GGUF, which is not read: use the model's safetensors, from which it was made"));
+        let how = "`rollout` samples from it with --file, and training needs the safetensors from which it was made";
+        return Some(format!("{name} is GGUF: {how}"));
     }
     if let Some(name) = found(is_of_another_library) {
         return Some(format!("the weights are {name}, which is not read: use the model's {WEIGHTS}"));
@@ -102,7 +111,9 @@ fn is_pickle(name: &str) -> bool {
     weights && [".bin", ".pt", ".pth", ".bin.index.json"].iter().any(|end| name.ends_with(end))
 }
 
-fn is_gguf(name: &str) -> bool {
+/// Whether this is the name of a GGUF file.
+#[must_use]
+pub fn is_gguf(name: &str) -> bool {
     name.to_ascii_lowercase().ends_with(".gguf")
 }
 
@@ -115,7 +126,7 @@ fn is_of_another_library(name: &str) -> bool {
 pub fn not_a_directory(path: &Path) -> String {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     if is_gguf(&name) {
-        return "a GGUF file, which is not read: give the directory of the model's safetensors, from which it was made"
+        return "a GGUF file, which only `rollout` reads: give the directory of the model's safetensors, from which it was made"
             .into();
     }
     format!("a file; a model is a directory with {CONFIG}, {WEIGHTS} and tokenizer.json")

@@ -46,7 +46,10 @@ use weights::ParameterValues;
 pub use batch::{Packed, Slope, Target, TokenStats};
 pub use cache::KvCache;
 pub use config::{Config, Family, complete};
-pub use directory::{ADAPTER, CONFIG, INDEX, WEIGHTS, check, has_weights, not_a_directory, unsupported, weight_files};
+pub use directory::{
+    ADAPTER, CONFIG, INDEX, WEIGHTS, check, has_weights, is_gguf, model_type, not_a_directory, unsupported,
+    weight_files,
+};
 pub use head::Normalizer;
 pub use infer::DecodeRow;
 pub use parameters::{Parameter, ParameterList};
@@ -103,6 +106,23 @@ impl<W: Number> Transformer<W> {
         let config = Config::load(dir)?;
         let weights = weights::load(dir, &config)?;
         Ok(Self::new(config, weights))
+    }
+
+    /// A transformer of this shape with the numbers that `read` returns for each parameter, in the order of [`Config::stored`]. It gets the
+    /// parameter's layer, if it is in one, the parameter, and its shape.
+    ///
+    /// # Errors
+    /// Those of `read`.
+    pub fn from_parameters(
+        config: &Config,
+        mut read: impl FnMut(Option<usize>, Parameter, &[usize]) -> Result<Vec<f32>>,
+    ) -> Result<Self> {
+        let list = config.stored();
+        let one = |(layer, parameter, shape): (Option<usize>, Parameter, &[usize])| {
+            Ok(ParameterValues::of(&read(layer, parameter, shape)?, shape))
+        };
+        let weights = list.places().map(one).collect::<Result<Vec<_>>>()?;
+        Ok(Self::new(config.clone(), weights))
     }
 
     fn new(config: Config, weights: Vec<ParameterValues<W>>) -> Self {

@@ -105,23 +105,28 @@ impl ParameterList {
         self.of_model(Parameter::LmHead).or_else(|| self.of_model(Parameter::EmbedTokens))
     }
 
+    /// Each parameter's layer, if it is in one, the parameter, and its shape.
+    pub fn places(&self) -> impl Iterator<Item = (Option<usize>, Parameter, &[usize])> {
+        fn of((parameter, shape): &Shaped, layer: Option<usize>) -> (Option<usize>, Parameter, &[usize]) {
+            (layer, *parameter, shape)
+        }
+        let layers = (0..self.layers).flat_map(|layer| self.layer.iter().map(move |one| of(one, Some(layer))));
+        self.before.iter().map(|one| of(one, None)).chain(layers).chain(self.after.iter().map(|one| of(one, None)))
+    }
+
     /// Each parameter and its shape.
     pub fn iter(&self) -> impl Iterator<Item = (Parameter, &[usize])> {
-        let layers = (0..self.layers).flat_map(|_| &self.layer);
-        self.before.iter().chain(layers).chain(&self.after).map(|(parameter, shape)| (*parameter, &**shape))
+        self.places().map(|(_, parameter, shape)| (parameter, shape))
     }
 
     /// Each parameter's whole name and its shape.
     #[must_use]
     pub fn named(&self) -> Vec<(String, Vec<usize>)> {
-        let of_layer = |layer| {
-            self.layer
-                .iter()
-                .map(move |(parameter, shape)| (format!("model.layers.{layer}.{}", parameter.name()), shape.clone()))
+        let name = |layer: Option<usize>, parameter: Parameter| match layer {
+            Some(layer) => format!("model.layers.{layer}.{}", parameter.name()),
+            None => parameter.name().to_owned(),
         };
-        let own = |(parameter, shape): &Shaped| (parameter.name().to_owned(), shape.clone());
-        let layers = (0..self.layers).flat_map(of_layer);
-        self.before.iter().map(own).chain(layers).chain(self.after.iter().map(own)).collect()
+        self.places().map(|(layer, parameter, shape)| (name(layer, parameter), shape.to_vec())).collect()
     }
 }
 

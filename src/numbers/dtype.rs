@@ -47,6 +47,16 @@ impl Dtype {
         }
     }
 
+    /// The nearest number of this type, ties to even.
+    #[must_use]
+    pub fn rounded(self, value: f32) -> f32 {
+        match self {
+            Self::F32 => value,
+            Self::Bf16 => bf16::from_f32(value).to_f32(),
+            Self::F16 => f16::from_f32(value).to_f32(),
+        }
+    }
+
     /// Whether `value` is still finite once it is rounded to this type.
     #[must_use]
     pub fn holds(self, value: f32) -> bool {

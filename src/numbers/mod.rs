@@ -3,5 +3,6 @@
 pub mod aligned;
 pub mod dtype;
 pub mod mean;
+pub mod quantization;
 pub mod rng;
 pub mod tensors;

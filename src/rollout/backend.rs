@@ -1,10 +1,14 @@
 //! Samples on the CPU, or on a GPU that keeps its memory from one step of a run to the next.
 
 use std::path::Path;
+#[cfg(feature = "candle")]
+use std::sync::Arc;
 
 use half::bf16;
 
-use super::{ModelLimits, RolloutJob};
+use super::{ModelLimits, RolloutJob, Source};
+#[cfg(feature = "candle")]
+use crate::engine::{CandleDecoder, Teacher};
 use crate::engine::{CpuDecoder, Decoder, Engine, GpuDecoder, GpuOptions, Request, Settings, Sink, Work};
 use crate::error::{Error, Result};
 use crate::gpu::device::{ComputeDevice, DtypeChoice};
@@ -39,12 +43,15 @@ enum Loaded {
     Cpu(Model),
     /// The same with weights of half the size.
     CpuBf16(Transformer<bf16>),
+    /// The decoder borrows it, too.
+    #[cfg(feature = "candle")]
+    Candle(Arc<Teacher>),
     /// The decoder has a copy of the weights.
     Gpu(Box<GpuDecoder>),
 }
 
 impl SamplingBackend {
-    /// Loads the model in `dir` to the job's device, and sets `max_sequences` to what fits there. `say` gets one line that names the
+    /// Loads a model to the job's device, and sets `max_sequences` to what fits there. `say` gets one line that names the
     /// device, the number types and the plan of a GPU's memory.
     ///
     /// # Errors
@@ -52,7 +59,7 @@ impl SamplingBackend {
     /// those of [`Transformer::load`].
     pub fn open(
         job: &RolloutJob,
-        dir: &Path,
+        model: &Source,
         limits: ModelLimits,
         settings: &mut Settings,
         say: impl FnOnce(&str),
@@ -61,13 +68,19 @@ impl SamplingBackend {
         if !(options.gpu_memory_fraction > 0.0 && options.gpu_memory_fraction <= 1.0) {
             return Err(Error::Usage("gpu-memory-fraction is not above 0 and at most 1".into()));
         }
+        #[cfg(feature = "candle")]
+        if let Some(teacher) = &model.teacher {
+            settings.max_sequences = job.sizes.sequences(|_| Ok(true))?;
+            let loaded = Loaded::of_candle(options, teacher, say)?;
+            return Ok(Self { loaded, stop: job.stop.clone() });
+        }
         let loaded = match &options.device.gpu {
             None => {
                 settings.max_sequences = job.sizes.sequences(|_| Ok(true))?;
-                Loaded::on_cpu(options, dir, &job.stop, say)?
+                Loaded::on_cpu(options, model, &job.stop, say)?
             }
             Some(gpu) => {
-                let model = Model::load(dir)?;
+                let model: Model = model.load()?;
                 let on = GpuOptions {
                     dtype: options.dtype.on(&**gpu)?,
                     max_prompt_tokens: limits.prompt_tokens.min(limits.positions),
@@ -95,6 +108,8 @@ impl SamplingBackend {
         match &mut self.loaded {
             Loaded::Cpu(model) => run(&mut CpuDecoder::new(model, settings)),
             Loaded::CpuBf16(model) => run(&mut CpuDecoder::new(model, settings)),
+            #[cfg(feature = "candle")]
+            Loaded::Candle(teacher) => run(&mut CandleDecoder::new(teacher, settings)),
             Loaded::Gpu(decoder) => run(&mut **decoder),
         }
     }
@@ -117,8 +132,10 @@ impl SamplingBackend {
     /// Those of [`Transformer::load`], and [`Error::Device`].
     pub fn set_weights(&mut self, dir: &Path) -> Result<()> {
         match &mut self.loaded {
-            Loaded::Cpu(model) => *model = load(dir, &self.stop)?,
-            Loaded::CpuBf16(model) => *model = load(dir, &self.stop)?,
+            Loaded::Cpu(model) => *model = stopped_by(Transformer::load(dir)?, &self.stop),
+            Loaded::CpuBf16(model) => *model = stopped_by(Transformer::load(dir)?, &self.stop),
+            #[cfg(feature = "candle")]
+            Loaded::Candle(_) => return Err(Error::model(dir, "a run trains what the engine runs")),
             Loaded::Gpu(decoder) if has_weights(dir) => decoder.set_weights(&Model::load(dir)?)?,
             Loaded::Gpu(decoder) => decoder.take_offered_weights()?,
         }
@@ -126,22 +143,36 @@ impl SamplingBackend {
     }
 }
 
-fn load<W: Number>(dir: &Path, stop: &Stop) -> Result<Transformer<W>> {
-    let mut model = Transformer::load(dir)?;
+fn stopped_by<W: Number>(mut model: Transformer<W>, stop: &Stop) -> Transformer<W> {
     model.stop_with(stop);
-    Ok(model)
+    model
 }
 
 impl Loaded {
-    fn on_cpu(options: &BackendOptions, dir: &Path, stop: &Stop, say: impl FnOnce(&str)) -> Result<Self> {
-        match options.dtype {
+    #[cfg(feature = "candle")]
+    fn of_candle(options: &BackendOptions, teacher: &Arc<Teacher>, say: impl FnOnce(&str)) -> Result<Self> {
+        if !matches!(options.dtype, DtypeChoice::Auto | DtypeChoice::F32) {
+            return Err(Error::Usage("--dtype: candle computes in f32, from weights as they are stored".into()));
+        }
+        say(&options.device.on_cpu("by candle, in f32"));
+        Ok(Self::Candle(Arc::clone(teacher)))
+    }
+
+    fn on_cpu(options: &BackendOptions, model: &Source, stop: &Stop, say: impl FnOnce(&str)) -> Result<Self> {
+        // Rounding quantised numbers once more to 16 bits changes them less than quantisation did.
+        let dtype = match options.dtype {
+            DtypeChoice::Auto if model.is_quantized() => DtypeChoice::Bf16,
+            DtypeChoice::Auto => DtypeChoice::F32,
+            chosen => chosen,
+        };
+        match dtype {
             DtypeChoice::Auto | DtypeChoice::F32 => {
                 say(&options.device.on_cpu("weights in f32"));
-                load(dir, stop).map(Self::Cpu)
+                model.load().map(|model| Self::Cpu(stopped_by(model, stop)))
             }
             DtypeChoice::Bf16 => {
                 say(&options.device.on_cpu("weights in bf16"));
-                load(dir, stop).map(Self::CpuBf16)
+                model.load().map(|model| Self::CpuBf16(stopped_by(model, stop)))
             }
             DtypeChoice::F16 => Err(Error::Usage("--dtype f16: the CPU holds weights in f32 or bf16".into())),
         }

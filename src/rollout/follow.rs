@@ -10,7 +10,7 @@ use std::time::{Instant, SystemTime};
 
 use super::backend::SamplingBackend;
 use super::records::RecordWriter;
-use super::{NAME, Ready, RolloutJob};
+use super::{NAME, Ready, RolloutJob, Source};
 use crate::checkpoint::{Identity, State, identity};
 use crate::engine::{Completion, Request, Sink, Work};
 use crate::error::{Error, Result};
@@ -53,7 +53,7 @@ fn sample(job: RolloutJob, run: &Run, options: FollowOptions, mut input: Input, 
     input.skip_consumed(State::load(&dir)?.map_or(0, |state| state.prompts_consumed))?;
     let stop = job.stop.clone();
     let Ready { mut backend, mut settings, mut origin, tokenizer, mut requests } =
-        Ready::new(job, &dir, Some(options.groups_per_step))?;
+        Ready::new(job, &Source::open(&dir)?, Some(options.groups_per_step))?;
     let mut requests = read_ahead(input, move |line| requests.build(line));
     let say = |words: &str| note(NAME, words);
     let _trainer = PeerWatch::start(run, Role::Train, &stop);

@@ -8,22 +8,23 @@ mod follow;
 mod records;
 mod requests;
 mod sizes;
+mod source;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use crate::checkpoint::{self, hub};
+use crate::checkpoint::hub;
 use crate::engine::Settings;
 use crate::error::{Error, Result};
 use crate::lines::batches::read_ahead;
 use crate::lines::jsonl::{Input, Output};
-use crate::model::{Config, Sampling};
+use crate::model::Sampling;
 use crate::process::cancel::Stop;
 use crate::process::message::detail;
 use crate::process::progress::Progress;
 use crate::run::Run;
-use crate::tokenizer::{TemplateArgs, Tokenizer, stop_ids};
+use crate::tokenizer::{TemplateArgs, Tokenizer};
 
 pub use backend::BackendOptions;
 use backend::SamplingBackend;
@@ -32,14 +33,15 @@ use follow::follow;
 pub use records::{Origin, RecordWriter};
 pub use requests::{LineFormat, LongPrompt, ModelLimits, PromptOptions, RequestBuilder};
 pub use sizes::RequestedSizes;
+pub use source::Source;
 
 const NAME: &str = "rollout";
 
 /// The weights to sample from.
 #[derive(Debug, Clone)]
 pub enum Policy {
-    /// A model directory, a checkpoint, or the Hub id of a model.
-    Model(String),
+    /// A model directory, a checkpoint, a GGUF file, or the Hub id of a model; and the name of a file in it.
+    Model(String, Option<String>),
     /// Those of each step of the run in this directory.
     Run(PathBuf, FollowOptions),
 }
@@ -72,28 +74,28 @@ pub struct RolloutJob {
 pub fn run(policy: &Policy, mut job: RolloutJob, file: &Path, out: &mut Output) -> Result<()> {
     // Signals are handled only after a download, which they should end at once.
     let model = match policy {
-        Policy::Model(spec) => Some(hub::model_dir(spec)?),
+        Policy::Model(spec, file) => Some(Source::open(&hub::model(spec, file.as_deref(), &Source::other_types())?)?),
         Policy::Run(..) => None,
     };
     job.stop = Stop::on_signals()?;
     let input = Input::open_until(file, &job.stop)?;
     match (policy, model) {
-        (_, Some(dir)) => sample(job, &dir, input, out),
+        (_, Some(model)) => sample(job, &model, input, out),
         (Policy::Run(..), _) if job.prompts.on_long == LongPrompt::Skip => Err(Error::Usage(
             "--on-long-prompt skip does not go with --follow: each step takes a fixed range of prompts".into(),
         )),
         (Policy::Run(dir, options), _) => follow(job, &Run::new(dir), *options, input, out),
-        (Policy::Model(_), None) => unreachable!("opened above"),
+        (Policy::Model(..), None) => unreachable!("opened above"),
     }
 }
 
-/// Samples a group for each line of `input` from the model in `dir`.
+/// Samples a group for each line of `input` from a model.
 ///
 /// # Errors
 /// [`Error::Usage`] for options that do not fit together or the model, [`Error::Record`] for a line (those before it are sampled and
 /// written first), and the errors of the model, the device, the output and the stop.
-pub fn sample(job: RolloutJob, dir: &Path, input: Input, out: &mut Output) -> Result<()> {
-    let Ready { mut backend, settings, origin, tokenizer, mut requests } = Ready::new(job, dir, None)?;
+pub fn sample(job: RolloutJob, model: &Source, input: Input, out: &mut Output) -> Result<()> {
+    let Ready { mut backend, settings, origin, tokenizer, mut requests } = Ready::new(job, model, None)?;
     let skipped = requests.skipped();
     let mut progress = Progress::new(NAME);
     let requests = read_ahead(input, move |line| requests.build(line));
@@ -113,32 +115,32 @@ struct Ready {
 }
 
 impl Ready {
-    /// Opens the model in `dir` and checks that the job fits it; see [`RequestBuilder::new`] for `unique_among`.
-    fn new(job: RolloutJob, dir: &Path, unique_among: Option<usize>) -> Result<Self> {
+    /// Loads a model and checks that the job fits it; see [`RequestBuilder::new`] for `unique_among`.
+    fn new(job: RolloutJob, model: &Source, unique_among: Option<usize>) -> Result<Self> {
         job.sampling.check()?;
-        let system = job.prompts.format.system_prompt(dir)?;
-        let config = Config::load(dir)?;
-        let identity = checkpoint::identity(dir)?;
-        let lengths = job.sizes.lengths(config.positions())?;
+        let system = job.prompts.format.system_prompt(model.dir())?;
+        let fits = model.limits()?;
+        let identity = model.identity()?;
+        let lengths = job.sizes.lengths(fits.positions)?;
         let mut settings = Settings {
             group_size: job.group_size,
             max_sequences: 0, // chosen by the backend
             max_completion_tokens: lengths.completion,
             sampling: job.sampling,
-            stop_ids: stop_ids(dir)?,
+            stop_ids: model.stop_ids()?,
             seed: job.seed,
             step: identity.step,
         };
         let limits = ModelLimits {
             prompt_tokens: lengths.prompt,
-            positions: config.positions() - lengths.completion,
-            vocabulary: config.vocab_size,
+            positions: fits.positions - lengths.completion,
+            vocabulary: fits.vocabulary,
         };
-        let tokenizer = Arc::new(Tokenizer::with_template(dir, &job.template)?);
+        let tokenizer = Arc::new(model.tokenizer(&job.template)?);
         if !job.prompts.raw {
             tokenizer.check_template()?;
         }
-        let backend = SamplingBackend::open(&job, dir, limits, &mut settings, |words| detail(NAME, words))?;
+        let backend = SamplingBackend::open(&job, model, limits, &mut settings, |words| detail(NAME, words))?;
         let origin = Origin { step: identity.step, identity, seed: job.seed, temperature: job.sampling.temperature };
         let requests = RequestBuilder::new(job.prompts, system, limits, Arc::clone(&tokenizer), unique_among);
         Ok(Self { backend, settings, origin, tokenizer, requests })

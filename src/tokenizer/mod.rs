@@ -43,24 +43,43 @@ impl Tokenizer {
     pub fn with_template(dir: &Path, args: &TemplateArgs) -> Result<Self> {
         let path = dir.join("tokenizer.json");
         let bytes = std::fs::read(&path).map_err(Error::io(&path))?;
-        let mut inner = parse(&bytes).map_err(|what| Error::model(&path, what))?;
+        let config_path = dir.join("tokenizer_config.json");
+        let config = TokenizerConfig::load(&config_path)?;
+        let beside = Some(dir.join("chat_template.jinja")).filter(|path| path.is_file());
+        Self::new((&path, &bytes), (&config_path, config), args.chat_template.clone().or(beside), args)
+    }
+
+    /// A tokenizer from the contents of its `tokenizer.json` and its `tokenizer_config.json`, which the file `path` holds.
+    ///
+    /// # Errors
+    /// Those of [`Tokenizer::load`].
+    pub fn of_json(path: &Path, [tokenizer, config]: [serde_json::Value; 2], args: &TemplateArgs) -> Result<Self> {
+        let config = serde_json::from_value(config).map_err(|err| Error::model(path, err.to_string()))?;
+        Self::new((path, tokenizer.to_string().as_bytes()), (path, config), args.chat_template.clone(), args)
+    }
+
+    /// `template` is a file with a template that replaces the config's.
+    fn new(
+        (path, bytes): (&Path, &[u8]),
+        (config_path, mut config): (&Path, TokenizerConfig),
+        template: Option<PathBuf>,
+        args: &TemplateArgs,
+    ) -> Result<Self> {
+        let mut inner = parse(bytes).map_err(|what| Error::model(path, what))?;
         // The file holds the settings of its last use; prompts are cut only where the user is told.
         inner.with_padding(None);
-        inner.with_truncation(None).map_err(|err| Error::model(&path, err.to_string()))?;
-        let config_path = dir.join("tokenizer_config.json");
-        let mut config = TokenizerConfig::load(&config_path)?;
+        inner.with_truncation(None).map_err(|err| Error::model(path, err.to_string()))?;
         let special = config.special_tokens();
         let id =
             |wanted| special.iter().find(|(name, _)| *name == wanted).and_then(|(_, text)| inner.token_to_id(text));
         let (bos, eos) = (id("bos_token"), id("eos_token"));
-        let beside = Some(dir.join("chat_template.jinja")).filter(|path| path.is_file());
-        let source = match args.chat_template.clone().or(beside) {
+        let source = match template {
             Some(file) => Some((std::fs::read_to_string(&file).map_err(Error::io(&file))?, file)),
-            None => config.chat_template.and_then(Templates::default).map(|source| (source, config_path)),
+            None => config.chat_template.and_then(Templates::default).map(|source| (source, config_path.to_owned())),
         };
         let compile =
             |(source, path): (String, PathBuf)| ChatTemplate::new((source, &path), &special, &args.chat_template_arg);
-        Ok(Self { template: source.map(compile).transpose()?, path, inner, bos, eos })
+        Ok(Self { template: source.map(compile).transpose()?, path: path.to_owned(), inner, bos, eos })
     }
 
     /// Encodes a text, in which special tokens may be written out. Adds nothing.

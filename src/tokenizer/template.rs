@@ -102,6 +102,8 @@ impl ChatTemplate {
         environment.add_function("raise_exception", |message: String| -> std::result::Result<Value, _> {
             Err(minijinja::Error::new(ErrorKind::InvalidOperation, message))
         });
+        // In Python, nothing that is None can be iterated.
+        environment.add_test("iterable", |value: &Value| !value.is_none() && value.try_iter().is_ok());
         let compiled = environment.add_template_owned("chat", without_generation_tags(source));
         compiled.map_err(|err| Error::model(path, format!("chat template: {err:#}")))?;
         let absent = ["tools", "documents"].map(|name| (name.to_owned(), Value::from(()))); // as transformers passes them

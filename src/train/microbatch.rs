@@ -57,10 +57,10 @@ pub fn cut(sequences: &[Sequence<'_>], members: &[usize], max_tokens: usize) -> 
 #[must_use]
 pub fn pack(sequences: &[Sequence<'_>], run: &[usize]) -> MicroBatch {
     let mut batch = MicroBatch::default();
-    for family in run.chunk_by(|&a, &b| sequences[a].prompt == sequences[b].prompt) {
-        let prompt = sequences[family[0]].prompt;
+    for bundle in run.chunk_by(|&a, &b| sequences[a].prompt == sequences[b].prompt) {
+        let prompt = sequences[bundle[0]].prompt;
         let prompt_end = batch.packed.tokens.len() + prompt.len();
-        if let &[member] = family {
+        if let &[member] = bundle {
             let completion = sequences[member].completion;
             batch.add_targets(member, completion, prompt_end, prompt_end);
             batch.packed.lay(prompt.iter().chain(&completion[..completion.len() - 1]), None);
@@ -68,7 +68,7 @@ pub fn pack(sequences: &[Sequence<'_>], run: &[usize]) -> MicroBatch {
         }
         let prefix = batch.packed.prefixes.len();
         batch.packed.lay(prompt, None);
-        for &member in family {
+        for &member in bundle {
             let completion = sequences[member].completion;
             let own_start = batch.packed.tokens.len();
             batch.add_targets(member, completion, prompt_end, own_start);

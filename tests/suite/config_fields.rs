@@ -55,8 +55,8 @@ fn implemented(family: &str) -> Vec<(&'static str, Value)> {
     list
 }
 
-/// An entry, and values with which it is refused.
-fn refused(family: &str) -> Vec<(&'static str, Value)> {
+/// The same for what only some families refuse.
+fn refused_of(family: &str) -> Vec<(&'static str, Value)> {
     let of_qwen = vec![
         (
             "use_sliding_window with sliding_window = 16 ",
@@ -67,12 +67,16 @@ fn refused(family: &str) -> Vec<(&'static str, Value)> {
         ("layer_types has 1 layers", json!({"layer_types": ["full_attention"]})),
     ];
     let attention_bias = ("attention_bias = true", json!({"attention_bias": true}));
-    let own = match family {
+    match family {
         "qwen2" => [of_qwen, vec![("head_dim = 64", json!({"head_dim": 64}))]].concat(),
         "qwen3" => [of_qwen, vec![attention_bias]].concat(),
         "llama" => vec![attention_bias, ("mlp_bias = true", json!({"mlp_bias": true}))],
         _ => vec![("sliding_window = 4096 is not supported with max_position", json!({"sliding_window": 4096}))],
-    };
+    }
+}
+
+/// An entry, and values with which it is refused.
+fn refused(family: &str) -> Vec<(&'static str, Value)> {
     let common = vec![
         ("model_type", json!({"model_type": "gemma2"})),
         ("model_type \\\"mixtral\\\", a mixture of experts", json!({"model_type": "mixtral"})),
@@ -126,7 +130,7 @@ fn refused(family: &str) -> Vec<(&'static str, Value)> {
         ("beta_fast = \\\"a\\\"", json!({"rope_scaling": {"type": "yarn", "factor": 2, "beta_fast": "a"}})),
         ("lengthened by its rope's factor", json!({"rope_scaling": {"type": "linear", "factor": 1e9}})),
     ];
-    [common, own].concat()
+    [common, refused_of(family)].concat()
 }
 
 /// Entries that change nothing here, and why.

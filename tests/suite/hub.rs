@@ -358,7 +358,10 @@ fn model(hub: &Hub, id: &str, settings: &[(&str, &str)]) -> std::result::Result<
 #[ignore = "a part of the other tests, run by them in a process of its own"]
 fn resolves_the_model_named_in_the_environment() {
     let Ok(model) = std::env::var("TEST_MODEL") else { return };
-    let reply = match grpo_pipes::checkpoint::hub::model_dir(&model) {
+    let file = std::env::var("TEST_FILE").ok();
+    let others: Vec<String> = std::env::var("TEST_OTHERS").into_iter().collect();
+    let others: Vec<&str> = others.iter().map(String::as_str).collect();
+    let reply = match grpo_pipes::checkpoint::hub::model(&model, file.as_deref(), &others) {
         Ok(dir) => format!("ok {}", dir.display()),
         Err(error) => format!("error {error}"),
     };
@@ -392,6 +395,25 @@ fn a_models_own_files_are_downloaded_and_no_others() {
     assert_eq!(model(&hub, "own/er", &[("HF_HUB_OFFLINE", "1")]).unwrap(), dir);
     let here = hub.home.path().to_str().unwrap();
     assert_eq!(model(&hub, here, &[("HF_HUB_OFFLINE", "1")]).unwrap(), here);
+}
+
+#[test]
+fn a_gguf_file_is_downloaded_alone_and_a_model_of_another_program_where_it_can_be_sampled_from() {
+    let files: [(&str, &[u8]); 3] = [("README.md", b"-"), ("a-q4_k_m.gguf", b"GGUF"), ("a-q8_0.gguf", b"GGUF8")];
+    let hub = Hub::start(&files);
+    let file = model(&hub, "own/er", &[("TEST_FILE", "a-q8_0.gguf")]).unwrap();
+    assert_eq!(fs::read(&file).unwrap(), b"GGUF8");
+    assert_eq!(names(Path::new(&file).parent().unwrap().to_str().unwrap()), ["a-q8_0.gguf"]);
+    let missing = model(&hub, "own/er", &[("TEST_FILE", "b.gguf")]).unwrap_err();
+    assert_eq!(missing, "hub: own/er: has no b.gguf; it has a-q4_k_m.gguf, a-q8_0.gguf");
+    let refused = model(&hub, "own/er", &[("TEST_FILE", "model.safetensors")]).unwrap_err();
+    assert!(refused.starts_with("--file model.safetensors: not a GGUF file"), "{refused}");
+
+    let gemma = [("config.json", &br#"{"model_type": "gemma2"}"#[..])];
+    let hub = Hub::start(&[&gemma[..], &MODEL[1..]].concat());
+    assert!(model(&hub, "own/er", &[]).unwrap_err().contains("model_type \"gemma2\" is not supported"));
+    let dir = model(&hub, "own/er", &[("TEST_OTHERS", "gemma2")]).unwrap();
+    assert!(names(&dir).contains(&"model.safetensors".to_owned()));
 }
 
 #[test]
@@ -429,7 +451,10 @@ fn a_repository_without_a_model_that_is_read_says_what_it_has_before_weights_are
     let large = |name: &'static str| (name, &b"large"[..]);
     let cases = [
         (vec![adapter, tokenizer, large("adapter_model.safetensors")], "a LoRA adapter of Qwen/Qwen2.5-0.5B, "),
-        (vec![large("README.md"), large("model-q4_0.gguf")], "model-q4_0.gguf is GGUF, which is not read: "),
+        (
+            vec![large("README.md"), large("model-q4_0.gguf")],
+            "model-q4_0.gguf is GGUF: `rollout` samples from it with --file",
+        ),
         (vec![MODEL[0], tokenizer, large("pytorch_model.bin")], "the weights are a pickle, pytorch_model.bin, "),
         (
             vec![("config.json", br#"{"model_type": "gemma2"}"#), large("tokenizer.model"), large("model.safetensors")],

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 
 /// A room, and what it may import.
-const ROOMS: [(&str, &str); 19] = [
+const ROOMS: [(&str, &str); 20] = [
     ("error", ""),
     ("process", "error"),
     ("numbers", "error"),
@@ -16,12 +16,13 @@ const ROOMS: [(&str, &str); 19] = [
     ("gsm8k", "error process lines reward"),
     ("eval", "error numbers lines reward"),
     ("model", "error process numbers"),
+    ("gguf", "error numbers model"),
     ("optim", "error numbers"),
     ("gpu", "error numbers model optim"),
-    ("engine", "error process numbers model gpu"),
-    ("checkpoint", "error process numbers lines model optim"),
+    ("engine", "error process numbers model gguf gpu"),
+    ("checkpoint", "error process numbers lines tokenizer model gguf optim"),
     ("run", "error process lines checkpoint"),
-    ("rollout", "error process numbers lines tokenizer gsm8k model gpu engine checkpoint run"),
+    ("rollout", "error process numbers lines tokenizer gsm8k model gguf gpu engine checkpoint run"),
     ("grpo", "error numbers lines model"),
     ("train", "error process numbers lines command tokenizer model optim gpu checkpoint run grpo"),
     ("lib", "error"),

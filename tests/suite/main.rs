@@ -14,6 +14,8 @@ mod fixtures;
 mod fork;
 mod forms;
 mod fuzz;
+#[cfg(feature = "candle")]
+mod gguf;
 mod gpu;
 mod grpo;
 mod grpo_step;
@@ -36,5 +38,7 @@ mod sampler;
 mod score;
 mod signals;
 mod slow_disk;
+#[cfg(feature = "candle")]
+mod teachers;
 mod tiny_job;
 mod tokenizer;

@@ -208,7 +208,7 @@ fn each_command_says_alike_what_a_directory_has_instead_of_weights() {
         (&["adapter_config.json", "model.safetensors"], "a LoRA adapter of Qwen/Qwen2.5-0.5B"),
         (&["pytorch_model.bin"], "the weights are a pickle, pytorch_model.bin, which is not read: in Python, "),
         (&["pytorch_model.bin.index.json"], "the weights are a pickle, pytorch_model.bin.index.json"),
-        (&["model-q4_k_m.gguf"], "model-q4_k_m.gguf is GGUF, which is not read: use the model's safetensors"),
+        (&["model-q4_k_m.gguf"], "model-q4_k_m.gguf is GGUF: `rollout` samples from it with --file, and training"),
         (&["tf_model.h5"], "the weights are tf_model.h5, which is not read"),
         (&["model.onnx"], "the weights are model.onnx, which is not read"),
         (
@@ -237,8 +237,8 @@ fn each_command_says_alike_what_a_directory_has_instead_of_weights() {
 fn each_command_says_alike_what_a_config_asks_for_that_is_not_supported() {
     for (entries, want) in [
         (
-            json!({"model_type": "gemma2", "hidden_act": 7}),
-            "config.json: model_type \"gemma2\" is not supported; this program runs language models",
+            json!({"model_type": "bloom", "hidden_act": 7}),
+            "config.json: model_type \"bloom\" is not supported; this program runs language models",
         ),
         (
             json!({"quantization_config": {"quant_method": "awq"}}),
@@ -260,7 +260,16 @@ fn a_file_and_a_directory_around_the_model_are_no_model() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("model.gguf");
     fs::write(&file, "GGUF").unwrap();
-    assert!(what_all_say(&file).contains("model.gguf: a GGUF file, which is not read: give the directory of"));
+    let (path, to) = (file.to_str().unwrap(), dir.path().join("out").display().to_string());
+    let sampled = run(ROLLOUT, &["--text", "--device", "cpu", "--model", path], "");
+    assert!(sampled.code == Some(1) && sampled.stderr.contains("model.gguf: not a GGUF file: "), "{}", sampled.stderr);
+    for (program, args) in
+        [(GRPO_STEP, &["--device", "cpu", "--out", &to, "--policy", path][..]), (EXPORT_HF, &[path, &to])]
+    {
+        let done = run(program, args, "");
+        let want = "model.gguf: a GGUF file, which only `rollout` reads: give the directory of";
+        assert!(done.code == Some(1) && done.stderr.contains(want), "{}", done.stderr);
+    }
     let file = tiny().join("model.safetensors");
     assert!(
         what_all_say(&file)

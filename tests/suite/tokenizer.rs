@@ -150,6 +150,7 @@ fn a_directory_that_cannot_make_prompts_is_refused_with_the_file() {
     assert!(refusal(&dir).contains("tokenizer_config.json: chat template: "), "{}", refusal(&dir));
     fs::write(dir.path().join("tokenizer_config.json"), "{").unwrap();
     assert!(refusal(&dir).contains("tokenizer_config.json: EOF"), "{}", refusal(&dir));
+    fs::remove_file(dir.path().join("tokenizer_config.json")).unwrap();
     fs::write(dir.path().join("tokenizer.json"), "{}").unwrap();
     assert!(refusal(&dir).contains("tokenizer.json: "));
     fs::remove_file(dir.path().join("tokenizer.json")).unwrap();

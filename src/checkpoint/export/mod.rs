@@ -1,6 +1,9 @@
 //! Exports a checkpoint as a Hugging Face model directory, or as a zip file of it.
 
 mod card;
+mod check;
+#[cfg(feature = "candle")]
+pub mod gguf;
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
@@ -21,7 +24,7 @@ pub use card::Card;
 ///
 /// # Errors
 /// [`Error::Usage`] when `target` exists, [`Error::Io`] or [`Error::Model`] when the checkpoint cannot be read or the directory not
-/// be written, [`Error::Numerics`] when a weight is not finite in `dtype`.
+/// be written, [`Error::Numerics`] when a weight is not finite in `dtype`, or the files read back do not answer as the checkpoint does.
 pub fn directory(checkpoint: &Path, target: &Path, dtype: Dtype, card: &Card) -> Result<()> {
     let publication = Publication::begin(target)?;
     fill(checkpoint, publication.dir(), dtype, card)?;
@@ -47,17 +50,28 @@ pub fn archive(checkpoint: &Path, target: &Path, dtype: Dtype, card: &Card) -> R
 }
 
 fn fill(checkpoint: &Path, dir: &Path, dtype: Dtype, card: &Card) -> Result<()> {
-    let model = Model::load(checkpoint)?;
+    let mut model = Model::load(checkpoint)?;
     checkpoint::copy_companions(checkpoint, dir, dtype.torch_name())?;
+    refuse_not_finite(checkpoint, &model, |value| dtype.holds(value), dtype.torch_name())?;
+    let path = dir.join(checkpoint::WEIGHTS);
+    model.save(&path, dtype)?;
+    if dtype != Dtype::F32 {
+        model.parameters_mut().into_iter().flatten().for_each(|value| *value = dtype.rounded(*value));
+    }
+    check::same_answers(&path, &Model::load(dir)?, &model)?;
+    let path = dir.join("README.md");
+    fs::write(&path, card.render("transformers", dtype.torch_name())).map_err(Error::io(&path))
+}
+
+/// Refuses weights that `fits` refuses.
+fn refuse_not_finite(checkpoint: &Path, model: &Model, fits: impl Fn(f32) -> bool, dtype: &str) -> Result<()> {
     for ((name, _), values) in model.config().stored().named().iter().zip(model.parameters()) {
-        if let Some(value) = values.iter().find(|value| !dtype.holds(**value)) {
-            let (place, dtype) = (checkpoint.display(), dtype.torch_name());
+        if let Some(value) = values.iter().find(|value| !fits(**value)) {
+            let place = checkpoint.display();
             return Err(Error::Numerics(format!("{place}: {name} has a {value}, not in {dtype}")));
         }
     }
-    model.save(&dir.join(checkpoint::WEIGHTS), dtype)?;
-    let path = dir.join("README.md");
-    fs::write(&path, card.render(dtype)).map_err(Error::io(&path))
+    Ok(())
 }
 
 /// Packs files without compression, because weights hardly shrink. Entries are sorted by name and have no time, so that the bytes are

@@ -17,9 +17,40 @@ use serde::Deserialize;
 
 use crate::checkpoint;
 use crate::error::{Error, Result};
-use crate::model::{self, ADAPTER, CONFIG, Config, INDEX, WEIGHTS};
+use crate::model::{self, ADAPTER, CONFIG, Config, INDEX, WEIGHTS, is_gguf};
 use crate::process::message::one_line;
 use api::{Api, Fault, Object, RepoKind};
+
+/// A model: the file `file` of `spec`, a GGUF file, or the directory of a model of the engine's or of one of the types `others`; see
+/// [`model_dir`].
+///
+/// # Errors
+/// Those of [`model_dir`].
+pub fn model(spec: &str, file: Option<&str>, others: &[&str]) -> Result<PathBuf> {
+    let path = Path::new(spec);
+    let Some(file) = file else {
+        return if is_gguf(spec) && path.is_file() { Ok(spec.into()) } else { directory(spec, others) };
+    };
+    if !is_gguf(file) {
+        return Err(Error::Usage(format!(
+            "--file {file}: not a GGUF file; without --file the model's safetensors are read"
+        )));
+    }
+    if path.is_dir() {
+        return Ok(path.join(file));
+    }
+    let hub = Hub::of_model(spec)?;
+    let choose = |names: &[String], _: &Path| match names.iter().any(|name| name == file) {
+        true => Ok(vec![file.to_owned()]),
+        false => Err(format!("has no {file}; it has {}", gguf_files(names))),
+    };
+    hub.snapshot(&choose).map(|(dir, _)| dir.join(file))
+}
+
+fn gguf_files(names: &[String]) -> String {
+    let files: Vec<&str> = names.iter().map(String::as_str).filter(|name| is_gguf(name)).collect();
+    if files.is_empty() { "no GGUF files".into() } else { files.join(", ") }
+}
 
 /// The directory of a model: `spec` itself if it is one, else that of the Hub's `owner/name`, downloaded if the cache lacks it.
 ///
@@ -27,16 +58,17 @@ use api::{Api, Fault, Object, RepoKind};
 /// [`Error::Model`] when it is neither, [`Error::Hub`] when the download fails, or the model is of a kind that is not supported, which is
 /// then not downloaded.
 pub fn model_dir(spec: &str) -> Result<PathBuf> {
+    directory(spec, &[])
+}
+
+fn directory(spec: &str, others: &[&str]) -> Result<PathBuf> {
     if Path::new(spec).is_dir() {
         return Ok(spec.into());
     }
     if Path::new(spec).is_file() {
         return Err(Error::model(spec, model::not_a_directory(Path::new(spec))));
     }
-    let (owner, name) =
-        split_id(spec).ok_or_else(|| Error::model(spec, "no such directory, and not a Hub id owner/name"))?;
-    let hub = Hub::from_environment(RepoKind::Model, format!("{owner}/{name}"))?;
-    hub.snapshot(&model_files).map(|(dir, _)| dir)
+    Hub::of_model(spec)?.snapshot(&|names, dir| model_files(names, dir, others)).map(|(dir, _)| dir)
 }
 
 /// Files of a data set on the Hub, downloaded if the cache lacks them. `choose` picks among the names in the repository, or says what is
@@ -69,6 +101,12 @@ struct Hub {
 }
 
 impl Hub {
+    fn of_model(spec: &str) -> Result<Self> {
+        let (owner, name) =
+            split_id(spec).ok_or_else(|| Error::model(spec, "no such directory, and not a Hub id owner/name"))?;
+        Self::from_environment(RepoKind::Model, format!("{owner}/{name}"))
+    }
+
     fn from_environment(kind: RepoKind, id: String) -> Result<Self> {
         let home = setting("HF_HOME").map(PathBuf::from);
         let home = home.or_else(|| setting("XDG_CACHE_HOME").map(|dir| Path::new(&dir).join("huggingface")));
@@ -292,8 +330,8 @@ fn list(dir: &Path, prefix: &str, names: &mut Vec<String>) {
 }
 
 /// Chooses the files of one model in a repository: small files first, then the shards that the index names. Refuses a repository that
-/// holds another kind of model as soon as the names or the first files show it.
-fn model_files(names: &[String], dir: &Path) -> Choice {
+/// holds another kind of model, not of one of the types `others`, as soon as the names or the first files show it.
+fn model_files(names: &[String], dir: &Path, others: &[&str]) -> Choice {
     let has = |wanted: &str| names.iter().any(|name| name == wanted);
     if has(ADAPTER) && !dir.join(ADAPTER).exists() {
         return Ok(vec![ADAPTER.into()]); // it names its base model
@@ -304,7 +342,7 @@ fn model_files(names: &[String], dir: &Path) -> Choice {
     if has(CONFIG) && !dir.join(CONFIG).exists() {
         return Ok(vec![CONFIG.into()]); // another architecture may lack other files too
     }
-    if has(CONFIG) {
+    if has(CONFIG) && !others.contains(&model::model_type(dir).as_str()) {
         Config::read(&dir.join(CONFIG)).map_err(|err| match err {
             Error::Model { what, .. } => format!("{CONFIG}: {what}"),
             other => other.to_string(),

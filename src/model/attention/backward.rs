@@ -41,14 +41,14 @@ pub fn attend_packed_backward(
     d_qkv.fill(0.0);
     let keys = Transposed::keys_of(heads, kept.qkv, layout);
     let d_qkv = GradientPtr(d_qkv.as_mut_ptr());
-    let families: Vec<&[Option<usize>]> = layout.prefixes.chunk_by(|_, next| next.is_some()).collect();
-    let first = families.iter().scan(0, |at, family| Some(std::mem::replace(at, *at + family.len())));
-    let families: Vec<_> = first.zip(&families).map(|(first, family)| first..first + family.len()).collect();
-    families.into_par_iter().for_each(|family| {
+    let bundles: Vec<&[Option<usize>]> = layout.prefixes.chunk_by(|_, next| next.is_some()).collect();
+    let first = bundles.iter().scan(0, |at, bundle| Some(std::mem::replace(at, *at + bundle.len())));
+    let bundles: Vec<_> = first.zip(&bundles).map(|(first, bundle)| first..first + bundle.len()).collect();
+    bundles.into_par_iter().for_each(|bundle| {
         (0..heads.kv).into_par_iter().for_each(|kv_head| {
-            for sequence in family.clone() {
+            for sequence in bundle.clone() {
                 let task = AttendBackward { heads, kept, layout, keys: &keys, d_out, d_qkv, sequence, kv_head };
-                // SAFETY: a task has columns of its own in the rows of its own family.
+                // SAFETY: a task has columns of its own in the rows of its own bundle.
                 unsafe { simd::run(task) }
             }
         });

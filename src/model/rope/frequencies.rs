@@ -23,6 +23,9 @@ impl RopeParameters {
             // Up to the model's positions the base is multiplied by 1.
             Scaling::Dynamic { .. } => (periods(base, head_dim).map(|period| 1.0 / period).collect(), 1.0),
             Scaling::Llama3(llama3) => (llama3.frequencies(base, head_dim), 1.0),
+            Scaling::Factors(factors) => {
+                (periods(base, head_dim).zip(factors).map(|(period, factor)| 1.0 / period / factor).collect(), 1.0)
+            }
             Scaling::Yarn(yarn) => (yarn.frequencies(base, head_dim), yarn.attention_factor as f32),
         }
     }
@@ -35,6 +38,13 @@ fn periods(base: f64, head_dim: usize) -> impl Iterator<Item = f32> {
 }
 
 impl Llama3 {
+    /// What each frequency is divided by, `(E / 2)`.
+    #[must_use]
+    pub fn factors(&self, base: f64, head_dim: usize) -> Vec<f32> {
+        let scaled = self.frequencies(base, head_dim);
+        periods(base, head_dim).zip(scaled).map(|(period, scaled)| 1.0 / period / scaled).collect()
+    }
+
     /// # Source
     /// `_compute_llama3_parameters` of transformers 5.23, after the code of Llama 3.1.
     fn frequencies(&self, base: f64, head_dim: usize) -> Vec<f32> {

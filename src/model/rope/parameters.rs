@@ -41,6 +41,9 @@ pub enum Scaling {
     Yarn(Yarn),
     /// Llama 3.1's: low frequencies divided by a factor, high ones left alone.
     Llama3(Llama3),
+    /// Frequencies divided by numbers of their own, `(E / 2)`, as GGUF files have Llama 3's scaling; `config.json` has no such type.
+    #[serde(skip)]
+    Factors(Vec<f32>),
 }
 
 /// The parameters of Llama 3.1's rope.
@@ -116,7 +119,9 @@ impl RopeParameters {
     #[must_use]
     pub fn positions(&self, max_position_embeddings: usize) -> usize {
         let reached = match &self.scaling {
-            Scaling::Default | Scaling::Dynamic { .. } | Scaling::Llama3(_) => return max_position_embeddings,
+            Scaling::Default | Scaling::Dynamic { .. } | Scaling::Llama3(_) | Scaling::Factors(_) => {
+                return max_position_embeddings;
+            }
             Scaling::Linear { factor } => factor * max_position_embeddings as f64,
             Scaling::Yarn(yarn) => yarn.factor * yarn.original_max_position_embeddings,
         };

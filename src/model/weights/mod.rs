@@ -54,6 +54,16 @@ impl<W: Number> Clone for ParameterValues<W> {
 }
 
 impl<W: Number> ParameterValues<W> {
+    /// A parameter of this shape with these numbers.
+    pub fn of(numbers: &[f32], shape: &[usize]) -> Self {
+        if shape.len() == 1 {
+            return Self::Vector(StoredArray::Owned(AlignedVec::from(numbers)));
+        }
+        let mut matrix = AlignedVec::zeros(numbers.len());
+        matrix.par_iter_mut().zip(numbers).for_each(|(to, from)| *to = W::of(*from));
+        Self::Matrix(StoredArray::Owned(matrix))
+    }
+
     /// What they take (bytes).
     pub fn bytes(&self) -> usize {
         match self {

@@ -8,7 +8,9 @@ use grpo_pipes::gpu::driver::Driver;
 use grpo_pipes::lines::jsonl::{Input, Output};
 use grpo_pipes::model::Sampling;
 use grpo_pipes::process::cancel::Stop;
-use grpo_pipes::rollout::{BackendOptions, LineFormat, LongPrompt, PromptOptions, RequestedSizes, RolloutJob, sample};
+use grpo_pipes::rollout::{
+    BackendOptions, LineFormat, LongPrompt, PromptOptions, RequestedSizes, RolloutJob, Source, sample,
+};
 use grpo_pipes::tokenizer::TemplateArgs;
 use grpo_pipes::{Error, Result};
 use serde_json::{Value, json};
@@ -43,7 +45,7 @@ fn sampled(
         stop: Stop::default(),
     };
     let mut out = Output::create(Some(&rollouts))?;
-    sample(job, &directory().join("tiny-qwen2"), Input::open(&prompts)?, &mut out)?;
+    sample(job, &Source::open(&directory().join("tiny-qwen2"))?, Input::open(&prompts)?, &mut out)?;
     out.finish()?;
     let text = std::fs::read_to_string(&rollouts).unwrap();
     Ok(text.lines().map(|line| serde_json::from_str(line).unwrap()).collect())

@@ -7,7 +7,7 @@ use grpo_pipes::model::Packed;
 use grpo_pipes::numbers::dtype::Dtype;
 
 use super::super::{DTYPES, gpu, numbers, rounding};
-use super::{family, packed};
+use super::{bundle, packed};
 use crate::fixtures::distance;
 
 pub fn shape([heads, kv_heads, dim]: [usize; 3]) -> ModelShape {
@@ -53,7 +53,7 @@ fn attention_on_a_gpu() {
         let shape = shape(heads);
         // The last two: the first row of a tile sees all of a tile of keys but its last position.
         let lens = [(65, false), (2, true), (1, false), (33, true), (30, false), (3, true)];
-        let packed = if case % 2 == 0 { family() } else { packed(&lens) };
+        let packed = if case % 2 == 0 { bundle() } else { packed(&lens) };
         let rows = packed.tokens.len();
         for dtype in DTYPES {
             let scale = if dtype == Dtype::F32 { 3.0 } else { 1.5 };

@@ -12,7 +12,7 @@ use grpo_pipes::numbers::dtype::Dtype;
 
 use super::super::{DTYPES, gpu, numbers, other_families};
 use super::attention::{SHAPES, seen, shape};
-use super::{cosine, family, model, packed, unshared};
+use super::{bundle, cosine, model, packed, unshared};
 use crate::fixtures::{distance, worst};
 
 /// Attention backward as its formulas say it, in f64, and the turn back by the angles of rope.
@@ -64,7 +64,7 @@ fn attention_backward_on_a_gpu() {
     let gpu = gpu();
     for (case, heads) in SHAPES.into_iter().enumerate() {
         let shape = shape(heads);
-        let packed = if case % 2 == 0 { family() } else { packed(&[(65, false), (2, true), (1, false), (33, true)]) };
+        let packed = if case % 2 == 0 { bundle() } else { packed(&[(65, false), (2, true), (1, false), (33, true)]) };
         let (rows, half) = (packed.tokens.len(), shape.dim / 2);
         let angles = (0..100 * half).map(|i| (i / half) as f32 * 0.9f32.powi((i % half) as i32));
         let rope: Vec<f32> = angles.clone().map(f32::cos).chain(angles.map(f32::sin)).collect();
@@ -172,7 +172,7 @@ fn norm(x: &[f32]) -> f64 {
 fn gradients_of_each_tensor_equal_the_cpus_on_a_gpu() {
     let gpu = gpu();
     for model in [model([7, 1, 16], false), model([2, 2, 32], true)].into_iter().chain(other_families()) {
-        let packed = family();
+        let packed = bundle();
         let (want, want_stats) = on_cpu(&model, &packed);
         for dtype in DTYPES {
             let (got, stats) = on_gpu(&gpu, &model, &packed, (dtype, KeptActivations::All));
@@ -198,7 +198,7 @@ fn gradients_of_each_tensor_equal_the_cpus_on_a_gpu() {
 #[test]
 #[ignore = "run by kernels_run_under_sanitizers"]
 fn gradients_have_the_same_bits_again_and_whatever_is_kept_on_a_gpu() {
-    let (gpu, model, packed) = (gpu(), model([2, 2, 16], true), family());
+    let (gpu, model, packed) = (gpu(), model([2, 2, 16], true), bundle());
     let (want, _) = on_gpu(&gpu, &model, &packed, (Dtype::Bf16, KeptActivations::All));
     for keep in [KeptActivations::NoMlp, KeptActivations::Inputs] {
         assert!(on_gpu(&gpu, &model, &packed, (Dtype::Bf16, keep)).0 == want, "{keep:?}");
@@ -208,7 +208,7 @@ fn gradients_have_the_same_bits_again_and_whatever_is_kept_on_a_gpu() {
 #[test]
 #[ignore = "run by kernels_run_under_sanitizers"]
 fn a_prompt_run_once_gives_the_gradient_of_one_run_for_each_completion_on_a_gpu() {
-    let (gpu, model, packed) = (gpu(), model([2, 1, 16], true), family());
+    let (gpu, model, packed) = (gpu(), model([2, 1, 16], true), bundle());
     let (plain, rows) = unshared(&packed);
     let weights = DeviceWeights::new(&gpu, &model, Dtype::F32, 100).unwrap();
     let mut learner = PackedModel::new(&gpu, &weights, KeptActivations::All, 1 << 20).unwrap();

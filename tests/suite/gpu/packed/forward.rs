@@ -8,7 +8,7 @@ use grpo_pipes::model::{Model, Packed};
 use grpo_pipes::numbers::dtype::Dtype;
 
 use super::super::{DTYPES, gpu, other_families};
-use super::{cosine, family, model, unshared};
+use super::{bundle, cosine, model, unshared};
 use crate::fixtures::worst;
 
 /// Logits after each row, on the device.
@@ -49,7 +49,7 @@ fn wanted(model: &Model, packed: &Packed) -> Vec<f32> {
 fn logits_of_packed_sequences_equal_the_cpus_on_a_gpu() {
     let gpu = gpu();
     for model in [model([7, 1, 16], false), model([2, 2, 32], true)].into_iter().chain(other_families()) {
-        let packed = family();
+        let packed = bundle();
         let want = wanted(&model, &packed);
         for dtype in DTYPES {
             let got = logits(&gpu, &model, &packed, (dtype, KeptActivations::Nothing));
@@ -64,7 +64,7 @@ fn logits_of_packed_sequences_equal_the_cpus_on_a_gpu() {
 #[test]
 #[ignore = "run by kernels_run_under_sanitizers"]
 fn a_prompt_run_once_gives_the_bits_of_one_run_for_each_completion_on_a_gpu() {
-    let (gpu, model, packed) = (gpu(), model([2, 2, 32], true), family());
+    let (gpu, model, packed) = (gpu(), model([2, 2, 32], true), bundle());
     let (plain, rows) = unshared(&packed);
     for dtype in DTYPES {
         let once = logits(&gpu, &model, &packed, (dtype, KeptActivations::Nothing));

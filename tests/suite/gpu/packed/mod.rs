@@ -27,12 +27,12 @@ fn model([heads, kv_heads, dim]: [usize; 3], tied: bool) -> Model {
 /// Sequences of these lengths; those with a prefix go on from the last one without.
 fn packed(lengths: &[(usize, bool)]) -> Packed {
     let mut packed = Packed { starts: vec![0], ..Packed::default() };
-    let mut family = None;
+    let mut bundle = None;
     for (i, &(length, goes_on)) in lengths.iter().enumerate() {
-        family = if goes_on { family } else { Some(i) };
+        bundle = if goes_on { bundle } else { Some(i) };
         packed.tokens.extend((0..length).map(|t| ((t * t * 7 + t * 13 + i * 29) % 43) as u32));
         packed.starts.push(packed.tokens.len());
-        packed.prefixes.push(family.filter(|_| goes_on));
+        packed.prefixes.push(bundle.filter(|_| goes_on));
     }
     packed
 }
@@ -53,7 +53,7 @@ fn unshared(packed: &Packed) -> (Packed, Vec<usize>) {
 }
 
 /// A group with completions of several lengths between two sequences of their own.
-fn family() -> Packed {
+fn bundle() -> Packed {
     packed(&[(3, false), (17, false), (20, true), (1, true), (8, true), (6, false)])
 }
 

@@ -2,10 +2,10 @@
 # Compiles, lints and links everything with CUDA on a machine without a GPU, prints what each kernel takes of a GPU, and runs the
 # tests that such a machine can run: the commands say in one line what is missing, and compute on the CPU.
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 
 if [ -z "${NVCC:-}${CUDA_HOME:-}" ] && ! command -v nvcc >/dev/null && [ ! -x /usr/local/cuda/bin/nvcc ]; then
-    CUDA_HOME=$(bash pipelines/cuda-toolchain.sh)
+    CUDA_HOME=$(bash tests/cuda/toolchain.sh)
     export CUDA_HOME
 fi
 cargo clippy --all-targets --features cuda -- -D warnings
@@ -16,5 +16,5 @@ newest=
 for file in "${CARGO_TARGET_DIR:-target}"/release/build/grpo-pipes-*/out/kernels.txt; do
     if [ "$file" -nt "$newest" ]; then newest=$file; fi
 done
-awk -f pipelines/kernels.awk "$newest"
+awk -f tests/cuda/kernels.awk "$newest"
 cargo test --release --features cuda --lib --test suite -- cuda device real_gpu

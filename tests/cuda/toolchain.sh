@@ -2,9 +2,9 @@
 # What compiles the GPU's kernels, where no CUDA toolkit is installed: NVIDIA's own Python wheels, unpacked. Needs no GPU, driver or
 # root, about 100 MB of downloads and 270 MB on the disk; nothing of it is needed to run what was built.
 #
-#   CUDA_HOME=$(bash pipelines/cuda-toolchain.sh) cargo build --release --features cuda
+#   CUDA_HOME=$(bash tests/cuda/toolchain.sh) cargo build --release --features cuda
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 
 # nvcc and ptxas; the compiler behind them; its headers; those of the runtime; and those that cuda_fp16.h wants.
 wheels=(nvidia-cuda-nvcc==13.0.88 nvidia-nvvm==13.0.88 nvidia-cuda-crt==13.0.88 nvidia-cuda-runtime==13.0.96 nvidia-cuda-cccl==13.0.85)

@@ -1,0 +1,42 @@
+# shellcheck shell=bash
+# Sourced by run.sh: a step of the other recipes' shapes, with random weights and the tiny tokenizer.
+
+FAMILIES="smollm2-135m qwen3-0.6b llama-3.2-1b"
+
+measure_families() {
+    local name shape
+    for name in $FAMILIES; do
+        say "shape of $name"
+        shape=$WORK/$name.shape
+        mkdir "$shape"
+        cp pipelines/recipes/tiny/tokenizer*.json "$shape"
+        cp "tests/bench/shapes/$name.json" "$shape/config.json"
+        random_model "$shape" "$WORK/$name"
+        gsm8k-prep --generate 4 --max-number 10 -o "$WORK/$name.prompts"
+        run rollout "$WORK/$name.prompts" --model "$WORK/$name" -n 4 --max-completion-tokens 64
+        note "$name.sampling" "$(calculate "16 * 64 / $taken")"
+        note "$name.sampling.peak" "${peak:-0}"
+        made_up_rewards <"$WORK/output" >"$WORK/$name.scored"
+        run grpo-step "$WORK/$name.scored" --policy "$WORK/$name" --out "$WORK/trained" --max-staleness any --weights-only \
+            --optimizer-state bf16
+        note "$name.training" "$taken"
+        note "$name.training.peak" "${peak:-0}"
+        rm -rf "$WORK/trained" "${WORK:?}/$name"
+    done
+}
+
+families_table() {
+    local name
+    measured smollm2-135m.training || return 0
+    cat <<END
+
+Other recipes' shapes, random weights: sampling 16 sequences (4 prompts x 4) of 64 tokens, and one GRPO step on them from start to end,
+loading and writing included, moments in bf16.
+
+| shape | sampling [tokens/s] | peak [MiB] | step [s] | peak [MiB] |
+|---|---|---|---|---|
+END
+    for name in $FAMILIES; do
+        echo "| $name | $(cell "$name.sampling") | $(cell "$name.sampling.peak") | $(cell "$name.training") | $(cell "$name.training.peak") |"
+    done
+}

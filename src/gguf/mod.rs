@@ -1,0 +1,150 @@
+//! Models as GGUF, llama.cpp's format: weights, shape and tokenizer in one file. candle reads and writes it, and knows its quantised numbers.
+
+mod config;
+mod names;
+mod tokenizer;
+mod write;
+
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::io::BufReader;
+use std::path::{Path, PathBuf};
+
+use candle_core::quantized::GgmlDType;
+use candle_core::quantized::gguf_file::{Content, Value};
+use candle_core::{DType, Device, Tensor};
+
+use crate::error::{Error, Result};
+use crate::model::{Config, Transformer};
+use crate::numbers::aligned::Number;
+use names::Way;
+
+pub use write::{About, Companions, write};
+
+/// A GGUF file whose header has been read.
+pub struct Gguf {
+    path: PathBuf,
+    header: Content,
+}
+
+impl Gguf {
+    /// Reads the header of a file.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when it cannot be read, [`Error::Model`] when it is no GGUF file, or a damaged one.
+    pub fn open(path: &Path) -> Result<Self> {
+        let mut file = BufReader::new(File::open(path).map_err(Error::io(path))?);
+        let header = Content::read(&mut file).map_err(|err| {
+            Error::model(path, format!("not a GGUF file: {}", err.to_string().lines().next().unwrap_or_default()))
+        })?;
+        Ok(Self { path: path.into(), header })
+    }
+
+    /// The file.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// `general.architecture`.
+    #[must_use]
+    pub fn architecture(&self) -> &str {
+        self.text("general.architecture").unwrap_or_default()
+    }
+
+    /// Whether matrices are stored in fewer than 16 bits.
+    #[must_use]
+    pub fn is_quantized(&self) -> bool {
+        let plain = [GgmlDType::F32, GgmlDType::F16, GgmlDType::BF16];
+        self.header.tensor_infos.values().any(|info| !plain.contains(&info.ggml_dtype))
+    }
+
+    /// Loads the weights of a model that the engine runs, converted to `W`.
+    ///
+    /// # Errors
+    /// [`Error::Model`] when the file describes another model, or has other tensors than it needs.
+    pub fn load<W: Number>(&self) -> Result<Transformer<W>> {
+        let config = self.config()?;
+        self.refuse_other_tensors(&config)?;
+        let mut file = BufReader::new(File::open(&self.path).map_err(Error::io(&self.path))?);
+        Transformer::from_parameters(&config, |layer, parameter, shape| {
+            let name = names::stored(layer, parameter);
+            let tensor = self.header.tensor(&mut file, &name, &Device::Cpu);
+            let tensor = tensor.and_then(|tensor| tensor.dequantize(&Device::Cpu)).map_err(|err| self.error(err))?;
+            if tensor.dims() != shape {
+                let found = tensor.dims();
+                return Err(self.error(format!("tensor {name} has shape {found:?}, the header says {shape:?}")));
+            }
+            let numbers = numbers(&tensor).map_err(|err| self.error(err))?;
+            Ok(names::reorder(&config, parameter, numbers, Way::FromFile))
+        })
+    }
+
+    /// Refuses tensors that the model does not compute with.
+    fn refuse_other_tensors(&self, config: &Config) -> Result<()> {
+        let list = config.stored();
+        let known: BTreeSet<String> =
+            list.places().map(|(layer, parameter, _)| names::stored(layer, parameter)).collect();
+        let other = self.header.tensor_infos.keys().find(|name| !known.contains(*name) && *name != config::FACTORS);
+        other.map_or(Ok(()), |name| {
+            let (family, layers) = (config.family.name(), config.num_hidden_layers);
+            Err(self.error(format!("tensor {name} is not part of a {family} model of {layers} layers")))
+        })
+    }
+
+    /// A refusal of the file; of what candle says, the first line, which a backtrace may follow.
+    fn error(&self, what: impl ToString) -> Error {
+        Error::model(&self.path, what.to_string().lines().next().unwrap_or_default())
+    }
+
+    fn text(&self, key: &str) -> Option<&str> {
+        self.header.metadata.get(key)?.to_string().ok().map(String::as_str)
+    }
+
+    /// Whether it has a tensor of this name.
+    #[must_use]
+    pub fn has_tensor(&self, name: &str) -> bool {
+        self.header.tensor_infos.contains_key(name)
+    }
+
+    /// A number of the header.
+    #[must_use]
+    pub fn number(&self, key: &str) -> Option<f64> {
+        match self.header.metadata.get(key)? {
+            Value::F32(x) => Some(f64::from(*x)),
+            Value::F64(x) => Some(*x),
+            value => integer(value).map(|x| x as f64),
+        }
+    }
+
+    fn integer(&self, key: &str) -> Option<u64> {
+        integer(self.header.metadata.get(key)?)
+    }
+
+    fn flag(&self, key: &str) -> Option<bool> {
+        self.header.metadata.get(key)?.to_bool().ok()
+    }
+
+    fn list(&self, key: &str) -> Option<&[Value]> {
+        self.header.metadata.get(key)?.to_vec().ok().map(Vec::as_slice)
+    }
+}
+
+fn integer(value: &Value) -> Option<u64> {
+    match value {
+        Value::U8(x) => Some(u64::from(*x)),
+        Value::U16(x) => Some(u64::from(*x)),
+        Value::U32(x) => Some(u64::from(*x)),
+        Value::U64(x) => Some(*x),
+        Value::I8(x) => u64::try_from(*x).ok(),
+        Value::I16(x) => u64::try_from(*x).ok(),
+        Value::I32(x) => u64::try_from(*x).ok(),
+        Value::I64(x) => u64::try_from(*x).ok(),
+        _ => None,
+    }
+}
+
+/// All numbers of a tensor.
+fn numbers(tensor: &Tensor) -> candle_core::Result<Vec<f32>> {
+    tensor.to_dtype(DType::F32)?.flatten_all()?.to_vec1()
+}
