@@ -15,7 +15,7 @@ all:
 lean:
 	cargo build --release $(FEATURES) $(LEAN)
 
-# train: RECIPE=auto|tiny|from-scratch|qwen2.5-0.5b|qwen2.5-0.5b-small-gpu, SEED, NAME, SCORER and every number of the recipe can be set.
+# train: RECIPE=auto or a name in pipelines/recipes/, SEED, NAME, SCORER and every number of the recipe can be set.
 # step: one iteration of the run that `make train` with the same RECIPE, SEED and NAME began.
 # fork: a new run from a checkpoint of an old one: RUN=old FROM=step_000100 NAME=new, and numbers that differ from there on.
 train step fork: lean

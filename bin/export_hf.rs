@@ -1,4 +1,4 @@
-//! `export-hf`: a checkpoint in, a Hugging Face model directory or zip file out.
+//! `export-hf`: a checkpoint in, a Hugging Face model directory, a zip file of it, or a GGUF file out.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;

@@ -153,7 +153,10 @@ learn() {
 learn_and_end() {
     local code=0
     (learn 2>&3) || code=$?
-    [ "$code" -eq 0 ] || [ ! -f "$RUN/.scorer" ] || { sleep 1 && kill -KILL "$(cat "$RUN/.scorer")"; } || true
+    if [ "$code" -ne 0 ] && [ -f "$RUN/.scorer" ]; then
+        sleep 1
+        kill -KILL "$(cat "$RUN/.scorer")" || true
+    fi
     rm -f "$RUN/.scorer"
     return "$code"
 }

@@ -5,6 +5,7 @@ GGUF_TYPES="q8_0 q4_k"
 
 measure_gguf() {
     local type out=$WORK/gguf
+    echo '{"eos_token_id": 151643}' >"$WORK/large/generation_config.json" # GGUF wants one of the vocabulary; random weights seldom draw it
     for type in $GGUF_TYPES; do
         say "0.5B shape: GGUF, $type"
         export-hf "$WORK/large" "$out" --gguf "$type"

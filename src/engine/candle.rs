@@ -23,7 +23,7 @@ use super::decoder::{Decoder, Drawn, Prefill};
 use super::sampler::Sampler;
 use super::scheduler::Start;
 use crate::error::{Error, Result};
-use crate::gguf::Gguf;
+use crate::gguf::{Gguf, first_line};
 use crate::model::{self, Sampling};
 use crate::numbers::rng::Stream;
 
@@ -187,6 +187,9 @@ impl Teacher {
                 return Err(Error::model(&path, what));
             }
         }
+        if !layers_are_in_turn(&config) {
+            return Err(Error::model(&path, "layer_types that do not follow sliding_window_pattern are not supported"));
+        }
         let sizes = ["max_position_embeddings", "vocab_size"].map(|name| {
             let size = config.get(name).and_then(Value::as_u64).and_then(|size| usize::try_from(size).ok());
             size.filter(|size| *size > 0).ok_or_else(|| Error::model(&path, format!("no {name}")))
@@ -243,11 +246,6 @@ impl Teacher {
     }
 }
 
-/// What candle says, without the backtrace that may follow.
-fn first_line(error: &candle_core::Error) -> String {
-    error.to_string().lines().next().unwrap_or_default().to_owned()
-}
-
 /// Gives a config of transformers 5 the entries of version 4, which candle reads.
 fn spell_as_before(config: &mut Map<String, Value>) -> std::result::Result<(), String> {
     for (new, old) in [("num_local_experts", "num_experts"), ("_sliding_window_pattern", "sliding_window_pattern")] {
@@ -276,6 +274,13 @@ fn spell_as_before(config: &mut Map<String, Value>) -> std::result::Result<(), S
         }
     }
     Ok(())
+}
+
+/// Whether the layers with a window are those that candle takes for them: all but every `sliding_window_pattern`th.
+fn layers_are_in_turn(config: &Map<String, Value>) -> bool {
+    let pattern = config.get("sliding_window_pattern").and_then(Value::as_u64).filter(|pattern| *pattern > 0);
+    let (Some(pattern), Some(Value::Array(kinds))) = (pattern, config.get("layer_types")) else { return true };
+    (1..).zip(kinds).all(|(layer, kind): (u64, _)| (kind == "full_attention") == layer.is_multiple_of(pattern))
 }
 
 /// How far candle's attention is that of transformers (tokens): but for Gemma 3, it gives all layers the same window, or none a window.

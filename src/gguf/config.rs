@@ -3,11 +3,10 @@
 use std::fs::File;
 use std::io::BufReader;
 
-use candle_core::Device;
 use candle_core::quantized::gguf_file::Value;
 use serde_json::{Map, json};
 
-use super::{Gguf, numbers};
+use super::Gguf;
 use crate::error::Result;
 use crate::model::{Config, Parameter, Scaling};
 
@@ -123,12 +122,10 @@ impl Gguf {
 
     fn factors(&self, half: usize) -> Result<Vec<f32>> {
         let mut file = BufReader::new(File::open(&self.path).map_err(crate::Error::io(&self.path))?);
-        let tensor = self.header.tensor(&mut file, FACTORS, &Device::Cpu);
-        let factors =
-            tensor.and_then(|tensor| numbers(&tensor.dequantize(&Device::Cpu)?)).map_err(|err| self.error(err))?;
-        match factors.len() == half && factors.iter().all(|factor| factor.is_finite() && *factor > 0.0) {
+        let factors = self.tensor(&mut file, FACTORS, &[half])?;
+        match factors.iter().all(|factor| factor.is_finite() && *factor > 0.0) {
             true => Ok(factors),
-            false => Err(self.error(format!("{FACTORS} does not hold {half} numbers above 0"))),
+            false => Err(self.error(format!("{FACTORS} holds numbers that are not above 0"))),
         }
     }
 }

@@ -8,6 +8,7 @@ mod write;
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::BufReader;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
 use candle_core::quantized::GgmlDType;
@@ -34,10 +35,11 @@ impl Gguf {
     /// [`Error::Io`] when it cannot be read, [`Error::Model`] when it is no GGUF file, or a damaged one.
     pub fn open(path: &Path) -> Result<Self> {
         let mut file = BufReader::new(File::open(path).map_err(Error::io(path))?);
-        let header = Content::read(&mut file).map_err(|err| {
-            Error::model(path, format!("not a GGUF file: {}", err.to_string().lines().next().unwrap_or_default()))
-        })?;
-        Ok(Self { path: path.into(), header })
+        let header = guarded(|| Content::read(&mut file));
+        Ok(Self {
+            path: path.into(),
+            header: header.map_err(|what| Error::model(path, format!("not a GGUF file: {what}")))?,
+        })
     }
 
     /// The file.
@@ -68,16 +70,21 @@ impl Gguf {
         self.refuse_other_tensors(&config)?;
         let mut file = BufReader::new(File::open(&self.path).map_err(Error::io(&self.path))?);
         Transformer::from_parameters(&config, |layer, parameter, shape| {
-            let name = names::stored(layer, parameter);
-            let tensor = self.header.tensor(&mut file, &name, &Device::Cpu);
-            let tensor = tensor.and_then(|tensor| tensor.dequantize(&Device::Cpu)).map_err(|err| self.error(err))?;
-            if tensor.dims() != shape {
-                let found = tensor.dims();
-                return Err(self.error(format!("tensor {name} has shape {found:?}, the header says {shape:?}")));
-            }
-            let numbers = numbers(&tensor).map_err(|err| self.error(err))?;
+            let numbers = self.tensor(&mut file, &names::stored(layer, parameter), shape)?;
             Ok(names::reorder(&config, parameter, numbers, Way::FromFile))
         })
+    }
+
+    /// The numbers of a tensor of this shape.
+    fn tensor(&self, file: &mut BufReader<File>, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
+        let info =
+            self.header.tensor_infos.get(name).ok_or_else(|| self.error(format!("there is no tensor {name}")))?;
+        let found = info.shape.dims();
+        if found != shape {
+            return Err(self.error(format!("tensor {name} has shape {found:?}, the header says {shape:?}")));
+        }
+        let read = || numbers(&self.header.tensor(file, name, &Device::Cpu)?.dequantize(&Device::Cpu)?);
+        guarded(read).map_err(|what| self.error(format!("tensor {name}: {what}")))
     }
 
     /// Refuses tensors that the model does not compute with.
@@ -92,9 +99,8 @@ impl Gguf {
         })
     }
 
-    /// A refusal of the file; of what candle says, the first line, which a backtrace may follow.
     fn error(&self, what: impl ToString) -> Error {
-        Error::model(&self.path, what.to_string().lines().next().unwrap_or_default())
+        Error::model(&self.path, what.to_string())
     }
 
     fn text(&self, key: &str) -> Option<&str> {
@@ -142,6 +148,17 @@ fn integer(value: &Value) -> Option<u64> {
         Value::I64(x) => u64::try_from(*x).ok(),
         _ => None,
     }
+}
+
+/// What candle says of an error, without the backtrace that may follow.
+pub fn first_line(error: &candle_core::Error) -> String {
+    error.to_string().lines().next().unwrap_or_default().to_owned()
+}
+
+/// Runs candle, which panics on some damaged files.
+fn guarded<T>(read: impl FnOnce() -> candle_core::Result<T>) -> std::result::Result<T, String> {
+    let done = catch_unwind(AssertUnwindSafe(read));
+    done.map_err(|_| "candle panics on it".to_owned())?.map_err(|err| first_line(&err))
 }
 
 /// All numbers of a tensor.

@@ -29,13 +29,17 @@ const ENDS: [&str; 9] = [
     "<EOS>",
 ];
 
-/// Splits a text into words before byte-level BPE: llama.cpp's name, the pattern, and the most digits in a word, if it is not the pattern
-/// that says so.
+/// How a text is cut into words before byte-level BPE, and what else goes with that.
 struct Splitter {
+    /// llama.cpp's name, `tokenizer.ggml.pre`.
     name: &'static str,
+    /// The pattern of a word; `None` is that of GPT-2.
     pattern: Option<&'static str>,
+    /// Whether each digit is a word.
     digits_alone: bool,
+    /// Whether a word that is a token needs no merges.
     ignore_merges: bool,
+    /// Whether the text is brought into Unicode's form NFC first.
     nfc: bool,
 }
 
@@ -251,6 +255,9 @@ pub(super) fn entries(
     let model = &tokenizer["model"];
     if model["type"] != "BPE" {
         return Err(format!("a tokenizer of type {} has no name in GGUF", model["type"]));
+    }
+    if let Some(id) = stops.iter().find(|id| **id as usize >= size) {
+        return Err(format!("the end token {id} is not in the vocabulary of {size}"));
     }
     let is_spm = model["byte_fallback"] == true;
     let (tokens, kinds) = tokens(tokenizer, size, is_spm);

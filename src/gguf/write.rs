@@ -11,7 +11,7 @@ use serde_json::Value as Json;
 
 use super::config::FACTORS;
 use super::names::{self, Way};
-use super::{config, numbers, tokenizer};
+use super::{config, first_line, numbers, tokenizer};
 use crate::error::{Error, Result};
 use crate::model::{Config, Family, Model, Parameter, Scaling};
 use crate::numbers::quantization::Quantization;
@@ -89,11 +89,11 @@ pub fn write(
     for ((layer, parameter, shape), values) in list.places().zip(stored.parameters_mut()) {
         let ordered = names::reorder(config, parameter, values.to_vec(), Way::ToFile);
         let dtype = tensor_type(quantization, parameter, shape);
-        let tensor = quantize(&ordered, shape, dtype).map_err(|err| wrong(err.to_string()))?;
+        let tensor = quantize(&ordered, shape, dtype).map_err(|err| wrong(first_line(&err)))?;
         let back = tensor
             .dequantize(&Device::Cpu)
             .and_then(|tensor| numbers(&tensor))
-            .map_err(|err| wrong(err.to_string()))?;
+            .map_err(|err| wrong(first_line(&err)))?;
         let name = names::stored(layer, parameter);
         if let Some(value) = back.iter().find(|value| !value.is_finite()) {
             return Err(Error::Numerics(format!("{name} has a {value} in {}", quantization.name())));
@@ -102,14 +102,14 @@ pub fn write(
         tensors.push((name, tensor));
     }
     if let Some(factors) = rope_factors(model) {
-        let tensor = quantize(&factors, &[factors.len()], GgmlDType::F32).map_err(|err| wrong(err.to_string()))?;
+        let tensor = quantize(&factors, &[factors.len()], GgmlDType::F32).map_err(|err| wrong(first_line(&err)))?;
         tensors.push((FACTORS.into(), tensor));
     }
     let header = header(config, quantization, about, companions).map_err(wrong)?;
     let header: Vec<(&str, &Value)> = header.iter().map(|(name, value)| (name.as_str(), value)).collect();
     let tensors: Vec<(&str, &QTensor)> = tensors.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect();
     let mut file = BufWriter::new(File::create(path).map_err(Error::io(path))?);
-    gguf_file::write(&mut file, &header, &tensors).map_err(|err| wrong(err.to_string()))?;
+    gguf_file::write(&mut file, &header, &tensors).map_err(|err| wrong(first_line(&err)))?;
     file.flush().and_then(|()| file.get_ref().sync_all()).map_err(Error::io(path))?;
     Ok(stored)
 }

@@ -66,14 +66,15 @@ impl RowOrder {
             places.extend(rows.into_iter().map(|place| (place, epoch)));
         }
         if let Some(Steps { count: steps, rows }) = self.steps {
-            if places.len() < steps * rows {
+            let wanted = steps.saturating_mul(rows);
+            if places.len() < wanted {
                 let (epochs, filled) = (self.epochs, places.len() / rows);
                 let epoch = self.epoch(count, 0)?.len();
                 return Err(Error::Usage(format!(
                     "{epochs} epochs of {epoch} problems are {filled} steps; set --epochs or --steps"
                 )));
             }
-            places.truncate(steps * rows);
+            places.truncate(wanted);
         }
         Ok(places)
     }
@@ -151,6 +152,7 @@ mod tests {
         let refused = order(7).all(11).unwrap_err();
         assert_eq!(refused.to_string(), "3 epochs of 11 problems are 6 steps; set --epochs or --steps");
         assert_eq!(refused.exit_code(), 2);
+        assert!(order(usize::MAX).all(11).is_err(), "a number of rows that no machine counts");
     }
 
     #[test]

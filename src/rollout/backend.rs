@@ -154,6 +154,9 @@ impl Loaded {
         if !matches!(options.dtype, DtypeChoice::Auto | DtypeChoice::F32) {
             return Err(Error::Usage("--dtype: candle computes in f32, from weights as they are stored".into()));
         }
+        if options.device.is_named && options.device.gpu.is_some() {
+            return Err(Error::Usage("--device: this model is run by candle, which computes on the CPU".into()));
+        }
         say(&options.device.on_cpu("by candle, in f32"));
         Ok(Self::Candle(Arc::clone(teacher)))
     }

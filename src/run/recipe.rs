@@ -198,7 +198,8 @@ impl Recipe {
         let (old, new): (Vec<&str>, _) = (old.lines().collect(), self.lines());
         let (was, now): (Vec<&&str>, Vec<&String>) = (
             old.iter().filter(|line| !new.iter().any(|other| other == *line)).collect(),
-            new.iter().filter(|line| !old.contains(&line.as_str())).collect(),
+            // A run that an older version began lacks names that came later; an empty value is as if there were none.
+            new.iter().filter(|line| !old.contains(&line.as_str()) && !is_new_and_empty(line, &old)).collect(),
         );
         if was.is_empty() && now.is_empty() {
             return Ok(());
@@ -212,6 +213,10 @@ impl Recipe {
              make fork RUN={name} FROM={step} NAME=... NUMBER=..."
         )))
     }
+}
+
+fn is_new_and_empty(line: &str, old: &[&str]) -> bool {
+    line.ends_with('=') && !old.iter().any(|other| other.starts_with(line))
 }
 
 /// A name and its value, from a line without its comment.

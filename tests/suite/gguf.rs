@@ -192,6 +192,24 @@ fn quantised_files_are_read_back_and_near_the_model() {
 }
 
 #[test]
+fn what_gguf_has_no_entry_for_is_said_before_anything_appears() {
+    let dir = model_dir("qwen2");
+    let export = || {
+        let out = dir.path().join("out");
+        let done = run(EXPORT_HF, &[dir.path().to_str().unwrap(), out.to_str().unwrap(), "--gguf", "f16"], "");
+        assert!(done.code == Some(1) && done.stderr.lines().count() == 1 && !out.exists(), "{}", done.stderr);
+        done.stderr
+    };
+    fs::write(dir.path().join("generation_config.json"), r#"{"eos_token_id": 999999}"#).unwrap();
+    assert!(export().contains("the end token 999999 is not in the vocabulary of 320"));
+    let path = dir.path().join("tokenizer.json");
+    let text = fs::read_to_string(&path).unwrap().replace("{N}| ?", "{N}{1,2}| ?");
+    fs::write(&path, text).unwrap();
+    fs::write(dir.path().join("generation_config.json"), r#"{"eos_token_id": 319}"#).unwrap();
+    assert!(export().contains("the pattern that splits its words has no name in GGUF"));
+}
+
+#[test]
 fn broken_files_and_other_models_are_refused_in_one_line() {
     let dir = model_dir("qwen2");
     let file = exported(dir.path(), &dir.path().join("out"), "f32");
@@ -221,6 +239,10 @@ fn broken_files_and_other_models_are_refused_in_one_line() {
         assert_eq!((done.code, done.stdout.as_str()), (Some(1), ""), "{want}: {}", done.stderr);
         assert!(done.said().contains(want) && done.said().lines().count() == 1, "{want}: {}", done.stderr);
     }
+    // An alignment of 0, by which candle divides.
+    let path = dir.path().join("x.gguf");
+    fs::write(&path, renamed(b"general.file_type", b"general.alignment")).unwrap();
+    assert!(Gguf::open(&path).err().unwrap().to_string().ends_with("not a GGUF file: candle panics on it"));
 }
 
 /// An independent implementation in the same language, from the same files.

@@ -34,6 +34,7 @@ mod resident;
 mod rollout;
 mod rope;
 mod runs;
+mod sampled;
 mod sampler;
 mod score;
 mod signals;

@@ -37,7 +37,10 @@ pub fn model(spec: &str, file: Option<&str>, others: &[&str]) -> Result<PathBuf>
         )));
     }
     if path.is_dir() {
-        return Ok(path.join(file));
+        return match path.join(file) {
+            inside if inside.is_file() => Ok(inside),
+            _ => Err(Error::model(path, format!("has no {file}"))),
+        };
     }
     let hub = Hub::of_model(spec)?;
     let choose = |names: &[String], _: &Path| match names.iter().any(|name| name == file) {

@@ -243,8 +243,8 @@ template <u32 E> struct Attender<float, E> {
   }
 };
 
-// Adds bias, norms and rope to this token's queries, key and value, caches key and value, and computes the attention of the group's queries over
-// prompt and completion. One block per row and key head. Chunks of positions go to the warps in turn, and the results are merged in the
+// Adds bias, norms and rope to this token's queries, key and value, caches key and value, and computes the attention of the group's
+// queries over prompt and completion. One block per row and key head. Chunks of positions go to the warps in turn, and the results are merged in the
 // order of the warps. With few blocks, many WARPS hide latency; with many blocks, fewer warps let more blocks run at once.
 template <class T, u32 E, u32 WARPS> __device__ __forceinline__ void decode_attention(const DecodeAttention<T> &a) {
   typedef Attender<T, E> Warps;

@@ -78,8 +78,8 @@ pub enum AttentionWarps {
     Two = 2,
 }
 
-/// Attention of one layer in a decode step. `qkv` holds queries, keys and values before bias, norms and rope; the keys and values are added to
-/// the caches.
+/// Attention of one layer in a decode step. `qkv` holds queries, keys and values before bias, norms and rope; the keys and values are
+/// added to the caches.
 ///
 /// # Errors
 /// As [`start_slots`].

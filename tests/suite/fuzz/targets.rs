@@ -4,9 +4,13 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+#[cfg(feature = "candle")]
+use grpo_pipes::checkpoint::export::{self, Card};
 use grpo_pipes::checkpoint::{self, State};
 use grpo_pipes::error::Result;
 use grpo_pipes::eval::Fold;
+#[cfg(feature = "candle")]
+use grpo_pipes::gguf::Gguf;
 use grpo_pipes::grpo::advantage::{ScaleRewards, advantages};
 use grpo_pipes::grpo::groups::{self, Group, Groups};
 use grpo_pipes::grpo::health::Health;
@@ -16,10 +20,14 @@ use grpo_pipes::lines::jsonl::Input;
 use grpo_pipes::lines::record::Message;
 use grpo_pipes::model::{Config, Model, Transformer};
 use grpo_pipes::numbers::dtype::Dtype;
+#[cfg(feature = "candle")]
+use grpo_pipes::numbers::quantization::Quantization;
 use grpo_pipes::optim::Moments;
 use grpo_pipes::reward::number::Number;
 use grpo_pipes::reward::{RewardWeights, Scorer, Semantics};
 use grpo_pipes::rollout::{LineFormat, LongPrompt, ModelLimits, PromptOptions, RequestBuilder};
+#[cfg(feature = "candle")]
+use grpo_pipes::tokenizer::TemplateArgs;
 use grpo_pipes::tokenizer::{Tokenizer, stop_ids};
 use grpo_pipes::train::supervised;
 
@@ -33,12 +41,13 @@ pub struct Target {
     pub take: fn(&mut Place, &mut Dice),
 }
 
-pub const TARGETS: [Target; 6] = [
+pub const TARGETS: [Target; 7] = [
     Target { name: "texts", share: 6_000, take: texts },
     Target { name: "records", share: 3_000, take: records },
     Target { name: "configs", share: 400, take: configs },
     Target { name: "weights", share: 300, take: weights },
-    Target { name: "states", share: 250, take: states },
+    Target { name: "states", share: 200, take: states },
+    Target { name: "gguf", share: 50, take: gguf },
     Target { name: "tokenizers", share: 50, take: tokenizers },
 ];
 
@@ -51,6 +60,9 @@ pub struct Place {
     records: Vec<Vec<u8>>,
     /// Files of a model that takes a few kilobytes.
     files: Vec<(&'static str, Vec<u8>)>,
+    /// The same as a GGUF file.
+    #[cfg(feature = "candle")]
+    gguf: Vec<u8>,
 }
 
 const FILES: [&str; 7] = [
@@ -79,6 +91,8 @@ impl Place {
             texts: texts.map(|text| text.as_bytes().to_vec()).to_vec(),
             records: seeds(),
             files,
+            #[cfg(feature = "candle")]
+            gguf: as_gguf(dir.path()),
             dir,
         }
     }
@@ -116,6 +130,16 @@ fn small_model(dir: &Path) -> Vec<(&'static str, Vec<u8>)> {
     Moments::zeros(&parameters, Dtype::F32).save(&dir.join(checkpoint::OPTIMIZER), &parameters).unwrap();
     State { step: 3, policy_id: "p".into(), ..State::default() }.seal(dir).unwrap();
     FILES.map(|name| (name, fs::read(dir.join(name)).unwrap())).to_vec()
+}
+
+#[cfg(feature = "candle")]
+fn as_gguf(dir: &Path) -> Vec<u8> {
+    let (out, card) = (dir.join("gguf"), Card::of(dir, None, None).unwrap());
+    export::gguf::directory(dir, &out, Quantization::F32, &card).unwrap();
+    let name = dir.file_name().unwrap().to_str().unwrap();
+    let bytes = fs::read(out.join(format!("{name}-f32.gguf"))).unwrap();
+    fs::remove_dir_all(out).unwrap();
+    bytes
 }
 
 /// Lines of all kinds that some command reads.
@@ -259,6 +283,26 @@ fn weights(place: &mut Place, dice: &mut Dice) {
         }
     });
 }
+
+/// A file that `export-hf --gguf` wrote.
+#[cfg(feature = "candle")]
+fn gguf(place: &mut Place, dice: &mut Dice) {
+    let words = ["general.alignment", "qwen2.block_count", "token_embd.weight", "output.weight", "rope_freqs.weight"];
+    let bytes = mutate(dice, std::slice::from_ref(&place.gguf), &words);
+    let path = place.path("x.gguf");
+    fs::write(&path, bytes).unwrap();
+    if let Some(file) = refused(Gguf::open(&path)) {
+        refused(file.load::<f32>());
+        refused(file.stop_ids());
+        if let Some(parts) = refused(file.tokenizer()) {
+            refused(Tokenizer::of_json(&path, parts, &TemplateArgs::default()));
+        }
+    }
+    fs::remove_file(path).unwrap();
+}
+
+#[cfg(not(feature = "candle"))]
+fn gguf(_: &mut Place, _: &mut Dice) {}
 
 /// Half of them with the checksum that they should have.
 fn states(place: &mut Place, dice: &mut Dice) {

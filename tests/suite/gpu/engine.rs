@@ -1,31 +1,16 @@
 //! The whole engine on the shim, against the engine on the CPU.
 
-use grpo_pipes::engine::{
-    Completion, CpuDecoder, Decoder, Engine, GpuDecoder, GpuOptions, Request, Settings, Sink, Work,
-};
+use grpo_pipes::engine::{Completion, CpuDecoder, Decoder, GpuDecoder, GpuOptions, Settings};
 use grpo_pipes::gpu::DeviceWeights;
 use grpo_pipes::model::{Model, Parameter, Sampling};
 use grpo_pipes::numbers::dtype::Dtype;
-use grpo_pipes::process::read_ahead::ReadAhead;
 use grpo_pipes::{Error, Result};
 
 use super::{SHIM, gpu, other_families};
 use crate::fixtures::directory;
+use crate::sampled::completions;
 
 const MAX_PROMPT: usize = 16;
-
-struct Groups(Vec<Vec<Completion>>);
-
-impl Sink<()> for Groups {
-    fn group(&mut self, _: Request<()>, completions: Vec<Completion>) -> Result<()> {
-        self.0.push(completions);
-        Ok(())
-    }
-
-    fn progress(&mut self, _: Work) -> Result<()> {
-        Ok(())
-    }
-}
 
 fn tiny() -> Model {
     Model::load(&directory().join("tiny-qwen2")).unwrap()
@@ -45,14 +30,8 @@ fn settings(sampling: Sampling) -> Settings {
 
 /// Groups of prompts of several lengths, one of them a single token.
 fn sampled(decoder: &mut dyn Decoder, settings: Settings, prompts: usize) -> Result<Vec<Vec<Completion>>> {
-    let request = |i: u32| {
-        let tokens = (0..1 + 4 * i % 15).map(|j| (j * 37 + i * 11) % 317).collect();
-        Request { prompt_id: format!("p/{i}"), tokens, payload: () }
-    };
-    let requests = ReadAhead::ready((0..prompts as u32).map(request).collect());
-    let mut sink = Groups(Vec::new());
-    Engine::new(decoder, settings).run(requests, &mut sink)?;
-    Ok(sink.0)
+    let prompt = |i: u32| (0..1 + 4 * i % 15).map(|j| (j * 37 + i * 11) % 317).collect();
+    completions(decoder, settings, (0..prompts as u32).map(prompt))
 }
 
 fn on_gpu(model: &Model, dtype: Dtype, settings: &Settings, prompts: usize) -> Result<Vec<Vec<Completion>>> {

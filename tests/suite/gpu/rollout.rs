@@ -31,7 +31,7 @@ fn sampled(
     std::fs::write(&prompts, lines(&(0..2).map(prompt).collect::<Vec<_>>())).unwrap();
     let job = RolloutJob {
         backend: BackendOptions {
-            device: ComputeDevice { gpu, why_not: None },
+            device: ComputeDevice { gpu, is_named: true, why_not: None },
             dtype,
             batch_invariant: false,
             gpu_memory_fraction,
