@@ -308,6 +308,9 @@ mod tests {
         let silent = |words: &str| panic!("said {words}");
         recipe("5").pin(&run, &silent).unwrap();
         recipe("5").pin(&run, &silent).unwrap();
+        let newer = |value: &str| Recipe([recipe("5").0, vec![("NEW".into(), value.into())]].concat());
+        newer("").pin(&run, &silent).unwrap();
+        assert!(newer("x").pin(&run, &|_| ()).is_err(), "a number that the run began without");
         let said = std::cell::RefCell::new(Vec::new());
         let error = recipe("6").pin(&run, &|words| said.borrow_mut().push(words.to_owned())).unwrap_err();
         assert_eq!(*said.borrow(), ["was: STEPS=5", "now: STEPS=6"]);
