@@ -9,17 +9,20 @@ largest() { sort -g "$WORK/samples/$1" | tail -n 1; }
 measured() { [ -s "$WORK/samples/$1" ]; }
 
 # Runs a command: its wall time [s] in $taken, its peak memory [MiB] in $peak, its output in $WORK/output. The report names it once.
-run() {
+run() { try "$@" || die "failed: $*"; }
+
+# As run, for a command that may fail.
+try() {
     local began time=()
     [ ! -x /usr/bin/time ] || time=(/usr/bin/time -f %M -o "$WORK/peak")
     grep -qsxF -- "$*" "$WORK/commands" || echo "$*" >>"$WORK/commands"
     began=$EPOCHREALTIME
-    "${time[@]}" "$@" >"${output:-$WORK/output}" 2>"$WORK/stderr" || { cat "$WORK/stderr" >&2 && die "failed: $*"; }
+    "${time[@]}" "$@" >"${output:-$WORK/output}" 2>"$WORK/stderr" || { cat "$WORK/stderr" >&2 && return 1; }
     taken=$(calculate "$EPOCHREALTIME - $began")
     peak=$([ ! -s "$WORK/peak" ] || calculate "$(tail -n 1 "$WORK/peak") / 1024")
 }
 
-# peer NAME SCRIPT ARGUMENT...: samples of NAME and of NAME.peak, when the packages are there. OpenMP's default, to spin at barriers,
+# peer NAME SCRIPT ARGUMENT...: samples of NAME and of NAME.peak, when the packages are there and the peer does not crash. OpenMP's default, to spin at barriers,
 # is many times slower than the alternatives on a tiny model when anything else runs: the first turn tries the settings, the fastest stays.
 peer() {
     local name=$1 setting chosen=$WORK/$1.setting
@@ -30,18 +33,22 @@ peer() {
     [ "$settings" != "${settings% *}" ] || echo "$settings" >"$chosen"
     if [ ! -f "$chosen" ]; then
         for setting in $settings; do
-            peer_once "$setting" "${@:2}"
+            peer_once "$setting" "${@:2}" || speed=0
             echo "$speed $setting"
         done | sort -gr | head -n 1 | cut -d ' ' -f 2 >"$chosen"
     fi
-    peer_once "$(cat "$chosen")" "${@:2}"
-    note "$name" "$value"
-    note "$name.peak" "${peak:-0}"
+    if peer_once "$(cat "$chosen")" "${@:2}"; then
+        note "$name" "$value"
+        note "$name.peak" "${peak:-0}"
+    fi
 }
 
 # peer_once THREADS:WAIT_POLICY SCRIPT ARGUMENT...: its number in $value, in $speed one that is larger the faster it was.
 peer_once() {
-    OMP_NUM_THREADS=${1%:*} MKL_NUM_THREADS=${1%:*} OMP_WAIT_POLICY=${1#*:} run "$PYTHON" "$peers/$2.py" "${@:3}"
+    if ! OMP_NUM_THREADS=${1%:*} MKL_NUM_THREADS=${1%:*} OMP_WAIT_POLICY=${1#*:} try "$PYTHON" "$peers/$2.py" "${@:3}"; then
+        say "a peer failed and is left out: $2 ${*:3}"
+        return 1
+    fi
     value=$(tail -n 1 "$WORK/output" | cut -d ' ' -f 1)
     case $2 in
     *_step) speed=$(calculate "1 / $value") ;;
