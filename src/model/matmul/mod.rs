@@ -9,6 +9,7 @@
 mod bf16_order;
 mod dot;
 mod outer;
+pub mod tiles;
 mod weight_loads;
 
 use crate::numbers::aligned::{AlignedVec, Number};

@@ -6,7 +6,7 @@
 #![allow(unsafe_code)] // intrinsics behind one dispatch; the bounds are checked by the kernels' callers in `matmul`
 
 #[cfg(test)]
-mod tests;
+pub mod tests;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
@@ -174,7 +174,7 @@ fn level() -> Level {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq)]
-enum Level {
+pub enum Level {
     #[cfg(target_arch = "x86_64")]
     Avx512,
     #[cfg(target_arch = "x86_64")]

@@ -11,6 +11,17 @@ thread_local! {
     pub static FORCED: Cell<Option<Level>> = const { Cell::new(None) };
 }
 
+/// The instruction sets of this processor.
+pub fn levels() -> Vec<Level> {
+    match *LEVEL {
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx512 => vec![Level::Avx512, Level::Avx2, Level::Plain],
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx2 => vec![Level::Avx2, Level::Plain],
+        Level::Plain => vec![Level::Plain],
+    }
+}
+
 /// Logits of a prefill, of a decode step of six rows, and of a prefill with weights in bf16; then log-probabilities and all
 /// gradients; on threads that are held to an instruction set.
 fn computed_on(level: Level, hidden: usize) -> [Vec<f32>; 2] {
