@@ -10,8 +10,7 @@ use super::decoder::{Decoder, Drawn, Prefill};
 use super::sampler::Sampler;
 use super::scheduler::Start;
 use crate::error::Result;
-use crate::model::{DecodeRow, KvCache, Sampling, Transformer};
-use crate::numbers::aligned::Number;
+use crate::model::{DecodeRow, KvCache, Model, Sampling};
 use crate::numbers::rng::Stream;
 
 /// Models up to this size (bytes of weights) prefill prompts in parallel; larger ones parallelise each matrix product instead.
@@ -22,8 +21,8 @@ const SMALL_MODEL: usize = 16 << 20;
 const PREFILL_TOKENS: usize = 512;
 
 /// A model with KV caches for each slot.
-pub struct CpuDecoder<'m, W> {
-    model: &'m Transformer<W>,
+pub struct CpuDecoder<'m> {
+    model: &'m Model,
     sampling: Sampling,
     max_completion_tokens: usize,
     prompts: HashMap<usize, Arc<Prefilled>>,
@@ -52,10 +51,10 @@ struct Sequence {
     tokens: Vec<u32>,
 }
 
-impl<'m, W: Number> CpuDecoder<'m, W> {
+impl<'m> CpuDecoder<'m> {
     /// Makes empty slots for the sequences of `settings`.
     #[must_use]
-    pub fn new(model: &'m Transformer<W>, settings: &Settings) -> Self {
+    pub fn new(model: &'m Model, settings: &Settings) -> Self {
         Self {
             model,
             sampling: settings.sampling,
@@ -68,7 +67,7 @@ impl<'m, W: Number> CpuDecoder<'m, W> {
     }
 }
 
-impl<W: Number> Decoder for CpuDecoder<'_, W> {
+impl Decoder for CpuDecoder<'_> {
     fn prefill(&mut self, prompts: &[Prefill<'_>]) -> Result<()> {
         let tokens: Vec<&[u32]> = prompts.iter().map(|prompt| prompt.tokens).collect();
         let (stem, rests) = split_stem(&tokens);

@@ -16,8 +16,8 @@ use candle_core::quantized::gguf_file::{Content, Value};
 use candle_core::{DType, Device, Tensor};
 
 use crate::error::{Error, Result};
-use crate::model::{Config, Transformer};
-use crate::numbers::aligned::Number;
+use crate::model::{Config, Model};
+use crate::numbers::dtype::Dtype;
 use names::Way;
 
 pub use write::{About, Companions, write};
@@ -61,15 +61,15 @@ impl Gguf {
         self.header.tensor_infos.values().any(|info| !plain.contains(&info.ggml_dtype))
     }
 
-    /// Loads the weights of a model that the engine runs, converted to `W`.
+    /// Loads the weights of a model that the engine runs, in f32 or bf16.
     ///
     /// # Errors
     /// [`Error::Model`] when the file describes another model, or has other tensors than it needs.
-    pub fn load<W: Number>(&self) -> Result<Transformer<W>> {
+    pub fn load(&self, dtype: Dtype) -> Result<Model> {
         let config = self.config()?;
         self.refuse_other_tensors(&config)?;
         let mut file = BufReader::new(File::open(&self.path).map_err(Error::io(&self.path))?);
-        Transformer::from_parameters(&config, |layer, parameter, shape| {
+        Model::from_parameters(&config, dtype, |layer, parameter, shape| {
             let numbers = self.tensor(&mut file, &names::stored(layer, parameter), shape)?;
             Ok(names::reorder(&config, parameter, numbers, Way::FromFile))
         })

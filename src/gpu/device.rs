@@ -23,7 +23,7 @@ pub enum Device {
 /// `--dtype`: the type that matrix products read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum DtypeChoice {
-    /// bf16 if the GPU supports it, else f16; on the CPU f32: there a sampler's log-probabilities equal the trainer's bit for bit
+    /// bf16 if the GPU supports it, else f16; on the CPU f32
     Auto,
     /// 32 bits
     F32,
@@ -34,6 +34,18 @@ pub enum DtypeChoice {
 }
 
 impl DtypeChoice {
+    /// The type to use on the CPU.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] for f16.
+    pub fn on_cpu(self) -> Result<Dtype> {
+        match self {
+            Self::Auto | Self::F32 => Ok(Dtype::F32),
+            Self::Bf16 => Ok(Dtype::Bf16),
+            Self::F16 => Err(Error::Usage("--dtype f16: the CPU computes in f32 or bf16".into())),
+        }
+    }
+
     /// The type to use on a GPU.
     ///
     /// # Errors

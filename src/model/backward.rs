@@ -74,20 +74,22 @@ fn mlp(
     let (config, w) = (model.config(), model.layer(gradients.layer));
     let (t, d, f) = (rows.positions.len(), config.hidden_size, config.intermediate_size);
 
-    input_gradient(MatrixRows::new(rows.d, d, 0), w.down.plain, (t, d, f), StartFrom::Zero, &mut scratch.act);
-    swiglu_backward(&mut kept.gate, &mut kept.up, &mut scratch.act);
-    weight_gradient(MatrixRows::new(rows.d, d, 0), &scratch.act, (t, d, f), gradients.of(Parameter::DownProj));
+    let Scratch { normed, act, d_normed, operands, .. } = scratch;
+    let dy = MatrixRows::new(rows.d, d, 0);
+    input_gradient(dy, w.down, (t, d, f), StartFrom::Zero, act, operands);
+    swiglu_backward(&mut kept.gate, &mut kept.up, act);
+    weight_gradient(dy, act, w.down, (t, d, f), gradients.of(Parameter::DownProj), operands);
 
-    rms_norm_again(&kept.x_mid, &kept.scale_mid, w.post_norm, &mut scratch.normed);
-    let d_normed = &mut scratch.d_normed[..t * d];
+    rms_norm_again(&kept.x_mid, &kept.scale_mid, w.post_norm, normed);
+    let d_normed = &mut d_normed[..t * d];
     let parts = [
         (&kept.gate, w.gate, Parameter::GateProj, StartFrom::Zero),
         (&kept.up, w.up, Parameter::UpProj, StartFrom::Add),
     ];
     for (dy, weight, parameter, start) in parts {
         let dy = MatrixRows::new(dy, f, 0);
-        weight_gradient(dy, &scratch.normed, (t, f, d), gradients.of(parameter));
-        input_gradient(dy, weight.plain, (t, f, d), start, d_normed);
+        weight_gradient(dy, normed, weight, (t, f, d), gradients.of(parameter), operands);
+        input_gradient(dy, weight, (t, f, d), start, d_normed, operands);
     }
     let d_norm = gradients.of(Parameter::PostNorm);
     rms_norm_backward(d_normed, &kept.x_mid, &kept.scale_mid, w.post_norm, rows.d, d_norm);
@@ -104,12 +106,12 @@ fn self_attention(
     let (t, d, q_width, kv_width) =
         (rows.positions.len(), config.hidden_size, config.attention_width(), config.kv_width());
 
-    let d_attended = &mut scratch.d_normed[..t * q_width];
+    let Scratch { normed, d_normed, d_qkv, operands, .. } = scratch;
+    let d_attended = &mut d_normed[..t * q_width];
     let dy = MatrixRows::new(rows.d, d, 0);
-    input_gradient(dy, w.o.plain, (t, d, q_width), StartFrom::Zero, d_attended);
-    weight_gradient(dy, &kept.attended, (t, d, q_width), gradients.of(Parameter::OProj));
+    input_gradient(dy, w.o, (t, d, q_width), StartFrom::Zero, d_attended, operands);
+    weight_gradient(dy, &kept.attended, w.o, (t, d, q_width), gradients.of(Parameter::OProj), operands);
 
-    let d_qkv = &mut scratch.d_qkv;
     let forward = attention::SavedForward { qkv: &kept.qkv, out: &kept.attended, log_sum: &kept.log_sum };
     attend_packed_backward(heads, forward, rows.layout, d_attended, d_qkv);
     model.rope().apply(d_qkv, heads.row(), heads.queries + heads.kv, rows.positions, Turn::Backward);
@@ -118,8 +120,8 @@ fn self_attention(
         head_norms_backward(heads, norms, before, d_qkv, gradients.pair(Parameter::QNorm, Parameter::KNorm));
     }
 
-    rms_norm_again(&kept.x_in, &kept.scale_in, w.input_norm, &mut scratch.normed);
-    let d_normed = &mut scratch.d_normed[..t * d]; // in the memory of `d_attended`, which is used up
+    rms_norm_again(&kept.x_in, &kept.scale_in, w.input_norm, normed);
+    let d_normed = &mut d_normed[..t * d]; // in the memory of `d_attended`, which is used up
     let parts = [
         (w.q, Parameter::QProj, Parameter::QBias, (0, q_width), StartFrom::Zero),
         (w.k, Parameter::KProj, Parameter::KBias, (q_width, kv_width), StartFrom::Add),
@@ -130,8 +132,8 @@ fn self_attention(
         if let Some(d_bias) = gradients.get(bias) {
             bias_gradient(d_qkv, heads.row(), column, d_bias);
         }
-        weight_gradient(dy, &scratch.normed, (t, width, d), gradients.of(parameter));
-        input_gradient(dy, weight.plain, (t, width, d), start, d_normed);
+        weight_gradient(dy, normed, weight, (t, width, d), gradients.of(parameter), operands);
+        input_gradient(dy, weight, (t, width, d), start, d_normed, operands);
     }
     let d_norm = gradients.of(Parameter::InputNorm);
     rms_norm_backward(d_normed, &kept.x_in, &kept.scale_in, w.input_norm, rows.d, d_norm);

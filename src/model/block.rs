@@ -2,11 +2,11 @@
 
 use super::attention::Heads;
 use super::head_norms::{BeforeNorms, head_norms};
-use super::matmul::{MatrixRowsMut, StartFrom, linear};
+use super::matmul::{MatrixRowsMut, Operands, StartFrom, linear};
 use super::ops::{rms_norm, swiglu};
 use super::rope::Turn;
-use super::{Config, Transformer};
-use crate::numbers::aligned::{AlignedVec, Number};
+use super::{Config, Model};
+use crate::numbers::aligned::AlignedVec;
 
 /// What a layer computes for `T` rows and its backward needs.
 #[derive(Default)]
@@ -46,6 +46,8 @@ pub struct Scratch {
     pub d_normed: AlignedVec<f32>,
     /// Gradient of queries, keys and values side by side, `(T, (H + 2 K) E)`.
     pub d_qkv: AlignedVec<f32>,
+    /// Operands in bf16.
+    pub operands: Operands,
 }
 
 impl Activations {
@@ -105,8 +107,8 @@ pub struct ResidualStream<'a> {
 }
 
 /// Runs block `layer` on the residual stream, in place.
-pub fn forward<W: Number>(
-    model: &Transformer<W>,
+pub fn forward(
+    model: &Model,
     layer: usize,
     ResidualStream { x, positions }: ResidualStream<'_>,
     kept: &mut Activations,
@@ -117,8 +119,10 @@ pub fn forward<W: Number>(
     let (rows, d, f, epsilon) = (positions.len(), config.hidden_size, config.intermediate_size, config.rms_norm_eps);
     let (q_width, kv_width) = (config.attention_width(), config.kv_width());
 
+    let Scratch { normed, act, operands, .. } = scratch;
     kept.x_in.copy_from_slice(x);
-    rms_norm(x, w.input_norm, epsilon, &mut scratch.normed, &mut kept.scale_in);
+    rms_norm(x, w.input_norm, epsilon, normed, &mut kept.scale_in);
+    let input = w.q.input(normed, (rows, d), operands);
     let parts = [
         (w.q, w.q_bias, 0, q_width),
         (w.k, w.k_bias, q_width, kv_width),
@@ -126,7 +130,7 @@ pub fn forward<W: Number>(
     ];
     for (weight, bias, column, width) in parts {
         let out = MatrixRowsMut::new(&mut kept.qkv, heads.row(), column);
-        linear(&scratch.normed, weight, (rows, width, d), bias.map_or(StartFrom::Zero, StartFrom::Bias), out);
+        linear(input, weight, (rows, width, d), bias.map_or(StartFrom::Zero, StartFrom::Bias), out);
     }
     if let Some(norms) = w.head_norms {
         let before = BeforeNorms { qk: &mut *kept.qk, scale: &mut *kept.scale_qk };
@@ -134,12 +138,15 @@ pub fn forward<W: Number>(
     }
     model.rope().apply(&mut kept.qkv, heads.row(), heads.queries + heads.kv, positions, Turn::Forward);
     attend(layer, &kept.qkv, &mut kept.attended, &mut kept.log_sum);
-    linear(&kept.attended, w.o, (rows, d, q_width), StartFrom::Add, MatrixRowsMut::new(x, d, 0));
+    let input = w.o.input(&kept.attended, (rows, q_width), operands);
+    linear(input, w.o, (rows, d, q_width), StartFrom::Add, MatrixRowsMut::new(x, d, 0));
 
     kept.x_mid.copy_from_slice(x);
-    rms_norm(x, w.post_norm, epsilon, &mut scratch.normed, &mut kept.scale_mid);
-    linear(&scratch.normed, w.gate, (rows, f, d), StartFrom::Zero, MatrixRowsMut::new(&mut kept.gate, f, 0));
-    linear(&scratch.normed, w.up, (rows, f, d), StartFrom::Zero, MatrixRowsMut::new(&mut kept.up, f, 0));
-    swiglu(&kept.gate, &kept.up, &mut scratch.act);
-    linear(&scratch.act, w.down, (rows, d, f), StartFrom::Add, MatrixRowsMut::new(x, d, 0));
+    rms_norm(x, w.post_norm, epsilon, normed, &mut kept.scale_mid);
+    let input = w.gate.input(normed, (rows, d), operands);
+    linear(input, w.gate, (rows, f, d), StartFrom::Zero, MatrixRowsMut::new(&mut kept.gate, f, 0));
+    linear(input, w.up, (rows, f, d), StartFrom::Zero, MatrixRowsMut::new(&mut kept.up, f, 0));
+    swiglu(&kept.gate, &kept.up, act);
+    let input = w.down.input(act, (rows, f), operands);
+    linear(input, w.down, (rows, d, f), StartFrom::Add, MatrixRowsMut::new(x, d, 0));
 }

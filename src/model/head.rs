@@ -6,7 +6,7 @@ use rayon::prelude::*;
 
 use super::attention::exp_and_sum;
 use super::batch::{Slope, Target, TokenStats};
-use super::matmul::{MatrixRows, MatrixRowsMut, StartFrom, Weight, input_gradient, linear, weight_gradient};
+use super::matmul::{MatrixRows, MatrixRowsMut, Operands, StartFrom, Weight, input_gradient, linear, weight_gradient};
 use super::simd::{self, Kernel, LANES, Simd};
 use crate::numbers::aligned::AlignedVec;
 use crate::process::cancel::Stop;
@@ -38,15 +38,23 @@ pub struct HeadGradients<'a> {
     pub d_weight: &'a mut [f32],
 }
 
+/// Memory that a pass works in, kept from pass to pass.
+#[derive(Default)]
+pub struct HeadScratch {
+    logits: AlignedVec<f32>,
+    operands: Operands,
+}
+
 impl HeadPass<'_> {
-    /// Returns log-probability and entropy of each row; with `backward`, computes gradients too. `logits` is scratch memory.
-    pub fn run(&self, logits: &mut AlignedVec<f32>, mut backward: Option<HeadGradients<'_>>) -> Vec<TokenStats> {
+    /// Returns log-probability and entropy of each row; with `backward`, computes gradients too. `scratch` is memory to work in.
+    pub fn run(&self, scratch: &mut HeadScratch, mut backward: Option<HeadGradients<'_>>) -> Vec<TokenStats> {
         let rows = self.targets.len();
         if rows == 0 {
             return Vec::new();
         }
         let d = self.hidden.len() / rows;
-        let v = self.weight.plain.len() / d;
+        let v = self.weight.outputs(d);
+        let HeadScratch { logits, operands } = scratch;
         let chunk = (CHUNK_LOGITS / v).clamp(1, rows);
         logits.reuse(chunk * v);
         let mut stats = Vec::with_capacity(rows);
@@ -57,7 +65,8 @@ impl HeadPass<'_> {
             let n = chunk.min(rows - from);
             let hidden = &self.hidden[from * d..(from + n) * d];
             let logits = &mut logits[..n * v];
-            linear(hidden, self.weight, (n, v, d), StartFrom::Zero, MatrixRowsMut::new(logits, v, 0));
+            let input = self.weight.input(hidden, (n, d), operands);
+            linear(input, self.weight, (n, v, d), StartFrom::Zero, MatrixRowsMut::new(logits, v, 0));
             let targets = &self.targets[from..from + n];
             stats
                 .par_extend(logits.par_chunks_mut(v).zip(targets).map(|(row, target)| self.softmax(row, target.token)));
@@ -73,8 +82,8 @@ impl HeadPass<'_> {
             });
             let logits = MatrixRows::new(logits, v, 0);
             let d_hidden = &mut backward.d_hidden[from * d..(from + n) * d];
-            input_gradient(logits, self.weight.plain, (n, v, d), StartFrom::Zero, d_hidden);
-            weight_gradient(logits, hidden, (n, v, d), backward.d_weight);
+            input_gradient(logits, self.weight, (n, v, d), StartFrom::Zero, d_hidden, operands);
+            weight_gradient(logits, hidden, self.weight, (n, v, d), backward.d_weight, operands);
         }
         stats
     }

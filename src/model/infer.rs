@@ -4,11 +4,11 @@ use rayon::prelude::*;
 
 use super::attention::{Heads, attend, attend_packed};
 use super::block::{self, Activations, ResidualStream, Scratch};
-use super::matmul::{MatrixRowsMut, StartFrom, linear};
+use super::matmul::{MatrixRowsMut, Operands, StartFrom, linear};
 use super::ops::rms_norm;
 use super::threads::keep_threads_spinning;
-use super::{KvCache, Packed, Transformer};
-use crate::numbers::aligned::{AlignedVec, Number};
+use super::{KvCache, Model, Packed};
+use crate::numbers::aligned::AlignedVec;
 
 /// A sequence in a decode step.
 pub struct DecodeRow<'a> {
@@ -20,7 +20,7 @@ pub struct DecodeRow<'a> {
     pub own: &'a mut KvCache,
 }
 
-impl<W: Number> Transformer<W> {
+impl Model {
     /// Runs prompts that share the first tokens, `stem`; `prompts` are the rest of each, at least one token. The stem runs once for all.
     /// Returns the KV cache of each whole prompt, and the logits `(V)` after its last token.
     #[must_use]
@@ -92,7 +92,7 @@ impl<W: Number> Transformer<W> {
 
     /// Runs one step of many sequences: appends each row's token and writes the logits after it to `logits`, `(rows, V)`.
     ///
-    /// A row's logits are bit-identical whatever else is in the batch, and equal those of [`Transformer::prefill`] and of training.
+    /// A row's logits are bit-identical whatever else is in the batch, and equal those of [`Model::prefill`] and of training.
     pub fn decode(&self, rows: &mut [DecodeRow<'_>], logits: &mut [f32]) {
         if !self.fits_a_cores_cache() {
             return keep_threads_spinning(|| self.decode_together(rows, logits));
@@ -133,8 +133,7 @@ impl<W: Number> Transformer<W> {
     pub(super) fn embed(&self, tokens: &[u32], x: &mut [f32]) {
         let d = self.config().hidden_size;
         for (x, &token) in x.chunks_exact_mut(d).zip(tokens) {
-            let row = &self.embedding()[token as usize * d..][..d];
-            x.iter_mut().zip(row).for_each(|(x, w)| *x = w.widen());
+            self.embedding(token, x);
         }
     }
 
@@ -144,6 +143,8 @@ impl<W: Number> Transformer<W> {
         let rows = x.len() / d;
         let (mut normed, mut scale) = (AlignedVec::zeros(x.len()), AlignedVec::zeros(rows));
         rms_norm(x, self.final_norm(), self.config().rms_norm_eps, &mut normed, &mut scale);
-        linear(&normed, self.head(), (rows, v, d), StartFrom::Zero, MatrixRowsMut::new(logits, v, 0));
+        let mut operands = Operands::default();
+        let input = self.head().input(&normed, (rows, d), &mut operands);
+        linear(input, self.head(), (rows, v, d), StartFrom::Zero, MatrixRowsMut::new(logits, v, 0));
     }
 }

@@ -35,12 +35,12 @@ use std::path::Path;
 use std::sync::OnceLock;
 
 use crate::error::Result;
-use crate::numbers::aligned::{AlignedVec, Number};
+use crate::numbers::aligned::AlignedVec;
 use crate::numbers::dtype::Dtype;
 use crate::numbers::tensors::{self, Tensor};
 use crate::process::cancel::Stop;
 use head_norms::HeadNorms;
-use matmul::Weight;
+use matmul::{Bf16Weight, Weight};
 use weights::ParameterValues;
 
 pub use batch::{Packed, Slope, Target, TokenStats};
@@ -57,79 +57,124 @@ pub use rope::{Llama3, RopeParameters, Scaling, Yarn};
 pub use sampling::Sampling;
 pub use train::Gradients;
 
-/// A transformer with weights of type `W`, memory-mapped from a checkpoint that stores them so. It computes in f32 whatever `W` is, as
-/// if the weights were widened to f32.
-pub struct Transformer<W> {
+/// How products in this type are computed here: the type, and for bf16 the instructions.
+#[must_use]
+pub fn compute_name(dtype: Dtype) -> String {
+    match dtype {
+        Dtype::Bf16 if matmul::tiles::has_matrix_units() => "bf16 by AMX".into(),
+        Dtype::Bf16 => format!("bf16 by {}", simd::level().name()),
+        _ => dtype.name().into(),
+    }
+}
+
+/// A transformer with weights in f32, memory-mapped from a checkpoint that stores them so, or in bf16. Products are computed in the type of
+/// the weights, with sums in f32; all else in f32.
+pub struct Model {
     config: Config,
     stored: ParameterList,
     trainable: ParameterList,
     /// In the order of `stored`.
-    weights: Vec<ParameterValues<W>>,
+    weights: Vec<ParameterValues>,
     /// Matrices as [`matmul::panels`] packs them, on first use; in the order of `stored`.
     panels: Vec<OnceLock<Option<AlignedVec<f32>>>>,
+    /// Matrices in f32 that are trained with products in bf16, as those products need them; in the order of `stored`, or empty.
+    packed: Vec<Bf16Weight>,
     rope: rope::RotaryTable,
     stop: Stop,
 }
-
-/// A transformer in f32, the type that is trained.
-pub type Model = Transformer<f32>;
 
 /// The metadata that transformers requires in a weight file.
 const FORMAT: (&str, &str) = ("format", "pt");
 
 /// The weights of one layer: matrices `(out, in)`, vectors `(out)`.
-struct Layer<'a, W> {
+struct Layer<'a> {
     input_norm: &'a [f32],
-    q: Weight<'a, W>,
+    q: Weight<'a>,
     q_bias: Option<&'a [f32]>,
-    k: Weight<'a, W>,
+    k: Weight<'a>,
     k_bias: Option<&'a [f32]>,
-    v: Weight<'a, W>,
+    v: Weight<'a>,
     v_bias: Option<&'a [f32]>,
     head_norms: Option<HeadNorms<'a>>,
-    o: Weight<'a, W>,
+    o: Weight<'a>,
     post_norm: &'a [f32],
-    gate: Weight<'a, W>,
-    up: Weight<'a, W>,
-    down: Weight<'a, W>,
+    gate: Weight<'a>,
+    up: Weight<'a>,
+    down: Weight<'a>,
 }
 
 /// The size up to which all weights stay in a core's own cache (bytes); threads then share out sequences instead of each product.
 const CACHED_WEIGHTS: usize = 2 << 20;
 
-impl<W: Number> Transformer<W> {
+impl Model {
     /// Maps the weights of a Hugging Face model directory into memory, or converts them from another stored type.
     ///
     /// # Errors
     /// [`crate::Error::Io`] when a file cannot be read, [`crate::Error::Model`] when config and weights do not match.
     pub fn load(dir: &Path) -> Result<Self> {
+        Self::load_as(dir, Dtype::F32)
+    }
+
+    /// Loads the weights of a Hugging Face model directory in f32 or bf16.
+    ///
+    /// # Errors
+    /// Those of [`Model::load`].
+    pub fn load_as(dir: &Path, dtype: Dtype) -> Result<Self> {
         let config = Config::load(dir)?;
-        let weights = weights::load(dir, &config)?;
+        let weights = weights::load(dir, &config, dtype)?;
         Ok(Self::new(config, weights))
     }
 
-    /// A transformer of this shape with the numbers that `read` returns for each parameter, in the order of [`Config::stored`]. It gets the
+    /// The same model for products in bf16 alone: it is neither saved nor trained.
+    #[must_use]
+    pub fn to_bf16(&self) -> Self {
+        let one = |(values, (_, shape)): (&ParameterValues, (_, &[usize]))| {
+            ParameterValues::of(values.values(), shape, Dtype::Bf16)
+        };
+        let weights = self.weights.iter().zip(self.stored.iter()).map(one).collect();
+        Self { stop: self.stop.clone(), ..Self::new(self.config.clone(), weights) }
+    }
+
+    /// Computes products in bf16 from now on, from weights that stay in f32 and are packed again by [`Model::pack`].
+    #[must_use]
+    pub fn with_bf16_products(mut self) -> Self {
+        self.packed = self.weights.iter().map(|_| Bf16Weight::default()).collect();
+        self.pack();
+        self
+    }
+
+    /// Packs weights that were changed for products in bf16, if that is what they are computed in.
+    pub fn pack(&mut self) {
+        for ((packed, values), (_, shape)) in self.packed.iter_mut().zip(&self.weights).zip(self.stored.iter()) {
+            if let (ParameterValues::Matrix(values), &[rows, columns]) = (values, shape) {
+                packed.pack(values, (rows, columns));
+            }
+        }
+    }
+
+    /// A transformer of this shape in f32 or bf16 with the numbers that `read` returns for each parameter, in the order of [`Config::stored`]. It gets the
     /// parameter's layer, if it is in one, the parameter, and its shape.
     ///
     /// # Errors
     /// Those of `read`.
     pub fn from_parameters(
         config: &Config,
+        dtype: Dtype,
         mut read: impl FnMut(Option<usize>, Parameter, &[usize]) -> Result<Vec<f32>>,
     ) -> Result<Self> {
         let list = config.stored();
         let one = |(layer, parameter, shape): (Option<usize>, Parameter, &[usize])| {
-            Ok(ParameterValues::of(&read(layer, parameter, shape)?, shape))
+            Ok(ParameterValues::of(&read(layer, parameter, shape)?, shape, dtype))
         };
         let weights = list.places().map(one).collect::<Result<Vec<_>>>()?;
         Ok(Self::new(config.clone(), weights))
     }
 
-    fn new(config: Config, weights: Vec<ParameterValues<W>>) -> Self {
+    fn new(config: Config, weights: Vec<ParameterValues>) -> Self {
         let rope = rope::RotaryTable::new(&config.rope, config.head_dim(), config.positions());
         let (stored, trainable) = (config.stored(), config.trainable());
         let panels = weights.iter().map(|_| OnceLock::new()).collect();
-        Self { config, stored, trainable, weights, panels, rope, stop: Stop::default() }
+        Self { config, stored, trainable, weights, panels, packed: Vec::new(), rope, stop: Stop::default() }
     }
 
     /// Lets a request on `stop` end passes early. Their results are then meaningless, so callers check `stop` afterwards.
@@ -169,9 +214,13 @@ impl<W: Number> Transformer<W> {
         &self.rope
     }
 
-    /// `(V, D)`.
-    fn embedding(&self) -> &[W] {
-        self.matrix_at(self.stored.of_model(Parameter::EmbedTokens))
+    /// The embedding of a token, `(D)`.
+    fn embedding(&self, token: u32, to: &mut [f32]) {
+        let (row, d) = (token as usize, to.len());
+        match &self.weights[self.stored.of_model(Parameter::EmbedTokens).expect(STORED)] {
+            ParameterValues::Bf16(weight) => weight.row(row, to),
+            values => to.copy_from_slice(&values.values()[row * d..][..d]),
+        }
     }
 
     fn final_norm(&self) -> &[f32] {
@@ -179,30 +228,26 @@ impl<W: Number> Transformer<W> {
     }
 
     /// `(V, D)`.
-    fn head(&self) -> Weight<'_, W> {
+    fn head(&self) -> Weight<'_> {
         self.weight(self.stored.of_head(), self.config.hidden_size)
     }
 
     fn vector_at(&self, place: Option<usize>) -> Option<&[f32]> {
-        match &self.weights[place?] {
-            ParameterValues::Vector(values) => Some(values),
-            ParameterValues::Matrix(_) => None,
+        place.map(|place| self.weights[place].values())
+    }
+
+    fn weight(&self, place: Option<usize>, depth: usize) -> Weight<'_> {
+        let place = place.expect(STORED);
+        match (&self.weights[place], self.packed.get(place)) {
+            (ParameterValues::Bf16(weight), _) | (_, Some(weight)) => Weight::Bf16(weight),
+            (values, None) => {
+                let (plain, panels) = (values.values(), &self.panels[place]);
+                Weight::F32 { plain, panels: panels.get_or_init(|| matmul::panels(plain, depth)).as_deref() }
+            }
         }
     }
 
-    fn matrix_at(&self, place: Option<usize>) -> &[W] {
-        match &self.weights[place.expect(STORED)] {
-            ParameterValues::Matrix(values) => values,
-            ParameterValues::Vector(_) => unreachable!("asked for by the name of a matrix"),
-        }
-    }
-
-    fn weight(&self, place: Option<usize>, depth: usize) -> Weight<'_, W> {
-        let (plain, panels) = (self.matrix_at(place), &self.panels[place.expect(STORED)]);
-        Weight { plain, panels: panels.get_or_init(|| matmul::panels(plain, depth)).as_deref() }
-    }
-
-    fn layer(&self, layer: usize) -> Layer<'_, W> {
+    fn layer(&self, layer: usize) -> Layer<'_> {
         let (d, f, width) = (self.config.hidden_size, self.config.intermediate_size, self.config.attention_width());
         let place = |parameter| self.stored.of_layer(layer, parameter);
         let (vector, matrix) =
@@ -270,7 +315,7 @@ impl Model {
         self.weights.iter().map(ParameterValues::values).collect()
     }
 
-    /// The parameters, mutable, in the order of [`Config::stored`]; copied out of the memory map the first time.
+    /// The parameters, mutable, in the order of [`Config::stored`]; copied out of the memory map the first time. [`Model::pack`] follows.
     pub fn parameters_mut(&mut self) -> Vec<&mut [f32]> {
         self.panels.fill_with(OnceLock::new);
         self.weights.iter_mut().map(ParameterValues::values_mut).collect()

@@ -4,7 +4,7 @@ use super::attention::{Heads, attend_packed};
 use super::backward::{self, PackedRows};
 use super::batch::{BatchSlice, Slope, Target, TokenStats};
 use super::block::{self, Activations, ResidualStream, Scratch};
-use super::head::{HeadGradients, HeadPass};
+use super::head::{HeadGradients, HeadPass, HeadScratch};
 use super::ops::{rms_norm, rms_norm_backward};
 use super::{Model, Parameter};
 use crate::numbers::aligned::AlignedVec;
@@ -28,14 +28,14 @@ pub struct Workspace {
     kept: Vec<Activations>,
     scratch: Scratch,
     rows: TargetRows,
-    logits: AlignedVec<f32>,
+    head: HeadScratch,
 }
 
 impl Workspace {
     /// Log-probability and entropy of each target.
     pub fn forward(&mut self, model: &Model, slice: &BatchSlice, temperature: f32) -> Vec<TokenStats> {
         self.run_blocks(model, slice, &slice.packed.positions(), 1);
-        self.rows.head(model, slice, temperature).run(&mut self.logits, None)
+        self.rows.head(model, slice, temperature).run(&mut self.head, None)
     }
 
     /// Returns what [`Self::forward`] does, and adds the gradients of the loss.
@@ -48,14 +48,14 @@ impl Workspace {
     ) -> Vec<TokenStats> {
         let positions = slice.packed.positions();
         self.run_blocks(model, slice, &positions, model.config().num_hidden_layers);
-        let Self { x, kept, scratch, rows, logits } = self;
+        let Self { x, kept, scratch, rows, head } = self;
         let mut d_hidden = std::mem::take(&mut rows.d_hidden);
         let to = HeadGradients {
             slope: &|i, logprob| slope(slice.first + i, logprob),
             d_hidden: d_hidden.reuse_zeros(rows.hidden.len()),
             d_weight: &mut gradients[model.trainable.of_head().expect(TRAINED)],
         };
-        let stats = rows.head(model, slice, temperature).run(logits, Some(to));
+        let stats = rows.head(model, slice, temperature).run(head, Some(to));
         // Without any slope (no group with signal) there is nothing to send back.
         if d_hidden.iter().any(|&d| d != 0.0) {
             let d_norm = model.trainable.of_model(Parameter::FinalNorm).expect(TRAINED);

@@ -4,8 +4,6 @@ use std::path::Path;
 #[cfg(feature = "candle")]
 use std::sync::Arc;
 
-use half::bf16;
-
 use super::{ModelLimits, RolloutJob, Source};
 #[cfg(feature = "candle")]
 use crate::engine::{CandleDecoder, Teacher};
@@ -14,8 +12,8 @@ use crate::error::{Error, Result};
 use crate::gpu::device::{ComputeDevice, DtypeChoice};
 use crate::gpu::driver::Driver;
 use crate::lines::record::Line;
-use crate::model::{Config, Model, Transformer, has_weights};
-use crate::numbers::aligned::Number;
+use crate::model::{Config, Model, compute_name, has_weights};
+use crate::numbers::dtype::Dtype;
 use crate::process::cancel::Stop;
 use crate::process::read_ahead::ReadAhead;
 
@@ -40,9 +38,7 @@ pub struct SamplingBackend {
 
 enum Loaded {
     /// The decoder borrows its model, and costs nothing to make.
-    Cpu(Model),
-    /// The same with weights of half the size.
-    CpuBf16(Transformer<bf16>),
+    Cpu { model: Model, dtype: Dtype },
     /// The decoder borrows it, too.
     #[cfg(feature = "candle")]
     Candle(Arc<Teacher>),
@@ -56,7 +52,7 @@ impl SamplingBackend {
     ///
     /// # Errors
     /// [`Error::Usage`] for a type that the device does not compute in, [`Error::Device`] when the memory does not suffice, else
-    /// those of [`Transformer::load`].
+    /// those of [`Model::load`].
     pub fn open(
         job: &RolloutJob,
         model: &Source,
@@ -80,7 +76,7 @@ impl SamplingBackend {
                 Loaded::on_cpu(options, model, &job.stop, say)?
             }
             Some(gpu) => {
-                let model: Model = model.load()?;
+                let model = model.load(Dtype::F32)?;
                 let on = GpuOptions {
                     dtype: options.dtype.on(&**gpu)?,
                     max_prompt_tokens: limits.prompt_tokens.min(limits.positions),
@@ -106,8 +102,7 @@ impl SamplingBackend {
         let run =
             |decoder: &mut dyn Decoder| Engine::new(decoder, settings.clone()).until(&self.stop).run(requests, sink);
         match &mut self.loaded {
-            Loaded::Cpu(model) => run(&mut CpuDecoder::new(model, settings)),
-            Loaded::CpuBf16(model) => run(&mut CpuDecoder::new(model, settings)),
+            Loaded::Cpu { model, .. } => run(&mut CpuDecoder::new(model, settings)),
             #[cfg(feature = "candle")]
             Loaded::Candle(teacher) => run(&mut CandleDecoder::new(teacher, settings)),
             Loaded::Gpu(decoder) => run(&mut **decoder),
@@ -129,11 +124,13 @@ impl SamplingBackend {
     /// Replaces the weights by those in `dir`, of the same shape.
     ///
     /// # Errors
-    /// Those of [`Transformer::load`], and [`Error::Device`].
+    /// Those of [`Model::load`], and [`Error::Device`].
     pub fn set_weights(&mut self, dir: &Path) -> Result<()> {
         match &mut self.loaded {
-            Loaded::Cpu(model) => *model = stopped_by(Transformer::load(dir)?, &self.stop),
-            Loaded::CpuBf16(model) => *model = stopped_by(Transformer::load(dir)?, &self.stop),
+            Loaded::Cpu { model, dtype } => {
+                *model = Model::load_as(dir, *dtype)?;
+                model.stop_with(&self.stop);
+            }
             #[cfg(feature = "candle")]
             Loaded::Candle(_) => return Err(Error::model(dir, "a run trains what the engine runs")),
             Loaded::Gpu(decoder) if has_weights(dir) => decoder.set_weights(&Model::load(dir)?)?,
@@ -141,11 +138,6 @@ impl SamplingBackend {
         }
         Ok(())
     }
-}
-
-fn stopped_by<W: Number>(mut model: Transformer<W>, stop: &Stop) -> Transformer<W> {
-    model.stop_with(stop);
-    model
 }
 
 impl Loaded {
@@ -168,17 +160,11 @@ impl Loaded {
             DtypeChoice::Auto => DtypeChoice::F32,
             chosen => chosen,
         };
-        match dtype {
-            DtypeChoice::Auto | DtypeChoice::F32 => {
-                say(&options.device.on_cpu("weights in f32"));
-                model.load().map(|model| Self::Cpu(stopped_by(model, stop)))
-            }
-            DtypeChoice::Bf16 => {
-                say(&options.device.on_cpu("weights in bf16"));
-                model.load().map(|model| Self::CpuBf16(stopped_by(model, stop)))
-            }
-            DtypeChoice::F16 => Err(Error::Usage("--dtype f16: the CPU holds weights in f32 or bf16".into())),
-        }
+        let dtype = dtype.on_cpu()?;
+        say(&options.device.on_cpu(&compute_name(dtype)));
+        let mut model = model.load(dtype)?;
+        model.stop_with(stop);
+        Ok(Self::Cpu { model, dtype })
     }
 }
 

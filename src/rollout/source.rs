@@ -14,8 +14,8 @@ use crate::error::Result;
 use crate::gguf::Gguf;
 #[cfg(feature = "candle")]
 use crate::model::model_type;
-use crate::model::{Config, Transformer};
-use crate::numbers::aligned::Number;
+use crate::model::{Config, Model};
+use crate::numbers::dtype::Dtype;
 use crate::tokenizer::{TemplateArgs, Tokenizer, stop_ids};
 
 /// A model to sample from. If the engine runs it, its weights are not loaded yet.
@@ -123,15 +123,15 @@ impl Source {
         }
     }
 
-    /// The weights, for the engine.
+    /// The weights in f32 or bf16, for the engine.
     ///
     /// # Errors
     /// [`crate::Error::Io`] when they cannot be read, [`crate::Error::Model`] when they do not fit the shape.
-    pub fn load<W: Number>(&self) -> Result<Transformer<W>> {
+    pub fn load(&self, dtype: Dtype) -> Result<Model> {
         match &self.files {
-            Files::Directory(dir) => Transformer::load(dir),
+            Files::Directory(dir) => Model::load_as(dir, dtype),
             #[cfg(feature = "candle")]
-            Files::Gguf(file) => file.load(),
+            Files::Gguf(file) => file.load(dtype),
         }
     }
 

@@ -4,6 +4,7 @@ use std::borrow::Cow;
 
 use crate::error::Result;
 use crate::model::{Config, Gradients, Model, Slope, TokenStats};
+use crate::numbers::dtype::Dtype;
 use crate::optim::{self, LossScale, Moments, Rule};
 use crate::process::cancel::Stop;
 use crate::train::microbatch::MicroBatch;
@@ -25,7 +26,7 @@ pub trait Backend {
     /// The policy's shape.
     fn config(&self) -> &Config;
 
-    /// The dtype of a GPU's matrix products, on which the trained weights depend; `None` on the CPU, which computes in f32.
+    /// The type of matrix products, on which the trained weights depend; `None` for f32 on the CPU.
     fn compute_dtype(&self) -> Option<&'static str>;
 
     /// Whether weights and moments live in host memory, so that a copy of them doubles what they take.
@@ -81,16 +82,18 @@ pub trait Backend {
 /// Trains on the CPU.
 pub struct Cpu {
     model: Model,
+    dtype: Dtype,
     reference: Option<Model>,
     gradients: Gradients,
     moments: Option<Moments>,
 }
 
 impl Cpu {
-    /// Trains `model`.
+    /// Trains `model`, with products in f32 or bf16.
     #[must_use]
-    pub fn new(model: Model) -> Self {
-        Self { gradients: Gradients::zeros(model.config()), model, reference: None, moments: None }
+    pub fn new(model: Model, dtype: Dtype) -> Self {
+        let model = if dtype == Dtype::Bf16 { model.with_bf16_products() } else { model };
+        Self { gradients: Gradients::zeros(model.config()), model, dtype, reference: None, moments: None }
     }
 }
 
@@ -100,7 +103,7 @@ impl Backend for Cpu {
     }
 
     fn compute_dtype(&self) -> Option<&'static str> {
-        None
+        (self.dtype == Dtype::Bf16).then_some("bf16 on the CPU")
     }
 
     fn is_on_host(&self) -> bool {
@@ -124,6 +127,9 @@ impl Backend for Cpu {
     }
 
     fn hold_reference(&mut self, mut model: Model) -> Result<()> {
+        if self.dtype == Dtype::Bf16 {
+            model = model.to_bf16();
+        }
         model.stop_with(self.model.stop());
         self.reference = Some(model);
         Ok(())
@@ -178,6 +184,7 @@ impl Backend for Cpu {
         let moments = self.moments.as_mut().expect("moments are taken before the first update");
         let decays: Vec<bool> = self.model.config().trainable().iter().map(|(_, shape)| shape.len() == 2).collect();
         optim::update(&rule, self.model.trainable_mut(), &self.gradients.0, moments, &decays);
+        self.model.pack();
         self.gradients.clear();
         Ok(())
     }

@@ -4,14 +4,13 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use crate::error::{Error, Result};
-use crate::gpu::device::{ComputeDevice, DeviceArgs, DtypeChoice};
+use crate::gpu::device::{ComputeDevice, DeviceArgs};
 use crate::gpu::driver::Driver;
 use crate::gpu::packed::{PlanRequest, TrainingPlan};
-use crate::model::Model;
+use crate::model::{Model, compute_name};
 use crate::numbers::dtype::Dtype;
-use crate::train::backend::Backend;
+use crate::train::backend::{Backend, Cpu};
 use crate::train::gpu::Gpu;
-use crate::train::trainer::on_cpu;
 
 /// Options of `grpo-step` that choose the device.
 #[derive(Debug, Clone, clap::Args)]
@@ -60,7 +59,8 @@ pub struct MemoryNeeds {
 
 /// An opened device.
 pub struct OpenDevice {
-    gpu: Option<(Arc<dyn Driver>, Dtype)>,
+    gpu: Option<Arc<dyn Driver>>,
+    dtype: Dtype,
     limit: Option<usize>,
 }
 
@@ -74,14 +74,15 @@ impl TrainDeviceArgs {
         let DeviceArgs { device, dtype } = self.device;
         let found = device.open()?;
         let Some(driver) = found.gpu.clone() else {
-            if limit.is_some() || !matches!(dtype, DtypeChoice::Auto | DtypeChoice::F32) {
-                return Err(Error::Usage("--memory-limit, --dtype bf16 and --dtype f16 need a GPU".into()));
+            if limit.is_some() {
+                return Err(Error::Usage("--memory-limit needs a GPU".into()));
             }
-            say(&found.on_cpu("f32"));
-            return Ok(OpenDevice { gpu: None, limit });
+            let dtype = dtype.on_cpu()?;
+            say(&found.on_cpu(&compute_name(dtype)));
+            return Ok(OpenDevice { gpu: None, dtype, limit });
         };
         let dtype = dtype.on(&*driver)?;
-        Ok(OpenDevice { gpu: Some((driver, dtype)), limit })
+        Ok(OpenDevice { gpu: Some(driver), dtype, limit })
     }
 }
 
@@ -91,21 +92,22 @@ impl OpenDevice {
     /// # Errors
     /// [`Error::Device`] when the model does not fit.
     pub fn backend(&self, model: Model, needs: MemoryNeeds, say: &dyn Fn(&str)) -> Result<Box<dyn Backend>> {
-        let Some((driver, dtype)) = &self.gpu else { return on_cpu(model) };
+        let dtype = self.dtype;
+        let Some(driver) = &self.gpu else { return Ok(Box::new(Cpu::new(model, dtype))) };
         let free = driver.memory()?.free;
         let limit = self.limit.map_or(free, |limit| limit.min(free));
         let MemoryNeeds { reference, tokens, optimizer_state: moments } = needs;
-        let request = PlanRequest { config: model.config(), dtype: *dtype, moments, reference, tokens, limit };
+        let request = PlanRequest { config: model.config(), dtype, moments, reference, tokens, limit };
         let plan = TrainingPlan::choose(request)?;
-        say(&format!("{}, {}", ComputeDevice::on_gpu(&**driver, *dtype), plan.describe()));
-        Ok(Box::new(Gpu::new(Arc::clone(driver), model, *dtype, &plan)?))
+        say(&format!("{}, {}", ComputeDevice::on_gpu(&**driver, dtype), plan.describe()));
+        Ok(Box::new(Gpu::new(Arc::clone(driver), model, dtype, &plan)?))
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::gpu::device::Device;
+    use crate::gpu::device::{Device, DtypeChoice};
 
     #[test]
     fn bytes_are_read_with_their_unit() {
@@ -122,7 +124,7 @@ mod tests {
         let args =
             |dtype, memory_limit| TrainDeviceArgs { device: DeviceArgs { device: Device::Cpu, dtype }, memory_limit };
         assert!(args(DtypeChoice::F32, None).open(&|_| ()).is_ok());
-        for args in [args(DtypeChoice::Bf16, None), args(DtypeChoice::Auto, Some(Bytes(1)))] {
+        for args in [args(DtypeChoice::F16, None), args(DtypeChoice::Auto, Some(Bytes(1)))] {
             assert_eq!(args.open(&|_| ()).err().unwrap().exit_code(), 2);
         }
     }

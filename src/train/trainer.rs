@@ -40,7 +40,7 @@ pub type OpenBackend<'a> = &'a dyn Fn(Model) -> Result<Box<dyn Backend>>;
 /// # Errors
 /// Never.
 pub fn on_cpu(model: Model) -> Result<Box<dyn Backend>> {
-    Ok(Box::new(Cpu::new(model)))
+    Ok(Box::new(Cpu::new(model, Dtype::F32)))
 }
 
 /// What an update did.

@@ -8,9 +8,9 @@ use std::path::Path;
 use std::time::Instant;
 
 use grpo_pipes::engine::Sampler;
-use grpo_pipes::model::{DecodeRow, KvCache, Model, Sampling, Transformer};
-use grpo_pipes::numbers::aligned::{AlignedVec, Number};
-use half::bf16;
+use grpo_pipes::model::{DecodeRow, KvCache, Model, Sampling};
+use grpo_pipes::numbers::aligned::AlignedVec;
+use grpo_pipes::numbers::dtype::Dtype;
 use rayon::prelude::*;
 
 /// Positions of the prompt that all sequences share, and of a completion.
@@ -21,8 +21,8 @@ const COMPLETION: usize = 200;
 const BUFFER: usize = 1 << 28;
 
 /// Sequences of a model that step together.
-struct Decoder<'m, W> {
-    model: &'m Transformer<W>,
+struct Decoder<'m> {
+    model: &'m Model,
     prompt: KvCache,
     own: Vec<KvCache>,
     logits: Vec<f32>,
@@ -30,8 +30,8 @@ struct Decoder<'m, W> {
     best: f64,
 }
 
-impl<'m, W: Number> Decoder<'m, W> {
-    fn new(model: &'m Transformer<W>, sequences: usize) -> Self {
+impl<'m> Decoder<'m> {
+    fn new(model: &'m Model, sequences: usize) -> Self {
         let tokens: Vec<u32> = (0..PROMPT).map(|i| i * 17 % 1000).collect();
         Self {
             model,
@@ -88,7 +88,7 @@ fn main() {
     let [_, full, half, samples, ..] = &args[..] else { panic!("decode F32_DIR BF16_DIR SAMPLES") };
     let samples: usize = samples.parse().expect("SAMPLES is a number");
     let full = Model::load(Path::new(full)).expect("a model directory");
-    let half = Transformer::<bf16>::load(Path::new(half)).expect("a model directory");
+    let half = Model::load_as(Path::new(half), Dtype::Bf16).expect("a model directory");
     let (mut full_1, mut full_16) = (Decoder::new(&full, 1), Decoder::new(&full, 16));
     let (mut half_1, mut half_16) = (Decoder::new(&half, 1), Decoder::new(&half, 16));
     let mut buffer = AlignedVec::<f32>::zeros(BUFFER);

@@ -10,6 +10,7 @@ use candle_core::{DType, Device, Tensor};
 use candle_nn::VarBuilder;
 use candle_transformers::models::{llama, quantized_llama, quantized_qwen2, quantized_qwen3, qwen2};
 use grpo_pipes::gguf::Gguf;
+use grpo_pipes::numbers::dtype::Dtype;
 use grpo_pipes::lines::record::Message;
 use grpo_pipes::model::Model;
 use grpo_pipes::process::message::note;
@@ -176,7 +177,7 @@ fn quantised_files_are_read_back_and_near_the_model() {
     let norm = |x: &[f32]| x.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>().sqrt();
     for (quantization, most) in [("bf16", 3e-3), ("q8_0", 1e-2), ("q6_k", 3e-2), ("q4_k", 1e-1)] {
         let file = exported(dir.path(), &dir.path().join(quantization), quantization);
-        let read: Model = Gguf::open(&file).unwrap().load().unwrap();
+        let read = Gguf::open(&file).unwrap().load(Dtype::F32).unwrap();
         for (got, want) in read.parameters().iter().zip(model.parameters()) {
             let off: Vec<f32> = got.iter().zip(want).map(|(a, b)| a - b).collect();
             assert!(norm(&off) <= most * norm(want), "{quantization}: {}", norm(&off) / norm(want));

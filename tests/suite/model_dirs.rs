@@ -5,8 +5,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use grpo_pipes::checkpoint;
-use grpo_pipes::model::{Model, Transformer};
-use grpo_pipes::numbers::aligned::Number;
+use grpo_pipes::model::Model;
+use grpo_pipes::numbers::dtype::Dtype as Compute;
 use half::{bf16, f16};
 use safetensors::tensor::{Dtype, TensorView, serialize};
 use serde_json::{Value, json};
@@ -71,8 +71,12 @@ fn with(tensors: &[Stored], entries: &Value) -> TempDir {
     dir
 }
 
-fn numbers<W: Number>(dir: &Path) -> Vec<f32> {
-    let (_, logits) = Transformer::<W>::load(dir).unwrap().prefill(&[], &[&[1, 5, 9]]).remove(0);
+fn numbers(dir: &Path) -> Vec<f32> {
+    logits(dir, Compute::F32)
+}
+
+fn logits(dir: &Path, dtype: Compute) -> Vec<f32> {
+    let (_, logits) = Model::load_as(dir, dtype).unwrap().prefill(&[], &[&[1, 5, 9]]).remove(0);
     logits
 }
 
@@ -82,7 +86,7 @@ fn refusal(dir: &TempDir) -> String {
 
 #[test]
 fn one_file_or_several_named_with_or_without_the_head_are_the_same_model() {
-    let want = numbers::<f32>(&tiny());
+    let want = numbers(&tiny());
     let all = tensors(Dtype::F32);
     for metadata in [json!({}), json!({"metadata": {"total_size": 1}})] {
         let dir = config_and_tokenizer(&json!({}));
@@ -94,7 +98,7 @@ fn one_file_or_several_named_with_or_without_the_head_are_the_same_model() {
             part.iter().for_each(|(tensor, ..)| index["weight_map"][tensor] = name.clone().into());
         }
         fs::write(dir.path().join("model.safetensors.index.json"), index.to_string()).unwrap();
-        assert_eq!(numbers::<f32>(dir.path()), want);
+        assert_eq!(numbers(dir.path()), want);
         let identity = checkpoint::identity(dir.path()).unwrap();
         assert_eq!((identity.policy_id.len(), identity.step), (32, 0));
         let path = dir.path().to_str().unwrap();
@@ -106,20 +110,20 @@ fn one_file_or_several_named_with_or_without_the_head_are_the_same_model() {
         assert_ne!(checkpoint::identity(dir.path()).unwrap().policy_id, before, "each shard counts");
     }
     let base: Vec<Stored> = all.iter().cloned().map(|(name, d, s, b)| (name.replace("model.", ""), d, s, b)).collect();
-    assert_eq!(numbers::<f32>(with(&base, &json!({})).path()), want);
+    assert_eq!(numbers(with(&base, &json!({})).path()), want);
 }
 
 #[test]
 fn a_tied_head_and_computed_frequencies_may_be_stored_too() {
-    let want = numbers::<f32>(&tiny());
+    let want = numbers(&tiny());
     let mut all = tensors(Dtype::F32);
     all.push(stored("model.layers.1.self_attn.rotary_emb.inv_freq", &[8], &[1.0; 8], Dtype::F32));
     let embedding = all[0].clone();
     let head = |from: &Stored| ("lm_head.weight".to_owned(), from.1, from.2.clone(), from.3.clone());
     let both = [&all[..], &[head(&embedding)]].concat();
-    assert_eq!(numbers::<f32>(with(&both, &json!({})).path()), want);
+    assert_eq!(numbers(with(&both, &json!({})).path()), want);
     let instead = [&all[1..], &[head(&embedding)]].concat();
-    assert_eq!(numbers::<f32>(with(&instead, &json!({})).path()), want);
+    assert_eq!(numbers(with(&instead, &json!({})).path()), want);
 
     let halves = tensors(Dtype::BF16)[0].clone();
     let rounded = [&[halves], &all[1..], &[head(&embedding)]].concat();
@@ -129,7 +133,7 @@ fn a_tied_head_and_computed_frequencies_may_be_stored_too() {
         "{said}"
     );
     let untied = with(&rounded, &json!({"tie_word_embeddings": false}));
-    assert!(numbers::<f32>(untied.path()) != want);
+    assert!(numbers(untied.path()) != want);
     let lacking = with(&all, &json!({"tie_word_embeddings": false}));
     assert!(refusal(&lacking).ends_with("the weights have no tensor lm_head.weight"));
 }
@@ -146,7 +150,7 @@ fn numbers_of_each_type_are_read_as_they_are_rounded() {
         for (got, want) in got.parameters().into_iter().zip(want.parameters()) {
             assert!(got.iter().zip(want).all(|(got, want)| *got == round(*want)), "{dtype:?}");
         }
-        assert!(numbers::<bf16>(dir.path()).iter().all(|x| x.is_finite()));
+        assert!(logits(dir.path(), Compute::Bf16).iter().all(|x| x.is_finite()));
     }
     for (dtype, name) in [(Dtype::F64, "F64"), (Dtype::I8, "I8"), (Dtype::F8_E4M3, "F8_E4M3"), (Dtype::U8, "U8")] {
         let said = refusal(&with(&tensors(dtype), &json!({})));

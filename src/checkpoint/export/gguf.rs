@@ -12,6 +12,7 @@ use crate::error::{Error, Result};
 use crate::gguf::{About, Companions, Gguf, write};
 use crate::lines::record::Message;
 use crate::model::Model;
+use crate::numbers::dtype::Dtype;
 use crate::numbers::quantization::Quantization;
 use crate::tokenizer::{TemplateArgs, Tokenizer, stop_ids};
 
@@ -41,7 +42,7 @@ pub fn directory(checkpoint: &Path, target: &Path, quantization: Quantization, c
     drop(model);
 
     let written = Gguf::open(&path)?;
-    same_answers(&path, &written.load()?, &stored)?;
+    same_answers(&path, &written.load(Dtype::F32)?, &stored)?;
     let read = Tokenizer::of_json(&path, written.tokenizer()?, &TemplateArgs::default())?;
     same_tokens(&path, [&read, &tokenizer])?;
     if let Some(lost) = stops.iter().find(|id| !written.stop_ids().is_ok_and(|ids| ids.contains(*id))) {

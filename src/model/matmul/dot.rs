@@ -5,17 +5,14 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::bf16_order::{as_weights_load, is_halved};
-use super::weight_loads::{AsStored, WeightLoads, Wide, WidenAndCopy, Widened};
 use super::{COLS, DEPTH, PARALLEL_FROM, ROW_PANEL, ROWS, StartFrom};
 use crate::model::simd::{self, Kernel, LANES, Simd};
-use crate::numbers::aligned::Number;
 
 /// y = start + x w^T, with x `(m, k)`, w `(n, k)`, y in rows of `y_stride`.
 #[derive(Clone, Copy)]
-pub struct DotProduct<'a, W> {
+pub struct DotProduct<'a> {
     pub x: *const f32,
-    pub w: *const W,
+    pub w: *const f32,
     pub y: *mut f32,
     pub y_stride: usize,
     pub start: StartFrom<'a>,
@@ -24,23 +21,12 @@ pub struct DotProduct<'a, W> {
 }
 
 // SAFETY: threads share it in `columns`, where x and w are only read and each task writes its own columns of y.
-unsafe impl<W: Sync> Sync for DotProduct<'_, W> {}
+unsafe impl Sync for DotProduct<'_> {}
 
-impl<W: Number> DotProduct<'_, W> {
+impl DotProduct<'_> {
     /// # Safety
     /// x points at `m * k` numbers, w at `n * k`, y at m rows of `n` numbers `y_stride` apart, which nothing else uses meanwhile.
     pub unsafe fn run(self, n: usize) {
-        // SAFETY: x is as large as said; the rows of a panel, with their part of y, are among the `m`.
-        unsafe {
-            as_weights_load::<W>(self.x, (self.m, self.k), |rows, x| {
-                Self { x, y: self.y.add(rows.start * self.y_stride), m: rows.len(), ..self }.columns(n);
-            });
-        }
-    }
-
-    /// # Safety
-    /// As [`DotProduct::run`], with x in the order in which weights are loaded.
-    unsafe fn columns(self, n: usize) {
         let columns = columns_per_task(self.m, n, self.k);
         if columns >= n {
             // SAFETY: w and y have `n` columns.
@@ -66,8 +52,8 @@ fn columns_per_task(m: usize, n: usize, k: usize) -> usize {
     n.div_ceil(tasks).next_multiple_of(COLS)
 }
 
-struct Columns<'a, W> {
-    task: DotProduct<'a, W>,
+struct Columns<'a> {
+    task: DotProduct<'a>,
     from: usize,
     to: usize,
 }
@@ -75,13 +61,12 @@ struct Columns<'a, W> {
 /// How far ahead the hot loop prefetches from the second-level cache (numbers).
 const NEAR: usize = 8 * LANES;
 
-impl<W: Number> Kernel for Columns<'_, W> {
+impl Kernel for Columns<'_> {
     type Out = ();
 
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
         let t = &self.task;
-        let mut wide = Wide([[[0.0; LANES]; COLS]; DEPTH / LANES]);
         for panel in (0..t.m).step_by(ROW_PANEL) {
             let rows = panel..(panel + ROW_PANEL).min(t.m);
             for from in (0..t.k).step_by(DEPTH) {
@@ -89,7 +74,7 @@ impl<W: Number> Kernel for Columns<'_, W> {
                 for col in (self.from..self.to).step_by(COLS) {
                     let block = Block { col, cols: COLS.min(self.to - col), from, depth };
                     // SAFETY: columns below `to`, rows below `m` and the depth below `k`: inside what the pointers are good for.
-                    unsafe { block.rows::<S, W>(t, rows.clone(), &mut wide) }
+                    unsafe { block.rows::<S>(t, rows.clone()) }
                 }
             }
         }
@@ -108,70 +93,60 @@ struct Block {
 /// prefetch costs as much as a load, so no two blocks prefetch the same columns.
 const SHARE: usize = COLS / 2;
 const ALL: usize = COLS;
-/// Blocks of rows up to which each widens the weights anew. A copy in f32 saves all but the first block an instruction per vector, but
-/// writing it costs as much as four blocks save.
-const WIDENED_ANEW: usize = 4;
-
 /// # Safety
 /// All methods: the processor has S; block and rows are inside the product's shape, and its pointers are good for that.
 impl Block {
     #[inline(always)]
-    unsafe fn rows<S: Simd, W: Number>(&self, t: &DotProduct<'_, W>, rows: Range<usize>, wide: &mut Wide) {
-        // SAFETY: each pointer starts a column of the block, at a depth below `k`.
-        let plain =
-            AsStored(std::array::from_fn(|c| unsafe { t.w.add((self.col + c.min(self.cols - 1)) * t.k + self.from) }));
-        // SAFETY: parts of `rows`; the copy is read only after the first part has written it, and to its depth.
+    unsafe fn rows<S: Simd>(&self, t: &DotProduct<'_>, rows: Range<usize>) {
+        // SAFETY: each pointer starts a column of the block, or repeats the last one, at a depth below `k`; parts of `rows`.
         unsafe {
+            let w: [*const f32; COLS] =
+                std::array::from_fn(|c| t.w.add((self.col + c.min(self.cols - 1)) * t.k + self.from));
             if rows.len() <= ROWS {
-                self.some_rows::<S, W, _, ALL>(t, rows, plain, plain.0.map(|w| w.wrapping_add(COLS * t.k)));
+                self.some_rows::<S, ALL>(t, rows, w, w.map(|w| w.wrapping_add(COLS * t.k)));
                 return;
             }
             let blocks = rows.len().div_ceil(ROWS);
-            let copied = is_halved::<W>() && blocks > WIDENED_ANEW;
             for (i, row) in rows.clone().step_by(ROWS).enumerate() {
-                let (some, ahead) = (row..rows.end.min(row + ROWS), share_of_next_columns(plain, (i, blocks), t.k));
-                match i {
-                    _ if !copied => self.some_rows::<S, W, _, SHARE>(t, some, plain, ahead),
-                    0 => self.sums::<S, W, _, ROWS, SHARE>(t, row, WidenAndCopy(plain, wide), ahead),
-                    _ => self.some_rows::<S, W, _, SHARE>(t, some, Widened(wide), ahead),
-                }
+                let ahead = share_of_next_columns(w, (i, blocks), t.k);
+                self.some_rows::<S, SHARE>(t, row..rows.end.min(row + ROWS), w, ahead);
             }
         }
     }
 
     #[inline(always)]
-    unsafe fn some_rows<S: Simd, W: Number, F: WeightLoads, const AHEAD: usize>(
+    unsafe fn some_rows<S: Simd, const AHEAD: usize>(
         &self,
-        t: &DotProduct<'_, W>,
+        t: &DotProduct<'_>,
         rows: Range<usize>,
-        w: F,
-        ahead: [*const W; AHEAD],
+        w: [*const f32; COLS],
+        ahead: [*const f32; AHEAD],
     ) {
         // SAFETY: as many rows as each instance takes.
         unsafe {
             match rows.len() {
-                ROWS => self.sums::<S, W, F, ROWS, AHEAD>(t, rows.start, w, ahead),
-                3 => self.sums::<S, W, F, 3, AHEAD>(t, rows.start, w, ahead),
-                2 => self.sums::<S, W, F, 2, AHEAD>(t, rows.start, w, ahead),
-                _ => self.sums::<S, W, F, 1, AHEAD>(t, rows.start, w, ahead),
+                ROWS => self.sums::<S, ROWS, AHEAD>(t, rows.start, w, ahead),
+                3 => self.sums::<S, 3, AHEAD>(t, rows.start, w, ahead),
+                2 => self.sums::<S, 2, AHEAD>(t, rows.start, w, ahead),
+                _ => self.sums::<S, 1, AHEAD>(t, rows.start, w, ahead),
             }
         }
     }
 
     /// R x [`COLS`] dot products along the depth.
     #[inline(always)]
-    unsafe fn sums<S: Simd, W: Number, F: WeightLoads, const R: usize, const AHEAD: usize>(
+    unsafe fn sums<S: Simd, const R: usize, const AHEAD: usize>(
         &self,
-        t: &DotProduct<'_, W>,
+        t: &DotProduct<'_>,
         row: usize,
-        w: F,
-        ahead: [*const W; AHEAD],
+        w: [*const f32; COLS],
+        ahead: [*const f32; AHEAD],
     ) {
         // SAFETY: rows below `m`, a depth below `k`, and `lanes` has room for all sums.
         unsafe {
             let x: [*const f32; R] = std::array::from_fn(|r| t.x.add((row + r) * t.k + self.from));
             let mut lanes = Lanes([[[0.0; LANES]; COLS]; R]);
-            dot_lanes::<S, W, F, R, AHEAD>(x, w, self.depth, ahead, lanes.0.as_mut_ptr().cast());
+            dot_lanes::<S, R, AHEAD>(x, w, self.depth, ahead, lanes.0.as_mut_ptr().cast());
             let mut sums = [[0.0; 8]; R];
             for first in [0, 4] {
                 let mut parts = [[S::splat(0.0); 4]; 4];
@@ -198,10 +173,10 @@ struct Lanes<const R: usize>([[[f32; LANES]; COLS]; R]);
 
 /// The weights of the next columns that block `block` of `blocks` prefetches while it uses the present ones: each block takes a share, so
 /// that memory is always busy. Beyond the share it repeats a pointer that is being read anyway.
-fn share_of_next_columns<W>(w: AsStored<W>, (block, blocks): (usize, usize), k: usize) -> [*const W; SHARE] {
+fn share_of_next_columns(w: [*const f32; COLS], (block, blocks): (usize, usize), k: usize) -> [*const f32; SHARE] {
     let first = (block * COLS).div_ceil(blocks);
     let end = ((block + 1) * COLS).div_ceil(blocks);
-    std::array::from_fn(|i| if first + i < end { w.0[first + i].wrapping_add(COLS * k) } else { w.0[0] })
+    std::array::from_fn(|i| if first + i < end { w[first + i].wrapping_add(COLS * k) } else { w[0] })
 }
 
 /// The hot loop, sixteen lanes at a time; the tail is padded with zeros, which change no sum. Sums stay in registers as long as nothing
@@ -212,11 +187,11 @@ fn share_of_next_columns<W>(w: AsStored<W>, (block, blocks): (usize, usize), k: 
 /// The processor has S. Each x points at `len` numbers, w loads as many of [`COLS`] columns, and `to` points at [`Lanes`] of R rows.
 #[allow(clippy::needless_range_loop)] // they are unrolled: no index is left
 #[inline(always)]
-unsafe fn dot_lanes<S: Simd, W, F: WeightLoads, const R: usize, const AHEAD: usize>(
+unsafe fn dot_lanes<S: Simd, const R: usize, const AHEAD: usize>(
     x: [*const f32; R],
-    w: F,
+    w: [*const f32; COLS],
     len: usize,
-    ahead: [*const W; AHEAD],
+    ahead: [*const f32; AHEAD],
     to: *mut f32,
 ) {
     // SAFETY: `i + 2 * LANES` is at most `len` in the first loop, and the second loads only what is left.
@@ -224,11 +199,11 @@ unsafe fn dot_lanes<S: Simd, W, F: WeightLoads, const R: usize, const AHEAD: usi
         let mut acc = [[S::splat(0.0); COLS]; R];
         let whole = len - len % (2 * LANES);
         for i in (0..whole).step_by(2 * LANES) {
-            prefetch::<S, W, F, R, AHEAD>(x, w, i, ahead);
+            prefetch::<S, R, AHEAD>(x, w, i, ahead);
             for second in [false, true] {
                 let mut weights = [S::splat(0.0); COLS];
                 for c in 0..COLS {
-                    weights[c] = w.load::<S>(c, i, second);
+                    weights[c] = S::load(w[c].add(i + usize::from(second) * LANES));
                 }
                 for r in 0..R {
                     let x = S::load(x[r].add(i + usize::from(second) * LANES));
@@ -245,9 +220,9 @@ unsafe fn dot_lanes<S: Simd, W, F: WeightLoads, const R: usize, const AHEAD: usi
         }
         for i in (whole..len).step_by(LANES) {
             for c in 0..COLS {
-                let w = w.load_part::<S>(c, i, LANES.min(len - i));
+                let w = load_part::<S>(w[c].add(i), LANES.min(len - i));
                 for r in 0..R {
-                    let x = AsStored([x[r]; COLS]).load_part::<S>(0, i, LANES.min(len - i));
+                    let x = load_part::<S>(x[r].add(i), LANES.min(len - i));
                     let to = to.add((r * COLS + c) * LANES);
                     S::store(S::mul_add(x, w, S::load(to)), to);
                 }
@@ -256,24 +231,37 @@ unsafe fn dot_lanes<S: Simd, W, F: WeightLoads, const R: usize, const AHEAD: usi
     }
 }
 
+/// The first `len` numbers, at most sixteen, padded with zeros.
+///
+/// # Safety
+/// The processor has S, and `from` points at `len` numbers.
+#[inline(always)]
+unsafe fn load_part<S: Simd>(from: *const f32, len: usize) -> S::V {
+    let mut lanes = [0.0f32; LANES];
+    // SAFETY: `len` numbers are read, and as many lanes as a load takes.
+    unsafe {
+        (0..len).for_each(|lane| lanes[lane] = *from.add(lane));
+        S::load(lanes.as_ptr())
+    }
+}
+
 /// Prefetches for the hot loop at `i`: the next columns from memory, and its own next numbers from the second-level cache.
 #[allow(clippy::needless_range_loop)] // as above
 #[inline(always)]
-fn prefetch<S: Simd, W, F: WeightLoads, const R: usize, const AHEAD: usize>(
+fn prefetch<S: Simd, const R: usize, const AHEAD: usize>(
     x: [*const f32; R],
-    w: F,
+    w: [*const f32; COLS],
     i: usize,
-    ahead: [*const W; AHEAD],
+    ahead: [*const f32; AHEAD],
 ) {
-    let lines = 2 * LANES * size_of::<W>() / 64;
     for c in 0..AHEAD {
-        for line in 0..lines {
-            S::prefetch(ahead[c].wrapping_add(i + line * LANES));
+        for line in [0, LANES] {
+            S::prefetch(ahead[c].wrapping_add(i + line));
         }
     }
     for i in [i + NEAR, i + NEAR + LANES] {
         for c in 0..COLS {
-            w.prefetch_near::<S>(c, i);
+            S::prefetch_near(w[c].wrapping_add(i));
         }
         for r in 0..R {
             S::prefetch_near(x[r].wrapping_add(i));
@@ -286,7 +274,7 @@ fn prefetch<S: Simd, W, F: WeightLoads, const R: usize, const AHEAD: usize>(
 /// # Safety
 /// The row and the block's columns are inside y, and inside the bias if there is one.
 #[inline(always)]
-unsafe fn finish<W>(t: &DotProduct<'_, W>, block: &Block, row: usize, sums: [f32; COLS]) {
+unsafe fn finish(t: &DotProduct<'_>, block: &Block, row: usize, sums: [f32; COLS]) {
     // SAFETY: only `block.cols` numbers of the row are read and written.
     unsafe {
         let y = t.y.add(row * t.y_stride + block.col);

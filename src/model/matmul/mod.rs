@@ -1,20 +1,19 @@
 //! The three products of a linear layer: forward, gradient of its input, gradient of its weight.
 //!
-//! Every output is one chain of multiply-adds, whose order depends only on its row, its column and the type of the weights. A row's
+//! In f32 every output is one chain of multiply-adds, in bf16 the order of [`tiles`]; either depends only on its row and its column. A row's
 //! result is therefore bit-identical whatever else is in the batch, on any number of threads, and a sampled log-probability equals
 //! the trainer's. BLAS libraries choose the order by the shape of the batch.
 
 #![allow(unsafe_code)] // pointers into disjoint parts of one output; each function checks its bounds first
 
-mod bf16_order;
 mod dot;
 mod outer;
 pub mod tiles;
-mod weight_loads;
 
 use crate::numbers::aligned::{AlignedVec, Number};
 use dot::DotProduct;
 use outer::{Left, OuterProduct, Right};
+use tiles::{Side, Source, Tiles};
 
 /// A matrix inside a larger one: row `i` is `data[i * stride..][..width]`.
 #[derive(Clone, Copy)]
@@ -67,13 +66,89 @@ const DEPTH: usize = 1024;
 /// Rows of x, 1 MiB of a block's depth, that stay in the second-level cache while the weight streams past.
 const ROW_PANEL: usize = 256;
 
-/// The weight of a linear layer.
+/// The weight `(N, K)` of a linear layer, and with it the type that the layer's products are computed in.
 #[derive(Clone, Copy)]
-pub struct Weight<'a, W = f32> {
-    /// `(N, K)` without gaps.
-    pub plain: &'a [W],
-    /// The same weight as [`panels`] packs it.
-    pub panels: Option<&'a [f32]>,
+pub enum Weight<'a> {
+    /// Products in f32.
+    F32 {
+        /// `(N, K)` without gaps.
+        plain: &'a [f32],
+        /// The same weight as [`panels`] packs it.
+        panels: Option<&'a [f32]>,
+    },
+    /// Products in bf16.
+    Bf16(&'a Bf16Weight),
+}
+
+/// A weight in bf16, packed for its products.
+#[derive(Default, Clone)]
+pub struct Bf16Weight {
+    /// For y = x w^T.
+    forward: Tiles,
+    /// For dx = dy w; empty for a model that is not trained.
+    backward: Tiles,
+}
+
+impl Bf16Weight {
+    /// Packs a weight `(N, K)` for the forward product alone.
+    pub fn forward<W: Number>(weight: &[W], shape: (usize, usize)) -> Self {
+        let mut packed = Self::default();
+        packed.forward.pack(Side::Right, Source::Along { data: weight, stride: shape.1, shape });
+        packed
+    }
+
+    /// Packs a weight `(N, K)` for both products, in the memory of another.
+    pub fn pack(&mut self, weight: &[f32], (n, k): (usize, usize)) {
+        self.forward.pack(Side::Right, Source::Along { data: weight, stride: k, shape: (n, k) });
+        self.backward.pack(Side::Right, Source::Across { data: weight, stride: k, shape: (k, n) });
+    }
+
+    /// What it takes (bytes).
+    pub fn bytes(&self) -> usize {
+        self.forward.bytes() + self.backward.bytes()
+    }
+
+    /// Row `row` of the weight, `(K)`.
+    pub fn row(&self, row: usize, to: &mut [f32]) {
+        self.forward.column(row, to);
+    }
+}
+
+/// The operands of one product at a time, kept for their memory.
+#[derive(Default)]
+pub struct Operands {
+    left: Tiles,
+    right: Tiles,
+}
+
+/// The input of linear layers, `(M, K)`, as the layers' weights need it.
+#[derive(Clone, Copy)]
+pub enum Input<'a> {
+    /// For weights in f32.
+    F32(&'a [f32]),
+    /// For weights in bf16.
+    Bf16(&'a Tiles),
+}
+
+impl Weight<'_> {
+    /// The input of this layer, and of others with weights of the same type. `operands` holds it, if need be.
+    pub fn input<'a>(&self, x: &'a [f32], shape: (usize, usize), operands: &'a mut Operands) -> Input<'a> {
+        match self {
+            Self::F32 { .. } => Input::F32(x),
+            Self::Bf16(_) => {
+                operands.left.pack(Side::Left, Source::Along { data: x, stride: shape.1, shape });
+                Input::Bf16(&operands.left)
+            }
+        }
+    }
+
+    /// N, given K.
+    pub fn outputs(&self, k: usize) -> usize {
+        match self {
+            Self::F32 { plain, .. } => plain.len() / k,
+            Self::Bf16(packed) => packed.forward.outer(),
+        }
+    }
 }
 
 /// Packs a weight `(N, K)` into the layout that [`linear`] reads if K is at most one block deep; `None` for deeper weights, which are
@@ -81,7 +156,7 @@ pub struct Weight<'a, W = f32> {
 ///
 /// K alone decides, never the batch, so that a sum is always the same chain. Over a short depth, dot products would spend half their
 /// time on sums across lanes; over a long one, they can read weights as a file stores them.
-pub fn panels<W: Number>(weight: &[W], depth: usize) -> Option<AlignedVec<f32>> {
+pub fn panels(weight: &[f32], depth: usize) -> Option<AlignedVec<f32>> {
     (depth <= outer::DEPTH).then(|| outer::panels(weight, depth))
 }
 
@@ -89,9 +164,9 @@ pub fn panels<W: Number>(weight: &[W], depth: usize) -> Option<AlignedVec<f32>> 
 ///
 /// # Shapes
 /// - `x`: `(M, K)`, `w`: `(N, K)`, `y`: `(M, N)` inside rows of `y.stride`
-pub fn linear<W: Number>(
-    x: &[f32],
-    w: Weight<'_, W>,
+pub fn linear(
+    x: Input<'_>,
+    w: Weight<'_>,
     (m, n, k): (usize, usize, usize),
     start: StartFrom<'_>,
     y: MatrixRowsMut<'_>,
@@ -99,19 +174,24 @@ pub fn linear<W: Number>(
     if m == 0 {
         return;
     }
-    assert!(x.len() >= m * k && w.plain.len() >= n * k && y.data.len() >= (m - 1) * y.stride + n);
+    let (x, plain, panels) = match (x, w) {
+        (Input::F32(x), Weight::F32 { plain, panels }) => (x, plain, panels),
+        (Input::Bf16(x), Weight::Bf16(packed)) => return tiles::multiply(x, &packed.forward, start, y),
+        _ => unreachable!("the input was made by a weight of this type"),
+    };
+    assert!(x.len() >= m * k && plain.len() >= n * k && y.data.len() >= (m - 1) * y.stride + n);
     if let StartFrom::Bias(bias) = start {
         assert!(bias.len() >= n);
     }
     let (x, y, y_stride) = (x.as_ptr(), y.data.as_mut_ptr(), y.stride);
-    if let Some(panels) = w.panels {
+    if let Some(panels) = panels {
         assert!(panels.len() >= n.next_multiple_of(outer::BLOCK_COLS) * k);
         let (a, b) = (Left { data: x, row: k, depth: 1 }, Right::Panels(panels.as_ptr()));
         // SAFETY: bounds asserted above.
         unsafe { OuterProduct { a, b, shape: (m, k, n), start, c: y, c_stride: y_stride }.run() }
     } else {
         // SAFETY: bounds asserted above.
-        unsafe { DotProduct { x, w: w.plain.as_ptr(), y, y_stride, start, m, k }.run(n) }
+        unsafe { DotProduct { x, w: plain.as_ptr(), y, y_stride, start, m, k }.run(n) }
     }
 }
 
@@ -121,28 +201,48 @@ pub fn linear<W: Number>(
 /// - `dy`: `(M, N)` rows, `w`: `(N, K)`, `dx`: `(M, K)`
 pub fn input_gradient(
     dy: MatrixRows<'_>,
-    w: &[f32],
+    w: Weight<'_>,
     (m, n, k): (usize, usize, usize),
     start: StartFrom<'_>,
     dx: &mut [f32],
+    operands: &mut Operands,
 ) {
     if m == 0 {
         return;
     }
-    assert!(dy.data.len() >= (m - 1) * dy.stride + n && w.len() >= n * k && dx.len() >= m * k);
+    let plain = match w {
+        Weight::F32 { plain, .. } => plain,
+        Weight::Bf16(packed) => {
+            operands.left.pack(Side::Left, Source::Along { data: dy.data, stride: dy.stride, shape: (m, n) });
+            return tiles::multiply(&operands.left, &packed.backward, start, MatrixRowsMut::new(dx, k, 0));
+        }
+    };
+    assert!(dy.data.len() >= (m - 1) * dy.stride + n && plain.len() >= n * k && dx.len() >= m * k);
     let a = Left { data: dy.data.as_ptr(), row: dy.stride, depth: 1 };
-    let (b, c) = (Right::RowMajor(w.as_ptr()), dx.as_mut_ptr());
+    let (b, c) = (Right::RowMajor(plain.as_ptr()), dx.as_mut_ptr());
     // SAFETY: bounds asserted above.
     unsafe { OuterProduct { a, b, shape: (m, n, k), start, c, c_stride: k }.run() }
 }
 
-/// dw += dy^T x: the gradient of a linear layer's weight.
+/// dw += dy^T x: the gradient of a linear layer's weight `w`.
 ///
 /// # Shapes
 /// - `dy`: `(M, N)` rows, `x`: `(M, K)`, `dw`: `(N, K)`
-pub fn weight_gradient(dy: MatrixRows<'_>, x: &[f32], (m, n, k): (usize, usize, usize), dw: &mut [f32]) {
+pub fn weight_gradient(
+    dy: MatrixRows<'_>,
+    x: &[f32],
+    w: Weight<'_>,
+    (m, n, k): (usize, usize, usize),
+    dw: &mut [f32],
+    operands: &mut Operands,
+) {
     if m == 0 {
         return;
+    }
+    if let Weight::Bf16(_) = w {
+        operands.left.pack(Side::Left, Source::Across { data: dy.data, stride: dy.stride, shape: (n, m) });
+        operands.right.pack(Side::Right, Source::Across { data: x, stride: k, shape: (k, m) });
+        return tiles::multiply(&operands.left, &operands.right, StartFrom::Add, MatrixRowsMut::new(dw, k, 0));
     }
     assert!(dy.data.len() >= (m - 1) * dy.stride + n && x.len() >= m * k && dw.len() >= n * k);
     let a = Left { data: dy.data.as_ptr(), row: 1, depth: dy.stride };

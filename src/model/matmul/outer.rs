@@ -4,7 +4,7 @@ use rayon::prelude::*;
 
 use super::{PARALLEL_FROM, StartFrom};
 use crate::model::simd::{self, Kernel, LANES, Simd};
-use crate::numbers::aligned::{AlignedVec, Number};
+use crate::numbers::aligned::AlignedVec;
 
 /// c = start + a b, with c `(rows, cols)` in rows of `c_stride`.
 #[derive(Clone, Copy)]
@@ -36,15 +36,12 @@ pub enum Right {
 }
 
 /// The weight of a linear layer, `(cols, depth)`, transposed in panels: `(depth, BLOCK_COLS)` for each [`BLOCK_COLS`] of its columns.
-pub fn panels<W: Number>(weight: &[W], depth: usize) -> AlignedVec<f32> {
+pub fn panels(weight: &[f32], depth: usize) -> AlignedVec<f32> {
     let cols = weight.len() / depth;
     let mut panels = AlignedVec::zeros(cols.next_multiple_of(BLOCK_COLS) * depth);
-    let mut wide = Vec::new();
     for (weight, panel) in weight.chunks(BLOCK_COLS * depth).zip(panels.chunks_exact_mut(BLOCK_COLS * depth)) {
-        wide.clear();
-        wide.extend(weight.iter().map(|w| w.widen()));
         // SAFETY: no pointers.
-        unsafe { simd::run(Transpose { weight: &wide, depth, panel }) };
+        unsafe { simd::run(Transpose { weight, depth, panel }) };
     }
     panels
 }

@@ -67,19 +67,6 @@ pub trait Simd: Copy {
         }
         sums
     }
-    /// Copies twice [`LANES`] numbers, first the even ones, then the odd ones.
-    ///
-    /// # Safety
-    /// `from` points at twice [`LANES`] numbers, `to` at room for them.
-    #[inline(always)]
-    unsafe fn halve(from: *const f32, to: *mut f32) {
-        for i in 0..LANES {
-            unsafe {
-                *to.add(i) = *from.add(2 * i);
-                *to.add(LANES + i) = *from.add(2 * i + 1);
-            }
-        }
-    }
     /// Transposes [`LANES`] x [`LANES`] numbers, from rows of `stride` to rows of `to_stride`.
     ///
     /// # Safety
@@ -165,7 +152,8 @@ pub unsafe fn run<K: Kernel>(kernel: K) -> K::Out {
     unsafe { kernel.run::<Plain>() }
 }
 
-fn level() -> Level {
+/// The best instruction set of this processor.
+pub fn level() -> Level {
     #[cfg(test)]
     if let Some(level) = tests::FORCED.get() {
         return level;
@@ -173,6 +161,7 @@ fn level() -> Level {
     *LEVEL
 }
 
+/// The instruction sets that kernels are compiled for.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Level {
     #[cfg(target_arch = "x86_64")]
@@ -180,6 +169,19 @@ pub enum Level {
     #[cfg(target_arch = "x86_64")]
     Avx2,
     Plain,
+}
+
+impl Level {
+    /// Its name.
+    pub fn name(self) -> &'static str {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512 => "AVX-512",
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2 => "AVX2",
+            Self::Plain => "plain instructions",
+        }
+    }
 }
 
 static LEVEL: LazyLock<Level> = LazyLock::new(|| {

@@ -3,8 +3,7 @@
 use std::cell::Cell;
 
 use super::*;
-use crate::model::{Config, DecodeRow, Gradients, KvCache, Model, Packed, Target, Transformer};
-use crate::numbers::dtype::Dtype;
+use crate::model::{Config, DecodeRow, Gradients, KvCache, Model, Packed, Target};
 
 thread_local! {
     /// Takes the place of what the processor has.
@@ -22,7 +21,7 @@ pub fn levels() -> Vec<Level> {
     }
 }
 
-/// Logits of a prefill, of a decode step of six rows, and of a prefill with weights in bf16; then log-probabilities and all
+/// Logits of a prefill, of a decode step of six rows, and of a prefill in bf16; then log-probabilities and all
 /// gradients; on threads that are held to an instruction set.
 fn computed_on(level: Level, hidden: usize) -> [Vec<f32>; 2] {
     let threads = rayon::ThreadPoolBuilder::new().num_threads(2).start_handler(move |_| FORCED.set(Some(level)));
@@ -41,11 +40,7 @@ fn computed_on(level: Level, hidden: usize) -> [Vec<f32>; 2] {
         model.decode(&mut (20..).zip(&mut own).map(row).collect::<Vec<_>>(), &mut next);
         logits.extend(next);
 
-        let dir = tempfile::tempdir().unwrap();
-        std::fs::write(dir.path().join("config.json"), serde_json::to_string(model.config()).unwrap()).unwrap();
-        model.save(&dir.path().join("model.safetensors"), Dtype::Bf16).unwrap();
-        let half = Transformer::<bf16>::load(dir.path()).unwrap();
-        logits.extend(half.prefill(&[], &[&tokens]).remove(0).1);
+        logits.extend(model.to_bf16().prefill(&[], &[&tokens]).remove(0).1);
 
         let packed = Packed { tokens: tokens.to_vec(), starts: vec![0, 7], prefixes: vec![None] };
         let targets: Vec<_> = (0..6).map(|row| Target { row, token: tokens[row + 1] }).collect();

@@ -86,17 +86,6 @@ impl Simd for Avx512 {
         }
     }
 
-    #[inline(always)]
-    unsafe fn halve(from: *const f32, to: *mut f32) {
-        unsafe {
-            let even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
-            let odd = _mm512_or_si512(even, _mm512_set1_epi32(1));
-            let (first, second) = (_mm512_loadu_ps(from), _mm512_loadu_ps(from.add(16)));
-            _mm512_storeu_ps(to, _mm512_permutex2var_ps(first, even, second));
-            _mm512_storeu_ps(to.add(16), _mm512_permutex2var_ps(first, odd, second));
-        }
-    }
-
     /// Four rows at a time inside the 128-bit lanes, then the lanes of four such results: 64 shuffles for 256 numbers.
     #[allow(clippy::needless_range_loop)] // it goes along the second index
     #[inline(always)]

@@ -9,21 +9,25 @@ use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use half::bf16;
 use memmap2::Mmap;
 use rayon::prelude::*;
-use safetensors::Dtype;
 
 use super::config::Config;
 use super::directory;
+use super::matmul::Bf16Weight;
 use super::parameters::Parameter;
 use crate::error::{Error, Result};
 use crate::numbers::aligned::{AlignedVec, Number};
+use crate::numbers::dtype::Dtype;
 use crate::numbers::tensors::TensorFile;
 
 /// One parameter. Norms and biases, a thousandth of all numbers, are in f32 whatever type the matrices have.
-pub enum ParameterValues<W> {
+pub enum ParameterValues {
     /// `(out, in)`.
-    Matrix(StoredArray<W>),
+    Matrix(StoredArray<f32>),
+    /// `(out, in)` in bf16, for products alone.
+    Bf16(Bf16Weight),
     /// `(out)`.
     Vector(StoredArray<f32>),
 }
@@ -44,48 +48,53 @@ pub enum StoredArray<T> {
     Owned(AlignedVec<T>),
 }
 
-impl<W: Number> Clone for ParameterValues<W> {
+impl Clone for ParameterValues {
     fn clone(&self) -> Self {
         match self {
             Self::Matrix(values) => Self::Matrix(values.clone()),
+            Self::Bf16(weight) => Self::Bf16(weight.clone()),
             Self::Vector(values) => Self::Vector(values.clone()),
         }
     }
 }
 
-impl<W: Number> ParameterValues<W> {
-    /// A parameter of this shape with these numbers.
-    pub fn of(numbers: &[f32], shape: &[usize]) -> Self {
-        if shape.len() == 1 {
-            return Self::Vector(StoredArray::Owned(AlignedVec::from(numbers)));
+impl ParameterValues {
+    /// A parameter of this shape with these numbers, its matrix in `dtype`.
+    pub fn of(numbers: &[f32], shape: &[usize], dtype: Dtype) -> Self {
+        match (shape, dtype) {
+            (&[rows, columns], Dtype::Bf16) => Self::Bf16(Bf16Weight::forward(numbers, (rows, columns))),
+            ([_, _], _) => Self::Matrix(StoredArray::Owned(AlignedVec::from(numbers))),
+            _ => Self::Vector(StoredArray::Owned(AlignedVec::from(numbers))),
         }
-        let mut matrix = AlignedVec::zeros(numbers.len());
-        matrix.par_iter_mut().zip(numbers).for_each(|(to, from)| *to = W::of(*from));
-        Self::Matrix(StoredArray::Owned(matrix))
     }
 
     /// What they take (bytes).
     pub fn bytes(&self) -> usize {
         match self {
-            Self::Matrix(values) => size_of_val(&**values),
-            Self::Vector(values) => size_of_val(&**values),
+            Self::Matrix(values) | Self::Vector(values) => size_of_val(&**values),
+            Self::Bf16(weight) => weight.bytes(),
+        }
+    }
+
+    /// The numbers, of either kind, of a model in f32.
+    pub fn values(&self) -> &[f32] {
+        match self {
+            Self::Matrix(values) | Self::Vector(values) => values,
+            Self::Bf16(_) => unreachable!("{ONLY_F32}"),
+        }
+    }
+
+    /// The numbers to change, of either kind, of a model in f32.
+    pub fn values_mut(&mut self) -> &mut [f32] {
+        match self {
+            Self::Matrix(values) | Self::Vector(values) => values.to_mut(),
+            Self::Bf16(_) => unreachable!("{ONLY_F32}"),
         }
     }
 }
 
-impl ParameterValues<f32> {
-    /// The numbers, of either kind.
-    pub fn values(&self) -> &[f32] {
-        let (Self::Matrix(values) | Self::Vector(values)) = self;
-        values
-    }
-
-    /// The numbers to change, of either kind.
-    pub fn values_mut(&mut self) -> &mut [f32] {
-        let (Self::Matrix(values) | Self::Vector(values)) = self;
-        values.to_mut()
-    }
-}
+/// Why a model in bf16 is not asked for its numbers.
+const ONLY_F32: &str = "only a model in f32 is saved or trained";
 
 impl<T: Number> Clone for StoredArray<T> {
     fn clone(&self) -> Self {
@@ -126,16 +135,19 @@ impl<T: Number> StoredArray<T> {
 ///
 /// # Errors
 /// [`Error::Io`] when a file cannot be read, [`Error::Model`] naming the tensor that is missing or has another shape or type.
-pub fn load<W: Number>(dir: &Path, config: &Config) -> Result<Vec<ParameterValues<W>>> {
+pub fn load(dir: &Path, config: &Config, dtype: Dtype) -> Result<Vec<ParameterValues>> {
     let files = directory::weight_files(dir)?.iter().map(|path| MappedFile::open(path)).collect::<Result<Vec<_>>>()?;
     let stored = names::stored(dir, &files, config)?;
     let load = |(name, shape): (String, Vec<usize>)| {
         let (file, stored) =
             stored.get(&name).ok_or_else(|| Error::model(dir, format!("the weights have no tensor {name}")))?;
-        Ok(if shape.len() == 2 {
-            ParameterValues::Matrix(file.tensor(stored, &shape)?)
-        } else {
-            ParameterValues::Vector(file.tensor(stored, &shape)?)
+        Ok(match (&shape[..], dtype) {
+            (&[rows, columns], Dtype::Bf16) => {
+                let numbers: StoredArray<bf16> = file.tensor(stored, &shape)?;
+                ParameterValues::Bf16(Bf16Weight::forward(&numbers, (rows, columns)))
+            }
+            ([_, _], _) => ParameterValues::Matrix(file.tensor(stored, &shape)?),
+            _ => ParameterValues::Vector(file.tensor(stored, &shape)?),
         })
     };
     config.stored().named().into_iter().map(load).collect()
@@ -157,7 +169,7 @@ impl MappedFile {
     }
 
     /// A tensor's type and its bytes.
-    fn bytes(&self, name: &str) -> Result<(Dtype, &[u8])> {
+    fn bytes(&self, name: &str) -> Result<(safetensors::Dtype, &[u8])> {
         let (dtype, from) = self.tensors.place(name)?;
         let len = dtype.bitsize() / 8 * self.tensors.shape(name)?.iter().product::<usize>();
         Ok((dtype, self.map.get(from as usize..).and_then(|bytes| bytes.get(..len)).unwrap_or_default()))
@@ -184,7 +196,7 @@ impl MappedFile {
 ///
 /// Each number depends on (seed, tensor, index) alone.
 #[must_use]
-pub fn random(config: &Config, seed: u64) -> Vec<ParameterValues<f32>> {
+pub fn random(config: &Config, seed: u64) -> Vec<ParameterValues> {
     let random = |(tensor, (parameter, shape)): (usize, (Parameter, &[usize]))| {
         let mut floats = AlignedVec::zeros(shape.iter().product());
         if parameter.is_norm() {

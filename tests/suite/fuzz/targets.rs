@@ -18,7 +18,7 @@ use grpo_pipes::gsm8k::columns::AskedColumns;
 use grpo_pipes::gsm8k::source;
 use grpo_pipes::lines::jsonl::Input;
 use grpo_pipes::lines::record::Message;
-use grpo_pipes::model::{Config, Model, Transformer};
+use grpo_pipes::model::{Config, Model};
 use grpo_pipes::numbers::dtype::Dtype;
 #[cfg(feature = "candle")]
 use grpo_pipes::numbers::quantization::Quantization;
@@ -279,7 +279,7 @@ fn weights(place: &mut Place, dice: &mut Dice) {
             refused(Moments::load(&dir.join(name), &parameters, Dtype::F32));
         } else if let Some(model) = refused(Model::load(dir)) {
             assert!(model.parameters().iter().map(|numbers| numbers.len()).sum::<usize>() < 10_000);
-            refused(Transformer::<half::bf16>::load(dir));
+            refused(Model::load_as(dir, Dtype::Bf16));
         }
     });
 }
@@ -292,7 +292,7 @@ fn gguf(place: &mut Place, dice: &mut Dice) {
     let path = place.path("x.gguf");
     fs::write(&path, bytes).unwrap();
     if let Some(file) = refused(Gguf::open(&path)) {
-        refused(file.load::<f32>());
+        refused(file.load(Dtype::F32));
         refused(file.stop_ids());
         if let Some(parts) = refused(file.tokenizer()) {
             refused(Tokenizer::of_json(&path, parts, &TemplateArgs::default()));

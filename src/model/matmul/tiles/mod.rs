@@ -50,10 +50,16 @@ impl Clone for Tiles {
 
 impl Tiles {
     /// Packs an operand.
+    #[cfg(test)]
     pub fn of<T: Number>(side: Side, source: Source<'_, T>) -> Self {
         let mut tiles = Self::default();
         tiles.pack(side, source);
         tiles
+    }
+
+    /// Rows of a left operand, columns of a right one.
+    pub fn outer(&self) -> usize {
+        self.outer
     }
 
     /// What it takes (bytes).

@@ -48,7 +48,8 @@ impl<T> Source<'_, T> {
     }
 
     fn check(&self) {
-        let (Self::Along { data, stride, shape: (lines, width) } | Self::Across { data, stride, shape: (width, lines) }) = self;
+        let (Self::Along { data, stride, shape: (lines, width) }
+        | Self::Across { data, stride, shape: (width, lines) }) = self;
         assert!(*lines == 0 || data.len() >= (lines - 1) * stride + width);
     }
 }
@@ -76,8 +77,12 @@ impl Tiles {
         // Each task reads whole lines of the source.
         let part = |count: usize| move |i: usize| (count * i / tasks, count * (i + 1) / tasks);
         match source {
-            Source::Along { .. } => (0..tasks).into_par_iter().map(part(blocks)).for_each(|blocks| run(blocks, (0, steps))),
-            Source::Across { .. } => (0..tasks).into_par_iter().map(part(steps)).for_each(|steps| run((0, blocks), steps)),
+            Source::Along { .. } => {
+                (0..tasks).into_par_iter().map(part(blocks)).for_each(|blocks| run(blocks, (0, steps)))
+            }
+            Source::Across { .. } => {
+                (0..tasks).into_par_iter().map(part(steps)).for_each(|steps| run((0, blocks), steps))
+            }
         }
     }
 }
@@ -156,7 +161,13 @@ fn along<T: Number>(data: &[T], stride: usize, (outer, depth): (usize, usize), b
 
 /// Pairs (depth, outer): each row of pairs is two lines of the source, interleaved.
 #[inline(always)]
-fn across_pairs<T: Number>(data: &[T], stride: usize, (outer, depth): (usize, usize), block: usize, step: usize) -> Pairs {
+fn across_pairs<T: Number>(
+    data: &[T],
+    stride: usize,
+    (outer, depth): (usize, usize),
+    block: usize,
+    step: usize,
+) -> Pairs {
     let mut pairs = Pairs([[0; BLOCK]; BLOCK]);
     let (columns, lines) = (BLOCK.min(outer - block * BLOCK), STEP.min(depth - step * STEP));
     for p in 0..lines {

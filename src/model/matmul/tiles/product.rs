@@ -23,10 +23,12 @@ pub fn has_matrix_units() -> bool {
     false
 }
 
-/// Blocks of rows of a task: 512 rows of [`DEPTH`] are half a mebibyte, which stays in the second-level cache.
+/// Blocks of rows of a task, and steps of the depth that it takes at a time: 512 rows of this depth are 1 MiB, which stays in the
+/// second-level cache while columns stream past.
 const PANEL: usize = 32;
-/// Steps after which a task of several blocks of rows begins anew at the first row: two blocks of columns of this depth are 32 KiB, which
-/// stay in the first-level cache while rows stream past.
+const PANEL_DEPTH: usize = 32;
+/// Steps after which the next row is taken: two blocks of columns of this depth are 32 KiB, which stay in the first-level cache while rows
+/// stream past.
 const DEPTH: usize = 16;
 /// Blocks of rows up to which the whole depth is one part, so that weights come from memory in long runs.
 const FEW: usize = 4;
@@ -105,6 +107,12 @@ impl Unit {
     }
 }
 
+/// Cuts a range into parts of at most `size`.
+fn parts(range: Range<usize>, size: usize) -> impl Iterator<Item = Range<usize>> {
+    let end = range.end;
+    range.step_by(size.max(1)).map(move |from| from..end.min(from + size))
+}
+
 /// Room for the part of y that one call of a unit takes.
 #[repr(C, align(64))]
 struct Room([f32; 4 * BLOCK * BLOCK]);
@@ -115,18 +123,19 @@ struct Room([f32; 4 * BLOCK * BLOCK]);
 /// All methods: rows and columns are inside the product's shape, its pointers are good for that, and nothing else uses this part of y.
 impl Product<'_> {
     unsafe fn task(&self, rows: Range<usize>, columns: Range<usize>) {
-        // SAFETY: parts of the ranges.
-        unsafe {
-            self.begin(&rows, &columns);
-            let (unit, mut room) = (Unit::take(), Room([0.0; 4 * BLOCK * BLOCK]));
-            let (high, wide) = unit.shape(rows.len());
-            let depth = if rows.len() <= FEW { self.steps.max(1) } else { DEPTH };
-            for from in (0..self.steps).step_by(depth) {
-                let steps = from..self.steps.min(from + depth);
-                for column in columns.clone().step_by(wide) {
-                    for row in rows.clone().step_by(high) {
-                        let block = (row..rows.end.min(row + high), column..columns.end.min(column + wide));
-                        self.block(&unit, (high, wide), block, &steps, &mut room);
+        let (unit, mut room) = (Unit::take(), Room([0.0; 4 * BLOCK * BLOCK]));
+        let (high, wide) = unit.shape(rows.len());
+        let (panel, depth) = if rows.len() <= FEW { (self.steps, self.steps) } else { (PANEL_DEPTH, DEPTH) };
+        for panel in parts(0..self.steps, panel) {
+            for columns in parts(columns.clone(), wide) {
+                if panel.start == 0 {
+                    // SAFETY: a part of the ranges.
+                    unsafe { self.begin(&rows, &columns) };
+                }
+                for steps in parts(panel.clone(), depth) {
+                    for rows in parts(rows.clone(), high) {
+                        // SAFETY: parts of the ranges.
+                        unsafe { self.block(&unit, (high, wide), (rows, columns.clone()), &steps, &mut room) };
                     }
                 }
             }
@@ -139,7 +148,8 @@ impl Product<'_> {
         let columns = columns.start * BLOCK..n.min(columns.end * BLOCK);
         for row in rows.start * BLOCK..m.min(rows.end * BLOCK) {
             // SAFETY: a part of a row of y.
-            let y = unsafe { std::slice::from_raw_parts_mut(self.y.add(row * self.stride + columns.start), columns.len()) };
+            let y =
+                unsafe { std::slice::from_raw_parts_mut(self.y.add(row * self.stride + columns.start), columns.len()) };
             match self.start {
                 StartFrom::Zero => y.fill(0.0),
                 StartFrom::Bias(bias) => y.copy_from_slice(&bias[columns.clone()]),

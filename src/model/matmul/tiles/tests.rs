@@ -54,8 +54,17 @@ fn poisoned() -> Tiles {
     Tiles::of(Side::Left, Source::Along { data: &[f32::NAN; 40_000], stride: 200, shape: (200, 200) })
 }
 
-const SHAPES: [(usize, usize, usize); 9] =
-    [(1, 1, 1), (1, 16, 32), (3, 70, 50), (16, 64, 64), (17, 33, 31), (40, 100, 600), (64, 129, 33), (70, 1, 90), (600, 90, 530)];
+const SHAPES: [(usize, usize, usize); 9] = [
+    (1, 1, 1),
+    (1, 16, 32),
+    (3, 70, 50),
+    (16, 64, 64),
+    (17, 33, 31),
+    (40, 100, 600),
+    (64, 129, 33),
+    (70, 1, 90),
+    (600, 90, 530),
+];
 
 #[test]
 fn every_unit_has_the_stated_order_of_sums() {
