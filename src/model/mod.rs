@@ -216,10 +216,10 @@ impl Model {
 
     /// The embedding of a token, `(D)`.
     fn embedding(&self, token: u32, to: &mut [f32]) {
-        let (row, d) = (token as usize, to.len());
-        match &self.weights[self.stored.of_model(Parameter::EmbedTokens).expect(STORED)] {
-            ParameterValues::Bf16(weight) => weight.row(row, to),
-            values => to.copy_from_slice(&values.values()[row * d..][..d]),
+        let (row, d, place) = (token as usize, to.len(), self.stored.of_model(Parameter::EmbedTokens).expect(STORED));
+        match (&self.weights[place], self.packed.get(place)) {
+            (ParameterValues::Bf16(weight), _) | (_, Some(weight)) => weight.row(row, to),
+            (values, None) => to.copy_from_slice(&values.values()[row * d..][..d]),
         }
     }
 

@@ -10,9 +10,9 @@ use candle_core::{DType, Device, Tensor};
 use candle_nn::VarBuilder;
 use candle_transformers::models::{llama, quantized_llama, quantized_qwen2, quantized_qwen3, qwen2};
 use grpo_pipes::gguf::Gguf;
-use grpo_pipes::numbers::dtype::Dtype;
 use grpo_pipes::lines::record::Message;
 use grpo_pipes::model::Model;
+use grpo_pipes::numbers::dtype::Dtype;
 use grpo_pipes::process::message::note;
 use grpo_pipes::tokenizer::{Tokenizer, stop_ids};
 use serde_json::Value;
@@ -187,7 +187,7 @@ fn quantised_files_are_read_back_and_near_the_model() {
             &["--text", "--model", file.to_str().unwrap(), "--max-completion-tokens", "4", "--device", "cpu"],
             "How many?\n",
         );
-        let dtype = if quantization == "bf16" { "weights in f32" } else { "weights in bf16" };
+        let dtype = if quantization == "bf16" { ", f32)" } else { ", bf16 by " };
         assert!(done.code == Some(0) && done.stderr.contains(dtype), "{}", done.stderr);
     }
 }

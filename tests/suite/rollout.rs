@@ -59,10 +59,10 @@ fn a_device_that_is_not_there_is_named_in_one_line_and_auto_does_without() {
     let auto = rollout(&[]);
     assert_eq!(auto.code, Some(0), "{}", auto.stderr);
     let said = auto.stderr.lines().next().unwrap_or_default();
-    assert!(said.starts_with("rollout: computing on the CPU (") && said.contains(", weights in f32)"), "{said}");
+    assert!(said.starts_with("rollout: computing on the CPU (") && said.contains(", f32)"), "{said}");
     assert_eq!(auto.stderr.matches("computing on").count(), 1, "{}", auto.stderr);
     let cpu = rollout(&["--device", "cpu", "--dtype", "bf16"]);
-    assert!(cpu.stderr.contains(", weights in bf16)\n") && !cpu.stderr.contains("CUDA"), "{}", cpu.stderr);
+    assert!(cpu.stderr.contains(", bf16 by ") && !cpu.stderr.contains("CUDA"), "{}", cpu.stderr);
     assert_eq!(rollout(&["--device", "cpu"]).stdout, auto.stdout);
     for device in ["cuda", "cuda:0"] {
         let done = rollout(&["--device", device]);
@@ -115,7 +115,7 @@ fn weights_in_bf16_give_other_log_probabilities_and_the_same_in_any_batch() {
     assert_ne!(whole, halves.stdout);
     assert_eq!(rollout(&["-n", "4", "--dtype", "f32"], &input).stdout, whole);
     let refused = rollout(&["--dtype", "f16"], &input);
-    let message = "rollout: --dtype f16: the CPU holds weights in f32 or bf16\n";
+    let message = "rollout: --dtype f16: the CPU computes in f32 or bf16\n";
     assert_eq!((refused.code, refused.stderr.as_str()), (Some(2), message));
 }
 
