@@ -40,7 +40,7 @@ use crate::numbers::dtype::Dtype;
 use crate::numbers::tensors::{self, Tensor};
 use crate::process::cancel::Stop;
 use head_norms::HeadNorms;
-use matmul::{Bf16Weight, Weight};
+use matmul::{Bf16Weight, ROWS_AT_ONCE, Weight};
 use weights::ParameterValues;
 
 pub use batch::{Packed, Slope, Target, TokenStats};
@@ -52,6 +52,7 @@ pub use directory::{
 };
 pub use head::Normalizer;
 pub use infer::DecodeRow;
+pub use matmul::WeightPart;
 pub use parameters::{Parameter, ParameterList};
 pub use rope::{Llama3, RopeParameters, Scaling, Yarn};
 pub use sampling::Sampling;
@@ -273,6 +274,16 @@ impl Model {
 /// Of parameters that every family has.
 const STORED: &str = "`Config::stored` lists it";
 
+/// A parameter in training, and what is to be packed again when its numbers have changed.
+pub struct TrainableParts<'a> {
+    /// The numbers.
+    pub values: &'a mut [f32],
+    /// Numbers that belong to a part; fewer for the last.
+    pub numbers_of_a_part: usize,
+    /// The parts of its form for products in bf16; none if it has no such form.
+    pub parts: Vec<WeightPart<'a>>,
+}
+
 /// Copies weights that are in memory, and shares those that are mapped from a file.
 impl Clone for Model {
     fn clone(&self) -> Self {
@@ -319,6 +330,21 @@ impl Model {
     pub fn parameters_mut(&mut self) -> Vec<&mut [f32]> {
         self.panels.fill_with(OnceLock::new);
         self.weights.iter_mut().map(ParameterValues::values_mut).collect()
+    }
+
+    /// The parameters in training, mutable, in the order of [`Config::trainable`], with the parts of their packed forms.
+    pub fn trainable_parts(&mut self) -> Vec<TrainableParts<'_>> {
+        debug_assert_eq!(self.trainable, self.stored, "all that is stored is trained");
+        self.panels.fill_with(OnceLock::new);
+        let packed = self.packed.iter_mut().map(Some).chain(std::iter::repeat_with(|| None));
+        let parameters = self.weights.iter_mut().zip(self.stored.iter()).zip(packed);
+        parameters
+            .map(|((values, (_, shape)), packed)| TrainableParts {
+                values: values.values_mut(),
+                numbers_of_a_part: ROWS_AT_ONCE * shape[shape.len() - 1],
+                parts: packed.map_or_else(Vec::new, |packed| packed.parts().collect()),
+            })
+            .collect()
     }
 
     /// The parameters in training, mutable, in the order of [`Config::trainable`].

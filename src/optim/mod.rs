@@ -14,7 +14,7 @@ use crate::numbers::dtype::Dtype;
 pub use loss_scale::LossScale;
 pub use moments::Moments;
 pub(crate) use moments::{Held, Means};
-pub use update::{Rule, update};
+pub use update::{Rule, Then, Trained, update};
 
 /// Numbers that one thread updates at a time. Sums of chunks are added in order, so the number of threads does not change a bit.
 pub(crate) const CHUNK: usize = 1 << 15;
@@ -134,9 +134,26 @@ impl OptimizerConfig {
 /// The norm of each tensor. Squares are summed in f64, so no finite f32 overflows.
 #[must_use]
 pub fn norms<T: Deref<Target = [f32]> + Sync>(tensors: &[T]) -> Vec<f64> {
-    let of_chunk = |chunk: &[f32]| chunk.iter().map(|x| f64::from(*x) * f64::from(*x)).sum::<f64>();
-    let of_tensor = |tensor: &T| tensor.par_chunks(CHUNK).map(of_chunk).collect::<Vec<_>>();
-    tensors.par_iter().map(|tensor| of_tensor(tensor).iter().sum::<f64>().sqrt()).collect()
+    let of_tensor = |tensor: &T| tensor.par_chunks(CHAINS * CHUNK).map(sums_of_squares).collect::<Vec<_>>();
+    tensors.par_iter().map(|tensor| of_tensor(tensor).concat().iter().sum::<f64>().sqrt()).collect()
+}
+
+/// Chunks whose squares are summed side by side: each sum is one chain of additions, which wait for one another.
+const CHAINS: usize = 8;
+
+/// The sum of squares of each chunk.
+fn sums_of_squares(chunks: &[f32]) -> Vec<f64> {
+    let square = |x: f32| f64::from(x) * f64::from(x);
+    let mut sums = [0.0; CHAINS];
+    if chunks.len() < CHAINS * CHUNK {
+        return chunks.chunks(CHUNK).map(|chunk| chunk.iter().map(|x| square(*x)).sum()).collect();
+    }
+    for i in 0..CHUNK {
+        for (chain, sum) in sums.iter_mut().enumerate() {
+            *sum += square(chunks[chain * CHUNK + i]);
+        }
+    }
+    sums.to_vec()
 }
 
 /// The norm of all tensors taken as one vector, given the norm of each.

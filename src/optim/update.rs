@@ -1,6 +1,6 @@
 //! One update of AdamW, in chunks shared out to threads. What a number becomes depends on its index alone, not on the chunks.
 
-use std::ops::Deref;
+use std::ops::DerefMut;
 
 use half::bf16;
 use rayon::prelude::*;
@@ -87,6 +87,26 @@ fn by_chance(x: f32, word: u32) -> bf16 {
     bf16::from_bits(((x.to_bits() + (word & 0xffff)) >> 16) as u16)
 }
 
+/// Called with a chunk of updated weights while they are in the cache.
+pub type Then<'a> = Box<dyn FnOnce(&[f32]) + Send + 'a>;
+
+/// A parameter to update.
+pub struct Trained<'a> {
+    /// Its numbers.
+    pub weights: &'a mut [f32],
+    /// Whether it has weight decay, as matrices do.
+    pub decays: bool,
+    /// What uses its updated weights, and how many numbers each is called with; one for each chunk, or none.
+    pub then: (usize, Vec<Then<'a>>),
+}
+
+impl<'a> Trained<'a> {
+    /// A parameter whose updated weights nothing waits for.
+    pub fn new(weights: &'a mut [f32], decays: bool) -> Self {
+        Self { weights, decays, then: (CHUNK, Vec::new()) }
+    }
+}
+
 /// A parameter in training.
 struct Tensor<'a> {
     /// Index of its first number among those of all parameters.
@@ -94,7 +114,8 @@ struct Tensor<'a> {
     /// The factor that weight decay multiplies its weights by.
     keep: f32,
     weights: &'a mut [f32],
-    gradients: &'a [f32],
+    gradients: &'a mut [f32],
+    then: (usize, Vec<Then<'a>>),
 }
 
 /// A chunk of a parameter, with its gradients and moments.
@@ -107,23 +128,22 @@ struct Part<'a, T> {
     second: &'a mut [T],
 }
 
-/// Applies one AdamW update to all parameters; `decays[i]` says whether parameter i has weight decay, as matrices do.
+/// Applies one AdamW update to all parameters, and sets their gradients to zero.
 ///
 /// # Source
 /// Loshchilov and Hutter 2019, <https://arxiv.org/abs/1711.05101>, in the order of operations of `torch.optim.AdamW`.
-pub fn update<G: Deref<Target = [f32]> + Sync>(
+pub fn update<G: DerefMut<Target = [f32]> + Sync>(
     rule: &Rule,
-    parameters: Vec<&mut [f32]>,
-    gradients: &[G],
+    parameters: Vec<Trained<'_>>,
+    gradients: &mut [G],
     moments: &mut Moments,
-    decays: &[bool],
 ) {
-    assert_eq!((parameters.len(), decays.len()), (gradients.len(), gradients.len()), "one gradient a parameter");
-    let places = places(&parameters, decays);
-    let tensors = parameters.into_iter().zip(gradients).zip(decays.iter().zip(places));
-    let tensors = tensors.map(|((weights, gradients), (decays, start))| {
-        let keep = if *decays { rule.keep } else { 1.0 };
-        Tensor { start, keep, weights, gradients }
+    assert_eq!(parameters.len(), gradients.len(), "one gradient a parameter");
+    let places = places(&parameters);
+    let tensors = parameters.into_iter().zip(gradients).zip(places);
+    let tensors = tensors.map(|((Trained { weights, decays, then }, gradients), start)| {
+        let keep = if decays { rule.keep } else { 1.0 };
+        Tensor { start, keep, weights, gradients, then }
     });
     match &mut moments.held {
         Held::F32(means) => each_part(tensors.collect(), means, |part| rule.apply(part)),
@@ -134,12 +154,12 @@ pub fn update<G: Deref<Target = [f32]> + Sync>(
 
 /// Index of each parameter's first number among all, matrices first: the order on a GPU, so that the same number meets the same
 /// random word there.
-fn places(parameters: &[&mut [f32]], is_matrix: &[bool]) -> Vec<usize> {
+fn places(parameters: &[Trained<'_>]) -> Vec<usize> {
     let (mut places, mut next) = (vec![0; parameters.len()], 0);
     for matrices in [true, false] {
-        for (i, parameter) in parameters.iter().enumerate().filter(|(i, _)| is_matrix[*i] == matrices) {
+        for (i, parameter) in parameters.iter().enumerate().filter(|(_, parameter)| parameter.decays == matrices) {
             places[i] = next;
-            next += parameter.len();
+            next += parameter.weights.len();
         }
     }
     places
@@ -147,11 +167,17 @@ fn places(parameters: &[&mut [f32]], is_matrix: &[bool]) -> Vec<usize> {
 
 fn each_part<T: Number>(tensors: Vec<Tensor<'_>>, means: &mut Means<T>, apply: impl Fn(Part<'_, T>) + Sync) {
     let with_means = tensors.into_par_iter().zip(&mut means.first).zip(&mut means.second);
-    with_means.for_each(|((Tensor { start, keep, weights, gradients }, first), second)| {
-        let chunks = weights.par_chunks_mut(CHUNK).zip(gradients.par_chunks(CHUNK));
-        let chunks = chunks.zip(first.par_chunks_mut(CHUNK)).zip(second.par_chunks_mut(CHUNK)).enumerate();
-        chunks.for_each(|(i, (((weights, gradients), first), second))| {
-            apply(Part { start: start + i * CHUNK, keep, weights, gradients, first, second });
+    with_means.for_each(|((Tensor { start, keep, weights, gradients, then: (size, then) }, first), second)| {
+        let mut then: Vec<Option<Then<'_>>> = then.into_iter().map(Some).collect();
+        then.resize_with(weights.len().div_ceil(size), || None);
+        let chunks = weights.par_chunks_mut(size).zip(gradients.par_chunks_mut(size));
+        let chunks = chunks.zip(first.par_chunks_mut(size)).zip(second.par_chunks_mut(size)).zip(then).enumerate();
+        chunks.for_each(|(i, ((((weights, gradients), first), second), then))| {
+            apply(Part { start: start + i * size, keep, weights, gradients: &*gradients, first, second });
+            gradients.fill(0.0);
+            if let Some(then) = then {
+                then(weights);
+            }
         });
     });
 }
@@ -186,9 +212,11 @@ mod tests {
         let gradient = |step: u64, index: usize| ((step * 7 + index as u64 * 3) % 11) as f32 / 10.0 - 0.45;
         let mut moments = Moments::zeros(&parameters(), Dtype::F32);
         for step in 0..5 {
-            let gradients = [0, 1].map(|t| (0..weights[t].len()).map(|i| gradient(step, t + i)).collect::<Vec<_>>());
-            let views = weights.iter_mut().map(Vec::as_mut_slice).collect();
-            update(&Rule::new(&config, 1.0, step + 1, 1), views, &gradients, &mut moments, &[true, false]);
+            let mut gradients =
+                [0, 1].map(|t| (0..weights[t].len()).map(|i| gradient(step, t + i)).collect::<Vec<_>>());
+            let views = weights.iter_mut().zip([true, false]).map(|(weights, decays)| Trained::new(weights, decays));
+            update(&Rule::new(&config, 1.0, step + 1, 1), views.collect(), &mut gradients, &mut moments);
+            assert!(gradients.concat().iter().all(|g| *g == 0.0));
         }
         for (tensor, decay) in [(0, 0.1), (1, 0.0)] {
             for (index, (found, first)) in weights[tensor].iter().zip(&start[tensor]).enumerate() {
@@ -227,9 +255,9 @@ mod tests {
         let mut moments = Moments::zeros(&[("a".into(), vec![64, 64])], Dtype::Bf16);
         let mut weights = vec![0.0f32; 4096];
         for step in 1..=steps + 1 {
-            let gradients = [vec![if step == 1 { 1.0 } else { 0.0 }; 4096]];
+            let mut gradients = [vec![if step == 1 { 1.0 } else { 0.0 }; 4096]];
             let rule = Rule::new(&config, 1.0, step, seed);
-            update(&rule, vec![&mut weights], &gradients, &mut moments, &[true]);
+            update(&rule, vec![Trained::new(&mut weights, true)], &mut gradients, &mut moments);
         }
         moments
     }

@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use crate::error::Result;
 use crate::model::{Config, Gradients, Model, Slope, TokenStats};
 use crate::numbers::dtype::Dtype;
-use crate::optim::{self, LossScale, Moments, Rule};
+use crate::optim::{self, LossScale, Moments, Rule, Then, Trained};
 use crate::process::cancel::Stop;
 use crate::train::microbatch::MicroBatch;
 
@@ -183,9 +183,15 @@ impl Backend for Cpu {
     fn update(&mut self, rule: Rule) -> Result<()> {
         let moments = self.moments.as_mut().expect("moments are taken before the first update");
         let decays: Vec<bool> = self.model.config().trainable().iter().map(|(_, shape)| shape.len() == 2).collect();
-        optim::update(&rule, self.model.trainable_mut(), &self.gradients.0, moments, &decays);
-        self.model.pack();
-        self.gradients.clear();
+        let trained = self.model.trainable_parts().into_iter().zip(decays).map(|(parameter, decays)| {
+            let mut trained = Trained::new(parameter.values, decays);
+            if !parameter.parts.is_empty() {
+                let then = parameter.parts.into_iter().map(|part| Box::new(|rows: &[f32]| part.pack(rows)) as Then<'_>);
+                trained.then = (parameter.numbers_of_a_part, then.collect());
+            }
+            trained
+        });
+        optim::update(&rule, trained.collect(), &mut self.gradients.0, moments);
         Ok(())
     }
 }

@@ -13,7 +13,7 @@ pub mod tiles;
 use crate::numbers::aligned::{AlignedVec, Number};
 use dot::DotProduct;
 use outer::{Left, OuterProduct, Right};
-use tiles::{Side, Source, Tiles};
+use tiles::{Part, STEP, Side, Source, Tiles};
 
 /// A matrix inside a larger one: row `i` is `data[i * stride..][..width]`.
 #[derive(Clone, Copy)]
@@ -103,6 +103,13 @@ impl Bf16Weight {
         self.backward.pack(Side::Right, Source::Across { data: weight, stride: k, shape: (k, n) });
     }
 
+    /// Cuts it into [`ROWS_AT_ONCE`] rows each, to be packed again on their own.
+    pub fn parts(&mut self) -> impl Iterator<Item = WeightPart<'_>> {
+        let (k, forward) = (self.backward.outer(), self.forward.parts_by_block(ROWS_AT_ONCE / tiles::BLOCK));
+        let both = forward.into_iter().zip(self.backward.parts_by_step());
+        both.map(move |(forward, backward)| WeightPart { k, forward, backward })
+    }
+
     /// What it takes (bytes).
     pub fn bytes(&self) -> usize {
         self.forward.bytes() + self.backward.bytes()
@@ -111,6 +118,25 @@ impl Bf16Weight {
     /// Row `row` of the weight, `(K)`.
     pub fn row(&self, row: usize, to: &mut [f32]) {
         self.forward.column(row, to);
+    }
+}
+
+/// Rows of a weight that are a step of its backward product.
+pub const ROWS_AT_ONCE: usize = STEP;
+
+/// Some rows of a [`Bf16Weight`].
+pub struct WeightPart<'a> {
+    k: usize,
+    forward: Part<'a>,
+    backward: Part<'a>,
+}
+
+impl WeightPart<'_> {
+    /// Packs the rows, `(rows, K)`.
+    pub fn pack(self, rows: &[f32]) {
+        let (n, k) = (rows.len() / self.k, self.k);
+        self.forward.pack(Side::Right, Source::Along { data: rows, stride: k, shape: (n, k) });
+        self.backward.pack(Side::Right, Source::Across { data: rows, stride: k, shape: (k, n) });
     }
 }
 

@@ -21,7 +21,7 @@ use half::bf16;
 
 use crate::numbers::aligned::{AlignedVec, Number};
 
-pub use pack::{Side, Source};
+pub use pack::{Part, Side, Source};
 pub use product::{has_matrix_units, multiply};
 
 /// Rows, or columns, of a tile.

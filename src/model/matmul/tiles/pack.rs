@@ -3,6 +3,8 @@
 //! Two numbers that are neighbours along the depth make a 32-bit pair. A tile holds 16 x 16 pairs, and a right operand's is a left operand's
 //! transposed.
 
+use std::marker::PhantomData;
+
 use rayon::prelude::*;
 
 use super::{BLOCK, STEP, TILE, Tiles};
@@ -95,6 +97,53 @@ struct Target {
 
 // SAFETY: each task of `Tiles::pack` writes its own tiles.
 unsafe impl Sync for Target {}
+
+/// A part of an operand that is packed on its own.
+pub struct Part<'a> {
+    to: Target,
+    /// Blocks and steps that it has.
+    size: (usize, usize),
+    operand: PhantomData<&'a mut Tiles>,
+}
+
+// SAFETY: it is the only one that writes its tiles.
+unsafe impl Send for Part<'_> {}
+
+impl Tiles {
+    /// Cuts an operand into parts of `size` blocks.
+    pub fn parts_by_block(&mut self, size: usize) -> Vec<Part<'_>> {
+        let (blocks, steps) = (self.outer.div_ceil(BLOCK), self.steps());
+        self.parts(blocks.div_ceil(size), |i| (i * size * steps, (size.min(blocks - i * size), steps)))
+    }
+
+    /// Cuts an operand into its steps.
+    pub fn parts_by_step(&mut self) -> Vec<Part<'_>> {
+        let blocks = self.outer.div_ceil(BLOCK);
+        self.parts(self.steps(), |i| (i, (blocks, 1)))
+    }
+
+    /// `part` gives the first tile of a part, and its blocks and steps.
+    fn parts(&mut self, count: usize, part: impl Fn(usize) -> (usize, (usize, usize))) -> Vec<Part<'_>> {
+        let (tiles, steps): (*mut Pairs, _) = (self.data.as_mut_ptr().cast(), self.steps());
+        let one = |i| {
+            let (first, size) = part(i);
+            Part { to: Target { tiles: tiles.wrapping_add(first), steps }, size, operand: PhantomData }
+        };
+        (0..count).map(one).collect()
+    }
+}
+
+impl Part<'_> {
+    /// Packs the numbers of this part.
+    pub fn pack(self, side: Side, source: Source<'_>) {
+        source.check();
+        let (outer, depth) = source.shape();
+        assert_eq!((outer.div_ceil(BLOCK), depth.div_ceil(STEP)), self.size);
+        let (blocks, steps) = ((0, self.size.0), (0, self.size.1));
+        // SAFETY: the source was checked to hold the shape, which is this part's, and no other part has these tiles.
+        unsafe { simd::run(Pack { source, side, to: self.to, blocks, steps }) }
+    }
+}
 
 /// A tile, as pairs.
 #[derive(Clone, Copy)]

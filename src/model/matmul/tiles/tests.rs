@@ -5,7 +5,7 @@ use std::cell::Cell;
 use half::bf16;
 
 use super::*;
-use crate::model::matmul::{MatrixRowsMut, StartFrom};
+use crate::model::matmul::{Bf16Weight, MatrixRowsMut, ROWS_AT_ONCE, StartFrom};
 use crate::model::simd::tests::{FORCED, levels};
 
 thread_local! {
@@ -135,5 +135,20 @@ fn rounding_is_to_the_nearest_even_and_what_tiles_read_as_zero_is_zero() {
         Tiles::of(Side::Right, Source::Along { data: &[x], stride: 1, shape: (1, 1) }).column(0, &mut found);
         let expected = if x.is_subnormal() { 0.0 * x } else { bf16::from_f32(x).to_f32() };
         assert!(found[0].to_bits() == expected.to_bits() || (found[0].is_nan() && x.is_nan()), "{x:e} {:e}", found[0]);
+    }
+}
+
+#[test]
+fn an_operand_packed_by_its_parts_is_the_same() {
+    for (rows, width) in [(1, 1), (32, 32), (33, 40), (200, 70)] {
+        let numbers = numbers(rows * width, 4);
+        let mut whole = Bf16Weight::default();
+        whole.pack(&numbers, (rows, width));
+        let mut parts = Bf16Weight::default();
+        parts.pack(&vec![f32::NAN; rows * width], (rows, width));
+        let chunks = numbers.chunks(ROWS_AT_ONCE * width);
+        assert_eq!(chunks.len(), parts.parts().count());
+        parts.parts().zip(chunks).for_each(|(part, rows)| part.pack(rows));
+        assert!(*parts.forward.data == *whole.forward.data && *parts.backward.data == *whole.backward.data);
     }
 }

@@ -10,7 +10,7 @@ use grpo_pipes::grpo::groups::{Group, Groups};
 use grpo_pipes::lines::jsonl::Input;
 use grpo_pipes::model::Model;
 use grpo_pipes::numbers::dtype::Dtype;
-use grpo_pipes::optim::{self, Moments, OptimizerConfig, Rule};
+use grpo_pipes::optim::{self, Moments, OptimizerConfig, Rule, Trained};
 use grpo_pipes::train::backend::Backend;
 use grpo_pipes::train::config::GrpoConfig;
 use grpo_pipes::train::gpu::Gpu;
@@ -151,7 +151,8 @@ fn adamw_has_the_bits_of_the_cpus(gpu: &Arc<dyn Driver>, dtype: Dtype, state: Dt
             optimizer = new(&model, &optimizer.moments(model.config()).unwrap().unwrap()); // as from a checkpoint
         }
         let lengths = parameters.iter().map(|(_, shape)| shape.iter().product::<usize>());
-        let on_cpu: Vec<Vec<f32>> = lengths.enumerate().map(|(i, len)| numbers(step * 100 + i as u64, len)).collect();
+        let mut on_cpu: Vec<Vec<f32>> =
+            lengths.enumerate().map(|(i, len)| numbers(step * 100 + i as u64, len)).collect();
         for (numbers, at) in on_cpu.iter().zip(&gradients.layout.at) {
             gradients.numbers.upload(*at, numbers).unwrap();
         }
@@ -159,7 +160,9 @@ fn adamw_has_the_bits_of_the_cpus(gpu: &Arc<dyn Driver>, dtype: Dtype, state: Dt
         assert!(norms.iter().zip(&want).all(|(got, want)| (got / want - 1.0).abs() < 1e-12));
         let rule = Rule::new(&config, optim::global_norm(&want), step, 5);
         optimizer.update(&rule, &gradients, &weights).unwrap();
-        optim::update(&rule, model.trainable_mut(), &on_cpu, &mut moments, &decays);
+        let trained = model.trainable_mut().into_iter().zip(&decays);
+        let trained = trained.map(|(weights, decays)| Trained::new(weights, *decays)).collect();
+        optim::update(&rule, trained, &mut on_cpu, &mut moments);
         assert!(gradients.numbers.to_vec().unwrap().iter().all(|gradient| *gradient == 0.0));
     }
     let mut trained = super::model([2, 1, 16], false);
