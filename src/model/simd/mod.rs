@@ -42,6 +42,14 @@ pub trait Simd: Copy {
     /// # Safety
     /// `to` points at room for [`LANES`] numbers.
     unsafe fn store(v: Self::V, to: *mut f32);
+    /// Stores without reading the line into the caches first, where there is such a store. [`fence`] comes before another thread reads.
+    ///
+    /// # Safety
+    /// `to` points at room for [`LANES`] numbers, and is a multiple of 64 bytes.
+    #[inline(always)]
+    unsafe fn stream(v: Self::V, to: *mut f32) {
+        unsafe { Self::store(v, to) }
+    }
     /// Prefetches a cache line to the second-level cache; any address is allowed.
     #[inline(always)]
     fn prefetch<T>(_line: *const T) {}
@@ -150,6 +158,23 @@ pub unsafe fn run<K: Kernel>(kernel: K) -> K::Out {
         }
     }
     unsafe { kernel.run::<Plain>() }
+}
+
+/// Makes what was streamed visible before what is stored later.
+#[inline(always)]
+pub fn fence() {
+    // SAFETY: it orders stores, and every x86-64 processor has it.
+    #[cfg(target_arch = "x86_64")]
+    unsafe {
+        std::arch::x86_64::_mm_sfence();
+    }
+}
+
+/// Prefetches a cache line to the second-level cache; any address is allowed.
+#[inline(always)]
+pub fn prefetch<T>(_line: *const T) {
+    #[cfg(target_arch = "x86_64")]
+    <x86::Avx512 as Simd>::prefetch(_line);
 }
 
 /// The best instruction set of this processor.

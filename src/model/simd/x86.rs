@@ -57,6 +57,10 @@ impl Simd for Avx512 {
         unsafe { _mm512_storeu_ps(to, v) }
     }
     #[inline(always)]
+    unsafe fn stream(v: __m512, to: *mut f32) {
+        unsafe { _mm512_stream_ps(to, v) }
+    }
+    #[inline(always)]
     fn prefetch<T>(line: *const T) {
         // SAFETY: a hint; it never faults.
         unsafe { _mm_prefetch::<_MM_HINT_T1>(line.cast()) }
@@ -155,6 +159,13 @@ impl Simd for Avx2 {
         unsafe {
             _mm256_storeu_ps(to, v[0]);
             _mm256_storeu_ps(to.add(8), v[1]);
+        }
+    }
+    #[inline(always)]
+    unsafe fn stream(v: Self::V, to: *mut f32) {
+        unsafe {
+            _mm256_stream_ps(to, v[0]);
+            _mm256_stream_ps(to.add(8), v[1]);
         }
     }
     #[inline(always)]

@@ -9,56 +9,54 @@ use crate::model::simd::{Kernel, LANES, Simd};
 const ROWS: usize = 4;
 const COLUMNS: usize = 2;
 
-/// y += left right, for a few blocks of columns; `y` is row-major.
-pub struct Block<const N: usize> {
+/// sums += left right, for [`COLUMNS`] blocks of columns.
+pub struct Block {
     /// The first tile of a block of rows.
     pub left: *const bf16,
     /// The first tile of each block of columns.
-    pub right: [*const bf16; N],
+    pub right: [*const bf16; COLUMNS],
     /// Tiles along the depth.
     pub steps: usize,
     /// Rows, at most [`BLOCK`].
     pub rows: usize,
-    /// The first of `N` times [`BLOCK`] columns of y.
-    pub y: *mut f32,
-    /// Numbers from one row of y to the next.
+    /// `(rows, COLUMNS * BLOCK)` in rows of `stride`.
+    pub sums: *mut f32,
+    /// Numbers from one row to the next.
     pub stride: usize,
 }
 
-impl<const N: usize> Kernel for Block<N> {
+impl Kernel for Block {
     type Out = ();
 
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
-        const { assert!(LANES == BLOCK && N.is_multiple_of(COLUMNS)) };
-        for columns in (0..N).step_by(COLUMNS) {
-            for row in (0..self.rows).step_by(ROWS) {
-                // SAFETY: rows and columns are inside the block, whose pointers are good for it.
-                unsafe {
-                    match self.rows - row {
-                        1 => self.some::<S, 1>(row, columns),
-                        2 => self.some::<S, 2>(row, columns),
-                        3 => self.some::<S, 3>(row, columns),
-                        _ => self.some::<S, ROWS>(row, columns),
-                    }
+        const { assert!(LANES == BLOCK) };
+        for row in (0..self.rows).step_by(ROWS) {
+            // SAFETY: rows are inside the block, whose pointers are good for it.
+            unsafe {
+                match self.rows - row {
+                    1 => self.some::<S, 1>(row),
+                    2 => self.some::<S, 2>(row),
+                    3 => self.some::<S, 3>(row),
+                    _ => self.some::<S, ROWS>(row),
                 }
             }
         }
     }
 }
 
-impl<const N: usize> Block<N> {
+impl Block {
     /// # Safety
-    /// The processor has S; `R` rows from `row` on and [`COLUMNS`] blocks from `columns` on are inside the block.
+    /// The processor has S, and `R` rows from `row` on are inside the block.
     #[inline(always)]
-    unsafe fn some<S: Simd, const R: usize>(&self, row: usize, columns: usize) {
+    unsafe fn some<S: Simd, const R: usize>(&self, row: usize) {
         // SAFETY: `step` is below `steps`, and a tile has 16 rows of 16 pairs.
         unsafe {
-            let y = |r: usize, c: usize| self.y.add((row + r) * self.stride + (columns + c) * BLOCK);
+            let at = |r: usize, c: usize| self.sums.add((row + r) * self.stride + c * BLOCK);
             let mut sums = [[S::splat(0.0); COLUMNS]; R];
             for r in 0..R {
                 for c in 0..COLUMNS {
-                    sums[r][c] = S::load(y(r, c));
+                    sums[r][c] = S::load(at(r, c));
                 }
             }
             for step in 0..self.steps {
@@ -68,7 +66,7 @@ impl<const N: usize> Block<N> {
                     for odd in [false, true] {
                         let mut right = [S::splat(0.0); COLUMNS];
                         for c in 0..COLUMNS {
-                            right[c] = S::load_bf16(self.right[columns + c].add(step * TILE + pair * STEP), odd);
+                            right[c] = S::load_bf16(self.right[c].add(step * TILE + pair * STEP), odd);
                         }
                         for r in 0..R {
                             let x = *left.add(r * BLOCK + pair);
@@ -89,7 +87,7 @@ impl<const N: usize> Block<N> {
             }
             for r in 0..R {
                 for c in 0..COLUMNS {
-                    S::store(sums[r][c], y(r, c));
+                    S::store(sums[r][c], at(r, c));
                 }
             }
         }

@@ -1,5 +1,6 @@
 //! The product of two operands in tiles: blocks for the caches, shared out to threads.
 
+use std::mem::MaybeUninit;
 use std::ops::Range;
 
 use half::bf16;
@@ -9,7 +10,7 @@ use rayon::prelude::*;
 use super::amx;
 use super::{BLOCK, TILE, Tiles, lanes};
 use crate::model::matmul::{MatrixRowsMut, StartFrom};
-use crate::model::simd;
+use crate::model::simd::{self, Kernel, LANES, Simd};
 
 /// Whether products of tiles run on matrix units.
 pub fn has_matrix_units() -> bool {
@@ -27,12 +28,12 @@ pub fn has_matrix_units() -> bool {
 /// second-level cache while columns stream past.
 const PANEL: usize = 32;
 const PANEL_DEPTH: usize = 32;
-/// Steps after which the next row is taken: two blocks of columns of this depth are 32 KiB, which stay in the first-level cache while rows
-/// stream past.
-const DEPTH: usize = 16;
+/// Steps after which the next rows are taken: two blocks of columns of this depth are 16 KiB, which stay in the first-level cache while
+/// rows stream past.
+const DEPTH: usize = 8;
 /// Blocks of rows up to which the whole depth is one part, so that weights come from memory in long runs.
 const FEW: usize = 4;
-/// Blocks of columns of a task: a multiple of what the register blocks take.
+/// Blocks of columns of a task: a multiple of what a unit takes at once.
 const COLUMNS: usize = 4;
 /// Multiply-adds, and numbers of the right operand, from which several threads share a product.
 const PARALLEL_FROM: usize = 1 << 24;
@@ -59,14 +60,15 @@ pub fn multiply(left: &Tiles, right: &Tiles, start: StartFrom<'_>, y: MatrixRows
         // SAFETY: the operands were checked to hold the shape.
         return unsafe { product.task(0..rows, 0..columns) };
     }
-    let panels = rows.div_ceil(PANEL);
+    let panel = rows.div_ceil(rows.div_ceil(PANEL)).next_multiple_of(2);
+    let panels = rows.div_ceil(panel);
     let parts = (4 * rayon::current_num_threads()).div_ceil(panels);
     let width = columns.div_ceil(parts).next_multiple_of(COLUMNS);
     let parts = columns.div_ceil(width);
     (0..panels * parts).into_par_iter().with_max_len(1).for_each(|i| {
         let part = |i: usize, size: usize, all: usize| i * size..all.min((i + 1) * size);
         // SAFETY: as above, and no other task has these rows and columns.
-        unsafe { product.task(part(i / parts, PANEL, rows), part(i % parts, width, columns)) }
+        unsafe { product.task(part(i / parts, panel, rows), part(i % parts, width, columns)) }
     });
 }
 
@@ -103,7 +105,13 @@ impl Unit {
 
     /// Blocks of rows and of columns that it takes at once, of a task with so many blocks of rows.
     fn shape(&self, rows: usize) -> (usize, usize) {
-        if matches!(self, Self::Lanes) || rows == 1 { (1, 4) } else { (2, 2) }
+        match self {
+            Self::Lanes => (1, 2),
+            #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+            Self::Amx(_) if rows == 1 => (1, 4),
+            #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+            Self::Amx(_) => (2, 2),
+        }
     }
 }
 
@@ -113,9 +121,69 @@ fn parts(range: Range<usize>, size: usize) -> impl Iterator<Item = Range<usize>>
     range.step_by(size.max(1)).map(move |from| from..end.min(from + size))
 }
 
-/// Room for the part of y that one call of a unit takes.
+/// Sums of all rows of a task over a few blocks of columns, in whole blocks side by side: in y they would be lines far apart.
 #[repr(C, align(64))]
-struct Room([f32; 4 * BLOCK * BLOCK]);
+struct Sums(MaybeUninit<[f32; PANEL * BLOCK * 2 * BLOCK]>);
+
+/// Copies rows of a matrix into a larger one.
+struct CopyRows {
+    from: (*const f32, usize),
+    to: (*mut f32, usize),
+    shape: (usize, usize),
+    /// Whether to write past the caches; rows are then whole vectors at multiples of 64 bytes.
+    streamed: bool,
+}
+
+impl Kernel for CopyRows {
+    type Out = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        let (rows, columns) = self.shape;
+        for r in 0..rows {
+            // SAFETY: a row of each matrix.
+            unsafe {
+                let (from, to) = (self.from.0.add(r * self.from.1), self.to.0.add(r * self.to.1));
+                for c in (0..columns).step_by(LANES) {
+                    if self.streamed {
+                        S::stream(S::load(from.add(c)), to.add(c));
+                    } else if columns - c >= LANES {
+                        S::store(S::load(from.add(c)), to.add(c));
+                    } else {
+                        (c..columns).for_each(|c| *to.add(c) = *from.add(c));
+                    }
+                }
+            }
+        }
+        if self.streamed {
+            simd::fence();
+        }
+    }
+}
+
+/// Numbers of a cache line.
+const LINE: usize = 32;
+
+/// Tiles of the right operand on their way from memory to the second-level cache.
+struct Ahead {
+    starts: [*const bf16; 2],
+    lines: usize,
+    next: usize,
+    at_once: usize,
+}
+
+impl Ahead {
+    #[inline(always)]
+    fn prefetch(&mut self) {
+        let end = self.lines.min(self.next + self.at_once);
+        for line in self.next..end {
+            for start in self.starts {
+                simd::prefetch(start.wrapping_add(line * LINE));
+            }
+        }
+        self.next = end;
+    }
+}
 
 /// Ranges are of blocks.
 ///
@@ -123,78 +191,90 @@ struct Room([f32; 4 * BLOCK * BLOCK]);
 /// All methods: rows and columns are inside the product's shape, its pointers are good for that, and nothing else uses this part of y.
 impl Product<'_> {
     unsafe fn task(&self, rows: Range<usize>, columns: Range<usize>) {
-        let (unit, mut room) = (Unit::take(), Room([0.0; 4 * BLOCK * BLOCK]));
+        let (unit, mut sums) = (Unit::take(), Sums(MaybeUninit::uninit()));
         let (high, wide) = unit.shape(rows.len());
         let (panel, depth) = if rows.len() <= FEW { (self.steps, self.steps) } else { (PANEL_DEPTH, DEPTH) };
-        for panel in parts(0..self.steps, panel) {
+        let (sums, stride) = (sums.0.as_mut_ptr().cast::<f32>(), wide * BLOCK);
+        for panel in parts(0..self.steps.max(1), panel) {
+            let start = if panel.start == 0 { self.start } else { StartFrom::Add };
             for columns in parts(columns.clone(), wide) {
-                if panel.start == 0 {
-                    // SAFETY: a part of the ranges.
-                    unsafe { self.begin(&rows, &columns) };
-                }
-                for steps in parts(panel.clone(), depth) {
-                    for rows in parts(rows.clone(), high) {
-                        // SAFETY: parts of the ranges.
-                        unsafe { self.block(&unit, (high, wide), (rows, columns.clone()), &steps, &mut room) };
+                // SAFETY: parts of the ranges; the sums have room for all rows of a panel, rounded up to what the unit takes.
+                unsafe {
+                    self.begin(start, &rows, &columns, (sums, stride));
+                    let mut ahead =
+                        self.ahead(&columns, &panel, rows.len().div_ceil(high) * panel.len().div_ceil(depth));
+                    for steps in parts(panel.start..panel.end.min(self.steps), depth) {
+                        for rows_at_once in parts(rows.clone(), high) {
+                            ahead.prefetch();
+                            let sums = sums.add((rows_at_once.start - rows.start) * BLOCK * stride);
+                            self.multiply(&unit, high, (&rows_at_once, &columns), &steps, (sums, stride));
+                        }
                     }
+                    self.finish(&rows, &columns, (sums, stride));
                 }
             }
         }
     }
 
-    /// Sets y to its start.
-    unsafe fn begin(&self, rows: &Range<usize>, columns: &Range<usize>) {
-        let (m, n) = self.shape;
-        let columns = columns.start * BLOCK..n.min(columns.end * BLOCK);
-        for row in rows.start * BLOCK..m.min(rows.end * BLOCK) {
-            // SAFETY: a part of a row of y.
-            let y =
-                unsafe { std::slice::from_raw_parts_mut(self.y.add(row * self.stride + columns.start), columns.len()) };
-            match self.start {
-                StartFrom::Zero => y.fill(0.0),
-                StartFrom::Bias(bias) => y.copy_from_slice(&bias[columns.clone()]),
-                StartFrom::Add => {}
+    /// What to prefetch during `calls` calls: the next columns.
+    fn ahead(&self, columns: &Range<usize>, panel: &Range<usize>, calls: usize) -> Ahead {
+        let next = columns.end * self.steps + panel.start;
+        let starts = [next, next + self.steps].map(|tile| self.right.wrapping_add(tile * TILE));
+        let lines = panel.len() * TILE / LINE;
+        Ahead { starts, lines, next: 0, at_once: lines.div_ceil(calls.max(1)) }
+    }
+
+    /// The numbers of y in these rows and columns: the first row and column, and how many there are.
+    fn part_of_y(&self, rows: &Range<usize>, columns: &Range<usize>) -> ((usize, usize), (usize, usize)) {
+        let (row, column) = (rows.start * BLOCK, columns.start * BLOCK);
+        ((row, column), (self.shape.0.min(rows.end * BLOCK) - row, self.shape.1.min(columns.end * BLOCK) - column))
+    }
+
+    /// Sets sums to their start. Those beyond the shape may be anything: they are dropped.
+    unsafe fn begin(
+        &self,
+        start: StartFrom<'_>,
+        rows: &Range<usize>,
+        columns: &Range<usize>,
+        (sums, stride): (*mut f32, usize),
+    ) {
+        let ((row, column), (height, width)) = self.part_of_y(rows, columns);
+        for r in 0..rows.len().next_multiple_of(2) * BLOCK {
+            // SAFETY: a row of the sums, and a part of a row of y.
+            unsafe {
+                let to = sums.add(r * stride);
+                to.write_bytes(0, stride);
+                match start {
+                    StartFrom::Bias(bias) => to.copy_from_nonoverlapping(bias[column..].as_ptr(), width),
+                    StartFrom::Add if r < height => {
+                        to.copy_from_nonoverlapping(self.y.add((row + r) * self.stride + column), width);
+                    }
+                    _ => {}
+                }
             }
         }
     }
 
-    /// Adds some steps of the depth to at most `high` x `wide` blocks of y. What is not whole is computed in `room`: a missing block is a
-    /// copy of the last one there, and rows and columns beyond the shape are dropped.
-    unsafe fn block(
-        &self,
-        unit: &Unit,
-        (high, wide): (usize, usize),
-        (rows, columns): (Range<usize>, Range<usize>),
-        steps: &Range<usize>,
-        room: &mut Room,
-    ) {
-        let (m, n) = self.shape;
-        let (row, column) = (rows.start * BLOCK, columns.start * BLOCK);
-        let (height, width) = (m.min(rows.end * BLOCK) - row, n.min(columns.end * BLOCK) - column);
-        // SAFETY: blocks inside the shape, and `room` holds `high * wide` blocks.
+    /// Writes the sums to y.
+    unsafe fn finish(&self, rows: &Range<usize>, columns: &Range<usize>, (sums, stride): (*mut f32, usize)) {
+        let ((row, column), (height, width)) = self.part_of_y(rows, columns);
+        // SAFETY: a part of y, and as many sums.
         unsafe {
             let y = self.y.add(row * self.stride + column);
-            if (height, width) == (high * BLOCK, wide * BLOCK) {
-                return self.multiply(unit, high, (&rows, &columns), steps, (y, self.stride));
-            }
-            let (own, own_stride) = (room.0.as_mut_ptr(), wide * BLOCK);
-            for r in 0..height {
-                std::ptr::copy_nonoverlapping(y.add(r * self.stride), own.add(r * own_stride), width);
-            }
-            self.multiply(unit, high, (&rows, &columns), steps, (own, own_stride));
-            for r in 0..height {
-                std::ptr::copy_nonoverlapping(own.add(r * own_stride), y.add(r * self.stride), width);
-            }
+            let is_aligned = y.addr().is_multiple_of(64) && self.stride.is_multiple_of(LANES);
+            let streamed = is_aligned && width == stride && height * self.stride >= STREAMED_FROM;
+            simd::run(CopyRows { from: (sums, stride), to: (y, self.stride), shape: (height, width), streamed });
         }
     }
 
+    /// Adds some steps of the depth to at most `high` blocks of rows. A missing block is a copy of the last one there.
     unsafe fn multiply(
         &self,
         unit: &Unit,
         high: usize,
         (rows, columns): (&Range<usize>, &Range<usize>),
         steps: &Range<usize>,
-        (y, stride): (*mut f32, usize),
+        (sums, stride): (*mut f32, usize),
     ) {
         // SAFETY: blocks and steps inside the operands.
         unsafe {
@@ -205,18 +285,18 @@ impl Product<'_> {
                 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
                 Unit::Amx(registers) if high == 1 => {
                     let right = [right(0), right(1), right(2), right(3)];
-                    registers.one_by_four(left(0), right, steps.len(), y, stride * size_of::<f32>());
+                    registers.one_by_four(left(0), right, steps.len(), sums, stride * size_of::<f32>());
                 }
                 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
                 Unit::Amx(registers) => {
                     let (left, right) = ([left(0), left(1)], [right(0), right(1)]);
-                    let y = [y, y.add(BLOCK * stride)];
-                    registers.two_by_two(left, right, steps.len(), y, stride * size_of::<f32>());
+                    let sums = [sums, sums.add(BLOCK * stride)];
+                    registers.two_by_two(left, right, steps.len(), sums, stride * size_of::<f32>());
                 }
                 Unit::Lanes => {
-                    let right = [right(0), right(1), right(2), right(3)];
                     let rows = BLOCK.min(self.shape.0 - rows.start * BLOCK);
-                    simd::run(lanes::Block { left: left(0), right, steps: steps.len(), rows, y, stride });
+                    let (left, right) = (left(0), [right(0), right(1)]);
+                    simd::run(lanes::Block { left, right, steps: steps.len(), rows, sums, stride });
                 }
             }
         }
