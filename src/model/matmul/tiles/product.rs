@@ -38,6 +38,8 @@ const COLUMNS: usize = 4;
 /// Multiply-adds, and numbers of the right operand, from which several threads share a product.
 const PARALLEL_FROM: usize = 1 << 24;
 const STREAMED_FROM: usize = 1 << 18;
+/// Numbers of y from which it is written past the caches: logits, which are far larger than any cache of a core.
+const WRITTEN_PAST_CACHES_FROM: usize = 1 << 23;
 
 /// y = start + left right.
 ///
@@ -164,24 +166,49 @@ impl Kernel for CopyRows {
 /// Numbers of a cache line.
 const LINE: usize = 32;
 
-/// Tiles of the right operand on their way from memory to the second-level cache.
+/// What the next columns will read, on its way from memory to the second-level cache: some at every call of the unit.
 struct Ahead {
-    starts: [*const bf16; 2],
-    lines: usize,
+    /// The runs of tiles of the right operand.
+    tiles: [*const bf16; 2],
+    /// Lines of each run.
+    lines: Share,
+    /// The first row of y, and numbers from one row to the next.
+    y: (*const f32, usize),
+    rows: Share,
+}
+
+/// A count that is divided among calls.
+struct Share {
+    count: usize,
     next: usize,
     at_once: usize,
+}
+
+impl Share {
+    fn of(count: usize, calls: usize) -> Self {
+        Self { count, next: 0, at_once: count.div_ceil(calls.max(1)) }
+    }
+
+    fn take(&mut self) -> Range<usize> {
+        let from = self.next;
+        self.next = self.count.min(from + self.at_once);
+        from..self.next
+    }
 }
 
 impl Ahead {
     #[inline(always)]
     fn prefetch(&mut self) {
-        let end = self.lines.min(self.next + self.at_once);
-        for line in self.next..end {
-            for start in self.starts {
-                simd::prefetch(start.wrapping_add(line * LINE));
+        for line in self.lines.take() {
+            for tiles in self.tiles {
+                simd::prefetch(tiles.wrapping_add(line * LINE));
             }
         }
-        self.next = end;
+        for row in self.rows.take() {
+            for column in [0, BLOCK] {
+                simd::prefetch(self.y.0.wrapping_add(row * self.y.1 + column));
+            }
+        }
     }
 }
 
@@ -201,8 +228,8 @@ impl Product<'_> {
                 // SAFETY: parts of the ranges; the sums have room for all rows of a panel, rounded up to what the unit takes.
                 unsafe {
                     self.begin(start, &rows, &columns, (sums, stride));
-                    let mut ahead =
-                        self.ahead(&columns, &panel, rows.len().div_ceil(high) * panel.len().div_ceil(depth));
+                    let calls = rows.len().div_ceil(high) * panel.len().div_ceil(depth);
+                    let mut ahead = self.ahead(start, (&rows, &columns), &panel, calls);
                     for steps in parts(panel.start..panel.end.min(self.steps), depth) {
                         for rows_at_once in parts(rows.clone(), high) {
                             ahead.prefetch();
@@ -216,12 +243,20 @@ impl Product<'_> {
         }
     }
 
-    /// What to prefetch during `calls` calls: the next columns.
-    fn ahead(&self, columns: &Range<usize>, panel: &Range<usize>, calls: usize) -> Ahead {
+    /// What to prefetch during `calls` calls of the unit on these rows and columns.
+    fn ahead(
+        &self,
+        start: StartFrom<'_>,
+        (rows, columns): (&Range<usize>, &Range<usize>),
+        panel: &Range<usize>,
+        calls: usize,
+    ) -> Ahead {
         let next = columns.end * self.steps + panel.start;
-        let starts = [next, next + self.steps].map(|tile| self.right.wrapping_add(tile * TILE));
-        let lines = panel.len() * TILE / LINE;
-        Ahead { starts, lines, next: 0, at_once: lines.div_ceil(calls.max(1)) }
+        let tiles = [next, next + self.steps].map(|tile| self.right.wrapping_add(tile * TILE));
+        let y = self.y.wrapping_add(rows.start * BLOCK * self.stride + columns.end * BLOCK);
+        let rows = if matches!(start, StartFrom::Add) { rows.len() * BLOCK } else { 0 };
+        let lines = Share::of(panel.len() * TILE / LINE, calls);
+        Ahead { tiles, lines, y: (y, self.stride), rows: Share::of(rows, calls) }
     }
 
     /// The numbers of y in these rows and columns: the first row and column, and how many there are.
@@ -243,7 +278,9 @@ impl Product<'_> {
             // SAFETY: a row of the sums, and a part of a row of y.
             unsafe {
                 let to = sums.add(r * stride);
-                to.write_bytes(0, stride);
+                if width < stride || r >= height || matches!(start, StartFrom::Zero) {
+                    to.write_bytes(0, stride);
+                }
                 match start {
                     StartFrom::Bias(bias) => to.copy_from_nonoverlapping(bias[column..].as_ptr(), width),
                     StartFrom::Add if r < height => {
@@ -262,7 +299,7 @@ impl Product<'_> {
         unsafe {
             let y = self.y.add(row * self.stride + column);
             let is_aligned = y.addr().is_multiple_of(64) && self.stride.is_multiple_of(LANES);
-            let streamed = is_aligned && width == stride && height * self.stride >= STREAMED_FROM;
+            let streamed = is_aligned && width == stride && self.shape.0 * self.shape.1 >= WRITTEN_PAST_CACHES_FROM;
             simd::run(CopyRows { from: (sums, stride), to: (y, self.stride), shape: (height, width), streamed });
         }
     }
