@@ -15,19 +15,21 @@ measure_large() {
         say "0.5B shape: $i of $LARGE_REPEATS"
         sampling large_group "$model" 1 16 64 1
         sampling large_prompts "$model" 16 1 64 1
-        sampling_in_bf16
         training large_training "$model" 1 3 2
+        in_bf16
     done
     measure_decode
     measure_gguf
     weights=$(calculate "$(stat -c %s "$model/model.safetensors") / 1048576")
 }
 
-# As large_group, which also computes in f32; there is no peer that does.
-sampling_in_bf16() {
-    run rollout "$WORK/large_group.jsonl" --model "$model.bf16" --dtype bf16 -n 16 --max-sequences 16 --max-completion-tokens 64
-    note large_bf16 "$(calculate "16 * 64 / $taken")"
-    note large_bf16.peak "${peak:-0}"
+in_bf16() {
+    local dtype=bf16
+    ln -sf large.prompts "$model.bf16.prompts"
+    sampling bf16_prefill "$model.bf16" 16 1 1 1
+    sampling bf16_group "$model.bf16" 1 16 64 1
+    sampling bf16_prompts "$model.bf16" 16 1 64 1
+    training bf16_training "$model" 1 3 2
 }
 
 # allowed PROMPTS [PART]: MiB that sampling 16 x 64 tokens may take with so large a part of the weights: keys and values of prompts of at most 256 tokens once a prompt.

@@ -75,15 +75,18 @@ random_model() {
 
 made_up_rewards() { perl pipelines/bench/made-up-rewards.pl; }
 
+# What ours and the peers compute in: products and, in sampling, weights.
+dtype=f32
+
 # sampling NAME MODEL PROMPTS GENERATIONS TOKENS TIMES: tokens/s. Ours: the process from start to end, over TIMES x PROMPTS prompts.
 sampling() {
     local name=$1 model=$2 prompts=$3 generations=$4 tokens=$5 times=$6
     head -n $((prompts * times)) "$model.prompts" >"$WORK/$name.jsonl"
     run rollout "$WORK/$name.jsonl" --model "$model" -n "$generations" --max-sequences $((prompts * generations)) \
-        --max-completion-tokens "$tokens"
+        --max-completion-tokens "$tokens" --dtype $dtype
     note "$name" "$(calculate "$times * $prompts * $generations * $tokens / $taken")"
     note "$name.peak" "${peak:-0}"
-    peer "$name.peer" generate "$model" "$model.prompts" --prompts "$prompts" --generations "$generations" --new-tokens "$tokens" \
+    PEER_DTYPE=$dtype peer "$name.peer" generate "$model" "$model.prompts" --prompts "$prompts" --generations "$generations" --new-tokens "$tokens" \
         --times $((times < 3 ? 1 : 3))
 }
 
@@ -98,13 +101,14 @@ training() {
     train_on "$model.scored"
     note "$name" "$(calculate "($taken - $first) / ($steps - 1)")"
     note "$name.peak" "${peak:-0}"
-    peer "$name.peer" train_step "$model" "$model.scored" --sequences-per-step $((sequences / steps)) --times "$peer_steps" \
+    PEER_DTYPE=$dtype peer "$name.peer" train_step "$model" "$model.scored" --sequences-per-step $((sequences / steps)) --times "$peer_steps" \
         --warm-up $((peer_steps < 3 ? 1 : 2))
 }
 
 train_on() {
     rm -rf "$WORK/trained"
-    run grpo-step "$1" --policy "$model" --out "$WORK/trained" --loss grpo --groups-per-step "$groups" --max-staleness any --weights-only
+    run grpo-step "$1" --policy "$model" --out "$WORK/trained" --loss grpo --groups-per-step "$groups" --max-staleness any --weights-only \
+        --dtype $dtype
     rm -rf "$WORK/trained"
 }
 

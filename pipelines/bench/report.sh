@@ -36,8 +36,11 @@ speed_rows() {
     row "tiny: the same by files, each command started anew" s by_files -
     row '0.5B: sampling, 16 sequences of 1 prompt, 64 tokens; `generate`' tokens/s large_group 2x
     row '0.5B: sampling, 16 sequences of 16 prompts, 64 tokens; `generate`' tokens/s large_prompts 2x
-    row '0.5B: weights in bf16, 16 sequences of 1 prompt, 64 tokens' tokens/s large_bf16 -
     row '0.5B: training step, 4 x 220 tokens; plain PyTorch' s large_training 1x
+    row '0.5B in bf16: 16 prompts of 110 tokens, 1 token each; `generate`' tokens/s bf16_prefill -
+    row '0.5B in bf16: sampling, 16 sequences of 1 prompt, 64 tokens; `generate`' tokens/s bf16_group 2x
+    row '0.5B in bf16: sampling, 16 sequences of 16 prompts, 64 tokens; `generate`' tokens/s bf16_prompts 2x
+    row '0.5B in bf16: training step, 4 x 220 tokens; PyTorch under autocast' s bf16_training 3x
     gguf_rows
     row '`score`; the five functions in Python' records/s score '200,000 records/s'
 }
@@ -49,8 +52,9 @@ memory_rows() {
     [ "$weights" != 0 ] || return 0
     memory_row '0.5B: sampling, 1 prompt' large_group "$(allowed 1) (weights + KV + 300)"
     memory_row '0.5B: sampling, 16 prompts' large_prompts "$(allowed 16) (weights + KV + 300)"
-    memory_row '0.5B: sampling, 1 prompt, bf16' large_bf16 "$(allowed 1 0.5) (weights + KV + 300)"
+    memory_row '0.5B: sampling, 1 prompt, bf16' bf16_group "$(allowed 1 0.5) (weights + KV + 300)"
     memory_row '0.5B: training step' large_training 10240
+    memory_row '0.5B: training step, bf16' bf16_training 11264
 }
 
 report() {
@@ -63,7 +67,7 @@ report() {
 $model, $(nproc) cores, $memory; $(uname -sr); load $(cut -d ' ' -f 1 <"$WORK/load") before the run.
 Commit $(git rev-parse --short HEAD)$(git diff --quiet HEAD || echo ' with changes'), $(rustc --version | cut -d ' ' -f 1,2).
 Peers: ${versions:-no transformers}; ${llama:-no llama.cpp}.
-f32; ours on $THREADS threads, each peer on the fastest of $settings (threads:OMP_WAIT_POLICY; 0.5B: $THREADS:passive). Median (smallest-largest) of $REPEATS runs, of $LARGE_REPEATS for the 0.5B shape; the sides take turns.
+f32 where nothing else is said; ours on $THREADS threads, each peer on the fastest of $settings (threads:OMP_WAIT_POLICY; 0.5B: $THREADS:passive). Median (smallest-largest) of $REPEATS runs, of $LARGE_REPEATS for the 0.5B shape; the sides take turns.
 Ours are whole processes, start, loading and writing included, but for the training steps; the peers' import, loading and first calls
 are not counted.
 

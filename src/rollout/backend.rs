@@ -38,7 +38,7 @@ pub struct SamplingBackend {
 
 enum Loaded {
     /// The decoder borrows its model, and costs nothing to make.
-    Cpu { model: Model, dtype: Dtype },
+    Cpu { model: Box<Model>, dtype: Dtype },
     /// The decoder borrows it, too.
     #[cfg(feature = "candle")]
     Candle(Arc<Teacher>),
@@ -128,7 +128,7 @@ impl SamplingBackend {
     pub fn set_weights(&mut self, dir: &Path) -> Result<()> {
         match &mut self.loaded {
             Loaded::Cpu { model, dtype } => {
-                *model = Model::load_as(dir, *dtype)?;
+                **model = Model::load_as(dir, *dtype)?;
                 model.stop_with(&self.stop);
             }
             #[cfg(feature = "candle")]
@@ -164,7 +164,7 @@ impl Loaded {
         say(&options.device.on_cpu(&compute_name(dtype)));
         let mut model = model.load(dtype)?;
         model.stop_with(stop);
-        Ok(Self::Cpu { model, dtype })
+        Ok(Self::Cpu { model: Box::new(model), dtype })
     }
 }
 

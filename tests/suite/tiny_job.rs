@@ -2,13 +2,16 @@
 
 use std::path::{Path, PathBuf};
 
+use grpo_pipes::error::Result;
 use grpo_pipes::gsm8k::demonstration::{Sloppiness, demonstration};
 use grpo_pipes::gsm8k::generate::{Problems, generate};
 use grpo_pipes::gsm8k::{Row, Split};
 use grpo_pipes::lines::record::Message;
+use grpo_pipes::model::Model;
 use grpo_pipes::numbers::dtype::Dtype;
 use grpo_pipes::optim::{OptimizerConfig, Schedule};
 use grpo_pipes::tokenizer::{Tokenizer, stop_ids};
+use grpo_pipes::train::backend::{Backend, Cpu};
 use grpo_pipes::train::config::SupervisedConfig;
 use grpo_pipes::train::supervised::{self, Example};
 use grpo_pipes::train::trainer::{OpenBackend, Trainer};
@@ -66,6 +69,19 @@ pub fn is_within_noise(got: &[f64], want: &[f64]) -> bool {
     let mean = |losses: &[f64]| losses.iter().sum::<f64>() / losses.len() as f64;
     let spread = want.iter().fold(f64::MIN, |a, b| a.max(*b)) - want.iter().fold(f64::MAX, |a, b| a.min(*b));
     (mean(got) - mean(want)).abs() < spread
+}
+
+/// Trains on the CPU with products in bf16.
+fn in_bf16(model: Model) -> Result<Box<dyn Backend>> {
+    Ok(Box::new(Cpu::new(model, Dtype::Bf16)))
+}
+
+#[test]
+fn two_hundred_steps_in_bf16_end_where_those_in_f32_do() {
+    let run = |open: OpenBackend<'_>| SEEDS.map(|seed| end_loss([200, 16], seed, Dtype::F32, open));
+    let (got, want) = (run(&in_bf16), run(&grpo_pipes::train::trainer::on_cpu));
+    assert!(want.iter().all(|loss| *loss < 2.0), "{want:?}: not learned");
+    assert!(got != want && is_within_noise(&got, &want), "{got:?} {want:?}");
 }
 
 #[test]

@@ -11,6 +11,8 @@ use std::sync::Arc;
 
 use half::bf16;
 use memmap2::Mmap;
+#[cfg(target_os = "linux")]
+use memmap2::UncheckedAdvice;
 use rayon::prelude::*;
 
 use super::config::Config;
@@ -119,6 +121,16 @@ impl<T: Number> Deref for StoredArray<T> {
 }
 
 impl<T: Number> StoredArray<T> {
+    /// Gives the memory back in which the system holds a part of a file for this process.
+    fn forget(self) {
+        #[cfg(target_os = "linux")]
+        if let Self::Mapped { file, from, len } = &self {
+            // SAFETY: the map is read-only, and its pages come back from the file when they are read again.
+            let done = unsafe { file.unchecked_advise_range(UncheckedAdvice::DontNeed, *from, size_of::<T>() * len) };
+            drop(done); // a hint
+        }
+    }
+
     /// The numbers to change; copied out of the file the first time.
     pub fn to_mut(&mut self) -> &mut [T] {
         if let Self::Mapped { .. } = self {
@@ -144,7 +156,9 @@ pub fn load(dir: &Path, config: &Config, dtype: Dtype) -> Result<Vec<ParameterVa
         Ok(match (&shape[..], dtype) {
             (&[rows, columns], Dtype::Bf16) => {
                 let numbers: StoredArray<bf16> = file.tensor(stored, &shape)?;
-                ParameterValues::Bf16(Bf16Weight::forward(&numbers, (rows, columns)))
+                let packed = Bf16Weight::forward(&numbers, (rows, columns));
+                numbers.forget();
+                ParameterValues::Bf16(packed)
             }
             ([_, _], _) => ParameterValues::Matrix(file.tensor(stored, &shape)?),
             _ => ParameterValues::Vector(file.tensor(stored, &shape)?),

@@ -12,12 +12,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 DEVICE = os.environ.get("PEER_DEVICE", "cpu")
-DTYPE = torch.float32 if DEVICE == "cpu" else torch.bfloat16
+# Of the weights that sample, and of the products in training, whose weights stay in f32 on a CPU.
+BF16 = os.environ.get("PEER_DTYPE", "f32" if DEVICE == "cpu" else "bf16") == "bf16"
 
 
-def load(directory):
+def load(directory, bf16=BF16):
     tokenizer = AutoTokenizer.from_pretrained(directory, padding_side="left")
-    model = AutoModelForCausalLM.from_pretrained(directory, dtype=DTYPE)
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.bfloat16 if bf16 else torch.float32)
     return model.to(DEVICE), tokenizer
 
 

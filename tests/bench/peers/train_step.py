@@ -8,7 +8,7 @@ import argparse
 import json
 
 import torch
-from common import DEVICE, load, seconds
+from common import BF16, DEVICE, load, seconds
 
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("model")
@@ -41,7 +41,8 @@ with open(args.records) as lines:
     records = [json.loads(line) for line in lines]
 size = args.sequences_per_step
 steps = [batch_of(records[i : i + size]) for i in range(0, len(records), size)]
-model, _ = load(args.model)
+AUTOCAST = BF16 and DEVICE == "cpu"
+model, _ = load(args.model, BF16 and not AUTOCAST)
 model.train()
 optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6, weight_decay=0.0, fused=True)
 
@@ -49,7 +50,8 @@ optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6, weight_decay=0.0, fus
 def train(i):
     ids, attention, completions, mask, old, advantages = (part.to(DEVICE) for part in steps[i % len(steps)])
     kept = completions.shape[1] + 1
-    logits = model(ids, attention_mask=attention, logits_to_keep=kept, use_cache=False).logits[:, :-1]
+    with torch.autocast(DEVICE, torch.bfloat16, enabled=AUTOCAST):
+        logits = model(ids, attention_mask=attention, logits_to_keep=kept, use_cache=False).logits[:, :-1].float()
     logprobs = logits.gather(2, completions.unsqueeze(2)).squeeze(2) - logits.logsumexp(2)
     ratio = (logprobs - old).exp()
     losses = -torch.min(ratio * advantages, ratio.clamp(0.8, 1.2) * advantages)

@@ -48,6 +48,7 @@ impl Kernel for Block {
 impl Block {
     /// # Safety
     /// The processor has S, and `R` rows from `row` on are inside the block.
+    #[allow(clippy::needless_range_loop)] // they are unrolled: no index is left
     #[inline(always)]
     unsafe fn some<S: Simd, const R: usize>(&self, row: usize) {
         // SAFETY: `step` is below `steps`, and a tile has 16 rows of 16 pairs.

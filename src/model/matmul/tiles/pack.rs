@@ -195,7 +195,7 @@ fn along<T: Number>(data: &[T], stride: usize, (outer, depth): (usize, usize), b
     let (rows, width) = (BLOCK.min(outer - block * BLOCK), STEP.min(depth - step * STEP));
     for r in 0..rows {
         let from = &data[(block * BLOCK + r) * stride + step * STEP..][..width];
-        if let Some(from) = from.as_array::<STEP>() {
+        if let Ok(from) = <&[T; STEP]>::try_from(from) {
             for i in 0..BLOCK {
                 pairs.0[r][i] = round(from[2 * i]) | round(from[2 * i + 1]) << 16;
             }
@@ -222,9 +222,9 @@ fn across_pairs<T: Number>(
     for p in 0..lines {
         let from = &data[(step * STEP + p) * stride + block * BLOCK..][..columns];
         let shift = 16 * (p % 2);
-        if let Some(from) = from.as_array::<BLOCK>() {
-            for i in 0..BLOCK {
-                pairs.0[p / 2][i] |= round(from[i]) << shift;
+        if let Ok(from) = <&[T; BLOCK]>::try_from(from) {
+            for (pair, x) in pairs.0[p / 2].iter_mut().zip(from) {
+                *pair |= round(*x) << shift;
             }
         } else {
             for (i, x) in from.iter().enumerate() {

@@ -66,6 +66,7 @@ const SHAPES: [(usize, usize, usize); 9] = [
     (600, 90, 530),
 ];
 
+#[allow(clippy::print_stderr)] // it says what is skipped
 #[test]
 fn every_unit_has_the_stated_order_of_sums() {
     for shape @ (m, n, k) in SHAPES {
