@@ -122,8 +122,22 @@ impl Model {
     /// Those of [`Model::load`].
     pub fn load_as(dir: &Path, dtype: Dtype) -> Result<Self> {
         let config = Config::load(dir)?;
-        let weights = weights::load(dir, &config, dtype)?;
+        let weights = weights::load(dir, &config, dtype, Vec::new())?;
         Ok(Self::new(config, weights))
+    }
+
+    /// Replaces the weights by those in a directory of a model of the same shape. After an error there are none.
+    ///
+    /// # Errors
+    /// Those of [`Model::load`].
+    pub fn replace_weights(&mut self, dir: &Path) -> Result<()> {
+        let config = Config::load(dir)?;
+        let is_half = self.weights.iter().any(|values| matches!(values, ParameterValues::Bf16(_)));
+        let dtype = if is_half { Dtype::Bf16 } else { Dtype::F32 };
+        let weights = weights::load(dir, &config, dtype, std::mem::take(&mut self.weights))?;
+        let stop = self.stop.clone();
+        *self = Self { stop, ..Self::new(config, weights) };
+        Ok(())
     }
 
     /// The same model for products in bf16 alone: it is neither saved nor trained.

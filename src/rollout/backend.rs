@@ -38,7 +38,7 @@ pub struct SamplingBackend {
 
 enum Loaded {
     /// The decoder borrows its model, and costs nothing to make.
-    Cpu { model: Box<Model>, dtype: Dtype },
+    Cpu(Box<Model>),
     /// The decoder borrows it, too.
     #[cfg(feature = "candle")]
     Candle(Arc<Teacher>),
@@ -102,7 +102,7 @@ impl SamplingBackend {
         let run =
             |decoder: &mut dyn Decoder| Engine::new(decoder, settings.clone()).until(&self.stop).run(requests, sink);
         match &mut self.loaded {
-            Loaded::Cpu { model, .. } => run(&mut CpuDecoder::new(model, settings)),
+            Loaded::Cpu(model) => run(&mut CpuDecoder::new(model, settings)),
             #[cfg(feature = "candle")]
             Loaded::Candle(teacher) => run(&mut CandleDecoder::new(teacher, settings)),
             Loaded::Gpu(decoder) => run(&mut **decoder),
@@ -127,10 +127,7 @@ impl SamplingBackend {
     /// Those of [`Model::load`], and [`Error::Device`].
     pub fn set_weights(&mut self, dir: &Path) -> Result<()> {
         match &mut self.loaded {
-            Loaded::Cpu { model, dtype } => {
-                **model = Model::load_as(dir, *dtype)?;
-                model.stop_with(&self.stop);
-            }
+            Loaded::Cpu(model) => model.replace_weights(dir)?,
             #[cfg(feature = "candle")]
             Loaded::Candle(_) => return Err(Error::model(dir, "a run trains what the engine runs")),
             Loaded::Gpu(decoder) if has_weights(dir) => decoder.set_weights(&Model::load(dir)?)?,
@@ -164,7 +161,7 @@ impl Loaded {
         say(&options.device.on_cpu(&compute_name(dtype)));
         let mut model = model.load(dtype)?;
         model.stop_with(stop);
-        Ok(Self::Cpu { model: Box::new(model), dtype })
+        Ok(Self::Cpu(Box::new(model)))
     }
 }
 

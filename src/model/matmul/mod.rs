@@ -90,16 +90,14 @@ pub struct Bf16Weight {
 }
 
 impl Bf16Weight {
-    /// Packs a weight `(N, K)` for the forward product alone.
-    pub fn forward<W: Number>(weight: &[W], shape: (usize, usize)) -> Self {
-        let mut packed = Self::default();
-        packed.forward.pack(Side::Right, Source::Along { data: weight, stride: shape.1, shape });
-        packed
+    /// Packs a weight `(N, K)` for the forward product alone, in the memory of another.
+    pub fn pack_forward<W: Number>(&mut self, weight: &[W], shape: (usize, usize)) {
+        self.forward.pack(Side::Right, Source::Along { data: weight, stride: shape.1, shape });
     }
 
     /// Packs a weight `(N, K)` for both products, in the memory of another.
     pub fn pack(&mut self, weight: &[f32], (n, k): (usize, usize)) {
-        self.forward.pack(Side::Right, Source::Along { data: weight, stride: k, shape: (n, k) });
+        self.pack_forward(weight, (n, k));
         self.backward.pack(Side::Right, Source::Across { data: weight, stride: k, shape: (k, n) });
     }
 

@@ -64,7 +64,11 @@ impl ParameterValues {
     /// A parameter of this shape with these numbers, its matrix in `dtype`.
     pub fn of(numbers: &[f32], shape: &[usize], dtype: Dtype) -> Self {
         match (shape, dtype) {
-            (&[rows, columns], Dtype::Bf16) => Self::Bf16(Bf16Weight::forward(numbers, (rows, columns))),
+            (&[rows, columns], Dtype::Bf16) => {
+                let mut weight = Bf16Weight::default();
+                weight.pack_forward(numbers, (rows, columns));
+                Self::Bf16(weight)
+            }
             ([_, _], _) => Self::Matrix(StoredArray::Owned(AlignedVec::from(numbers))),
             _ => Self::Vector(StoredArray::Owned(AlignedVec::from(numbers))),
         }
@@ -143,28 +147,29 @@ impl<T: Number> StoredArray<T> {
     }
 }
 
-/// Maps the parameters of a Hugging Face model directory into memory; those stored in another type are read and converted.
+/// Loads the parameters of a Hugging Face model directory. In f32 they are mapped into memory, or converted from another stored type; in
+/// bf16 they are packed, in the memory of `old` parameters of the same shapes if there are any.
 ///
 /// # Errors
 /// [`Error::Io`] when a file cannot be read, [`Error::Model`] naming the tensor that is missing or has another shape or type.
-pub fn load(dir: &Path, config: &Config, dtype: Dtype) -> Result<Vec<ParameterValues>> {
+pub fn load(dir: &Path, config: &Config, dtype: Dtype, old: Vec<ParameterValues>) -> Result<Vec<ParameterValues>> {
     let files = directory::weight_files(dir)?.iter().map(|path| MappedFile::open(path)).collect::<Result<Vec<_>>>()?;
     let stored = names::stored(dir, &files, config)?;
-    let load = |(name, shape): (String, Vec<usize>)| {
+    let old = old.into_iter().map(Some).chain(std::iter::repeat_with(|| None));
+    let load = |((name, shape), old): ((String, Vec<usize>), Option<ParameterValues>)| {
         let (file, stored) =
             stored.get(&name).ok_or_else(|| Error::model(dir, format!("the weights have no tensor {name}")))?;
-        Ok(match (&shape[..], dtype) {
-            (&[rows, columns], Dtype::Bf16) => {
-                let numbers: StoredArray<bf16> = file.tensor(stored, &shape)?;
-                let packed = Bf16Weight::forward(&numbers, (rows, columns));
-                numbers.forget();
-                ParameterValues::Bf16(packed)
+        Ok(match (&shape[..], dtype, old) {
+            (&[rows, columns], Dtype::Bf16, old) => {
+                let mut weight = if let Some(ParameterValues::Bf16(old)) = old { old } else { Bf16Weight::default() };
+                file.pack(stored, (rows, columns), &mut weight)?;
+                ParameterValues::Bf16(weight)
             }
-            ([_, _], _) => ParameterValues::Matrix(file.tensor(stored, &shape)?),
+            ([_, _], ..) => ParameterValues::Matrix(file.tensor(stored, &shape)?),
             _ => ParameterValues::Vector(file.tensor(stored, &shape)?),
         })
     };
-    config.stored().named().into_iter().map(load).collect()
+    config.stored().named().into_iter().zip(old).map(load).collect()
 }
 
 struct MappedFile {
@@ -187,6 +192,21 @@ impl MappedFile {
         let (dtype, from) = self.tensors.place(name)?;
         let len = dtype.bitsize() / 8 * self.tensors.shape(name)?.iter().product::<usize>();
         Ok((dtype, self.map.get(from as usize..).and_then(|bytes| bytes.get(..len)).unwrap_or_default()))
+    }
+
+    /// Packs a matrix, and gives back what it takes to read it.
+    fn pack(&self, name: &str, (rows, columns): (usize, usize), weight: &mut Bf16Weight) -> Result<()> {
+        let shape = [rows, columns];
+        if self.tensors.place(name)?.0 == safetensors::Dtype::F32 {
+            let numbers: StoredArray<f32> = self.tensor(name, &shape)?;
+            weight.pack_forward(&numbers, (rows, columns));
+            numbers.forget();
+        } else {
+            let numbers: StoredArray<bf16> = self.tensor(name, &shape)?;
+            weight.pack_forward(&numbers, (rows, columns));
+            numbers.forget();
+        }
+        Ok(())
     }
 
     fn tensor<T: Number>(&self, name: &str, shape: &[usize]) -> Result<StoredArray<T>> {

@@ -58,20 +58,22 @@ pub fn multiply(left: &Tiles, right: &Tiles, start: StartFrom<'_>, y: MatrixRows
     let (left, right, steps) = (left.data.as_ptr(), right.data.as_ptr(), left.steps());
     let product = Product { left, right, steps, shape: (m, n), start, y, stride };
     let (rows, columns) = (m.div_ceil(BLOCK), n.div_ceil(BLOCK));
-    if m * n * k < PARALLEL_FROM && n * k < STREAMED_FROM {
-        // SAFETY: the operands were checked to hold the shape.
-        return unsafe { product.task(0..rows, 0..columns) };
-    }
     let panel = rows.div_ceil(rows.div_ceil(PANEL)).next_multiple_of(2);
     let panels = rows.div_ceil(panel);
-    let parts = (4 * rayon::current_num_threads()).div_ceil(panels);
+    let is_small = m * n * k < PARALLEL_FROM && n * k < STREAMED_FROM;
+    let parts = if is_small { 1 } else { (4 * rayon::current_num_threads()).div_ceil(panels) };
     let width = columns.div_ceil(parts).next_multiple_of(COLUMNS);
     let parts = columns.div_ceil(width);
-    (0..panels * parts).into_par_iter().with_max_len(1).for_each(|i| {
+    let task = |i: usize| {
         let part = |i: usize, size: usize, all: usize| i * size..all.min((i + 1) * size);
-        // SAFETY: as above, and no other task has these rows and columns.
+        // SAFETY: the operands were checked to hold the shape, and no other task has these rows and columns.
         unsafe { product.task(part(i / parts, panel, rows), part(i % parts, width, columns)) }
-    });
+    };
+    if is_small {
+        (0..panels * parts).for_each(task);
+    } else {
+        (0..panels * parts).into_par_iter().with_max_len(1).for_each(task);
+    }
 }
 
 #[derive(Clone, Copy)]
@@ -218,6 +220,7 @@ impl Ahead {
 /// All methods: rows and columns are inside the product's shape, its pointers are good for that, and nothing else uses this part of y.
 impl Product<'_> {
     unsafe fn task(&self, rows: Range<usize>, columns: Range<usize>) {
+        assert!(rows.len() <= PANEL, "the sums have room for a panel");
         let (unit, mut sums) = (Unit::take(), Sums(MaybeUninit::uninit()));
         let (high, wide) = unit.shape(rows.len());
         let (panel, depth) = if rows.len() <= FEW { (self.steps, self.steps) } else { (PANEL_DEPTH, DEPTH) };

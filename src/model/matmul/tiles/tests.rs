@@ -54,7 +54,7 @@ fn poisoned() -> Tiles {
     Tiles::of(Side::Left, Source::Along { data: &[f32::NAN; 40_000], stride: 200, shape: (200, 200) })
 }
 
-const SHAPES: [(usize, usize, usize); 9] = [
+const SHAPES: [(usize, usize, usize); 11] = [
     (1, 1, 1),
     (1, 16, 32),
     (3, 70, 50),
@@ -64,6 +64,8 @@ const SHAPES: [(usize, usize, usize); 9] = [
     (64, 129, 33),
     (70, 1, 90),
     (600, 90, 530),
+    (700, 40, 40),
+    (1030, 20, 33),
 ];
 
 #[allow(clippy::print_stderr)] // it says what is skipped
