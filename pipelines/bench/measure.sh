@@ -22,8 +22,8 @@ try() {
     peak=$([ ! -s "$WORK/peak" ] || calculate "$(tail -n 1 "$WORK/peak") / 1024")
 }
 
-# peer NAME SCRIPT ARGUMENT...: samples of NAME and of NAME.peak, when the packages are there and the peer does not crash. OpenMP's default, to spin at barriers,
-# is many times slower than the alternatives on a tiny model when anything else runs: the first turn tries the settings, the fastest stays.
+# peer NAME SCRIPT ARGUMENT...: samples of NAME and of NAME.peak, when the packages are there and the peer does not crash. OpenMP's
+# default, to spin at barriers, is many times slower than the alternatives on a tiny model when anything else runs: the first turn tries the settings, the fastest stays.
 peer() {
     local name=$1 setting chosen=$WORK/$1.setting
     case $2 in

@@ -150,25 +150,23 @@ impl Model {
         Self { stop: self.stop.clone(), ..Self::new(self.config.clone(), weights) }
     }
 
-    /// Computes products in bf16 from now on, from weights that stay in f32 and are packed again by [`Model::pack`].
+    /// Computes products in bf16 from now on, from weights that stay in f32; whoever changes them through [`Model::trainable_parts`] packs
+    /// them again.
     #[must_use]
     pub fn with_bf16_products(mut self) -> Self {
-        self.packed = self.weights.iter().map(|_| Bf16Weight::default()).collect();
-        self.pack();
-        self
-    }
-
-    /// Packs weights that were changed for products in bf16, if that is what they are computed in.
-    pub fn pack(&mut self) {
-        for ((packed, values), (_, shape)) in self.packed.iter_mut().zip(&self.weights).zip(self.stored.iter()) {
+        let one = |(values, (_, shape)): (&ParameterValues, (_, &[usize]))| {
+            let mut packed = Bf16Weight::default();
             if let (ParameterValues::Matrix(values), &[rows, columns]) = (values, shape) {
                 packed.pack(values, (rows, columns));
             }
-        }
+            packed
+        };
+        self.packed = self.weights.iter().zip(self.stored.iter()).map(one).collect();
+        self
     }
 
-    /// A transformer of this shape in f32 or bf16 with the numbers that `read` returns for each parameter, in the order of [`Config::stored`]. It gets the
-    /// parameter's layer, if it is in one, the parameter, and its shape.
+    /// A transformer of this shape in f32 or bf16 with the numbers that `read` returns for each parameter, in the order of
+    /// [`Config::stored`]. It gets the parameter's layer, if it is in one, the parameter, and its shape.
     ///
     /// # Errors
     /// Those of `read`.
@@ -232,9 +230,9 @@ impl Model {
     /// The embedding of a token, `(D)`.
     fn embedding(&self, token: u32, to: &mut [f32]) {
         let (row, d, place) = (token as usize, to.len(), self.stored.of_model(Parameter::EmbedTokens).expect(STORED));
-        match (&self.weights[place], self.packed.get(place)) {
-            (ParameterValues::Bf16(weight), _) | (_, Some(weight)) => weight.row(row, to),
-            (values, None) => to.copy_from_slice(&values.values()[row * d..][..d]),
+        match self.bf16_at(place) {
+            Some(weight) => weight.row(row, to),
+            None => to.copy_from_slice(&self.weights[place].values()[row * d..][..d]),
         }
     }
 
@@ -253,12 +251,18 @@ impl Model {
 
     fn weight(&self, place: Option<usize>, depth: usize) -> Weight<'_> {
         let place = place.expect(STORED);
-        match (&self.weights[place], self.packed.get(place)) {
-            (ParameterValues::Bf16(weight), _) | (_, Some(weight)) => Weight::Bf16(weight),
-            (values, None) => {
-                let (plain, panels) = (values.values(), &self.panels[place]);
-                Weight::F32 { plain, panels: panels.get_or_init(|| matmul::panels(plain, depth)).as_deref() }
-            }
+        if let Some(weight) = self.bf16_at(place) {
+            return Weight::Bf16(weight);
+        }
+        let (plain, panels) = (self.weights[place].values(), &self.panels[place]);
+        Weight::F32 { plain, panels: panels.get_or_init(|| matmul::panels(plain, depth)).as_deref() }
+    }
+
+    /// A matrix for products in bf16, if that is what they are computed in.
+    fn bf16_at(&self, place: usize) -> Option<&Bf16Weight> {
+        match &self.weights[place] {
+            ParameterValues::Bf16(weight) => Some(weight),
+            _ => self.packed.get(place),
         }
     }
 
@@ -298,7 +302,8 @@ pub struct TrainableParts<'a> {
     pub parts: Vec<WeightPart<'a>>,
 }
 
-/// Copies weights that are in memory, and shares those that are mapped from a file.
+/// Copies weights that are in memory, and shares those that are mapped from a file. The copy of a model that is trained with products in
+/// bf16 has its weights in f32, and not their packed forms: it is there to be saved.
 impl Clone for Model {
     fn clone(&self) -> Self {
         Self::new(self.config.clone(), self.weights.clone())
@@ -340,8 +345,9 @@ impl Model {
         self.weights.iter().map(ParameterValues::values).collect()
     }
 
-    /// The parameters, mutable, in the order of [`Config::stored`]; copied out of the memory map the first time. [`Model::pack`] follows.
+    /// The parameters, mutable, in the order of [`Config::stored`]; copied out of the memory map the first time.
     pub fn parameters_mut(&mut self) -> Vec<&mut [f32]> {
+        assert!(self.packed.is_empty(), "their packed forms would stay as they are: see `trainable_parts`");
         self.panels.fill_with(OnceLock::new);
         self.weights.iter_mut().map(ParameterValues::values_mut).collect()
     }

@@ -168,6 +168,7 @@ fn places(parameters: &[Trained<'_>]) -> Vec<usize> {
 fn each_part<T: Number>(tensors: Vec<Tensor<'_>>, means: &mut Means<T>, apply: impl Fn(Part<'_, T>) + Sync) {
     let with_means = tensors.into_par_iter().zip(&mut means.first).zip(&mut means.second);
     with_means.for_each(|((Tensor { start, keep, weights, gradients, then: (size, then) }, first), second)| {
+        assert!(then.is_empty() || then.len() == weights.len().div_ceil(size), "one for each chunk, or none");
         let mut then: Vec<Option<Then<'_>>> = then.into_iter().map(Some).collect();
         then.resize_with(weights.len().div_ceil(size), || None);
         let chunks = weights.par_chunks_mut(size).zip(gradients.par_chunks_mut(size));

@@ -28,7 +28,7 @@ const NAMES: [(&str, Kind, &str); 39] = [
     ("MODEL", Text, "model directory or Hub id; without weights: starts at random"),
     ("SYSTEM_PROMPT", Text, "file with the system prompt; empty: the XML format"),
     ("CHAT_TEMPLATE_ARG", Text, "NAME=VALUE for the chat template; empty: none"),
-    ("DTYPE", Text, "numbers that a GPU multiplies"),
+    ("DTYPE", Text, "numbers that are multiplied"),
     ("DATA", Text, "`generate`, or a data set"),
     ("MAX_NUMBER", Number, "largest number in a generated problem"),
     ("EPOCHS", Number, "passes over the problems"),

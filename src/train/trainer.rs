@@ -13,7 +13,7 @@ use crate::numbers::aligned;
 use crate::numbers::dtype::Dtype;
 use crate::optim::{self, LossScale, Moments, OptimizerConfig, Rule};
 use crate::process::cancel::Stop;
-use crate::train::backend::{Backend, Cpu, Which};
+use crate::train::backend::{Backend, Which};
 use crate::train::identity::{StepIdentity, StepNumbers};
 use crate::train::microbatch::MicroBatch;
 
@@ -34,14 +34,6 @@ pub struct Trainer {
 
 /// Makes the backend that trains a model.
 pub type OpenBackend<'a> = &'a dyn Fn(Model) -> Result<Box<dyn Backend>>;
-
-/// Trains any model on the CPU.
-///
-/// # Errors
-/// Never.
-pub fn on_cpu(model: Model) -> Result<Box<dyn Backend>> {
-    Ok(Box::new(Cpu::new(model, Dtype::F32)))
-}
 
 /// What an update did.
 #[derive(Debug, Clone, Copy)]

@@ -9,10 +9,10 @@ use grpo_pipes::optim::OptimizerConfig;
 use grpo_pipes::tokenizer::{TemplateArgs, Tokenizer, stop_ids};
 use grpo_pipes::train::config::SupervisedConfig;
 use grpo_pipes::train::supervised::{self, Example};
-use grpo_pipes::train::trainer::{Trainer, on_cpu};
+use grpo_pipes::train::trainer::Trainer;
 use serde_json::Value;
 
-use crate::fixtures::{Reference, directory, distance, ids, worst};
+use crate::fixtures::{Reference, directory, distance, ids, on_cpu, worst};
 use crate::model::{decoded_logits, lay};
 
 fn each(mut check: impl FnMut(&str, &Model, &Value, &Reference)) {

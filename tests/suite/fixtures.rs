@@ -2,8 +2,17 @@
 
 use std::path::{Path, PathBuf};
 
+use grpo_pipes::error::Result;
+use grpo_pipes::model::Model;
+use grpo_pipes::numbers::dtype::Dtype;
+use grpo_pipes::train::backend::{Backend, Cpu};
 use safetensors::SafeTensors;
 use serde_json::Value;
+
+/// Trains a model on the CPU in f32.
+pub fn on_cpu(model: Model) -> Result<Box<dyn Backend>> {
+    Ok(Box::new(Cpu::new(model, Dtype::F32)))
+}
 
 pub fn directory() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures")

@@ -19,10 +19,10 @@ use grpo_pipes::train::config::{GrpoConfig, SupervisedConfig};
 use grpo_pipes::train::grpo_step::GrpoTrainer;
 use grpo_pipes::train::microbatch::{self, Sequence};
 use grpo_pipes::train::supervised::{self, Example};
-use grpo_pipes::train::trainer::{Trainer, on_cpu};
+use grpo_pipes::train::trainer::Trainer;
 use serde_json::{Value, json};
 
-use crate::fixtures::{Reference, directory, distance};
+use crate::fixtures::{Reference, directory, distance, on_cpu};
 use crate::process::lines;
 
 type ByName = BTreeMap<String, Vec<f32>>;

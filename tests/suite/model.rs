@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use grpo_pipes::model::{Config, DecodeRow, Family, Gradients, KvCache, Model, Normalizer, Packed, Target};
+use grpo_pipes::model::{
+    Config, DecodeRow, Family, Gradients, KvCache, Model, Normalizer, Packed, Target, TrainableParts,
+};
 use grpo_pipes::numbers::dtype::Dtype;
 use grpo_pipes::train::microbatch::{self, Sequence};
 use serde_json::{Value, json};
@@ -414,8 +416,10 @@ fn training_in_bf16_has_the_bits_of_sampling_and_nearly_the_gradients_of_f32() {
                 "{name}: {cosine} {longer}"
             );
         }
-        half.trainable_mut().into_iter().for_each(|values| values.iter_mut().for_each(|x| *x *= 1.25));
-        half.pack();
+        for TrainableParts { values, numbers_of_a_part, parts } in half.trainable_parts() {
+            values.iter_mut().for_each(|x| *x *= 1.25);
+            parts.into_iter().zip(values.chunks(numbers_of_a_part)).for_each(|(part, rows)| part.pack(rows));
+        }
         let mut changed = model.clone();
         changed.trainable_mut().into_iter().for_each(|values| values.iter_mut().for_each(|x| *x *= 1.25));
         assert_eq!(learned(&half).0, sampled(&changed));

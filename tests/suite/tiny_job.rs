@@ -16,6 +16,8 @@ use grpo_pipes::train::config::SupervisedConfig;
 use grpo_pipes::train::supervised::{self, Example};
 use grpo_pipes::train::trainer::{OpenBackend, Trainer};
 
+use crate::fixtures::on_cpu;
+
 /// Seeds that a comparison takes.
 pub const SEEDS: [u64; 3] = [1, 2, 3];
 
@@ -79,14 +81,14 @@ fn in_bf16(model: Model) -> Result<Box<dyn Backend>> {
 #[test]
 fn two_hundred_steps_in_bf16_end_where_those_in_f32_do() {
     let run = |open: OpenBackend<'_>| SEEDS.map(|seed| end_loss([200, 16], seed, Dtype::F32, open));
-    let (got, want) = (run(&in_bf16), run(&grpo_pipes::train::trainer::on_cpu));
+    let (got, want) = (run(&in_bf16), run(&on_cpu));
     assert!(want.iter().all(|loss| *loss < 2.0), "{want:?}: not learned");
     assert!(got != want && is_within_noise(&got, &want), "{got:?} {want:?}");
 }
 
 #[test]
 fn two_hundred_steps_with_moments_in_bf16_end_where_those_in_f32_do() {
-    let run = |state| SEEDS.map(|seed| end_loss([200, 16], seed, state, &grpo_pipes::train::trainer::on_cpu));
+    let run = |state| SEEDS.map(|seed| end_loss([200, 16], seed, state, &on_cpu));
     let (got, want) = (run(Dtype::Bf16), run(Dtype::F32));
     assert!(want.iter().all(|loss| *loss < 2.0), "{want:?}: not learned");
     assert!(got != want && is_within_noise(&got, &want), "{got:?} {want:?}");

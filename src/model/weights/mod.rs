@@ -63,6 +63,7 @@ impl Clone for ParameterValues {
 impl ParameterValues {
     /// A parameter of this shape with these numbers, its matrix in `dtype`.
     pub fn of(numbers: &[f32], shape: &[usize], dtype: Dtype) -> Self {
+        assert_ne!(dtype, Dtype::F16, "{NO_F16}");
         match (shape, dtype) {
             (&[rows, columns], Dtype::Bf16) => {
                 let mut weight = Bf16Weight::default();
@@ -98,6 +99,9 @@ impl ParameterValues {
         }
     }
 }
+
+/// Why a model in f16 is not asked for.
+const NO_F16: &str = "the CPU computes in f32 or bf16: `DtypeChoice::on_cpu` refuses f16";
 
 /// Why a model in bf16 is not asked for its numbers.
 const ONLY_F32: &str = "only a model in f32 is saved or trained";
@@ -153,6 +157,7 @@ impl<T: Number> StoredArray<T> {
 /// # Errors
 /// [`Error::Io`] when a file cannot be read, [`Error::Model`] naming the tensor that is missing or has another shape or type.
 pub fn load(dir: &Path, config: &Config, dtype: Dtype, old: Vec<ParameterValues>) -> Result<Vec<ParameterValues>> {
+    assert_ne!(dtype, Dtype::F16, "{NO_F16}");
     let files = directory::weight_files(dir)?.iter().map(|path| MappedFile::open(path)).collect::<Result<Vec<_>>>()?;
     let stored = names::stored(dir, &files, config)?;
     let old = old.into_iter().map(Some).chain(std::iter::repeat_with(|| None));

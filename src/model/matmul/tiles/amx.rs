@@ -63,26 +63,26 @@ impl Registers {
         Self(())
     }
 
-    /// y += left right for 2 blocks of rows x 2 blocks of columns; `y` points at the first row of each block of rows.
+    /// sums += left right for 2 blocks of rows x 2 blocks of columns; `sums` points at the first row of each block of rows.
     ///
     /// # Safety
-    /// Each operand points at `steps` tiles, at least one; y at 16 rows of 32 numbers, `stride` bytes apart.
+    /// Each operand points at `steps` tiles, at least one; `sums` at 16 rows of 32 numbers, `stride` bytes apart.
     #[inline(always)]
     pub unsafe fn two_by_two(
         &self,
         left: [*const bf16; 2],
         right: [*const bf16; 2],
         steps: usize,
-        y: [*mut f32; 2],
+        sums: [*mut f32; 2],
         stride: usize,
     ) {
         // SAFETY: all loads and stores are inside what the caller promises.
         unsafe {
             asm!(
-                "tileloadd tmm0, [{y0} + {stride}]",
-                "tileloadd tmm1, [{y0} + {stride} + 64]",
-                "tileloadd tmm2, [{y1} + {stride}]",
-                "tileloadd tmm3, [{y1} + {stride} + 64]",
+                "tileloadd tmm0, [{s0} + {stride}]",
+                "tileloadd tmm1, [{s0} + {stride} + 64]",
+                "tileloadd tmm2, [{s1} + {stride}]",
+                "tileloadd tmm3, [{s1} + {stride} + 64]",
                 "2:",
                 "tileloadd tmm4, [{l0} + {row}]",
                 "tileloadd tmm6, [{r0} + {row}]",
@@ -98,40 +98,40 @@ impl Registers {
                 "add {r1}, 1024",
                 "dec {steps}",
                 "jnz 2b",
-                "tilestored [{y0} + {stride}], tmm0",
-                "tilestored [{y0} + {stride} + 64], tmm1",
-                "tilestored [{y1} + {stride}], tmm2",
-                "tilestored [{y1} + {stride} + 64], tmm3",
+                "tilestored [{s0} + {stride}], tmm0",
+                "tilestored [{s0} + {stride} + 64], tmm1",
+                "tilestored [{s1} + {stride}], tmm2",
+                "tilestored [{s1} + {stride} + 64], tmm3",
                 l0 = inout(reg) left[0] => _, l1 = inout(reg) left[1] => _,
                 r0 = inout(reg) right[0] => _, r1 = inout(reg) right[1] => _,
                 steps = inout(reg) steps => _, row = in(reg) 64usize,
-                y0 = in(reg) y[0], y1 = in(reg) y[1], stride = in(reg) stride,
+                s0 = in(reg) sums[0], s1 = in(reg) sums[1], stride = in(reg) stride,
                 out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _, out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
                 options(nostack),
             );
         }
     }
 
-    /// y += left right for a block of rows x 4 blocks of columns: what reads a weight from memory once for a few rows.
+    /// sums += left right for a block of rows x 4 blocks of columns: what reads a weight from memory once for a few rows.
     ///
     /// # Safety
-    /// Each operand points at `steps` tiles, at least one; y at 16 rows of 64 numbers, `stride` bytes apart.
+    /// Each operand points at `steps` tiles, at least one; `sums` at 16 rows of 64 numbers, `stride` bytes apart.
     #[inline(always)]
     pub unsafe fn one_by_four(
         &self,
         left: *const bf16,
         right: [*const bf16; 4],
         steps: usize,
-        y: *mut f32,
+        sums: *mut f32,
         stride: usize,
     ) {
-        // SAFETY: all loads and stores are inside what the caller promises; prefetches may go beyond.
+        // SAFETY: all loads and stores are inside what the caller promises.
         unsafe {
             asm!(
-                "tileloadd tmm0, [{y} + {stride}]",
-                "tileloadd tmm1, [{y} + {stride} + 64]",
-                "tileloadd tmm2, [{y} + {stride} + 128]",
-                "tileloadd tmm3, [{y} + {stride} + 192]",
+                "tileloadd tmm0, [{s} + {stride}]",
+                "tileloadd tmm1, [{s} + {stride} + 64]",
+                "tileloadd tmm2, [{s} + {stride} + 128]",
+                "tileloadd tmm3, [{s} + {stride} + 192]",
                 "2:",
                 "tileloadd tmm4, [{l} + {row}]",
                 "tileloadd tmm5, [{r0} + {row}]",
@@ -149,14 +149,14 @@ impl Registers {
                 "add {r3}, 1024",
                 "dec {steps}",
                 "jnz 2b",
-                "tilestored [{y} + {stride}], tmm0",
-                "tilestored [{y} + {stride} + 64], tmm1",
-                "tilestored [{y} + {stride} + 128], tmm2",
-                "tilestored [{y} + {stride} + 192], tmm3",
+                "tilestored [{s} + {stride}], tmm0",
+                "tilestored [{s} + {stride} + 64], tmm1",
+                "tilestored [{s} + {stride} + 128], tmm2",
+                "tilestored [{s} + {stride} + 192], tmm3",
                 l = inout(reg) left => _,
                 r0 = inout(reg) right[0] => _, r1 = inout(reg) right[1] => _,
                 r2 = inout(reg) right[2] => _, r3 = inout(reg) right[3] => _,
-                steps = inout(reg) steps => _, row = in(reg) 64usize, y = in(reg) y, stride = in(reg) stride,
+                steps = inout(reg) steps => _, row = in(reg) 64usize, s = in(reg) sums, stride = in(reg) stride,
                 out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _, out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
                 options(nostack),
             );

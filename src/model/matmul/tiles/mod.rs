@@ -1,6 +1,6 @@
 //! Products of bf16 matrices with sums in f32, at the speed of a processor's matrix units.
 //!
-//! One order of sums holds on every processor. The depth is cut into steps of [`STEP`]; y starts at its start (zero, bias or residual), and
+//! One order of sums holds on every processor. The depth is cut into steps of [`STEP`]; y begins as zero, the bias or the residual, and
 //! each step adds one number to it: the sum of two chains of multiply-adds, one over the even and one over the odd places of the step, both
 //! from zero. This is what `TDPBF16PS` computes (Intel SDM, volume 2), and [`lanes`] computes the same with other instructions. An element
 //! of y depends on its row, its column and the depth alone, never on the batch, the blocks or the threads.

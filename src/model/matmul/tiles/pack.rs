@@ -171,8 +171,8 @@ impl<T: Number> Kernel for Pack<'_, T> {
             for j in inner.0..inner.1 {
                 let (block, step) = if across { (j, i) } else { (i, j) };
                 let pairs = match self.source {
-                    Source::Along { data, stride, shape } => along(data, stride, shape, block, step),
-                    Source::Across { data, stride, shape } => across_pairs(data, stride, shape, block, step),
+                    Source::Along { data, stride, shape } => pairs_along(data, stride, shape, block, step),
+                    Source::Across { data, stride, shape } => pairs_across(data, stride, shape, block, step),
                 };
                 // SAFETY: one of this task's tiles; both sides are 16 rows of 16 words of 32 bits.
                 unsafe {
@@ -190,11 +190,18 @@ impl<T: Number> Kernel for Pack<'_, T> {
 
 /// Pairs (outer, depth): each row of pairs is a run of the source.
 #[inline(always)]
-fn along<T: Number>(data: &[T], stride: usize, (outer, depth): (usize, usize), block: usize, step: usize) -> Pairs {
+fn pairs_along<T: Number>(
+    data: &[T],
+    stride: usize,
+    (outer, depth): (usize, usize),
+    block: usize,
+    step: usize,
+) -> Pairs {
     let mut pairs = Pairs([[0; BLOCK]; BLOCK]);
     let (rows, width) = (BLOCK.min(outer - block * BLOCK), STEP.min(depth - step * STEP));
     for r in 0..rows {
         let from = &data[(block * BLOCK + r) * stride + step * STEP..][..width];
+        // Of a known length, it is a few vector instructions.
         if let Ok(from) = <&[T; STEP]>::try_from(from) {
             for i in 0..BLOCK {
                 pairs.0[r][i] = round(from[2 * i]) | round(from[2 * i + 1]) << 16;
@@ -210,7 +217,7 @@ fn along<T: Number>(data: &[T], stride: usize, (outer, depth): (usize, usize), b
 
 /// Pairs (depth, outer): each row of pairs is two lines of the source, interleaved.
 #[inline(always)]
-fn across_pairs<T: Number>(
+fn pairs_across<T: Number>(
     data: &[T],
     stride: usize,
     (outer, depth): (usize, usize),
@@ -222,6 +229,7 @@ fn across_pairs<T: Number>(
     for p in 0..lines {
         let from = &data[(step * STEP + p) * stride + block * BLOCK..][..columns];
         let shift = 16 * (p % 2);
+        // As above.
         if let Ok(from) = <&[T; BLOCK]>::try_from(from) {
             for (pair, x) in pairs.0[p / 2].iter_mut().zip(from) {
                 *pair |= round(*x) << shift;

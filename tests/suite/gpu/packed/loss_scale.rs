@@ -11,12 +11,13 @@ use grpo_pipes::numbers::dtype::Dtype;
 use grpo_pipes::numbers::tensors::TensorFile;
 use grpo_pipes::optim::LossScale;
 use grpo_pipes::train::grpo_step::GrpoTrainer;
-use grpo_pipes::train::trainer::{Trainer, notice, on_cpu};
+use grpo_pipes::train::trainer::{Trainer, notice};
 use serde_json::Value;
 
 use super::super::gpu;
 use super::cosine;
 use super::training::{Options, groups, on_gpu, tiny};
+use crate::fixtures::on_cpu;
 
 /// The gradients of a step, as the first moments of an update that changes nothing, by name.
 const PROBE: &str = "--learning-rate 0 --adam-beta1 0 --max-grad-norm 0";

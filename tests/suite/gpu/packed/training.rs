@@ -15,12 +15,12 @@ use grpo_pipes::train::backend::Backend;
 use grpo_pipes::train::config::GrpoConfig;
 use grpo_pipes::train::gpu::Gpu;
 use grpo_pipes::train::grpo_step::GrpoTrainer;
-use grpo_pipes::train::trainer::{OpenBackend, Trainer, on_cpu};
+use grpo_pipes::train::trainer::{OpenBackend, Trainer};
 use serde_json::{Value, json};
 
 use super::super::{DTYPES, SHIM, gpu, numbers};
 use super::model;
-use crate::fixtures::{Reference, directory, distance};
+use crate::fixtures::{Reference, directory, distance, on_cpu};
 use crate::tiny_job::{SEEDS, end_loss, is_within_noise};
 
 #[derive(Parser)]
