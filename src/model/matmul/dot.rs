@@ -146,7 +146,7 @@ impl Block {
         unsafe {
             let x: [*const f32; R] = std::array::from_fn(|r| t.x.add((row + r) * t.k + self.from));
             let mut lanes = Lanes([[[0.0; LANES]; COLS]; R]);
-            dot_lanes::<S, R, AHEAD>(x, w, self.depth, ahead, lanes.0.as_mut_ptr().cast());
+            S::apart(DotLanes { x, w, len: self.depth, ahead, to: lanes.0.as_mut_ptr().cast() });
             let mut sums = [[0.0; 8]; R];
             for first in [0, 4] {
                 let mut parts = [[S::splat(0.0); 4]; 4];
@@ -181,50 +181,57 @@ fn share_of_next_columns(w: [*const f32; COLS], (block, blocks): (usize, usize),
 
 /// The hot loop, sixteen lanes at a time; the tail is padded with zeros, which change no sum. Sums stay in registers as long as nothing
 /// takes their address or indexes them with a variable, so they leave through `to`. It uses loops instead of closures: a closure may
-/// be compiled on its own, without the instruction set, and each load in it would be a call.
-///
-/// # Safety
-/// The processor has S. Each x points at `len` numbers, w loads as many of [`COLS`] columns, and `to` points at [`Lanes`] of R rows.
-#[allow(clippy::needless_range_loop)] // they are unrolled: no index is left
-#[inline(always)]
-unsafe fn dot_lanes<S: Simd, const R: usize, const AHEAD: usize>(
+/// be compiled on its own, without the instruction set, and each load in it would be a call. It is a kernel, and so a function of its
+/// own: among other code the compiler keeps half of the sums on the stack.
+struct DotLanes<const R: usize, const AHEAD: usize> {
+    /// Each points at `len` numbers.
     x: [*const f32; R],
     w: [*const f32; COLS],
     len: usize,
     ahead: [*const f32; AHEAD],
+    /// [`Lanes`] of R rows.
     to: *mut f32,
-) {
-    // SAFETY: `i + 2 * LANES` is at most `len` in the first loop, and the second loads only what is left.
-    unsafe {
-        let mut acc = [[S::splat(0.0); COLS]; R];
-        let whole = len - len % (2 * LANES);
-        for i in (0..whole).step_by(2 * LANES) {
-            prefetch::<S, R, AHEAD>(x, w, i, ahead);
-            for second in [false, true] {
-                let mut weights = [S::splat(0.0); COLS];
-                for c in 0..COLS {
-                    weights[c] = S::load(w[c].add(i + usize::from(second) * LANES));
-                }
-                for r in 0..R {
-                    let x = S::load(x[r].add(i + usize::from(second) * LANES));
+}
+
+impl<const R: usize, const AHEAD: usize> Kernel for DotLanes<R, AHEAD> {
+    type Out = ();
+
+    #[allow(clippy::needless_range_loop)] // they are unrolled: no index is left
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        let Self { x, w, len, ahead, to } = self;
+        // SAFETY: `i + 2 * LANES` is at most `len` in the first loop, and the second loads only what is left.
+        unsafe {
+            let mut acc = [[S::splat(0.0); COLS]; R];
+            let whole = len - len % (2 * LANES);
+            for i in (0..whole).step_by(2 * LANES) {
+                prefetch::<S, R, AHEAD>(x, w, i, ahead);
+                for second in [false, true] {
+                    let mut weights = [S::splat(0.0); COLS];
                     for c in 0..COLS {
-                        acc[r][c] = S::mul_add(x, weights[c], acc[r][c]);
+                        weights[c] = S::load(w[c].add(i + usize::from(second) * LANES));
+                    }
+                    for r in 0..R {
+                        let x = S::load(x[r].add(i + usize::from(second) * LANES));
+                        for c in 0..COLS {
+                            acc[r][c] = S::mul_add(x, weights[c], acc[r][c]);
+                        }
                     }
                 }
             }
-        }
-        for r in 0..R {
-            for c in 0..COLS {
-                S::store(acc[r][c], to.add((r * COLS + c) * LANES));
+            for r in 0..R {
+                for c in 0..COLS {
+                    S::store(acc[r][c], to.add((r * COLS + c) * LANES));
+                }
             }
-        }
-        for i in (whole..len).step_by(LANES) {
-            for c in 0..COLS {
-                let w = load_part::<S>(w[c].add(i), LANES.min(len - i));
-                for r in 0..R {
-                    let x = load_part::<S>(x[r].add(i), LANES.min(len - i));
-                    let to = to.add((r * COLS + c) * LANES);
-                    S::store(S::mul_add(x, w, S::load(to)), to);
+            for i in (whole..len).step_by(LANES) {
+                for c in 0..COLS {
+                    let w = load_part::<S>(w[c].add(i), LANES.min(len - i));
+                    for r in 0..R {
+                        let x = load_part::<S>(x[r].add(i), LANES.min(len - i));
+                        let to = to.add((r * COLS + c) * LANES);
+                        S::store(S::mul_add(x, w, S::load(to)), to);
+                    }
                 }
             }
         }

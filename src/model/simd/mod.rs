@@ -25,6 +25,11 @@ pub trait Simd: Copy {
     type V: Copy;
     /// Whether `a * b + c` rounds once.
     const FUSED: bool;
+    /// Runs a kernel as a function of its own, for a hot loop that needs all registers.
+    ///
+    /// # Safety
+    /// The processor has the instruction set, and the kernel's own pointers are valid.
+    unsafe fn apart<K: Kernel>(kernel: K) -> K::Out;
     /// All lanes `x`.
     ///
     /// # Safety
@@ -231,6 +236,10 @@ impl Simd for Plain {
     // Where FMA is in the baseline (64-bit Arm) mul_add is one instruction; elsewhere it would be a call.
     const FUSED: bool = cfg!(any(target_feature = "fma", target_arch = "aarch64"));
 
+    #[inline(never)]
+    unsafe fn apart<K: Kernel>(kernel: K) -> K::Out {
+        unsafe { kernel.run::<Self>() }
+    }
     #[inline(always)]
     unsafe fn splat(x: f32) -> Self::V {
         [x; LANES]

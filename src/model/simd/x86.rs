@@ -4,11 +4,13 @@ use super::{Kernel, Simd};
 use half::bf16;
 use std::arch::x86_64::*;
 
+#[inline(never)]
 #[target_feature(enable = "avx512f,avx2,fma")]
 pub unsafe fn run_avx512<K: Kernel>(kernel: K) -> K::Out {
     unsafe { kernel.run::<Avx512>() }
 }
 
+#[inline(never)]
 #[target_feature(enable = "avx2,fma")]
 pub unsafe fn run_avx2<K: Kernel>(kernel: K) -> K::Out {
     unsafe { kernel.run::<Avx2>() }
@@ -36,6 +38,10 @@ impl Simd for Avx512 {
     type V = __m512;
     const FUSED: bool = true;
 
+    #[inline(always)]
+    unsafe fn apart<K: Kernel>(kernel: K) -> K::Out {
+        unsafe { run_avx512(kernel) }
+    }
     #[inline(always)]
     unsafe fn splat(x: f32) -> __m512 {
         unsafe { _mm512_set1_ps(x) }
@@ -142,6 +148,10 @@ impl Simd for Avx2 {
     type V = [__m256; 2];
     const FUSED: bool = true;
 
+    #[inline(always)]
+    unsafe fn apart<K: Kernel>(kernel: K) -> K::Out {
+        unsafe { run_avx2(kernel) }
+    }
     #[inline(always)]
     unsafe fn splat(x: f32) -> Self::V {
         unsafe { [_mm256_set1_ps(x); 2] }

@@ -257,9 +257,10 @@ impl Product<'_> {
         let next = columns.end * self.steps + panel.start;
         let tiles = [next, next + self.steps].map(|tile| self.right.wrapping_add(tile * TILE));
         let y = self.y.wrapping_add(rows.start * BLOCK * self.stride + columns.end * BLOCK);
+        // A task of few rows waits for memory all the time: it would only wait for the same lines earlier.
+        let lines = if rows.len() <= FEW { 0 } else { panel.len() * TILE / LINE };
         let rows = if matches!(start, StartFrom::Add) { rows.len() * BLOCK } else { 0 };
-        let lines = Share::of(panel.len() * TILE / LINE, calls);
-        Ahead { tiles, lines, y: (y, self.stride), rows: Share::of(rows, calls) }
+        Ahead { tiles, lines: Share::of(lines, calls), y: (y, self.stride), rows: Share::of(rows, calls) }
     }
 
     /// The numbers of y in these rows and columns: the first row and column, and how many there are.
