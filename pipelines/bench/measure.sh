@@ -90,26 +90,23 @@ sampling() {
         --times $((times < 3 ? 1 : 3))
 }
 
-# training NAME MODEL GROUPS STEPS PEER_STEPS: seconds a step on the records in MODEL.scored. Ours: what all steps take longer than the
-# first alone, so that loading, the first step and writing are left out as they are for the peer.
+# training NAME MODEL GROUPS STEPS PEER_STEPS: seconds a step on the records in MODEL.scored, from one line of metrics to the next, so that
+# loading, the first step and writing are left out as they are for the peer.
 training() {
-    local name=$1 model=$2 groups=$3 steps=$4 peer_steps=$5 sequences first
+    local name=$1 model=$2 groups=$3 steps=$4 peer_steps=$5 sequences
     sequences=$(wc -l <"$model.scored")
-    head -n $((sequences / steps)) "$model.scored" >"$model.first"
-    train_on "$model.first"
-    first=$taken
-    train_on "$model.scored"
-    note "$name" "$(calculate "($taken - $first) / ($steps - 1)")"
+    rm -rf "$WORK/trained" "$WORK/lines"
+    mkfifo "$WORK/lines"
+    while read -r _; do echo "$EPOCHREALTIME"; done <"$WORK/lines" >"$WORK/ends" &
+    output=$WORK/lines run grpo-step "$model.scored" --policy "$model" --out "$WORK/trained" --loss grpo --groups-per-step "$groups" \
+        --max-staleness any --weights-only --dtype $dtype
+    wait $!
+    rm -rf "$WORK/trained"
+    awk 'NR > 1 { print $1 - before } { before = $1 }' "$WORK/ends" >"$WORK/samples/of_steps"
+    note "$name" "$(median of_steps)"
     note "$name.peak" "${peak:-0}"
     PEER_DTYPE=$dtype peer "$name.peer" train_step "$model" "$model.scored" --sequences-per-step $((sequences / steps)) --times "$peer_steps" \
         --warm-up $((peer_steps < 3 ? 1 : 2))
-}
-
-train_on() {
-    rm -rf "$WORK/trained"
-    run grpo-step "$1" --policy "$model" --out "$WORK/trained" --loss grpo --groups-per-step "$groups" --max-staleness any --weights-only \
-        --dtype $dtype
-    rm -rf "$WORK/trained"
 }
 
 back_to_start() { ln -sfn checkpoints/step_000000 "$RUN/policy"; }
