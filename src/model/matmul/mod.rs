@@ -122,7 +122,7 @@ impl Bf16Weight {
 /// Rows of a weight that are a step of its backward product.
 pub const ROWS_AT_ONCE: usize = STEP;
 
-/// Some rows of a [`Bf16Weight`].
+/// Some rows of a bf16 weight.
 pub struct WeightPart<'a> {
     k: usize,
     forward: Part<'a>,
