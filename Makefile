@@ -1,7 +1,6 @@
 # What a user runs. `make train` and `make test` need Rust and a C compiler alone; with CUDA=1 all is built for NVIDIA GPUs, too,
 # which is the default where there is one and nvcc.
-.PHONY: all lean train step fork placebo test test-gpu chaos fuzz check check-cuda bench bench-gpu clean
-.DELETE_ON_ERROR:
+.PHONY: all lean train step fork placebo test test-gpu chaos fuzz check check-cuda bench bench-gpu
 
 CUDA ?= $(shell command -v nvcc >/dev/null && nvidia-smi >/dev/null 2>&1 && echo 1)
 FEATURES = $(if $(filter 1,$(CUDA)),--features cuda)
@@ -11,7 +10,6 @@ LEAN = $(if $(wildcard target/release/deps/libcandle_core-*.rlib),,--no-default-
 all:
 	cargo build --release $(FEATURES)
 
-# What training needs.
 lean:
 	cargo build --release $(FEATURES) $(LEAN)
 
@@ -62,6 +60,3 @@ bench-gpu: all
 	mkdir -p tests/bench/results
 	bash pipelines/bench/gpu.sh >tests/bench/results/.new
 	mv tests/bench/results/.new tests/bench/results/$$(date -u +%F)-gpu.md
-
-clean:
-	cargo clean

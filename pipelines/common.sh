@@ -88,11 +88,9 @@ run_as_group() {
     done
     kill -KILL -- "-$group" 2>/dev/null || true
     code=${signal:-$code}
-    [ "$code" -le 128 ] || say "$RUN was ended by signal $((code - 128))$(where_it_is); the same command goes on from there"
+    [ "$code" -le 128 ] || say "$RUN was ended by signal $((code - 128)) at step $(reached_step); the same command goes on from there"
     exit "$code"
 }
-
-where_it_is() { [ ! -L "$RUN/policy" ] || echo " at step $(reached_step)"; }
 
 # The steps that are left in one pipe: records go forward through it, weights back through $RUN/live. Metrics on stdout. Arguments are
 # rollout's. Bash reports each killed part of a pipe in several lines: silence that.
@@ -140,10 +138,9 @@ reward() {
 learn() {
     local more=()
     [ "$BETA" = 0 ] || more+=(--reference "$RUN/checkpoints/step_000000")
-    [ "$MAX_STALENESS" = 0 ] || more+=(--max-staleness "$MAX_STALENESS")
     [ -z "$IMPORTANCE_SAMPLING_CLIP_MAX" ] || more+=(--importance-sampling-clip-max "$IMPORTANCE_SAMPLING_CLIP_MAX")
     exec grpo-step --follow "$RUN" --groups-per-step "$PROMPTS_PER_STEP" --save-every "$SAVE_EVERY" --keep "$KEEP" --loss "$LOSS" \
-        --epsilon "$EPSILON" --beta "$BETA" --max-completion-tokens "$MAX_COMPLETION_TOKENS" \
+        --epsilon "$EPSILON" --beta "$BETA" --max-completion-tokens "$MAX_COMPLETION_TOKENS" --max-staleness "$MAX_STALENESS" \
         --learning-rate "$LEARNING_RATE" --schedule "$SCHEDULE" --warmup-ratio "$WARMUP_RATIO" --total-steps "$STEPS" \
         --adam-beta1 "$ADAM_BETA1" --adam-beta2 "$ADAM_BETA2" --weight-decay "$WEIGHT_DECAY" \
         --optimizer-state "$OPTIMIZER_STATE" --max-grad-norm "$MAX_GRAD_NORM" --dtype "$DTYPE" --seed "$SEED" ${more[@]+"${more[@]}"}

@@ -86,7 +86,10 @@ fn a_signal_before_the_training_ends_the_run_too() {
     let (ended, said) = run.end_of_it();
     assert_eq!(ended, Some(143), "{said}");
     assert!(began.elapsed() < SOON, "{:?}", began.elapsed());
-    assert_eq!(said.lines().last(), Some("runs/run was ended by signal 15; the same command goes on from there"));
+    assert_eq!(
+        said.lines().last(),
+        Some("runs/run was ended by signal 15 at step 0; the same command goes on from there")
+    );
     assert_eq!(Started::left_of(id), []);
 }
 
