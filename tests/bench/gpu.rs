@@ -17,7 +17,7 @@ use std::sync::Arc;
 use grpo_pipes::engine::{Decoder, Drawn, GpuDecoder, GpuOptions, Prefill, Settings, Start};
 use grpo_pipes::gpu::driver::{Driver, Matrix};
 use grpo_pipes::gpu::{Buffer, DeviceWeights, DynBuffer, cuda, kernels};
-use grpo_pipes::model::{Config, Model, RopeParameters, Sampling, Scaling};
+use grpo_pipes::model::{Config, Family, Model, RopeParameters, Sampling, Scaling};
 use grpo_pipes::numbers::dtype::Dtype;
 use grpo_pipes::numbers::rng::Stream;
 
@@ -143,6 +143,7 @@ fn rows(cases: &[&str]) -> impl Iterator<Item = usize> {
 /// Of Qwen/Qwen2.5-0.5B.
 fn shape() -> Config {
     Config {
+        family: Family::Qwen2,
         vocab_size: 151_936,
         hidden_size: 896,
         intermediate_size: 4864,
@@ -150,7 +151,8 @@ fn shape() -> Config {
         num_attention_heads: 14,
         num_key_value_heads: 2,
         head_dim: None,
-        attention_bias: true,
+        qkv_bias: true,
+        qk_norm: false,
         max_position_embeddings: 32_768,
         rms_norm_eps: 1e-6,
         rope: RopeParameters { rope_theta: 1e6, scaling: Scaling::Default },
