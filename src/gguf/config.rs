@@ -1,8 +1,5 @@
 //! The shape of a model from the header of a GGUF file, as the `config.json` that it would have.
 
-use std::fs::File;
-use std::io::BufReader;
-
 use candle_core::quantized::gguf_file::Value;
 use serde_json::{Map, json};
 
@@ -121,10 +118,9 @@ impl Gguf {
     }
 
     fn factors(&self, half: usize) -> Result<Vec<f32>> {
-        let mut file = BufReader::new(File::open(&self.path).map_err(crate::Error::io(&self.path))?);
-        let factors = self.tensor(&mut file, FACTORS, &[half])?;
+        let factors = self.tensor(FACTORS, &[half])?;
         match factors.iter().all(|factor| factor.is_finite() && *factor > 0.0) {
-            true => Ok(factors),
+            true => Ok(factors.to_vec()),
             false => Err(self.error(format!("{FACTORS} holds numbers that are not above 0"))),
         }
     }

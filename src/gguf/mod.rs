@@ -12,15 +12,20 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
 use candle_core::quantized::GgmlDType;
-use candle_core::quantized::gguf_file::{Content, Value};
+use candle_core::quantized::gguf_file::{Content, TensorInfo, Value};
 use candle_core::{DType, Device, Tensor};
+use rayon::prelude::*;
 
 use crate::error::{Error, Result};
 use crate::model::{Config, Model};
+use crate::numbers::aligned::AlignedVec;
 use crate::numbers::dtype::Dtype;
 use names::Way;
 
 pub use write::{About, Companions, write};
+
+/// Numbers of a tensor that a thread converts at once.
+const NUMBERS_AT_ONCE: usize = 1 << 15;
 
 /// A GGUF file whose header has been read.
 pub struct Gguf {
@@ -68,23 +73,43 @@ impl Gguf {
     pub fn load(&self, dtype: Dtype) -> Result<Model> {
         let config = self.config()?;
         self.refuse_other_tensors(&config)?;
-        let mut file = BufReader::new(File::open(&self.path).map_err(Error::io(&self.path))?);
         Model::from_parameters(&config, dtype, |layer, parameter, shape| {
-            let numbers = self.tensor(&mut file, &names::stored(layer, parameter), shape)?;
+            let numbers = self.tensor(&names::stored(layer, parameter), shape)?;
             Ok(names::reorder(&config, parameter, numbers, Way::FromFile))
         })
     }
 
-    /// The numbers of a tensor of this shape.
-    fn tensor(&self, file: &mut BufReader<File>, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
+    /// The numbers of a tensor of this shape. Each thread converts some rows at a time: candle returns them in memory of its own.
+    fn tensor(&self, name: &str, shape: &[usize]) -> Result<AlignedVec<f32>> {
         let info =
             self.header.tensor_infos.get(name).ok_or_else(|| self.error(format!("there is no tensor {name}")))?;
         let found = info.shape.dims();
         if found != shape {
             return Err(self.error(format!("tensor {name} has shape {found:?}, the header says {shape:?}")));
         }
-        let read = || numbers(&self.header.tensor(file, name, &Device::Cpu)?.dequantize(&Device::Cpu)?);
-        guarded(read).map_err(|what| self.error(format!("tensor {name}: {what}")))
+        let columns = shape.last().copied().unwrap_or(1);
+        let rows = shape.iter().product::<usize>() / columns;
+        let some = |from, count| {
+            let read = || self.rows(info, (from, count, columns));
+            guarded(read).map_err(|what| self.error(format!("tensor {name}: {what}")))
+        };
+        some(rows - 1, 1)?; // refuses a file that is too short, before the memory for its numbers is allocated
+        let mut numbers = AlignedVec::zeros(rows * columns);
+        let at_once = (NUMBERS_AT_ONCE / columns).max(1);
+        numbers.par_chunks_mut(at_once * columns).enumerate().try_for_each(|(chunk, numbers)| {
+            numbers.copy_from_slice(&some(chunk * at_once, numbers.len() / columns)?);
+            Ok(())
+        })?;
+        Ok(numbers)
+    }
+
+    /// The numbers of `count` rows of a tensor from row `from` on.
+    fn rows(&self, info: &TensorInfo, (from, count, columns): (usize, usize, usize)) -> candle_core::Result<Vec<f32>> {
+        let row_bytes = (columns / info.ggml_dtype.block_size() * info.ggml_dtype.type_size()) as u64;
+        let offset = info.offset.saturating_add(row_bytes.saturating_mul(from as u64));
+        let part = TensorInfo { ggml_dtype: info.ggml_dtype, shape: (count, columns).into(), offset };
+        let mut file = File::open(&self.path)?;
+        numbers(&part.read(&mut file, self.header.tensor_data_offset, &Device::Cpu)?.dequantize(&Device::Cpu)?)
     }
 
     /// Refuses tensors that the model does not compute with.

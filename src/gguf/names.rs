@@ -1,6 +1,7 @@
 //! The names of parameters in a GGUF file, and the order that Llama's queries and keys have there.
 
 use crate::model::{Config, Family, Parameter};
+use crate::numbers::aligned::AlignedVec;
 
 /// The name of a parameter of a layer, or of one outside the layers.
 pub(super) fn stored(layer: Option<usize>, parameter: Parameter) -> String {
@@ -35,7 +36,7 @@ pub(super) enum Way {
 
 /// Puts the rows of a parameter into the order of the other side. For its architecture `llama`, llama.cpp rotates numbers 2 i and 2 i + 1 of
 /// a head, where Hugging Face's models rotate i and i + E / 2.
-pub(super) fn reorder(config: &Config, parameter: Parameter, numbers: Vec<f32>, way: Way) -> Vec<f32> {
+pub(super) fn reorder(config: &Config, parameter: Parameter, numbers: AlignedVec<f32>, way: Way) -> AlignedVec<f32> {
     let is_rotated = matches!(parameter, Parameter::QProj | Parameter::KProj);
     if !is_rotated || !matches!(config.family, Family::Llama | Family::Mistral) {
         return numbers;
@@ -49,7 +50,11 @@ pub(super) fn reorder(config: &Config, parameter: Parameter, numbers: Vec<f32>, 
             Way::FromFile => at % half * 2 + at / half,
         }
     };
-    (0..numbers.len() / row).flat_map(|to| numbers[from(to) * row..][..row].iter().copied()).collect()
+    let mut reordered = AlignedVec::zeros(numbers.len());
+    for (to, row_of) in reordered.chunks_exact_mut(row).enumerate() {
+        row_of.copy_from_slice(&numbers[from(to) * row..][..row]);
+    }
+    reordered
 }
 
 #[cfg(test)]
@@ -62,6 +67,7 @@ mod tests {
             "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 4}))
         .unwrap();
         let rows: Vec<f32> = (0..8).flat_map(|row| [row as f32, -(row as f32)]).collect();
+        let rows = AlignedVec::from(&rows[..]);
         let there = reorder(&config, Parameter::QProj, rows.clone(), Way::ToFile);
         let order: Vec<f32> = there.iter().step_by(2).copied().collect();
         assert_eq!(order, [0.0, 2.0, 1.0, 3.0, 4.0, 6.0, 5.0, 7.0]);

@@ -14,6 +14,7 @@ use super::names::{self, Way};
 use super::{config, first_line, numbers, tokenizer};
 use crate::error::{Error, Result};
 use crate::model::{Config, Family, Model, Parameter, Scaling};
+use crate::numbers::aligned::AlignedVec;
 use crate::numbers::quantization::Quantization;
 
 /// llama.cpp's number for a file of mostly this type, `llama_ftype`.
@@ -87,12 +88,13 @@ pub fn write(
     let mut stored = model.clone();
     let list = config.stored();
     for ((layer, parameter, shape), values) in list.places().zip(stored.parameters_mut()) {
-        let ordered = names::reorder(config, parameter, values.to_vec(), Way::ToFile);
+        let ordered = names::reorder(config, parameter, AlignedVec::from(&*values), Way::ToFile);
         let dtype = tensor_type(quantization, parameter, shape);
         let tensor = quantize(&ordered, shape, dtype).map_err(|err| wrong(first_line(&err)))?;
         let back = tensor
             .dequantize(&Device::Cpu)
             .and_then(|tensor| numbers(&tensor))
+            .map(|numbers| AlignedVec::from(&numbers[..]))
             .map_err(|err| wrong(first_line(&err)))?;
         let name = names::stored(layer, parameter);
         if let Some(value) = back.iter().find(|value| !value.is_finite()) {

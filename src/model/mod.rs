@@ -173,7 +173,7 @@ impl Model {
     pub fn from_parameters(
         config: &Config,
         dtype: Dtype,
-        mut read: impl FnMut(Option<usize>, Parameter, &[usize]) -> Result<Vec<f32>>,
+        mut read: impl FnMut(Option<usize>, Parameter, &[usize]) -> Result<AlignedVec<f32>>,
     ) -> Result<Self> {
         let list = config.stored();
         let one = |(layer, parameter, shape): (Option<usize>, Parameter, &[usize])| {
