@@ -12,13 +12,13 @@ measure_gguf() {
         cp "$out"/*-"$type".gguf "$WORK/$type.gguf"
         rm -rf "$out"
         for ((i = 1; i <= LARGE_REPEATS; i++)); do
-            gguf_sampling "$type.one" 1 1 128
+            gguf_sampling "$type.one" 1 1 512
             gguf_sampling "$type.many" 16 1 64
         done
     done
 }
 
-# gguf_sampling NAME PROMPTS GENERATIONS TOKENS: tokens/s of the whole process; llama.cpp's without loading.
+# gguf_sampling NAME PROMPTS GENERATIONS TOKENS: tokens/s with loading, of both.
 gguf_sampling() {
     local name=$1 file=$WORK/${1%.*}.gguf
     head -n "$2" "$WORK/large.prompts" >"$WORK/$name.jsonl"
@@ -31,7 +31,7 @@ gguf_sampling() {
 gguf_rows() {
     local type
     for type in $GGUF_TYPES; do
-        row "0.5B as GGUF, $type: 1 sequence, 128 tokens; llama.cpp" tokens/s "$type.one" 0.8x
+        row "0.5B as GGUF, $type: 1 sequence, 512 tokens; llama.cpp" tokens/s "$type.one" 0.8x
         row "0.5B as GGUF, $type: 16 sequences of 16 prompts, 64 tokens; llama.cpp, one after the other" tokens/s "$type.many" 0.8x
     done
 }

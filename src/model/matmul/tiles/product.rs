@@ -61,7 +61,7 @@ pub fn multiply(left: &Tiles, right: &Tiles, start: StartFrom<'_>, y: MatrixRows
     let panel = rows.div_ceil(rows.div_ceil(PANEL)).next_multiple_of(2);
     let panels = rows.div_ceil(panel);
     let is_small = m * n * k < PARALLEL_FROM && n * k < STREAMED_FROM;
-    let parts = if is_small { 1 } else { (4 * rayon::current_num_threads()).div_ceil(panels) };
+    let parts = if is_small { 1 } else { (8 * rayon::current_num_threads()).div_ceil(panels) };
     let width = columns.div_ceil(parts).next_multiple_of(COLUMNS);
     let parts = columns.div_ceil(width);
     let task = |i: usize| {
