@@ -65,14 +65,18 @@ pub fn advantages(rewards: &[Vec<Option<f64>>], scale: ScaleRewards) -> Advantag
     }
 }
 
-/// Mean and standard deviation of the known rewards.
-struct Spread {
-    mean: f64,
-    std: f64,
+/// Mean and standard deviation, with Bessel's correction, of numbers some of which may be unknown.
+#[derive(Debug, Clone, Copy)]
+pub struct Spread {
+    /// Of the known ones; 0 if there are none.
+    pub mean: f64,
+    /// Exactly 0 if they are all equal.
+    pub std: f64,
 }
 
 impl Spread {
-    fn of<'a>(rewards: impl IntoIterator<Item = &'a Option<f64>>) -> Self {
+    /// Of the known ones among `rewards`.
+    pub fn of<'a>(rewards: impl IntoIterator<Item = &'a Option<f64>>) -> Self {
         let known: Vec<f64> = rewards.into_iter().flatten().copied().collect();
         let Some(&first) = known.first() else {
             return Self { mean: 0.0, std: 0.0 };

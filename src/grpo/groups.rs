@@ -1,6 +1,6 @@
 //! Reads scored rollouts as complete groups that fit the model, and refuses others by file and line.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashSet, VecDeque};
 
 use serde::de::DeserializeOwned;
 
@@ -296,23 +296,21 @@ pub fn digest(groups: &[Group]) -> blake3::Hash {
     hasher.finalize()
 }
 
-/// Mean of each part of the rewards over the completions that have it, in the order of first appearance.
+/// The values of each part of the rewards, one per completion, in the order of first appearance; `None` where one lacks it.
 #[must_use]
-pub fn part_means(groups: &[Group]) -> Vec<(String, f64)> {
-    let mut order: Vec<String> = Vec::new();
-    let mut sums: HashMap<&str, (f64, f64)> = HashMap::new();
-    for (name, value) in groups.iter().flat_map(|group| &group.completions).flat_map(|completion| &completion.parts) {
-        let sum = sums.entry(name).or_insert_with(|| {
-            order.push(name.clone());
-            (0.0, 0.0)
+pub fn parts(groups: &[Group]) -> Vec<(String, Vec<Option<f64>>)> {
+    let completions: Vec<_> = groups.iter().flat_map(|group| &group.completions).collect();
+    let mut parts: Vec<(String, Vec<Option<f64>>)> = Vec::new();
+    for (index, (name, value)) in
+        completions.iter().enumerate().flat_map(|(index, one)| one.parts.iter().map(move |part| (index, part)))
+    {
+        let place = parts.iter().position(|(other, _)| other == name).unwrap_or_else(|| {
+            parts.push((name.clone(), vec![None; completions.len()]));
+            parts.len() - 1
         });
-        *sum = (sum.0 + value, sum.1 + 1.0);
+        parts[place].1[index] = Some(*value);
     }
-    let mean = |name: String| {
-        let (sum, count) = sums[name.as_str()];
-        (name, sum / count)
-    };
-    order.into_iter().map(mean).collect()
+    parts
 }
 
 #[cfg(test)]
@@ -404,8 +402,9 @@ mod tests {
     }
 
     #[test]
-    fn parts_of_rewards_are_averaged_over_those_that_have_them() {
+    fn parts_of_rewards_are_unknown_where_a_completion_lacks_them() {
         let lines = [record("a", 0, r#","rewards":{"x":1,"y":null}"#), record("a", 1, r#","rewards":{"y":4,"x":2}"#)];
-        assert_eq!(part_means(&read(&lines).unwrap()), [("x".into(), 1.5), ("y".into(), 4.0)]);
+        let want = [("x".into(), vec![Some(1.0), Some(2.0)]), ("y".into(), vec![None, Some(4.0)])];
+        assert_eq!(parts(&read(&lines).unwrap()), want);
     }
 }

@@ -86,6 +86,8 @@ pub fn completions(metrics: &mut Metrics, groups: &[Group]) {
     metrics.real("completions/min_length", lengths.min);
     metrics.real("completions/max_length", lengths.max);
     metrics.real("completions/mean_terminated_length", ended.mean().unwrap_or(0.0));
+    metrics.real("completions/min_terminated_length", ended.min);
+    metrics.real("completions/max_terminated_length", ended.max);
     metrics.real("completions/clipped_ratio", cut_off.mean().unwrap_or(0.0));
 }
 

@@ -18,8 +18,9 @@ pub struct PassStats {
     /// Over the tokens that count (nats).
     entropy: Mean,
     kl: Mean,
-    clipped_low: Mean,
-    clipped_high: Mean,
+    /// Fractions clipped on each side: of all tokens, and of each completion's.
+    clipped: Sides,
+    clipped_of: Vec<Sides>,
     /// The ratio of the old policy to the sampler, and how often it was truncated.
     importance: Mean,
     truncated: Mean,
@@ -28,11 +29,26 @@ pub struct PassStats {
     not_finite: Option<usize>,
 }
 
+/// How often the clip range stopped a gradient.
+#[derive(Debug, Default, Clone)]
+struct Sides {
+    low: Mean,
+    high: Mean,
+}
+
+impl Sides {
+    fn add(&mut self, clipped: Clipped) {
+        self.low.add(f64::from(clipped == Clipped::Low));
+        self.high.add(f64::from(clipped == Clipped::High));
+    }
+}
+
 impl PassStats {
     /// Empty statistics of this many completions.
     #[must_use]
     pub fn new(completions: usize) -> Self {
-        Self { logprobs: vec![Vec::new(); completions], ..Self::default() }
+        let clipped_of = vec![Sides::default(); completions];
+        Self { logprobs: vec![Vec::new(); completions], clipped_of, ..Self::default() }
     }
 
     /// Adds a token of a completion: its statistics under the policy, the sampler's log-probability where the weights are the same,
@@ -49,8 +65,10 @@ impl PassStats {
         self.learned |= part.slope != 0.0;
         self.entropy.add(f64::from(now.entropy));
         self.kl.add(part.kl);
-        self.clipped_low.add(f64::from(part.clipped == Clipped::Low));
-        self.clipped_high.add(f64::from(part.clipped == Clipped::High));
+        if let Some(clipped) = part.clipped {
+            self.clipped.add(clipped);
+            self.clipped_of[completion].add(clipped);
+        }
         if let Some(importance) = part.importance {
             self.importance.add(importance.ratio);
             self.truncated.add(f64::from(importance.truncated));
@@ -88,9 +106,12 @@ impl PassStats {
             line.real("kl", mean(&self.kl));
         }
         line.real("entropy", mean(&self.entropy));
-        line.real("clip_ratio/low_mean", mean(&self.clipped_low));
-        line.real("clip_ratio/high_mean", mean(&self.clipped_high));
-        line.real("clip_ratio/region_mean", mean(&self.clipped_low) + mean(&self.clipped_high));
+        let [low, high] = [&self.clipped.low, &self.clipped.high].map(mean);
+        line.real("clip_ratio/low_mean", low);
+        line.real("clip_ratio/low_min", self.fractions(|sides| &sides.low).min);
+        line.real("clip_ratio/high_mean", high);
+        line.real("clip_ratio/high_max", self.fractions(|sides| &sides.high).max);
+        line.real("clip_ratio/region_mean", low + high);
         if self.disagreement.count > 0 {
             line.real("sampling/sampling_logp_difference/mean", mean(&self.disagreement));
             line.real("sampling/sampling_logp_difference/max", self.disagreement.max);
@@ -101,6 +122,11 @@ impl PassStats {
             line.real("sampling/importance_sampling_ratio/max", self.importance.max);
             line.real("sampling/importance_sampling_ratio/clipped_ratio", mean(&self.truncated));
         }
+    }
+
+    /// The fraction of each completion's tokens that were clipped on one side.
+    fn fractions(&self, side: impl Fn(&Sides) -> &Mean) -> Mean {
+        self.clipped_of.iter().filter_map(|sides| side(sides).mean()).collect()
     }
 }
 

@@ -4,16 +4,16 @@ use std::sync::OnceLock;
 
 use crate::checkpoint;
 use crate::error::{Error, Result};
-use crate::grpo::advantage::{Advantages, advantages};
+use crate::grpo::advantage::{Advantages, Spread, advantages};
 use crate::grpo::groups::{self, Group, ScoredCompletion, Staleness};
-use crate::grpo::loss::{Logprobs, LossConfig, TokenLoss, token_loss, token_weights};
+use crate::grpo::loss::{Known, LossConfig, SequenceLoss, Survey, TokenLoss, token_weights};
 use crate::grpo::metrics::{self, Metrics};
 use crate::grpo::pass_stats::PassStats;
-use crate::model::Model;
+use crate::model::{Model, TokenStats};
 use crate::train::backend::Which;
 use crate::train::config::GrpoConfig;
 use crate::train::identity::StepNumbers;
-use crate::train::microbatch::{self, Sequence};
+use crate::train::microbatch::{self, MicroBatch, Sequence};
 use crate::train::trainer::{Trained, Trainer, Update};
 
 impl GrpoConfig {
@@ -173,29 +173,44 @@ impl<'t> GrpoTrainer<'t> {
     /// Adds up the gradients of the step's loss at the current weights, and statistics of its tokens. `first` are the
     /// log-probabilities of the step's first iteration.
     fn pass(&mut self, plan: &Plan<'_>, first: Option<&[Vec<f32>]>) -> Result<PassStats> {
+        let survey = self.survey(plan, first)?;
+        let sequences = plan.losses(&self.config.loss, first, survey.as_deref());
         let mut pass = PassStats::new(plan.sequences.len());
-        for (members, learn) in [(&plan.teaching, true), (&plan.silent, false)] {
-            for run in microbatch::cut(&plan.sequences, members, self.micro_batch_tokens) {
-                let batch = microbatch::pack(&plan.sequences, &run);
-                // The backward pass needs a token's loss before its statistics are complete; it is kept for them.
-                let losses: Vec<OnceLock<Option<TokenLoss>>> = vec![OnceLock::new(); batch.targets.len()];
-                let loss = |target: usize, logprob| {
-                    *losses[target].get_or_init(|| plan.loss(&self.config.loss, batch.origins[target], logprob, first))
-                };
-                let stats = if learn {
-                    let slope = |target, logprob| loss(target, logprob).map_or(0.0, |loss| loss.slope as f32);
-                    self.trainer.accumulate(&batch, plan.temperature, &slope)?
-                } else {
-                    self.trainer.logprobs(Which::Policy, &batch, plan.temperature)?
-                };
-                for (target, (&(member, index), stats)) in batch.origins.iter().zip(&stats).enumerate() {
-                    let Member { completion, is_fresh, .. } = &plan.members[member];
-                    let recorded = (*is_fresh && first.is_none()).then(|| completion.logprobs[index]);
-                    pass.add(member, stats, recorded, loss(target, stats.logprob));
-                }
+        for (batch, learn) in plan.batches(self.micro_batch_tokens) {
+            // The backward pass needs a token's loss before its statistics are complete; it is kept for them.
+            let losses: Vec<OnceLock<Option<TokenLoss>>> = vec![OnceLock::new(); batch.targets.len()];
+            let loss = |target: usize, logprob| {
+                let (member, index) = batch.origins[target];
+                *losses[target].get_or_init(|| Some(sequences[member].as_ref()?.token(index, logprob)))
+            };
+            let stats = if learn {
+                let slope = |target, logprob| loss(target, logprob).map_or(0.0, |loss| loss.slope as f32);
+                self.trainer.accumulate(&batch, plan.temperature, &slope)?
+            } else {
+                self.trainer.logprobs(Which::Policy, &batch, plan.temperature)?
+            };
+            for (target, (&(member, index), stats)) in batch.origins.iter().zip(&stats).enumerate() {
+                let Member { completion, is_fresh, .. } = &plan.members[member];
+                let recorded = (*is_fresh && first.is_none()).then(|| completion.logprobs[index]);
+                pass.add(member, stats, recorded, loss(target, stats.logprob));
             }
         }
         Ok(pass)
+    }
+
+    /// What the policy makes of each member's tokens, where the loss of one depends on others.
+    fn survey(&mut self, plan: &Plan<'_>, first: Option<&[Vec<f32>]>) -> Result<Option<Vec<Vec<TokenStats>>>> {
+        let loss = &self.config.loss;
+        let has_old = plan.members.iter().any(|member| member.old(loss, None).is_some());
+        if !loss.needs_survey(first.is_some() || has_old) {
+            return Ok(None);
+        }
+        let mut all = vec![Vec::new(); plan.members.len()];
+        for (batch, _) in plan.batches(self.micro_batch_tokens) {
+            let stats = self.trainer.logprobs(Which::Policy, &batch, plan.temperature)?;
+            batch.origins.iter().zip(stats).for_each(|((member, _), stats)| all[*member].push(stats));
+        }
+        Ok(Some(all))
     }
 
     fn update(&mut self, learned: bool) -> Result<Update> {
@@ -213,27 +228,49 @@ impl<'t> GrpoTrainer<'t> {
     }
 }
 
+impl Member<'_> {
+    /// Log-probabilities under the policy that the ratio is to; `None` if it is the one in training. That is the policy that sampled the
+    /// tokens. With importance sampling that one has a factor of its own, and the ratio is to the policy that the step began with.
+    fn old<'a>(&'a self, config: &LossConfig, first: Option<&'a [f32]>) -> Option<&'a [f32]> {
+        let is_to_sampler = config.importance_sampling_clip_max.is_none() && !self.is_fresh;
+        if is_to_sampler { Some(&self.completion.logprobs) } else { first }
+    }
+}
+
 impl Plan<'_> {
-    /// The loss of token `index` of a member, times its weight; `None` where the member does not count.
-    fn loss(
-        &self,
-        config: &LossConfig,
-        (member, index): (usize, usize),
-        logprob: f32,
-        first: Option<&[Vec<f32>]>,
-    ) -> Option<TokenLoss> {
-        let Member { completion, advantage, weight, is_fresh, reference } = &self.members[member];
-        let weight = (*weight)?;
-        let sampled = completion.logprobs[index];
-        // The ratio is to the policy that sampled the token. With importance sampling that one has a factor of its own, and the
-        // ratio is to the policy that the step began with.
-        let old = match first {
-            _ if config.importance_sampling_clip_max.is_none() && !is_fresh => Some(sampled),
-            Some(first) => Some(first[member][index]),
-            None => None,
+    /// The micro-batches of all members, and whether they are to learn from.
+    fn batches(&self, tokens: usize) -> impl Iterator<Item = (MicroBatch, bool)> {
+        let runs = [(&self.teaching, true), (&self.silent, false)].into_iter().flat_map(move |(members, learn)| {
+            microbatch::cut(&self.sequences, members, tokens).into_iter().map(move |run| (run, learn))
+        });
+        runs.map(|(run, learn)| (microbatch::pack(&self.sequences, &run), learn))
+    }
+
+    /// The losses of each member's tokens; `None` where it does not count. `first` are the log-probabilities of the step's first
+    /// iteration.
+    fn losses<'a>(
+        &'a self,
+        config: &'a LossConfig,
+        first: Option<&'a [Vec<f32>]>,
+        survey: Option<&'a [Vec<TokenStats>]>,
+    ) -> Vec<Option<SequenceLoss<'a>>> {
+        let least_entropy = survey.map_or(0.0, |survey| {
+            let counting = self.members.iter().zip(survey).filter(|(member, _)| member.weight.is_some());
+            let entropies = counting.flat_map(|(_, tokens)| tokens.iter().map(|token| token.entropy));
+            quantile(entropies.collect(), 1.0 - config.top_entropy_quantile)
+        });
+        let one = |(index, member): (usize, &'a Member<'a>)| {
+            let known = Known {
+                advantage: member.advantage,
+                weight: member.weight?,
+                old: member.old(config, first.map(|first| &first[index][..])),
+                sampled: &member.completion.logprobs,
+                reference: (!member.reference.is_empty()).then_some(&member.reference[..]),
+            };
+            let survey = survey.map(|survey| Survey { tokens: &survey[index], least_entropy });
+            Some(SequenceLoss::new(config, known, survey))
         };
-        let logprobs = Logprobs { now: logprob, old, sampled, reference: reference.get(index).copied() };
-        Some(token_loss(config, *advantage, logprobs).weighted(weight))
+        self.members.iter().enumerate().map(one).collect()
     }
 
     fn trained(&self, groups: &[Group]) -> Trained {
@@ -246,9 +283,20 @@ fn rewards_of(line: &mut Metrics, groups: &[Group], advantages: &Advantages) {
     line.real("reward", advantages.reward_mean);
     line.real("reward_std", advantages.reward_std);
     line.real("frac_reward_zero_std", advantages.zero_std_frac);
-    for (name, mean) in groups::part_means(groups) {
-        line.real(&format!("rewards/{name}/mean"), mean);
+    for (name, values) in groups::parts(groups) {
+        let spread = Spread::of(&values);
+        line.real(&format!("rewards/{name}/mean"), spread.mean);
+        line.real(&format!("rewards/{name}/std"), spread.std);
     }
     let unscored = groups.iter().flat_map(|group| &group.completions).filter(|one| one.reward.is_none()).count();
     line.count("num_unscored", unscored as u64);
+}
+
+/// The number below which this fraction of `values` lies, between two of them if need be, as `torch.quantile` has it.
+fn quantile(mut values: Vec<f32>, fraction: f64) -> f32 {
+    values.sort_by(f32::total_cmp);
+    let Some(last) = values.len().checked_sub(1) else { return 0.0 };
+    let place = fraction * last as f64;
+    let (below, above) = (values[place as usize], values[(place.ceil() as usize).min(last)]);
+    below + (above - below) * place.fract() as f32
 }

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::checkpoint::derive_id;
 use crate::grpo::advantage::ScaleRewards;
-use crate::grpo::loss::{LossConfig, LossKind};
+use crate::grpo::loss::{ImportanceMode, KlEstimator, LossConfig, LossKind, RatioLevel};
 use crate::optim::{OptimizerConfig, Schedule};
 use crate::train::config::{GrpoConfig, SupervisedConfig};
 
@@ -85,13 +85,45 @@ fn loss_numbers(config: &LossConfig) -> Value {
         mask_truncated,
         max_completion_tokens,
         importance_sampling_clip_max,
+        importance_sampling_clip_min,
+        importance_sampling_mode,
+        delta,
+        ratio_level,
+        sapo_temperature_pos,
+        sapo_temperature_neg,
+        kl_estimator,
+        top_entropy_quantile,
+        off_policy_mask_threshold,
     } = config;
     let kind = match kind {
         LossKind::Grpo => "grpo",
         LossKind::Bnpo => "bnpo",
         LossKind::DrGrpo => "dr_grpo",
         LossKind::Dapo => "dapo",
+        LossKind::Cispo => "cispo",
+        LossKind::Sapo => "sapo",
+        LossKind::Gspo => "gspo",
+        LossKind::Luspo => "luspo",
     };
+    let level = ratio_level.map(|level| match level {
+        RatioLevel::Token => "token",
+        RatioLevel::Sequence => "sequence",
+        RatioLevel::SequenceToken => "sequence_token",
+    });
+    let mode = match importance_sampling_mode {
+        ImportanceMode::TokenTruncate => None,
+        ImportanceMode::TokenMask => Some("token_mask"),
+        ImportanceMode::SequenceTruncate => Some("sequence_truncate"),
+        ImportanceMode::SequenceMask => Some("sequence_mask"),
+    };
+    let estimator = match kl_estimator {
+        KlEstimator::K1 => Some("k1"),
+        KlEstimator::K2 => Some("k2"),
+        KlEstimator::K3 => Some("k3"),
+        KlEstimator::K3Weighted => None,
+    };
+    let temperatures = (kind == "sapo").then_some([sapo_temperature_pos, sapo_temperature_neg]);
+    let top_entropy = Some(top_entropy_quantile).filter(|fraction| **fraction < 1.0);
     let mut numbers = json!({
         "kind": kind,
         "epsilon": epsilon,
@@ -100,8 +132,20 @@ fn loss_numbers(config: &LossConfig) -> Value {
         "mask_truncated": mask_truncated,
         "max_completion_tokens": max_completion_tokens,
     });
-    if let Some(most) = importance_sampling_clip_max {
-        numbers["importance_sampling_clip_max"] = json!(most); // absent in the ids of steps without it
+    // Absent in the ids of steps without them.
+    let more = [
+        ("importance_sampling_clip_max", json!(importance_sampling_clip_max)),
+        ("importance_sampling_clip_min", json!(importance_sampling_clip_min)),
+        ("importance_sampling_mode", json!(mode)),
+        ("delta", json!(delta)),
+        ("ratio_level", json!(level)),
+        ("sapo_temperatures", json!(temperatures)),
+        ("kl_estimator", json!(estimator)),
+        ("top_entropy_quantile", json!(top_entropy)),
+        ("off_policy_mask_threshold", json!(off_policy_mask_threshold)),
+    ];
+    for (name, value) in more.into_iter().filter(|(_, value)| !value.is_null()) {
+        numbers[name] = value;
     }
     numbers
 }
@@ -177,6 +221,15 @@ mod tests {
             mask_truncated: false,
             max_completion_tokens: None,
             importance_sampling_clip_max: None,
+            importance_sampling_clip_min: None,
+            importance_sampling_mode: ImportanceMode::TokenTruncate,
+            delta: None,
+            ratio_level: None,
+            sapo_temperature_pos: 1.0,
+            sapo_temperature_neg: 1.05,
+            kl_estimator: KlEstimator::K3Weighted,
+            top_entropy_quantile: 1.0,
+            off_policy_mask_threshold: None,
         }
     }
 

@@ -38,6 +38,11 @@ impl Reference {
         Self::named("family_reference")
     }
 
+    /// What `tests/fixtures/make_loss_reference.py` wrote.
+    pub fn of_losses() -> Self {
+        Self::named("loss_reference")
+    }
+
     fn named(name: &str) -> Self {
         let text = std::fs::read_to_string(directory().join(format!("{name}.json"))).unwrap();
         let bytes = std::fs::read(directory().join(format!("{name}.safetensors"))).unwrap();

@@ -6,8 +6,8 @@ use std::path::Path;
 use clap::Parser;
 use grpo_pipes::checkpoint;
 use grpo_pipes::grpo::advantage::{ScaleRewards, advantages};
-use grpo_pipes::grpo::groups::{Group, Groups};
-use grpo_pipes::grpo::loss::{Logprobs, LossConfig, token_loss, token_weights};
+use grpo_pipes::grpo::groups::{Group, Groups, ScoredCompletion};
+use grpo_pipes::grpo::loss::{Known, LossConfig, SequenceLoss, Survey, token_weights};
 use grpo_pipes::grpo::metrics::Metrics;
 use grpo_pipes::grpo::pass_stats::PassStats;
 use grpo_pipes::lines::jsonl::Input;
@@ -25,21 +25,21 @@ use serde_json::{Value, json};
 use crate::fixtures::{Reference, directory, distance, on_cpu};
 use crate::process::lines;
 
-type ByName = BTreeMap<String, Vec<f32>>;
+pub type ByName = BTreeMap<String, Vec<f32>>;
 
-const WHOLE: usize = 100_000;
+pub const WHOLE: usize = 100_000;
 
 /// The numbers of a step, from the options that give them.
 #[derive(Parser)]
-struct Numbers {
+pub struct Numbers {
     #[command(flatten)]
-    grpo: GrpoConfig,
+    pub grpo: GrpoConfig,
     #[command(flatten)]
-    optimizer: OptimizerConfig,
+    pub optimizer: OptimizerConfig,
 }
 
 impl Numbers {
-    fn of(options: &str) -> Self {
+    pub fn of(options: &str) -> Self {
         Self::parse_from(format!("test {options}").split_whitespace())
     }
 }
@@ -49,7 +49,7 @@ fn probe() -> OptimizerConfig {
     Numbers::of("--learning-rate 0 --adam-beta1 0 --max-grad-norm 0").optimizer
 }
 
-fn tiny() -> std::path::PathBuf {
+pub fn tiny() -> std::path::PathBuf {
     directory().join("tiny-qwen2")
 }
 
@@ -90,12 +90,12 @@ fn groups(records: &[Value]) -> Vec<Group> {
 }
 
 /// Rollouts of an older policy, as the reference has them.
-fn old_groups(reference: &Reference, temperature: &str) -> Vec<Group> {
+pub fn old_groups(reference: &Reference, temperature: &str) -> Vec<Group> {
     groups(&records(reference, temperature, &reference.tensor(&format!("old_logprob.t{temperature}")), None))
 }
 
 /// Metrics and gradients of one step by the public way: the optimizer's first moment.
-fn step(options: &str, groups: &[Group], micro_batch_tokens: usize) -> (Value, ByName) {
+pub fn step(options: &str, groups: &[Group], micro_batch_tokens: usize) -> (Value, ByName) {
     let config = Numbers::of(&format!("--scale-rewards none --max-staleness any {options}")).grpo;
     let mut trainer = Trainer::open(&tiny(), probe(), None, &on_cpu).unwrap();
     let mut line = Value::Null;
@@ -104,7 +104,7 @@ fn step(options: &str, groups: &[Group], micro_batch_tokens: usize) -> (Value, B
     (line, first_moments(&mut trainer))
 }
 
-fn parsed(metrics: &Metrics) -> Value {
+pub fn parsed(metrics: &Metrics) -> Value {
     serde_json::from_slice(&metrics.to_json()).unwrap()
 }
 
@@ -123,29 +123,37 @@ fn strided<'a>(tensors: impl IntoIterator<Item = &'a Vec<f32>>, stride: &Value) 
     tensors.into_iter().flat_map(|tensor| tensor.iter().step_by(stride).copied()).collect()
 }
 
-fn flat(gradients: &ByName) -> Vec<f32> {
+pub fn flat(gradients: &ByName) -> Vec<f32> {
     gradients.values().flatten().copied().collect()
 }
 
 /// 1e-5 relative; what is smaller than `scale` counts as `scale`.
-fn assert_close(name: &str, got: f64, want: f64, scale: f64) {
+pub fn assert_close(name: &str, got: f64, want: f64, scale: f64) {
     let off = (got - want).abs() / want.abs().max(scale);
     assert!(off < 1e-5, "{name}: {got} for {want}: {off:e}");
 }
 
 /// Losses are sums of terms near 1 that almost cancel out, so that f32 leaves them 1e-6.
-const LOSS_SCALE: f64 = 0.1;
+pub const LOSS_SCALE: f64 = 0.1;
 
-fn assert_metrics(case: &str, got: &Value, want: &Value) {
+pub fn assert_metrics(case: &str, got: &Value, want: &Value) {
     assert_close(case, got["loss"].as_f64().unwrap(), want["loss"].as_f64().unwrap(), LOSS_SCALE);
-    for name in ["kl", "entropy", "clip_ratio/low_mean", "clip_ratio/high_mean", "clip_ratio/region_mean"] {
+    for name in [
+        "kl",
+        "entropy",
+        "clip_ratio/low_mean",
+        "clip_ratio/high_mean",
+        "clip_ratio/region_mean",
+        "clip_ratio/low_min",
+        "clip_ratio/high_max",
+    ] {
         if let Some(want) = want["metrics"][name].as_f64() {
             assert_close(&format!("{case} {name}"), got[name].as_f64().unwrap(), want, 0.01);
         }
     }
 }
 
-fn assert_gradients(reference: &Reference, case: &str, got: &ByName, want: &Value) {
+pub fn assert_gradients(reference: &Reference, case: &str, got: &ByName, want: &Value) {
     let norm = |gradient: &Vec<f32>| gradient.iter().map(|g| f64::from(*g).powi(2)).sum::<f64>().sqrt();
     for (name, want) in want["grad_norms"].as_object().unwrap() {
         assert_close(&format!("{case} {name}"), norm(&got[name]), want.as_f64().unwrap(), 0.0);
@@ -201,8 +209,14 @@ fn a_step_on_rollouts_of_the_same_weights_equals_trl_on_policy() {
     }
 }
 
+/// The part of each completion in `all`, which are one number per token.
+fn each<T: Clone>(completions: &[&ScoredCompletion], all: &[T]) -> Vec<Vec<T>> {
+    let mut rest = all;
+    completions.iter().map(|one| rest.split_off(..one.tokens.len()).unwrap().to_vec()).collect()
+}
+
 /// A step put together from its parts, with the log-probabilities of any sampler and of any reference policy.
-fn by_hand(config: &LossConfig, groups: &[Group], known: [&[f32]; 2], temperature: f32) -> (Value, ByName) {
+pub fn by_hand(config: &LossConfig, groups: &[Group], known: [&[f32]; 2], temperature: f32) -> (Value, ByName) {
     let model = Model::load(&tiny()).unwrap();
     let completions: Vec<_> = groups.iter().flat_map(|group| &group.completions).collect();
     let sequences: Vec<_> =
@@ -210,14 +224,24 @@ fn by_hand(config: &LossConfig, groups: &[Group], known: [&[f32]; 2], temperatur
     let counts = |index: usize| !(config.mask_truncated && completions[index].truncated);
     let length = |index: usize| if counts(index) { completions[index].tokens.len() } else { 0 };
     let weights = token_weights(config, &(0..16).map(length).collect::<Vec<_>>());
-    let (mut tally, mut gradients) = (PassStats::new(16), Gradients::zeros(model.config()));
     let batch = microbatch::pack(&sequences, &(0..16).collect::<Vec<_>>());
+    let known = known.map(|logprobs| each(&completions, logprobs));
+    let survey = each(&completions, &model.logprobs(&batch.packed, &batch.targets, temperature));
+    let entropies = (0..16).filter(|index| counts(*index)).flat_map(|index| &survey[index]);
+    let mut entropies: Vec<f32> = entropies.map(|token| token.entropy).collect();
+    entropies.sort_by(f32::total_cmp);
+    let least_entropy = entropies[((1.0 - config.top_entropy_quantile) * (entropies.len() - 1) as f64).ceil() as usize];
+    let of = |member: usize| {
+        let [sampled, reference] = [&known[0][member], &known[1][member]];
+        let (old, advantage) = (Some(&completions[member].logprobs[..]), completions[member].reward.unwrap());
+        let known = Known { advantage, weight: weights[member], old, sampled, reference: Some(reference) };
+        SequenceLoss::new(config, known, Some(Survey { tokens: &survey[member], least_entropy }))
+    };
+    let losses: Vec<_> = (0..16).map(|member| counts(member).then(|| of(member))).collect();
+    let (mut tally, mut gradients) = (PassStats::new(16), Gradients::zeros(model.config()));
     let part = |target: usize, logprob: f32| {
         let (member, index) = batch.origins[target];
-        let (old, advantage) = (completions[member].logprobs[index], completions[member].reward.unwrap());
-        let [sampled, reference] = known.map(|logprobs| logprobs[target]);
-        let known = Logprobs { now: logprob, old: Some(old), sampled, reference: Some(reference) };
-        counts(member).then(|| token_loss(config, advantage, known).weighted(weights[member]))
+        losses[member].as_ref().map(|loss| loss.token(index, logprob))
     };
     let slope = |target: usize, logprob: f32| part(target, logprob).map_or(0.0, |part| part.slope as f32);
     let stats = model.accumulate_gradients(&batch.packed, &batch.targets, temperature, &mut gradients, &slope);
@@ -396,12 +420,12 @@ fn five_optimizer_steps_equal_trl() {
     }
 }
 
-fn weights(trainer: &mut Trainer) -> ByName {
+pub fn weights(trainer: &mut Trainer) -> ByName {
     let names = trainer.model_config().stored().named().into_iter().map(|(name, _)| name).collect::<Vec<_>>();
     names.into_iter().zip(trainer.weights().unwrap().parameters().into_iter().map(<[f32]>::to_vec)).collect()
 }
 
-fn assert_weights(reference: &Reference, (run, step): (&str, usize), start: &ByName, got: &ByName) {
+pub fn assert_weights(reference: &Reference, (run, step): (&str, usize), start: &ByName, got: &ByName) {
     let wanted = &reference.json["optimizer"][run]["update_norms"][step.to_string()];
     let Some(norms) = wanted.as_object() else { return };
     for (name, want) in norms.iter().filter(|(name, _)| got.contains_key(*name)) {

@@ -23,6 +23,7 @@ mod gsm8k_prep;
 mod health;
 mod hub;
 mod layering;
+mod losses;
 mod model;
 mod model_dirs;
 mod numerics;

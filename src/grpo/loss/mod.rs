@@ -3,16 +3,26 @@
 //! The sum of `weight * loss` over all tokens of a step is the step's loss; the weights come from the data of the whole step
 //! ([`token_weights`]), so that the way it is cut into micro-batches cannot change them.
 
+mod importance;
+mod kl;
+mod sequence;
+mod surrogate;
+
+pub use importance::{Importance, ImportanceMode};
+pub use kl::KlEstimator;
+pub use sequence::{Known, SequenceLoss, Survey, TokenLoss};
+pub use surrogate::Clipped;
+
 use crate::error::{Error, Result};
 
 /// Bound on the difference of two log-probabilities before `exp` (nats), as in verl's `core_algos.py`. Beyond it the loss is flat.
 pub const MAX_LOG_RATIO: f64 = 20.0;
 
-/// How the losses of tokens are averaged to the loss of a step. Masked and unscored completions have no tokens here.
+/// What a token's loss is, and how the losses of tokens are averaged to the loss of a step. Masked and unscored completions have no
+/// tokens here.
 ///
 /// # Source
-/// TRL `GRPOTrainer`, `loss_type`; Yu et al. 2025, <https://arxiv.org/abs/2503.14476> (DAPO); Liu et al. 2025,
-/// <https://arxiv.org/abs/2503.20783> (Dr. GRPO).
+/// TRL `GRPOTrainer`, `loss_type`; the papers are named with [`LossKind::parts`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 #[value(rename_all = "snake_case")]
 pub enum LossKind {
@@ -25,26 +35,115 @@ pub enum LossKind {
     DrGrpo,
     /// Mean over all tokens of the step: each token weighs the same
     Dapo,
+    /// As dapo, but the ratio is a constant weight of the token's log-probability, at most --epsilon-high: no token loses its gradient
+    Cispo,
+    /// As grpo, but the gain fades smoothly as the ratio leaves 1, instead of being clipped
+    Sapo,
+    /// As grpo, with one ratio for the whole completion: the geometric mean of its tokens'
+    Gspo,
+    /// As gspo, but a completion weighs as much as it has tokens
+    Luspo,
+}
+
+/// How the losses of tokens are averaged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Average {
+    /// Over a completion's tokens, then over completions.
+    OverCompletions,
+    /// Over all tokens.
+    OverTokens,
+    /// Over completions of the longest length.
+    OverLongest,
+    /// Over completions, of the sums over their tokens.
+    OfSums,
+}
+
+/// What rises with the probability of a token of positive advantage.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Objective {
+    /// The ratio, until it leaves the clip range.
+    Clipped,
+    /// The log-probability, times the truncated ratio.
+    WeightedLogprob,
+    /// A sigmoid of the ratio.
+    Soft,
+}
+
+/// Whose probability ratio weighs a token.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+#[value(rename_all = "snake_case")]
+pub enum RatioLevel {
+    /// The token's own
+    Token,
+    /// The geometric mean over the completion's tokens: one number, whose gradient reaches all of them (GSPO, eq. 7)
+    Sequence,
+    /// The same number, with the gradient of each token for itself (GSPO-token, eq. 13)
+    SequenceToken,
+}
+
+impl LossKind {
+    /// How it averages, what it averages, and whose ratio that depends on.
+    ///
+    /// # Source
+    /// Shao et al. 2024, <https://arxiv.org/abs/2402.03300> (GRPO); Xiao et al. 2025, <https://arxiv.org/abs/2505.23585> (BNPO);
+    /// Liu et al. 2025, <https://arxiv.org/abs/2503.20783> (Dr. GRPO); Yu et al. 2025, <https://arxiv.org/abs/2503.14476> (DAPO);
+    /// MiniMax 2025, <https://arxiv.org/abs/2506.13585> (CISPO); Gao et al. 2025, <https://arxiv.org/abs/2511.20347> (SAPO);
+    /// Zheng et al. 2025, <https://arxiv.org/abs/2507.18071> (GSPO); Liu et al. 2026, <https://arxiv.org/abs/2602.05261> (LUSPO).
+    fn parts(self) -> (Average, Objective, RatioLevel) {
+        use {Average::*, Objective::*, RatioLevel::*};
+        match self {
+            Self::Grpo => (OverCompletions, Clipped, Token),
+            Self::Bnpo | Self::Dapo => (OverTokens, Clipped, Token),
+            Self::DrGrpo => (OverLongest, Clipped, Token),
+            Self::Cispo => (OverTokens, WeightedLogprob, Token),
+            Self::Sapo => (OverCompletions, Soft, Token),
+            Self::Gspo => (OverCompletions, Clipped, Sequence),
+            Self::Luspo => (OfSums, Clipped, Sequence),
+        }
+    }
 }
 
 /// Configures the loss.
 #[derive(Debug, Clone, clap::Args)]
 pub struct LossConfig {
-    /// How the losses of tokens are averaged over a step
+    /// What a token's loss is, and how the losses of tokens are averaged over a step
     #[arg(long = "loss", value_enum, value_name = "KIND", default_value = "dapo")]
     pub kind: LossKind,
     /// Lower clip range: a token stops contributing once its probability ratio is below 1 - EPSILON
     #[arg(long, value_name = "EPSILON", default_value_t = 0.2)]
     pub epsilon: f64,
-    /// Upper clip range: a token stops contributing once its probability ratio is above 1 + EPSILON [default: --epsilon]
+    /// Upper clip range: a token stops contributing once its probability ratio is above 1 + EPSILON [default: --epsilon]. With
+    /// --loss cispo, the largest weight itself, like 5
     #[arg(long, value_name = "EPSILON")]
     pub epsilon_high: Option<f64>,
+    /// Also stop the gradient where the ratio is above DELTA and the advantage negative (dual clip)
+    #[arg(long, value_name = "DELTA")]
+    pub delta: Option<f64>,
+    /// Whose probability ratio weighs a token [default: sequence for --loss gspo and luspo, else token]
+    #[arg(long, value_enum, value_name = "LEVEL")]
+    pub ratio_level: Option<RatioLevel>,
+    /// How fast the gain of --loss sapo fades where the advantage is positive
+    #[arg(long, value_name = "TEMPERATURE", default_value_t = 1.0)]
+    pub sapo_temperature_pos: f64,
+    /// How fast it fades where the advantage is negative
+    #[arg(long, value_name = "TEMPERATURE", default_value_t = 1.05)]
+    pub sapo_temperature_neg: f64,
     /// Weight of the KL divergence from --reference; at 0 no reference is used
     #[arg(long, default_value_t = 0.0)]
     pub beta: f64,
+    /// Estimate of that divergence, for d = log policy - log reference of a sampled token
+    #[arg(long, value_enum, value_name = "ESTIMATOR", default_value = "k3-weighted")]
+    pub kl_estimator: KlEstimator,
     /// Give no gradient to completions that were cut off (finish_reason "length")
     #[arg(long)]
     pub mask_truncated: bool,
+    /// Give no gradient, but that of the KL divergence, to any but this fraction of the step's tokens: those of the highest entropy
+    #[arg(long, value_name = "FRACTION", default_value_t = 1.0)]
+    pub top_entropy_quantile: f64,
+    /// Give no gradient, but that of the KL divergence, to completions of negative advantage that the policy has moved away from:
+    /// their log-probability fell by more than NATS per token since they were sampled
+    #[arg(long, value_name = "NATS")]
+    pub off_policy_mask_threshold: Option<f64>,
     /// The longest completion that `rollout` may sample, by which --loss dr_grpo divides (tokens)
     #[arg(long, value_name = "TOKENS")]
     pub max_completion_tokens: Option<usize>,
@@ -53,6 +152,12 @@ pub struct LossConfig {
     /// is to the weights that sampled the token
     #[arg(long, value_name = "C")]
     pub importance_sampling_clip_max: Option<f64>,
+    /// The smallest such weight [default: none]
+    #[arg(long, value_name = "C", requires = "importance_sampling_clip_max")]
+    pub importance_sampling_clip_min: Option<f64>,
+    /// What to do with weights out of these bounds, and whether they are those of tokens or, as a product, of whole completions
+    #[arg(long, value_enum, value_name = "MODE", default_value = "token_truncate")]
+    pub importance_sampling_mode: ImportanceMode,
 }
 
 impl LossConfig {
@@ -61,166 +166,136 @@ impl LossConfig {
     /// # Errors
     /// [`Error::Usage`].
     pub fn check(&self) -> Result<()> {
+        let refuse = |what: &str| Err(Error::Usage(what.into()));
+        let is_positive = |number: f64| number > 0.0 && number.is_finite();
         let high = self.epsilon_high.unwrap_or(self.epsilon);
         if !(0.0..1.0).contains(&self.epsilon) || !(0.0..).contains(&high) || !high.is_finite() {
-            return Err(Error::Usage(
-                "--epsilon must be at least 0 and less than 1, and --epsilon-high at least 0".into(),
-            ));
+            return refuse("--epsilon must be at least 0 and less than 1, and --epsilon-high at least 0");
         }
         if !(0.0..).contains(&self.beta) || !self.beta.is_finite() {
-            return Err(Error::Usage("--beta must be at least 0".into()));
+            return refuse("--beta must be at least 0");
         }
-        if self.importance_sampling_clip_max.is_some_and(|most| !(most > 0.0 && most.is_finite())) {
-            return Err(Error::Usage("--importance-sampling-clip-max must be above 0".into()));
+        let most = self.importance_sampling_clip_max;
+        let least = self.importance_sampling_clip_min;
+        if most.is_some_and(|most| !is_positive(most)) {
+            return refuse("--importance-sampling-clip-max must be above 0");
+        }
+        if least.is_some_and(|least| !(0.0..=most.unwrap_or(0.0)).contains(&least)) {
+            return refuse(
+                "--importance-sampling-clip-min must be at least 0 and at most --importance-sampling-clip-max",
+            );
+        }
+        if most.is_none() && self.importance_sampling_mode != ImportanceMode::TokenTruncate {
+            return refuse("--importance-sampling-mode needs --importance-sampling-clip-max");
         }
         if self.kind == LossKind::DrGrpo && self.max_completion_tokens.is_none_or(|tokens| tokens == 0) {
-            return Err(Error::Usage("--loss dr_grpo needs --max-completion-tokens, by which it divides".into()));
+            return refuse("--loss dr_grpo needs --max-completion-tokens, by which it divides");
+        }
+        if self.kind == LossKind::Cispo && !self.epsilon_high.is_some_and(is_positive) {
+            return refuse("--loss cispo needs --epsilon-high, the largest weight of a token, like 5");
+        }
+        if self.kind == LossKind::Gspo && self.ratio_level == Some(RatioLevel::Token) {
+            return refuse("--loss gspo with --ratio-level token is --loss grpo");
+        }
+        let (_, objective, _) = self.kind.parts();
+        if self.delta.is_some() && objective != Objective::Clipped {
+            return refuse("--delta belongs to the losses that clip: not to cispo and sapo");
+        }
+        if self.delta.is_some_and(|delta| !delta.is_finite() || delta <= 1.0 + high) {
+            return refuse("--delta must be above 1 + --epsilon-high");
+        }
+        if !is_positive(self.sapo_temperature_pos) || !is_positive(self.sapo_temperature_neg) {
+            return refuse("--sapo-temperature-pos and --sapo-temperature-neg must be above 0");
+        }
+        if !(self.top_entropy_quantile > 0.0 && self.top_entropy_quantile <= 1.0) {
+            return refuse("--top-entropy-quantile must be above 0 and at most 1");
+        }
+        if self.off_policy_mask_threshold.is_some_and(|nats| !(0.0..).contains(&nats) || !nats.is_finite()) {
+            return refuse("--off-policy-mask-threshold must be at least 0");
         }
         Ok(())
+    }
+
+    /// Whose probability ratio weighs a token.
+    fn level(&self) -> RatioLevel {
+        let (_, _, of_kind) = self.kind.parts();
+        self.ratio_level.unwrap_or(of_kind)
+    }
+
+    /// Whether a token's loss depends on what the policy in training makes of other tokens, so that these must be known first.
+    /// `has_old`: whether any ratio is to other weights than those in training.
+    #[must_use]
+    pub fn needs_survey(&self, has_old: bool) -> bool {
+        let importance = self.importance_sampling_clip_max.is_some();
+        let of_ratio = match self.level() {
+            RatioLevel::Token => false,
+            RatioLevel::Sequence => has_old || importance || self.beta > 0.0,
+            RatioLevel::SequenceToken => has_old,
+        };
+        of_ratio
+            || (importance && self.importance_sampling_mode.is_of_sequences())
+            || self.top_entropy_quantile < 1.0
+            || self.off_policy_mask_threshold.is_some()
     }
 }
 
 /// The weight of each completion's tokens in the step's loss: 1 / denominator.
 ///
-/// `counting[i]` is the number of completion i's tokens that count: its length, or 0 where it is masked. As in TRL, `grpo` and `dr_grpo`
-/// divide by masked completions too.
+/// `counting[i]` is the number of completion i's tokens that count: its length, or 0 where it is masked. As in TRL, the means over
+/// completions divide by masked completions too.
 #[must_use]
 pub fn token_weights(config: &LossConfig, counting: &[usize]) -> Vec<f64> {
     let completions = counting.len() as f64;
     let tokens = counting.iter().sum::<usize>().max(1) as f64;
-    let weight = |length: usize| match config.kind {
-        LossKind::Grpo => 1.0 / (completions * length.max(1) as f64),
-        LossKind::Bnpo | LossKind::Dapo => 1.0 / tokens,
-        LossKind::DrGrpo => 1.0 / (completions * config.max_completion_tokens.unwrap_or(1) as f64),
+    let (average, ..) = config.kind.parts();
+    let weight = |length: usize| match average {
+        Average::OverCompletions => 1.0 / (completions * length.max(1) as f64),
+        Average::OverTokens => 1.0 / tokens,
+        Average::OverLongest => 1.0 / (completions * config.max_completion_tokens.unwrap_or(1) as f64),
+        Average::OfSums => 1.0 / completions,
     };
     counting.iter().map(|length| weight(*length)).collect()
 }
 
-/// On which side of the clip range a token's gradient is stopped.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Clipped {
-    /// Not stopped: within the range, or the advantage pulls it back there.
-    No,
-    /// The ratio is below 1 - epsilon, and the advantage negative.
-    Low,
-    /// The ratio is above 1 + epsilon_high, and the advantage positive.
-    High,
-}
-
-/// Log-probabilities of one token (nats).
-#[derive(Debug, Clone, Copy)]
-pub struct Logprobs {
-    /// Under the weights in training.
-    pub now: f32,
-    /// Under the weights that the clipped ratio is to; `None` when these are in training, so that the ratio is 1.
-    pub old: Option<f32>,
-    /// Under the weights that sampled it; used with [`LossConfig::importance_sampling_clip_max`] only.
-    pub sampled: f32,
-    /// Under the reference; required where `beta` is not 0.
-    pub reference: Option<f32>,
-}
-
-/// The weight of a token in importance sampling.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Importance {
-    /// Its probability when the step began over that when it was sampled, truncated.
-    pub ratio: f64,
-    /// Whether truncation changed it.
-    pub truncated: bool,
-}
-
-/// The loss of one token.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct TokenLoss {
-    /// `beta` times `kl`, minus the surrogate.
-    pub loss: f64,
-    /// dloss / dlogprob.
-    pub slope: f64,
-    /// Estimate of the KL divergence from the reference (nats), weighted by the probability ratio; 0 without a reference.
-    pub kl: f64,
-    /// Whether the clip range stops the gradient.
-    pub clipped: Clipped,
-    /// The weight of the surrogate; `None` without importance sampling.
-    pub importance: Option<Importance>,
-}
-
-impl TokenLoss {
-    /// Loss and slope times the token's weight in the step's loss.
-    #[must_use]
-    pub fn weighted(self, weight: f64) -> Self {
-        Self { loss: weight * self.loss, slope: weight * self.slope, ..self }
-    }
-}
-
-/// The clipped surrogate of one token, with the KL penalty.
-///
-/// The penalty is weighted by the ratio, whose slope counts even where the ratio is 1: otherwise the gradient of the penalty would not
-/// be that of the divergence.
-///
-/// With [`LossConfig::importance_sampling_clip_max`] the surrogate, but not the penalty, is weighted by the truncated ratio of the old
-/// policy to the sampler, a constant. Clipping then keeps the policy near the old one, not near the sampler.
-///
-/// # Source
-/// Schulman et al. 2017, eq. 7, <https://arxiv.org/abs/1707.06347>; k3 of <http://joschu.net/blog/kl-approx.html>; its weight is
-/// that of DeepSeek-V3.2, <https://arxiv.org/abs/2512.02556>, and TRL's `use_bias_correction_kl`. The truncated ratio is TRL's
-/// `vllm_importance_sampling_mode="token_truncate"`; why clipping may be around another policy than the sampler's: Hilton et al.
-/// 2021, <https://arxiv.org/abs/2110.00641>.
-#[must_use]
-pub fn token_loss(config: &LossConfig, advantage: f64, logprobs: Logprobs) -> TokenLoss {
-    let logprob = f64::from(logprobs.now);
-    let difference = logprobs.old.map_or(0.0, |old| logprob - f64::from(old));
-    let ratio = difference.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp();
-    let (floor, ceiling) = (1.0 - config.epsilon, 1.0 + config.epsilon_high.unwrap_or(config.epsilon));
-    let clipped = match advantage {
-        a if a < 0.0 && ratio < floor => Clipped::Low,
-        a if a > 0.0 && ratio > ceiling => Clipped::High,
-        _ => Clipped::No,
-    };
-    let importance = importance(config, logprobs);
-    let advantage = advantage * importance.map_or(1.0, |importance| importance.ratio);
-    let surrogate = (ratio * advantage).min(ratio.clamp(floor, ceiling) * advantage);
-    let ratio_slope = if difference.abs() > MAX_LOG_RATIO { 0.0 } else { ratio };
-    let (k3, k3_slope) = logprobs.reference.map_or((0.0, 0.0), |reference| k3(f64::from(reference) - logprob));
-    let (kl, kl_slope) = (ratio * k3, ratio_slope * k3 + ratio * k3_slope);
-    TokenLoss {
-        loss: config.beta * kl - surrogate,
-        slope: config.beta * kl_slope - if clipped == Clipped::No { ratio_slope * advantage } else { 0.0 },
-        kl,
-        clipped,
-        importance,
-    }
-}
-
-/// The truncated ratio of the old policy to the sampler; `None` without importance sampling.
-fn importance(config: &LossConfig, logprobs: Logprobs) -> Option<Importance> {
-    let most = config.importance_sampling_clip_max?;
-    let difference = f64::from(logprobs.old.unwrap_or(logprobs.now)) - f64::from(logprobs.sampled);
-    let ratio = difference.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp();
-    Some(Importance { ratio: ratio.min(most), truncated: ratio > most })
-}
-
-/// The k3 estimate for `difference` = log reference - log policy, and its derivative with respect to the policy's log-probability.
-fn k3(difference: f64) -> (f64, f64) {
-    let bounded = difference.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO);
-    let excess = bounded.exp_m1(); // exact for the small differences of a policy near its reference
-    (excess - bounded, if bounded == difference { -excess } else { 0.0 })
-}
-
 #[cfg(test)]
 mod tests {
+    use std::slice::from_ref;
+
     use super::*;
+    use clap::Parser;
     use proptest::prelude::*;
 
+    #[derive(Parser)]
+    struct Options {
+        #[command(flatten)]
+        loss: LossConfig,
+    }
+
+    fn parse(options: &str) -> LossConfig {
+        Options::parse_from(format!("test {options}").split_whitespace()).loss
+    }
+
     fn config(kind: LossKind, beta: f64) -> LossConfig {
-        LossConfig {
-            kind,
-            epsilon: 0.2,
-            epsilon_high: Some(0.28),
-            beta,
-            mask_truncated: false,
-            max_completion_tokens: Some(10),
-            importance_sampling_clip_max: None,
-        }
+        LossConfig { kind, beta, ..parse("--epsilon-high 0.28 --max-completion-tokens 10") }
+    }
+
+    /// What is known of a token, and its log-probability under the policy in training.
+    struct Logprobs {
+        now: f32,
+        old: Option<f32>,
+        sampled: f32,
+        reference: Option<f32>,
+    }
+
+    /// The loss of a completion of one token.
+    fn token_loss(
+        config: &LossConfig,
+        advantage: f64,
+        Logprobs { now, old, sampled, reference }: Logprobs,
+    ) -> TokenLoss {
+        let [old, reference] = [&old, &reference].map(|one| one.as_ref().map(from_ref));
+        let known = Known { advantage, weight: 1.0, old, sampled: from_ref(&sampled), reference };
+        SequenceLoss::new(config, known, None).token(0, now)
     }
 
     /// A token that the old policy sampled.
@@ -265,7 +340,7 @@ mod tests {
     #[test]
     fn without_an_old_policy_the_gradient_is_the_plain_policy_gradient() {
         let found = token_loss(&config(LossKind::Dapo, 0.0), 1.5, logprobs(-3.0, None, None));
-        assert_eq!((found.loss, found.slope, found.clipped), (-1.5, -1.5, Clipped::No));
+        assert_eq!((found.loss, found.slope, found.clipped), (-1.5, -1.5, Some(Clipped::No)));
     }
 
     #[test]
@@ -298,17 +373,17 @@ mod tests {
         let config = config(LossKind::Dapo, 0.0);
         let at = |advantage, ratio: f32| token_loss(&config, advantage, logprobs(ratio.ln() - 3.0, Some(-3.0), None));
         let high = at(1.0, 1.5);
-        assert_eq!((high.slope, high.clipped), (0.0, Clipped::High));
+        assert_eq!((high.slope, high.clipped), (0.0, Some(Clipped::High)));
         assert!((high.loss + 1.28).abs() < 1e-6);
         let low = at(-1.0, 0.5);
-        assert_eq!((low.slope, low.clipped), (0.0, Clipped::Low));
+        assert_eq!((low.slope, low.clipped), (0.0, Some(Clipped::Low)));
         assert!((low.loss - 0.8).abs() < 1e-6);
         for (advantage, ratio) in [(-1.0, 1.5), (1.0, 0.5)] {
             let back = at(advantage, ratio);
-            assert_eq!(back.clipped, Clipped::No);
+            assert_eq!(back.clipped, Some(Clipped::No));
             assert!((back.slope + advantage * f64::from(ratio)).abs() < 1e-6);
         }
-        assert_eq!(at(1.0, 1.27).clipped, Clipped::No);
+        assert_eq!(at(1.0, 1.27).clipped, Some(Clipped::No));
     }
 
     /// Whatever sampled the tokens, the weighted slopes are on average those of tokens that the policy itself sampled.
@@ -339,10 +414,10 @@ mod tests {
             token_loss(&config, 1.0, known)
         };
         let near = at(1.1f32.ln());
-        assert_eq!(near.clipped, Clipped::No); // though 2.2 times as likely as when it was sampled
+        assert_eq!(near.clipped, Some(Clipped::No)); // though 2.2 times as likely as when it was sampled
         assert!((near.slope + 2.2).abs() < 1e-5, "{near:?}");
         let far = at(1.5f32.ln());
-        assert_eq!((far.slope, far.clipped), (0.0, Clipped::High));
+        assert_eq!((far.slope, far.clipped), (0.0, Some(Clipped::High)));
         assert!((far.loss + 2.56).abs() < 1e-5, "{far:?}");
         assert_eq!(far.importance.map(|importance| importance.truncated), Some(false));
         assert_eq!(config.check().map_err(|err| err.exit_code()), Ok(()));

@@ -216,7 +216,7 @@ fn records(place: &mut Place, dice: &mut Dice) {
                 groups.iter().map(|group| group.completions.iter().map(|one| one.reward).collect()).collect();
             assert_eq!(advantages(&rewards, ScaleRewards::Group).groups.len(), groups.len());
             refused(groups::temperature(&groups));
-            assert!(groups::part_means(&groups).len() < 1000);
+            assert!(groups::parts(&groups).len() < 1000);
         }
         2 => {
             let scorer = Scorer { semantics: Semantics::Fixed, weights: RewardWeights::default() };

@@ -1,0 +1,95 @@
+//! Every loss, mask and KL estimate against TRL's numbers, and how the trainer puts them together.
+
+use grpo_pipes::checkpoint;
+use grpo_pipes::model::Model;
+use grpo_pipes::numbers::dtype::Dtype;
+use grpo_pipes::train::grpo_step::GrpoTrainer;
+use grpo_pipes::train::trainer::Trainer;
+use serde_json::Value;
+
+use crate::fixtures::{Reference, distance, on_cpu};
+use crate::grpo::{
+    LOSS_SCALE, Numbers, WHOLE, assert_close, assert_gradients, assert_metrics, assert_weights, by_hand, flat,
+    old_groups, parsed, step, tiny, weights,
+};
+
+#[test]
+fn losses_masks_and_kl_estimates_equal_trl() {
+    let (reference, losses) = (Reference::load(), Reference::of_losses());
+    let old = old_groups(&reference, "1.0");
+    let [sampled, given, of_reference] =
+        ["sampler_logprob.t1.0", "old_logprob.t1.0", "ref_logprob.t1.0"].map(|name| reference.tensor(name));
+    for (options, want) in losses.json["losses"].as_object().unwrap() {
+        let config = Numbers::of(options).grpo.loss;
+        config.check().unwrap();
+        let sampled = if config.importance_sampling_clip_max.is_some() { &sampled } else { &given };
+        let (line, gradients) = by_hand(&config, &old, [sampled, &of_reference], 1.0);
+        assert_metrics(options, &line, want);
+        assert_gradients(&losses, options, &gradients, want);
+        for (name, want) in
+            want["metrics"].as_object().unwrap().iter().filter(|(name, _)| name.contains("sampling_ratio/m"))
+        {
+            assert_close(options, line[name].as_f64().unwrap(), want.as_f64().unwrap(), 0.01);
+        }
+    }
+}
+
+/// The model with all weights times the reference's factor, as a directory.
+fn scaled(factor: f32, dir: &std::path::Path) {
+    let mut model = Model::load(&tiny()).unwrap();
+    model.parameters_mut().into_iter().flatten().for_each(|x| *x *= factor);
+    checkpoint::copy_companions(&tiny(), dir, "float32").unwrap();
+    model.save(&dir.join(checkpoint::WEIGHTS), Dtype::F32).unwrap();
+}
+
+#[test]
+fn five_optimizer_steps_with_each_penalty_equal_trl() {
+    let (reference, losses) = (Reference::load(), Reference::of_losses());
+    let dir = tempfile::tempdir().unwrap();
+    scaled(losses.json["reference_factor"].as_f64().unwrap() as f32, dir.path());
+    let groups = old_groups(&reference, "1.0");
+    for (estimator, want) in losses.json["optimizer"].as_object().unwrap() {
+        let numbers = Numbers::of(&format!(
+            "--loss grpo --scale-rewards none --max-staleness any --epsilon-high 0.28 --adam-beta2 0.99 --weight-decay 0.1 \
+             --learning-rate 1e-4 --max-grad-norm 0.1 --beta 0.04 --kl-estimator {estimator} --reference {}",
+            dir.path().display()
+        ));
+        let mut trainer = Trainer::open(&tiny(), numbers.optimizer, None, &on_cpu).unwrap();
+        let start = weights(&mut trainer);
+        let mut grpo = GrpoTrainer::new(&mut trainer, numbers.grpo.clone(), WHOLE, false).unwrap();
+        for (index, want_step) in want["steps"].as_array().unwrap().iter().enumerate() {
+            let mut line = Value::Null;
+            grpo.step(&groups, &mut |metrics| line = parsed(metrics)).unwrap();
+            let bound = if index < 2 { 1e-5 } else { 5e-5 };
+            for (name, scale) in [("loss", LOSS_SCALE), ("grad_norm", 0.0), ("kl", 0.01)] {
+                let (got, want) = (line[name].as_f64().unwrap(), want_step[name].as_f64().unwrap());
+                assert!(
+                    (got - want).abs() <= bound * want.abs().max(scale),
+                    "{estimator} {index} {name}: {got} for {want}"
+                );
+            }
+            assert_weights(&losses, (estimator, index + 1), &start, &weights(grpo.trainer()));
+        }
+    }
+}
+
+/// The trainer surveys a step by itself: with one completion after the other in the model it makes the same step.
+#[test]
+fn a_step_that_needs_a_survey_is_the_one_made_from_its_parts_in_any_cut() {
+    let reference = Reference::load();
+    let old = old_groups(&reference, "1.0");
+    let sampled = reference.tensor("old_logprob.t1.0");
+    for options in [
+        "--loss gspo --epsilon 0.05",
+        "--loss dapo --top-entropy-quantile 0.3",
+        "--loss luspo --off-policy-mask-threshold 0.02",
+    ] {
+        let (want_line, want) = by_hand(&Numbers::of(options).grpo.loss, &old, [&sampled, &sampled], 1.0);
+        for micro_batch_tokens in [1, WHOLE] {
+            let (line, gradients) = step(options, &old, micro_batch_tokens);
+            assert_close(options, line["loss"].as_f64().unwrap(), want_line["loss"].as_f64().unwrap(), LOSS_SCALE);
+            let off = distance(&flat(&gradients), &flat(&want));
+            assert!(off < 1e-5, "{options}: {off:e}");
+        }
+    }
+}
