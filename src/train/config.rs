@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use crate::grpo::advantage::ScaleRewards;
+use crate::grpo::advantage::AdvantageConfig;
 use crate::grpo::groups::Staleness;
 use crate::grpo::loss::LossConfig;
 use crate::optim::OptimizerConfig;
@@ -15,9 +15,9 @@ pub struct GrpoConfig {
     /// The loss.
     #[command(flatten)]
     pub loss: LossConfig,
-    /// What the difference between a reward and its group's mean is divided by
-    #[arg(long, value_enum, value_name = "BY", default_value = "group")]
-    pub scale_rewards: ScaleRewards,
+    /// The advantages.
+    #[command(flatten)]
+    pub advantage: AdvantageConfig,
     /// Optimizer steps on each batch of groups
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]
     pub num_iterations: u64,

@@ -4,7 +4,7 @@ use std::sync::OnceLock;
 
 use crate::checkpoint;
 use crate::error::{Error, Result};
-use crate::grpo::advantage::{Advantages, Spread, advantages};
+use crate::grpo::advantage::{Advantages, Spread};
 use crate::grpo::groups::{self, Group, ScoredCompletion, Staleness};
 use crate::grpo::loss::{Known, LossConfig, SequenceLoss, Survey, TokenLoss, token_weights};
 use crate::grpo::metrics::{self, Metrics};
@@ -94,9 +94,7 @@ impl<'t> GrpoTrainer<'t> {
     /// [`Error::Record`] when these weights may not be trained on a record, [`Error::Numerics`] when numbers are not finite or sampler
     /// and trainer disagree: the weights must then not be published. That of the model's [`crate::process::cancel::Stop`].
     pub fn step(&mut self, groups: &[Group], emit: &mut dyn FnMut(&Metrics)) -> Result<()> {
-        let rewards: Vec<Vec<_>> =
-            groups.iter().map(|group| group.completions.iter().map(|one| one.reward).collect()).collect();
-        let advantages = advantages(&rewards, self.config.scale_rewards);
+        let advantages = self.config.advantage.of(groups)?;
         let plan = self.plan(groups, &advantages)?;
         let trained = plan.trained(groups);
         let mut first: Option<Vec<Vec<f32>>> = None;

@@ -6,7 +6,7 @@
 use serde_json::{Value, json};
 
 use crate::checkpoint::derive_id;
-use crate::grpo::advantage::ScaleRewards;
+use crate::grpo::advantage::{AdvantageConfig, PartWeights, ScaleRewards};
 use crate::grpo::loss::{ImportanceMode, KlEstimator, LossConfig, LossKind, RatioLevel};
 use crate::optim::{OptimizerConfig, Schedule};
 use crate::train::config::{GrpoConfig, SupervisedConfig};
@@ -67,13 +67,23 @@ impl StepIdentity<'_> {
 
 /// `reference` enters by its policy id; `max_staleness` and `logprob_band` refuse steps and do not change any.
 fn grpo(config: &GrpoConfig) -> Value {
-    let GrpoConfig { loss, scale_rewards, num_iterations, reference: _, max_staleness: _, logprob_band: _ } = config;
+    let GrpoConfig { loss, advantage, num_iterations, reference: _, max_staleness: _, logprob_band: _ } = config;
+    let AdvantageConfig { scale_rewards, leave_one_out, normalize_then_sum } = advantage;
     let scale_rewards = match scale_rewards {
         ScaleRewards::Group => "group",
         ScaleRewards::Batch => "batch",
         ScaleRewards::None => "none",
     };
-    json!({"loss": loss_numbers(loss), "scale_rewards": scale_rewards, "num_iterations": num_iterations})
+    let mut numbers =
+        json!({"loss": loss_numbers(loss), "scale_rewards": scale_rewards, "num_iterations": num_iterations});
+    // Absent in the ids of steps without them.
+    if *leave_one_out {
+        numbers["leave_one_out"] = json!(true);
+    }
+    if let Some(PartWeights(weights)) = normalize_then_sum {
+        numbers["normalize_then_sum"] = json!(weights);
+    }
+    numbers
 }
 
 fn loss_numbers(config: &LossConfig) -> Value {
@@ -201,10 +211,14 @@ mod tests {
         blake3::hash(line.as_bytes()).into()
     }
 
+    fn advantage(scale_rewards: ScaleRewards) -> AdvantageConfig {
+        AdvantageConfig { scale_rewards, leave_one_out: false, normalize_then_sum: None }
+    }
+
     fn grpo_config(loss: LossConfig) -> GrpoConfig {
         GrpoConfig {
             loss,
-            scale_rewards: ScaleRewards::Group,
+            advantage: advantage(ScaleRewards::Group),
             num_iterations: 1,
             reference: None,
             max_staleness: Staleness::Any,
@@ -287,7 +301,8 @@ mod tests {
             importance_sampling_clip_max: Some(2.0),
             ..dapo()
         };
-        let config = GrpoConfig { scale_rewards: ScaleRewards::None, num_iterations: 2, ..grpo_config(loss) };
+        let advantage = advantage(ScaleRewards::None);
+        let config = GrpoConfig { advantage, num_iterations: 2, ..grpo_config(loss) };
         let numbers = StepNumbers::Grpo { config: &config, reference: Some(PARENT), micro_batch_tokens: 512 };
         let optimizer = OptimizerConfig {
             optimizer_state: Dtype::Bf16,

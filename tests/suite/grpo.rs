@@ -66,7 +66,7 @@ fn reference_advantages(reference: &Reference) -> Vec<f64> {
 
 /// Rollouts with advantages as rewards: `--scale-rewards none` leaves them as they are. For TRL a completion without a reward
 /// counts as one of advantage 0; here it would not count at all.
-fn records(reference: &Reference, temperature: &str, logprobs: &[f32], policy_id: Option<&str>) -> Vec<Value> {
+pub fn records(reference: &Reference, temperature: &str, logprobs: &[f32], policy_id: Option<&str>) -> Vec<Value> {
     let rewards = reference_advantages(reference);
     let mut logprobs = logprobs;
     let mut record = |(index, one): (usize, &Value)| {
@@ -81,7 +81,7 @@ fn records(reference: &Reference, temperature: &str, logprobs: &[f32], policy_id
     reference.json["sequences"].as_array().unwrap().iter().enumerate().map(&mut record).collect()
 }
 
-fn groups(records: &[Value]) -> Vec<Group> {
+pub fn groups(records: &[Value]) -> Vec<Group> {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("scored.jsonl");
     std::fs::write(&path, lines(records)).unwrap();
@@ -96,7 +96,8 @@ pub fn old_groups(reference: &Reference, temperature: &str) -> Vec<Group> {
 
 /// Metrics and gradients of one step by the public way: the optimizer's first moment.
 pub fn step(options: &str, groups: &[Group], micro_batch_tokens: usize) -> (Value, ByName) {
-    let config = Numbers::of(&format!("--scale-rewards none --max-staleness any {options}")).grpo;
+    let scale = if options.contains("normalize") { "" } else { "--scale-rewards none" };
+    let config = Numbers::of(&format!("{scale} --max-staleness any {options}")).grpo;
     let mut trainer = Trainer::open(&tiny(), probe(), None, &on_cpu).unwrap();
     let mut line = Value::Null;
     let mut grpo = GrpoTrainer::new(&mut trainer, config, micro_batch_tokens, false).unwrap();
@@ -171,7 +172,7 @@ fn advantages_equal_trl() {
         let rewards: Vec<Option<f64>> = serde_json::from_value(reference.json["rewards"][rewards].clone()).unwrap();
         let rewards: Vec<_> = rewards.chunks(4).map(<[_]>::to_vec).collect();
         let scale = <ScaleRewards as clap::ValueEnum>::from_str(scale, false).unwrap();
-        let got = advantages(&rewards, scale);
+        let got = advantages(&rewards, scale, false);
         for (got, want) in got.groups.iter().flatten().zip(floats(&want["advantages"])) {
             assert_close(case, *got, want, 0.1);
         }

@@ -5,12 +5,12 @@ use grpo_pipes::model::Model;
 use grpo_pipes::numbers::dtype::Dtype;
 use grpo_pipes::train::grpo_step::GrpoTrainer;
 use grpo_pipes::train::trainer::Trainer;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::fixtures::{Reference, distance, on_cpu};
 use crate::grpo::{
-    LOSS_SCALE, Numbers, WHOLE, assert_close, assert_gradients, assert_metrics, assert_weights, by_hand, flat,
-    old_groups, parsed, step, tiny, weights,
+    LOSS_SCALE, Numbers, WHOLE, assert_close, assert_gradients, assert_metrics, assert_weights, by_hand, flat, groups,
+    old_groups, parsed, records, step, tiny, weights,
 };
 
 #[test]
@@ -92,4 +92,34 @@ fn a_step_that_needs_a_survey_is_the_one_made_from_its_parts_in_any_cut() {
             assert!(off < 1e-5, "{options}: {off:e}");
         }
     }
+}
+
+#[test]
+fn rewards_that_are_normalised_before_they_are_added_give_the_advantages_of_trl() {
+    let (reference, losses) = (Reference::load(), Reference::of_losses());
+    let want = &losses.json["normalized_then_summed"];
+    let mut records = records(&reference, "1.0", &reference.tensor("old_logprob.t1.0"), None);
+    let weight = |name: &str| want["weights"][name].as_f64().unwrap();
+    for (index, record) in records.iter_mut().enumerate() {
+        let parts = ["a", "b"].map(|name| want["parts"][name][index].clone());
+        let [a, b] = [&parts[0], &parts[1]].map(Value::as_f64);
+        let sum = a.or(b).map(|_| weight("a") * a.unwrap_or(0.0) + weight("b") * b.unwrap_or(0.0));
+        record["rewards"] = json!({"a": parts[0], "b": parts[1]});
+        record["reward"] = json!(sum);
+    }
+    let options = format!("--normalize-then-sum a={},b={}", weight("a"), weight("b"));
+    let advantages = Numbers::of(&options).grpo.advantage.of(&groups(&records)).unwrap();
+    for (index, got) in advantages.groups.iter().flatten().enumerate() {
+        assert_close(&index.to_string(), *got, want["advantages"][index].as_f64().unwrap(), 0.1);
+    }
+    let (line, _) = step(&format!("--epsilon-high 0.28 {options}"), &groups(&records), WHOLE);
+    for (name, want) in want["metrics"].as_object().unwrap() {
+        assert_close(name, line[name].as_f64().unwrap(), want.as_f64().unwrap(), 0.1);
+    }
+    records[3]["rewards"] = json!({"a": null, "c": 1});
+    let refusal = Numbers::of(&options).grpo.advantage.of(&groups(&records)).unwrap_err();
+    assert!(
+        refusal.to_string().ends_with(":4: \"rewards\" has none of a, b, which --normalize-then-sum adds"),
+        "{refusal}"
+    );
 }

@@ -262,6 +262,7 @@ mod tests {
     use std::slice::from_ref;
 
     use super::*;
+    use crate::model::TokenStats;
     use clap::Parser;
     use proptest::prelude::*;
 
@@ -319,6 +320,40 @@ mod tests {
             let width = f64::from(logprob + step) - f64::from(logprob - step);
             let numeric = (above.loss - below.loss) / width;
             prop_assert!((numeric - here.slope).abs() < 1e-4 * (1.0 + here.slope.abs()), "{numeric} {}", here.slope);
+        }
+
+        /// Of a completion whose tokens share a ratio: each token's slope is that of the sum of all losses.
+        #[test]
+        fn slopes_of_a_shared_ratio_are_the_derivatives_of_the_sum(
+            advantage in -3.0f64..3.0, now in prop::collection::vec(-6.0f32..-0.1, 4), moved in 0usize..4,
+            off in prop::collection::vec(-0.3f32..0.3, 12),
+            options in prop::sample::select(vec![
+                "--loss gspo", "--loss luspo --kl-estimator k1", "--loss sapo --ratio-level sequence",
+                "--loss gspo --kl-estimator k2 --importance-sampling-clip-max 1.1", "--loss gspo --delta 1.3 --kl-estimator k3",
+            ]),
+        ) {
+            let config = parse(&format!("{options} --beta 0.2"));
+            let near = |from: usize| now.iter().zip(&off[from..]).map(|(now, off)| now + off).collect::<Vec<f32>>();
+            let [old, sampled, reference] = [near(0), near(4), near(8)];
+            let known =
+                Known { advantage, weight: 0.5, old: Some(&old), sampled: &sampled, reference: Some(&reference) };
+            let losses = |now: &[f32]| {
+                let survey: Vec<_> = now.iter().map(|logprob| TokenStats { logprob: *logprob, entropy: 1.0 }).collect();
+                let loss = SequenceLoss::new(&config, known, Some(Survey { tokens: &survey, least_entropy: 0.0 }));
+                now.iter().enumerate().map(|(at, now)| loss.token(at, *now)).collect::<Vec<_>>()
+            };
+            let at = |step: f32| {
+                let mut now = now.clone();
+                now[moved] += step;
+                (f64::from(now[moved]), losses(&now))
+            };
+            let step = 2.0f32.powi(-10);
+            let ((from, below), (_, here), (to, above)) = (at(-step), at(0.0), at(step));
+            prop_assume!(below[0].clipped == above[0].clipped);
+            prop_assume!(below.iter().zip(&above).all(|(a, b)| a.importance == b.importance));
+            let sum = |losses: &[TokenLoss]| losses.iter().map(|one| one.loss).sum::<f64>();
+            let numeric = (sum(&above) - sum(&below)) / (to - from);
+            prop_assert!((numeric - here[moved].slope).abs() < 1e-3 * (1.0 + numeric.abs()), "{numeric} {:?}", here[moved]);
         }
 
         #[test]
@@ -441,9 +476,39 @@ mod tests {
     }
 
     #[test]
-    fn dr_grpo_without_its_length_is_a_usage_error() {
-        let mut config = config(LossKind::DrGrpo, 0.0);
-        config.max_completion_tokens = None;
-        assert_eq!(config.check().unwrap_err().exit_code(), 2);
+    fn the_gradient_of_each_token_for_itself_is_the_shared_one_where_nothing_tells_tokens_apart() {
+        let (now, old) = ([-1.0f32, -2.5, -0.3], [-1.2f32, -2.4, -0.4]);
+        let slopes = |options: &str| -> Vec<f64> {
+            let config = parse(&format!("--loss gspo {options}"));
+            let survey = now.map(|logprob| TokenStats { logprob, entropy: 1.0 });
+            let known = Known { advantage: 1.5, weight: 1.0, old: Some(&old), sampled: &old, reference: None };
+            let loss = SequenceLoss::new(&config, known, Some(Survey { tokens: &survey, least_entropy: 0.0 }));
+            (0..3).map(|at| loss.token(at, now[at]).slope).collect()
+        };
+        let shared = slopes("");
+        let ratio = (0.2f64 / 3.0).exp();
+        assert!(shared.iter().all(|slope| (slope + 1.5 * ratio).abs() < 1e-6), "{shared:?}");
+        for (shared, own) in shared.iter().zip(slopes("--ratio-level sequence_token")) {
+            assert!((shared - own).abs() < 1e-12);
+        }
+    }
+
+    #[test]
+    fn options_that_contradict_each_other_are_refused() {
+        for options in [
+            "--loss dr_grpo",
+            "--loss cispo",
+            "--loss gspo --ratio-level token",
+            "--loss sapo --delta 2",
+            "--delta 1.1",
+            "--sapo-temperature-neg 0",
+            "--top-entropy-quantile 0",
+            "--off-policy-mask-threshold=-1",
+            "--importance-sampling-mode token_mask",
+            "--importance-sampling-clip-max 1 --importance-sampling-clip-min 2",
+        ] {
+            assert_eq!(parse(options).check().map_err(|err| err.exit_code()), Err(2), "{options}");
+        }
+        assert!(parse("--loss cispo --epsilon-high 5 --kl-estimator k3 --beta 0.04").check().is_ok());
     }
 }

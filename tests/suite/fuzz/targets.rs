@@ -214,7 +214,7 @@ fn records(place: &mut Place, dice: &mut Dice) {
                 Groups::new(Input::open(&path).unwrap(), (&place.config).into()).map_while(refused).collect();
             let rewards: Vec<Vec<_>> =
                 groups.iter().map(|group| group.completions.iter().map(|one| one.reward).collect()).collect();
-            assert_eq!(advantages(&rewards, ScaleRewards::Group).groups.len(), groups.len());
+            assert_eq!(advantages(&rewards, ScaleRewards::Group, false).groups.len(), groups.len());
             refused(groups::temperature(&groups));
             assert!(groups::parts(&groups).len() < 1000);
         }
