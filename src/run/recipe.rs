@@ -21,7 +21,7 @@ enum Kind {
 use Kind::{Number, Text};
 
 /// The names that a recipe may have, the kind of each, and its meaning.
-const NAMES: [(&str, Kind, &str); 39] = [
+const NAMES: [(&str, Kind, &str); 42] = [
     (FORK, Text, "run and checkpoint that a fork began from"),
     (SEED, Number, "seed of everything random"),
     (SCORER, Text, "command in the place of score; empty: score"),
@@ -45,9 +45,11 @@ const NAMES: [(&str, Kind, &str); 39] = [
     ("MAX_PROMPT_TOKENS", Number, "longest prompt (tokens)"),
     ("MAX_COMPLETION_TOKENS", Number, "longest completion (tokens)"),
     (STEPS, Number, "steps of the run"),
-    ("LOSS", Text, "grpo, bnpo, dr_grpo or dapo"),
+    ("LOSS", Text, "grpo, bnpo, dr_grpo, dapo, cispo, sapo, gspo or luspo"),
     ("BETA", Number, "weight of the KL divergence from the start"),
+    ("KL_ESTIMATOR", Text, "of that divergence: k1, k2, k3 or k3-weighted"),
     ("EPSILON", Number, "clip range of the ratio"),
+    ("EPSILON_HIGH", Text, "upper clip range; empty: EPSILON"),
     ("LEARNING_RATE", Number, "largest learning rate"),
     ("SCHEDULE", Text, "constant, linear or cosine"),
     ("WARMUP_RATIO", Number, "fraction of the steps in which the learning rate rises"),
@@ -57,6 +59,7 @@ const NAMES: [(&str, Kind, &str); 39] = [
     ("OPTIMIZER_STATE", Text, "type of AdamW's moments"),
     ("MAX_GRAD_NORM", Number, "gradients are clipped to this norm; 0: never"),
     ("REWARDS", Text, "weights of score's rewards"),
+    ("SCALE_REWARDS", Text, "what advantages are divided by: group, batch or none"),
     ("MAX_STALENESS", Number, "steps that sampling is ahead of training"),
     ("IMPORTANCE_SAMPLING_CLIP_MAX", Text, "largest weight of a token for weights that differ; empty: off"),
     ("SAVE_EVERY", Number, "steps between checkpoints"),
