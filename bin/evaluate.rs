@@ -5,8 +5,10 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use grpo_pipes::command::{OutputArgs, run_filter};
-use grpo_pipes::eval::{Comparison, Fold};
+use grpo_pipes::error::Result;
+use grpo_pipes::eval::{Comparison, Fold, Outcomes, Paired, Summary};
 use grpo_pipes::lines::jsonl::Input;
+use serde::Serialize;
 
 /// Compute accuracies, rates, means and pass@k from scored rollouts
 ///
@@ -29,6 +31,48 @@ struct Args {
     /// Print a table of the rates before and after, from two files that --json wrote; repeat it for another pair
     #[arg(long, value_names = ["BEFORE", "AFTER"], num_args = 2, conflicts_with_all = ["files", "json"])]
     compare: Vec<PathBuf>,
+    /// Also compare strict accuracy, prompt by prompt, with that of these scored rollouts of another model: the difference, an exact
+    /// test of which is better, and how many prompts would show smaller differences. Repeat it to pool files, such as those of several
+    /// seeds
+    #[arg(long, value_name = "FILE", conflicts_with = "compare")]
+    baseline: Vec<PathBuf>,
+}
+
+/// A summary with the comparison, as JSON.
+#[derive(Serialize)]
+struct Both {
+    #[serde(flatten)]
+    summary: Summary,
+    paired: Paired,
+}
+
+impl Args {
+    /// The summary as text, with the comparison where one is asked for.
+    fn text(&self) -> Result<String> {
+        let (mut fold, mut outcomes) = (Fold::default(), Outcomes::default());
+        for file in &self.files {
+            for line in Input::open(file)? {
+                let line = line?;
+                fold.add(&line)?;
+                if !self.baseline.is_empty() {
+                    outcomes.add(&line)?;
+                }
+            }
+        }
+        let summary = fold.finish()?;
+        if self.baseline.is_empty() {
+            return Ok(if self.json { summary.to_json() } else { summary.to_string() });
+        }
+        let mut baseline = Outcomes::default();
+        for file in &self.baseline {
+            Input::open(file)?.try_for_each(|line| baseline.add(&line?))?;
+        }
+        let paired = Paired::of(&outcomes, &baseline)?;
+        Ok(match self.json {
+            true => serde_json::to_string(&Both { summary, paired }).expect("plain data serialises"),
+            false => format!("{summary}\n{paired}"),
+        })
+    }
 }
 
 fn main() -> ExitCode {
@@ -37,14 +81,6 @@ fn main() -> ExitCode {
         if !args.compare.is_empty() {
             return out.write_line(Comparison::read(&args.compare)?.to_string().as_bytes());
         }
-        let mut fold = Fold::default();
-        for file in &args.files {
-            for line in Input::open(file)? {
-                fold.add(&line?)?;
-            }
-        }
-        let summary = fold.finish()?;
-        let text = if args.json { summary.to_json() } else { summary.to_string() };
-        out.write_line(text.as_bytes())
+        out.write_line(args.text()?.as_bytes())
     })
 }

@@ -17,7 +17,7 @@ use crate::reward::number::Number;
 /// The most rewards a file may name: each record's are looked up by a linear search.
 const MAX_REWARDS: usize = 1000;
 
-/// The counts so far. Memory grows with the number of groups, not of completions.
+/// The counts so far. Memory grows with the number of groups, by each one's different answers, and by a word for each completion.
 #[derive(Debug, Default)]
 pub struct Fold {
     /// In the order of their first record, so that every run sums the same doubles in the same order.
@@ -32,7 +32,7 @@ pub struct Fold {
 }
 
 /// The completions of one prompt at one policy step.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Default)]
 struct GroupCounts {
     completions: u32,
     /// The extracted answer, in its tags, is right.
@@ -41,6 +41,18 @@ struct GroupCounts {
     flexible: Counts,
     format: Counts,
     truncated: Counts,
+    /// The different answers that completions gave.
+    answers: Vec<String>,
+    /// Of each judged completion, in the order of the records.
+    votes: Vec<Vote>,
+}
+
+/// What a completion says the answer is.
+#[derive(Debug, Clone, Copy)]
+struct Vote {
+    /// Which of the group's answers; `None` if nothing was extracted.
+    answer: Option<u32>,
+    is_right: bool,
 }
 
 /// A field that the summary reports if all records agree on it.
@@ -77,6 +89,7 @@ impl Fold {
         let finish_reason = record.get_text("finish_reason")?;
         let strict = earned("correctness").or_else(|| earned("math"));
         let flexible = is_flexibly_correct(&record, strict)?;
+        let extracted = record.get_text("extracted")?;
 
         let at = match self.index.get(&*group_id) {
             Some(at) => *at,
@@ -91,6 +104,10 @@ impl Fold {
         group.flexible.add(flexible);
         group.format.add(earned("strict_format"));
         group.truncated.add(finish_reason.map(|reason| reason == "length"));
+        if let Some(is_right) = strict {
+            let answer = extracted.map(|text| group.answer(&text));
+            group.votes.push(Vote { answer, is_right });
+        }
         Ok(())
     }
 
@@ -119,6 +136,7 @@ impl Fold {
             reward: self.reward.mean(),
             rewards: self.rewards.into_iter().map(|(name, mean)| (name, mean.mean().into())).collect(),
             pass_at_k: mean_pass_at_k(groups),
+            maj_at_k: mean_maj_at_k(groups),
         })
     }
 
@@ -155,23 +173,52 @@ impl Fold {
 
 fn mean_pass_at_k(groups: &[GroupCounts]) -> Map<String, Value> {
     let judged: Vec<Counts> = groups.iter().map(|group| group.strict).filter(|counts| counts.total > 0).collect();
-    let smallest = judged.iter().map(|counts| counts.total).min().unwrap_or(0);
-    let powers = (0..u32::BITS).map(|power| 1 << power).take_while(|&k: &u32| smallest > 1 && k <= smallest);
     let mean = |k| judged.iter().filter_map(|&counts| pass_at_k(counts, k)).sum::<f64>() / judged.len() as f64;
-    powers.map(|k| (k.to_string(), mean(k).into())).collect()
+    powers(groups).map(|k| (k.to_string(), mean(k).into())).collect()
 }
 
-/// The key of a group: the sampler's `group_id`, else the prompt's id, else the prompt itself.
+/// By the first k completions of each group: which those are is chance.
+fn mean_maj_at_k(groups: &[GroupCounts]) -> Map<String, Value> {
+    let judged: Vec<&[Vote]> = groups.iter().map(|group| &group.votes[..]).filter(|votes| !votes.is_empty()).collect();
+    let right = |k: u32| judged.iter().filter(|votes| majority_is_right(&votes[..k as usize])).count();
+    powers(groups).map(|k| (k.to_string(), (right(k) as f64 / judged.len() as f64).into())).collect()
+}
+
+/// 1, 2, 4, ... up to the smallest group's judged completions; nothing when that is 1.
+fn powers(groups: &[GroupCounts]) -> impl Iterator<Item = u32> {
+    let smallest = groups.iter().map(|group| group.strict.total).filter(|total| *total > 0).min().unwrap_or(0);
+    (0..u32::BITS).map(|power| 1 << power).take_while(move |&k: &u32| smallest > 1 && k <= smallest)
+}
+
+/// Whether the answer that most votes are for, of equals the one that came first, is right.
+fn majority_is_right(votes: &[Vote]) -> bool {
+    let count = |vote: &Vote| votes.iter().filter(|other| other.answer == vote.answer).count();
+    let voting = votes.iter().filter(|vote| vote.answer.is_some());
+    voting.rev().max_by_key(|vote| count(vote)).is_some_and(|vote| vote.is_right)
+}
+
+/// The key of a group: the sampler's `group_id`, else the prompt's.
 fn group<'a>(record: &Record<'a>) -> Result<Cow<'a, str>> {
-    for name in ["group_id", "prompt_id"] {
-        if let Some(id) = record.get_written(name)? {
-            return Ok(id);
-        }
+    record.get_written("group_id")?.map_or_else(|| prompt_key(record), Ok)
+}
+
+/// The key of a prompt, whoever sampled it: its id, else the prompt itself.
+pub(super) fn prompt_key<'a>(record: &Record<'a>) -> Result<Cow<'a, str>> {
+    if let Some(id) = record.get_written("prompt_id")? {
+        return Ok(id);
     }
     if !["prompt", "messages", "conversations"].iter().any(|name| record.has_value(name)) {
         return Err(record.error("no field \"group_id\", \"prompt_id\" or \"prompt\" says what it completes"));
     }
     Ok(Cow::Owned(Names::new(None).name_of(record)?))
+}
+
+/// Whether the record earned `correctness`, or without it `math`; `None` when neither is known.
+pub(super) fn strict(record: &Record<'_>) -> Result<Option<bool>> {
+    let rewards: Option<Map<String, Value>> = record.get_optional("rewards")?;
+    let rewards = rewards.ok_or_else(|| record.error("no field \"rewards\": run score first"))?;
+    let earned = |name: &str| rewards.get(name).and_then(Value::as_f64).map(|value| value > 0.0);
+    Ok(earned("correctness").or_else(|| earned("math")))
 }
 
 /// Whether the completion's last number is the answer. If the answer is not a number, the strict judgement stands.
@@ -186,9 +233,24 @@ fn is_flexibly_correct(record: &Record<'_>, strict: Option<bool>) -> Result<Opti
     })
 }
 
+impl GroupCounts {
+    /// The place of an answer among those of the group; equal numbers are one answer, however they are written.
+    fn answer(&mut self, text: &str) -> u32 {
+        let is_same = |other: &String| match (Number::parse(other), Number::parse(text)) {
+            (Some(other), Some(number)) => other == number,
+            _ => other == text,
+        };
+        let place = self.answers.iter().position(is_same).unwrap_or_else(|| {
+            self.answers.push(text.to_owned());
+            self.answers.len() - 1
+        });
+        place as u32
+    }
+}
+
 impl Counts {
     /// Counts one sample; `None` means that it was not judged.
-    fn add(&mut self, passed: Option<bool>) {
+    pub(super) fn add(&mut self, passed: Option<bool>) {
         self.total += u32::from(passed.is_some());
         self.passed += u32::from(passed == Some(true));
     }

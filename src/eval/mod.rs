@@ -1,13 +1,15 @@
-//! Evaluates a model from its scored rollouts: accuracies, rewards, rates, lengths and pass@k.
+//! Evaluates a model from its scored rollouts: accuracies, rewards, rates, lengths and pass@k, also against another's.
 //!
 //! Knows nothing of tensors or models, and of tokens only their number.
 
 mod compare;
 mod fold;
+mod paired;
 mod stats;
 mod summary;
 
 pub use compare::Comparison;
 pub use fold::Fold;
+pub use paired::{Outcomes, Paired};
 pub use stats::{Counts, Rate, pass_at_k, rate};
 pub use summary::Summary;

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 /// The normal quantile of a 95 % interval.
-const Z: f64 = 1.959_963_984_540_054;
+pub(super) const Z: f64 = 1.959_963_984_540_054;
 
 /// How many of a prompt's samples were judged, and how many passed.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

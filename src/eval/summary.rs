@@ -38,6 +38,9 @@ pub struct Summary {
     pub rewards: Map<String, Value>,
     /// Mean over prompts of pass@k by strict accuracy, k = 1, 2, 4, ... up to the smallest group's judged completions; empty when that is 1.
     pub pass_at_k: Map<String, Value>,
+    /// Mean over prompts of whether the answer that most of k completions extracted is right, for the same k.
+    #[serde(default)]
+    pub maj_at_k: Map<String, Value>,
 }
 
 impl Summary {
@@ -78,8 +81,10 @@ impl Display for Summary {
                 None => write!(out, "\n{name:<20}{:>8}", "-")?,
             }
         }
-        for (k, value) in &self.pass_at_k {
-            write!(out, "\n{:<20}{:>7.1}%", format!("pass@{k}"), value.as_f64().unwrap_or(0.0) * 100.0)?;
+        for (name, means) in [("pass", &self.pass_at_k), ("maj", &self.maj_at_k)] {
+            for (k, value) in means {
+                write!(out, "\n{:<20}{:>7.1}%", format!("{name}@{k}"), value.as_f64().unwrap_or(0.0) * 100.0)?;
+            }
         }
         write_mean(out, "length [tokens]", self.mean_length_tokens)?;
         write_mean(out, "reward", self.reward)?;

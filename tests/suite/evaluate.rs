@@ -68,6 +68,64 @@ fn json_holds_rates_means_and_pass_at_k() {
     );
 }
 
+/// Equal numbers are one vote, however they are written; what extracts nothing has none.
+#[test]
+fn the_answer_of_most_completions_is_right_or_wrong_for_the_prompt() {
+    let answer = |text: &str| format!("<reasoning>\nr\n</reasoning>\n<answer>\n{text}\n</answer>\n");
+    let of = |group: &str, texts: [&str; 4]| -> String {
+        texts.iter().enumerate().map(|(i, text)| format!("{}\n", rollout(group, i, &answer(text)))).collect()
+    };
+    let rollouts = of("a", ["999", "1,000", "1000", "5"]) + &of("b", ["1000", "7", "8", "7.0"]);
+    let scored = run(SCORE, &[], &rollouts).stdout;
+    let got = &summary(&["--json"], &scored)["maj_at_k"];
+    assert_eq!(*got, json!({"1": 0.5, "2": 0.5, "4": 0.5}));
+    let scored = run(SCORE, &[], &of("a", ["999", "1,000", "1000", "5"])).stdout;
+    assert_eq!(summary(&["--json"], &scored)["maj_at_k"], json!({"1": 0.0, "2": 0.0, "4": 1.0}));
+}
+
+#[test]
+fn two_models_are_compared_prompt_by_prompt() {
+    let folder = tempfile::tempdir().unwrap();
+    let scored = |name: &str, policy: u64, right: &dyn Fn(usize) -> bool, prompts: std::ops::Range<usize>| {
+        let record = |prompt: usize| {
+            let correctness = if right(prompt) { 2.0 } else { 0.0 };
+            json!({"group_id": format!("{policy}:{prompt}"), "prompt_id": prompt.to_string(), "completion": "x",
+                   "rewards": {"correctness": correctness}})
+            .to_string()
+                + "\n"
+        };
+        let path = folder.path().join(name);
+        std::fs::write(&path, prompts.map(record).collect::<String>()).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let before = scored("before.jsonl", 0, &|prompt| prompt % 2 == 0, 0..100);
+    let after = scored("after.jsonl", 9, &|prompt| prompt % 2 == 0 && prompt > 3 || prompt % 8 == 1, 0..90);
+    let got = summary(&["--json", &after, "--baseline", &before], "");
+    let paired = &got["paired"];
+    assert_eq!((&paired["num_prompts"], &paired["num_unpaired"]), (&json!(90), &json!(10)));
+    assert_eq!((&paired["better"], &paired["worse"]), (&json!(12), &json!(2)));
+    // python3: from scipy.stats import binomtest; binomtest(2, 14).pvalue
+    assert!((paired["p_value"].as_f64().unwrap() - 0.012_939_453).abs() < 1e-8);
+    let difference = |name: &str| paired["difference"][name].as_f64().unwrap();
+    assert!((difference("value") - 10.0 / 90.0).abs() < 1e-12);
+    assert!(
+        difference("low") > 0.02 && difference("low") < 0.06 && difference("high") > 0.16 && difference("high") < 0.2
+    );
+    assert_eq!(got["accuracy_strict"]["value"], paired["accuracy"]);
+    let table = run(EVALUATE, &[&after, "--baseline", &before], "");
+    assert!(
+        table.stdout.contains("prompts better            12   2 worse; p = 1.29e-2 (exact test)"),
+        "{}",
+        table.stdout
+    );
+    let pooled = summary(&["--json", &after, &after, "--baseline", &before], "");
+    assert_eq!(pooled["paired"]["better"], 12, "files of one model are pooled by prompt");
+    let none = scored("none.jsonl", 0, &|_| true, 200..201);
+    let done = run(EVALUATE, &[&after, "--baseline", &none], "");
+    assert_eq!(done.code, Some(3));
+    assert!(done.stderr.contains("no problem of --baseline is among those evaluated"), "{}", done.stderr);
+}
+
 #[test]
 fn files_add_up_to_one_total() {
     let folder = tempfile::tempdir().unwrap();
