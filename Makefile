@@ -1,6 +1,6 @@
 # What a user runs. `make train` and `make test` need Rust and a C compiler alone; with CUDA=1 all is built for NVIDIA GPUs, too,
 # which is the default where there is one and nvcc.
-.PHONY: all lean train step fork placebo test test-gpu chaos fuzz check check-cuda bench bench-gpu
+.PHONY: all lean train step fork verify placebo test test-gpu chaos fuzz check check-cuda bench bench-gpu
 
 CUDA ?= $(shell command -v nvcc >/dev/null && nvidia-smi >/dev/null 2>&1 && echo 1)
 FEATURES = $(if $(filter 1,$(CUDA)),--features cuda)
@@ -16,7 +16,8 @@ lean:
 # train: RECIPE=auto or a name in pipelines/recipes/, SEED, NAME, SCORER and every number of the recipe can be set.
 # step: one iteration of the run that `make train` with the same RECIPE, SEED and NAME began.
 # fork: a new run from a checkpoint of an old one: RUN=old FROM=step_000100 NAME=new, and numbers that differ from there on.
-train step fork: lean
+# verify: trains a stretch of a run again, RUN=name FROM=step_000100 TO=step_000200, and compares every byte.
+train step fork verify: lean
 	bash pipelines/$@.sh
 
 # The control: the same run with rewards dealt to the wrong completions must not improve.

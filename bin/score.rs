@@ -1,12 +1,15 @@
 //! `score`: rollouts in, the same records with rewards out.
 
 use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
 
 use clap::Parser;
 use grpo_pipes::command::{InputArgs, OutputArgs, run_filter};
+use grpo_pipes::error::{Error, Result};
 use grpo_pipes::lines::jsonl::Input;
-use grpo_pipes::lines::map::map_lines;
-use grpo_pipes::reward::{Placebo, REWARDS, RewardWeights, Scorer, Semantics};
+use grpo_pipes::lines::map::{LINES_PER_TASK, map_lines};
+use grpo_pipes::reward::{Placebo, REWARDS, RewardWeights, Scorer, Semantics, Workers};
 
 /// Add rewards to rollouts
 ///
@@ -34,6 +37,29 @@ struct Args {
     /// improve
     #[arg(long, value_name = "SEED")]
     placebo: Option<u64>,
+    /// Also ask a program, run by `sh -c`: it gets each record as a line, and answers with a line: a number, null, or an object of these
+    /// by name, which are added to "reward". It must not hold answers back. Without --reward, its rewards are the only ones
+    #[arg(long, value_name = "COMMAND")]
+    command: Option<String>,
+    /// How many copies of the program run at once [default: one per core]
+    #[arg(long, value_name = "N", requires = "command", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    jobs: Option<u16>,
+    /// How long the program may take for a record (seconds)
+    #[arg(long, value_name = "SECONDS", requires = "command", default_value_t = 60.0)]
+    timeout: f64,
+}
+
+impl Args {
+    fn scorer(&self) -> Result<Scorer> {
+        let limit = Duration::try_from_secs_f64(self.timeout).ok().filter(|limit| !limit.is_zero());
+        let limit = limit.ok_or_else(|| Error::Usage("--timeout must be above 0".into()))?;
+        let command = self.command.as_ref().map(|command| Arc::new(Workers::new(command, limit)));
+        let weights = self.reward.clone().unwrap_or_else(|| match command {
+            Some(_) => RewardWeights::none(),
+            None => RewardWeights::default(),
+        });
+        Ok(Scorer { semantics: self.semantics, weights, command })
+    }
 }
 
 fn rewards() -> String {
@@ -48,12 +74,17 @@ fn rewards() -> String {
 
 fn main() -> ExitCode {
     let args = Args::parse();
-    let scorer = Scorer { semantics: args.semantics, weights: args.reward.unwrap_or_default() };
     run_filter("score", &args.output, |out| {
-        let input = Input::open(&args.input.file)?;
-        match args.placebo {
-            Some(seed) => Placebo { scorer, seed }.score(input, out),
-            None => map_lines(input, out, |line, json| scorer.score_line(line, json)),
+        let (scorer, input) = (args.scorer()?, Input::open(&args.input.file)?);
+        if let Some(seed) = args.placebo {
+            return Placebo { scorer, seed }.score(input, out);
         }
+        // A program may take its time for a record: as many threads wait as there are copies of it.
+        let lines = if scorer.command.is_some() { 1 } else { LINES_PER_TASK };
+        if let Some(jobs) = args.jobs {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(jobs.into());
+            pool.build_global().map_err(|err| Error::Usage(format!("--jobs: {err}")))?;
+        }
+        map_lines(input, out, lines, |line, json| scorer.score_line(line, json))
     })
 }

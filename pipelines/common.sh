@@ -140,18 +140,17 @@ learn() {
     [ "$BETA" = 0 ] || more+=(--reference "$RUN/checkpoints/step_000000")
     [ -z "$EPSILON_HIGH" ] || more+=(--epsilon-high "$EPSILON_HIGH")
     [ -z "$IMPORTANCE_SAMPLING_CLIP_MAX" ] || more+=(--importance-sampling-clip-max "$IMPORTANCE_SAMPLING_CLIP_MAX")
-    exec grpo-step --follow "$RUN" --groups-per-step "$PROMPTS_PER_STEP" --save-every "$SAVE_EVERY" --keep "$KEEP" --loss "$LOSS" \
-        --epsilon "$EPSILON" --beta "$BETA" --kl-estimator "$KL_ESTIMATOR" --scale-rewards "$SCALE_REWARDS" \
-        --max-completion-tokens "$MAX_COMPLETION_TOKENS" --max-staleness "$MAX_STALENESS" --learning-rate "$LEARNING_RATE" \
-        --schedule "$SCHEDULE" --warmup-ratio "$WARMUP_RATIO" --total-steps "$STEPS" --max-grad-norm "$MAX_GRAD_NORM" \
-        --adam-beta1 "$ADAM_BETA1" --adam-beta2 "$ADAM_BETA2" --weight-decay "$WEIGHT_DECAY" \
-        --optimizer-state "$OPTIMIZER_STATE" --dtype "$DTYPE" --seed "$SEED" ${more[@]+"${more[@]}"}
+    exec grpo-step --groups-per-step "$PROMPTS_PER_STEP" --loss "$LOSS" --epsilon "$EPSILON" --beta "$BETA" \
+        --kl-estimator "$KL_ESTIMATOR" --scale-rewards "$SCALE_REWARDS" --max-completion-tokens "$MAX_COMPLETION_TOKENS" \
+        --max-staleness "$MAX_STALENESS" --learning-rate "$LEARNING_RATE" --schedule "$SCHEDULE" --warmup-ratio "$WARMUP_RATIO" \
+        --total-steps "$STEPS" --max-grad-norm "$MAX_GRAD_NORM" --adam-beta1 "$ADAM_BETA1" --adam-beta2 "$ADAM_BETA2" \
+        --weight-decay "$WEIGHT_DECAY" --optimizer-state "$OPTIMIZER_STATE" --dtype "$DTYPE" --seed "$SEED" ${more[@]+"${more[@]}"} "$@"
 }
 
 # A stage of the user's may be far from reading or writing, and so from noticing that the trainer is gone.
 learn_and_end() {
     local code=0
-    (learn 2>&3) || code=$?
+    (learn --follow "$RUN" --save-every "$SAVE_EVERY" --keep "$KEEP" 2>&3) || code=$?
     if [ "$code" -ne 0 ] && [ -f "$RUN/.scorer" ]; then
         sleep 1
         kill -KILL "$(cat "$RUN/.scorer")" || true

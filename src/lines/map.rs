@@ -19,17 +19,22 @@ const BATCH_BYTES: usize = 1 << 18;
 /// Batches read ahead, and worked on together; bounds memory when the output is slower than the input.
 const BATCHES_AHEAD: usize = 8;
 
-/// Lines per task of the thread pool.
-const LINES_PER_TASK: usize = 32;
+/// Lines per task of the thread pool, if a line is quick work.
+pub const LINES_PER_TASK: usize = 32;
 
 /// What a stage typically adds to a line (bytes).
 const ROOM_FOR_MORE: usize = 192;
 
-/// Writes what `f` appends to a buffer for each line of `input`, as lines in their order.
+/// Writes what `f` appends to a buffer for each line of `input`, as lines in their order. A thread takes `lines_per_task` at a time.
 ///
 /// # Errors
 /// The first error of `f` or of reading, once what came before it is written; errors of writing.
-pub fn map_lines(input: Input, out: &mut Output, f: impl Fn(&Line, &mut Vec<u8>) -> Result<()> + Sync) -> Result<()> {
+pub fn map_lines(
+    input: Input,
+    out: &mut Output,
+    lines_per_task: usize,
+    f: impl Fn(&Line, &mut Vec<u8>) -> Result<()> + Sync,
+) -> Result<()> {
     let mut batches = ReadAhead::new(batches(input, BATCH_BYTES), BATCHES_AHEAD);
     while let Some(first) = next_batch(&mut batches, out) {
         let mut ready = vec![first?];
@@ -40,7 +45,7 @@ pub fn map_lines(input: Input, out: &mut Output, f: impl Fn(&Line, &mut Vec<u8>)
         {
             read = next.map(|batch| ready.push(batch));
         }
-        let tasks: Vec<&[Line]> = ready.iter().flat_map(|batch| batch.chunks(LINES_PER_TASK)).collect();
+        let tasks: Vec<&[Line]> = ready.iter().flat_map(|batch| batch.chunks(lines_per_task)).collect();
         let done: Vec<_> = tasks.into_par_iter().map(|lines| map_task(lines, &f)).collect();
         for (text, error) in done {
             out.write_lines(&text)?;

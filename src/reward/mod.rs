@@ -14,6 +14,7 @@
 //!
 //! Knows nothing of tokens, tensors or models.
 
+mod command;
 pub mod fixed;
 pub mod math;
 pub mod number;
@@ -24,6 +25,7 @@ mod score;
 pub mod seed;
 mod weights;
 
+pub use command::Workers;
 pub use placebo::Placebo;
 use reading::Reading;
 pub use score::{Score, Scorer};

@@ -1,7 +1,10 @@
 //! Adds `rewards`, `reward` and `extracted` to a rollout record.
 
+use std::sync::Arc;
+
 use serde::ser::{Serialize, SerializeMap, Serializer};
 
+use super::command::Workers;
 use super::reading::Reading;
 use super::{MATH, Reward, RewardWeights, Semantics};
 use crate::error::Result;
@@ -15,6 +18,8 @@ pub struct Scorer {
     pub semantics: Semantics,
     /// Which rewards, and how much each counts.
     pub weights: RewardWeights,
+    /// A program whose rewards count as much as it says.
+    pub command: Option<Arc<Workers>>,
 }
 
 /// The score of one completion.
@@ -48,14 +53,19 @@ impl Scorer {
     /// Scores a rollout: appends its line of JSON to `json` with the fields added, or replaced in place.
     ///
     /// # Errors
-    /// [`crate::Error::Record`] if the line is not an object, or `completion` or `answer` is not a string.
+    /// [`crate::Error::Record`] if the line is not an object, or `completion` or `answer` is not a string; those of [`Workers::ask`].
     pub fn score_line(&self, line: &Line, json: &mut Vec<u8>) -> Result<()> {
         let mut record = line.record()?;
         let completion = prompt::completion(&record)?.ok_or_else(|| record.error("no field \"completion\""))?;
         let answer = record.answer()?;
         let score = self.score(&completion, answer.as_deref());
-        record.set("rewards", &Values(&score.rewards));
-        record.set("reward", &score.reward);
+        let more = self.command.as_ref().map_or(Ok(Vec::new()), |command| command.ask(line))?;
+        if let Some((name, _)) = more.iter().find(|(name, _)| self.weights.has(name)) {
+            return Err(record.error(format!("the command and score both have a reward \"{name}\"")));
+        }
+        let sum = |sum: f64, (_, value): &(String, Option<f64>)| value.map(|value| sum + value);
+        record.set("rewards", &Values(&score.rewards, &more));
+        record.set("reward", &score.reward.and_then(|reward| more.iter().try_fold(reward, sum)));
         record.set("extracted", &score.extracted);
         record.write_json(json);
         Ok(())
@@ -63,13 +73,16 @@ impl Scorer {
 }
 
 /// Rewards as a JSON object.
-struct Values<'a>(&'a [(&'static Reward, Option<f64>)]);
+struct Values<'a>(&'a [(&'static Reward, Option<f64>)], &'a [(String, Option<f64>)]);
 
 impl Serialize for Values<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
-        let mut map = serializer.serialize_map(Some(self.0.len()))?;
+        let mut map = serializer.serialize_map(Some(self.0.len() + self.1.len()))?;
         for (reward, value) in self.0 {
             map.serialize_entry(reward.name, value)?;
+        }
+        for (name, value) in self.1 {
+            map.serialize_entry(name, value)?;
         }
         map.end()
     }

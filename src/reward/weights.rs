@@ -12,6 +12,12 @@ pub const MAX_WEIGHT: f64 = 1e9;
 pub struct RewardWeights(Vec<(&'static Reward, f64)>);
 
 impl RewardWeights {
+    /// No reward.
+    #[must_use]
+    pub fn none() -> Self {
+        Self(Vec::new())
+    }
+
     /// Each reward with its weight.
     pub fn iter(&self) -> std::slice::Iter<'_, (&'static Reward, f64)> {
         self.0.iter()

@@ -44,3 +44,4 @@ mod slow_disk;
 mod teachers;
 mod tiny_job;
 mod tokenizer;
+mod verify;

@@ -26,7 +26,7 @@ fn scored(args: &[&str], records: &[Value]) -> Vec<Value> {
 }
 
 fn scorer(semantics: Semantics) -> Scorer {
-    Scorer { semantics, weights: RewardWeights::default() }
+    Scorer { semantics, weights: RewardWeights::default(), command: None }
 }
 
 #[test]
@@ -334,5 +334,95 @@ proptest! {
     fn any_bytes_are_scored_or_refused(line in "\\PC*|\\{\"completion\":\\PC*") {
         let done = grpo_pipes::lines::record::Line { path: "x".into(), number: 1, text: line };
         let _ = scorer(Semantics::Fixed).score_line(&done, &mut Vec::new());
+    }
+}
+
+/// 200 records that a command can tell apart.
+fn numbered() -> Vec<Value> {
+    (0..200).map(|i| json!({"n": i, "completion": "x", "answer": "1"})).collect()
+}
+
+/// Answers each record with its number, some of them late.
+const ITS_NUMBER: &str = r#"while IFS= read -r line; do
+    n=${line#*\"n\":}; n=${n%%,*}
+    [ $((n % 50)) -ne 7 ] || sleep 0.3
+    echo "$n"
+done"#;
+
+#[test]
+fn a_command_gives_each_record_its_own_reward_whatever_copy_it_asks() {
+    for jobs in ["1", "4"] {
+        let records = scored(&["--command", ITS_NUMBER, "--jobs", jobs], &numbered());
+        for (i, record) in records.iter().enumerate() {
+            assert_eq!((&record["n"], &record["reward"]), (&json!(i), &json!(i as f64)));
+            assert_eq!(record["rewards"], json!({"command": i as f64}));
+        }
+    }
+}
+
+#[test]
+fn what_a_command_answers_is_added_to_the_rewards_by_name() {
+    let command = r#"while read -r _; do echo '{"brief": 0.25, "kind": -1}'; done"#;
+    let records = scored(&["--reward", "correctness=2", "--command", command], &[rollout("1000"), rollout("7")]);
+    assert_eq!(records[0]["rewards"], json!({"correctness": 2.0, "brief": 0.25, "kind": -1.0}));
+    assert_eq!((&records[0]["reward"], &records[1]["reward"]), (&json!(3.25), &json!(-0.75)));
+    let null = scored(&["--command", "while read -r _; do echo null; done"], &[rollout("1000")]);
+    assert_eq!((&null[0]["reward"], &null[0]["rewards"]), (&Value::Null, &json!({"command": null})));
+}
+
+#[test]
+fn a_command_that_fails_names_the_record_and_what_came_before_is_kept() {
+    let until = |n: u32, then: &str| {
+        format!("i=0; while read -r _; do i=$((i + 1)); if [ $i -gt {n} ]; then {then}; else echo 1; fi; done")
+    };
+    for (command, message) in [
+        (
+            until(2, "exit 3"),
+            "ended before it answered (exit status: 3); it must answer each line of its input with a line",
+        ),
+        (until(2, "exec sleep 100"), "gives no answer within 0.5 s"),
+        (until(2, "echo good"), "answers \"good\", which is no number, null, or object of these"),
+        (until(2, "echo '{\"correctness\": 1}'"), "and score both have a reward \"correctness\""),
+    ] {
+        let args = ["--reward", "correctness=1", "--command", &command, "--jobs", "1", "--timeout", "0.5"];
+        let done = run(SCORE, &args, &lines(&numbered()[..5]));
+        assert_eq!((done.code, done.records().len()), (Some(3), 2), "{message}: {}", done.stderr);
+        assert!(
+            done.stderr.starts_with("score: -:3: the command ") && done.stderr.trim_end().ends_with(message),
+            "{}",
+            done.stderr
+        );
+    }
+    let done = run(SCORE, &["--command", "cat", "--timeout", "0"], "");
+    assert_eq!((done.code, done.stderr.contains("--timeout must be above 0")), (Some(2), true), "{}", done.stderr);
+}
+
+/// The lines `score --command ...` of the README, with its `brief.py`, on records short and long.
+#[test]
+fn the_readmes_commands_score_as_it_says() {
+    let readme = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md")).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let (_, brief) = readme.split_once("# brief.py\n").unwrap();
+    std::fs::write(dir.path().join("brief.py"), brief.split_once("```").unwrap().0).unwrap();
+    let records =
+        [json!({"completion": "short", "answer": "1"}), json!({"completion": "long ".repeat(1000), "answer": "1"})];
+    std::fs::write(dir.path().join("rollouts.jsonl"), lines(&records)).unwrap();
+    let commands: Vec<&str> =
+        readme.lines().filter(|line| line.starts_with("score ") && line.contains("--command")).collect();
+    assert_eq!(commands.len(), 3);
+    for command in commands {
+        let needs = ["jq", "python3"].into_iter().find(|needed| command.contains(needed));
+        if let Some(needed) = needs.filter(|needed| Command::new(needed).arg("--version").output().is_err()) {
+            println!("skipped, because there is no {needed}: {command}");
+            continue;
+        }
+        let command = command.replacen("score", SCORE, 1);
+        let done = Command::new("sh").args(["-c", &command]).current_dir(dir.path()).output().unwrap();
+        let rewards: Vec<f64> = String::from_utf8(done.stdout)
+            .unwrap()
+            .lines()
+            .map(|line| serde_json::from_str::<Value>(line).unwrap()["reward"].as_f64().unwrap())
+            .collect();
+        assert_eq!(rewards, [0.5, 0.0], "{command}: {}", String::from_utf8_lossy(&done.stderr));
     }
 }

@@ -138,11 +138,12 @@ fn a_text_of_100_mb_is_scored_in_time_that_grows_with_its_length() {
         for text in [body.repeat(2), format!("<reasoning>{body}</reasoning><answer>{body}</answer>")] {
             let began = computed();
             for semantics in [Semantics::Fixed, Semantics::Seed] {
-                let score = Scorer { semantics, weights: RewardWeights::default() }.score(&text, Some("1,111"));
+                let score =
+                    Scorer { semantics, weights: RewardWeights::default(), command: None }.score(&text, Some("1,111"));
                 assert!(score.reward.is_some_and(f64::is_finite));
             }
             let _ = Number::last_in(&text);
-            let math = Scorer { semantics: Semantics::Fixed, weights: "math=1".parse().unwrap() };
+            let math = Scorer { semantics: Semantics::Fixed, weights: "math=1".parse().unwrap(), command: None };
             for reference in ["1,111", &text] {
                 assert!(math.score(&text, Some(reference)).reward.is_some());
                 assert!(math.score("1/3", Some(reference)).reward.is_some());
