@@ -13,7 +13,8 @@ use grpo_pipes::process::cancel::Stop;
 use grpo_pipes::process::memory_limit::CountingAllocator;
 use grpo_pipes::process::message::log_to;
 use grpo_pipes::rollout::{
-    BackendOptions, FollowOptions, LineFormat, LongPrompt, Policy, PromptOptions, RequestedSizes, RolloutJob, run,
+    BackendOptions, FollowOptions, LineFormat, LongPrompt, Policy, PromptOptions, RequestedSizes, RolloutJob, Shard,
+    run,
 };
 use grpo_pipes::run::MAX_STEPS_AHEAD;
 use grpo_pipes::tokenizer::TemplateArgs;
@@ -52,6 +53,9 @@ struct Args {
     /// Sample at most N steps for --follow. A single step needs no trainer at the end of the pipe, unless --max-staleness is given
     #[arg(long, value_name = "N", requires = "follow", conflicts_with = "model", value_parser = clap::value_parser!(u64).range(1..))]
     steps: Option<u64>,
+    /// Sample the I-th of N parts of the prompts, for several machines. The parts' outputs, one after the other, are that of the whole
+    #[arg(long, value_name = "I/N", conflicts_with = "follow")]
+    shard: Option<Shard>,
     /// Completions per prompt
     #[arg(short, long, value_name = "N", default_value = "1")]
     num_generations: NonZeroUsize,
@@ -153,6 +157,7 @@ impl Args {
             },
             prompts: PromptOptions { format, raw: self.raw, on_long: self.on_long_prompt },
             template: self.template.clone(),
+            shard: self.shard,
             group_size: self.num_generations.get(),
             sampling: Sampling {
                 temperature: self.temperature,

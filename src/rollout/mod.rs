@@ -7,9 +7,11 @@ mod backend;
 mod follow;
 mod records;
 mod requests;
+mod shard;
 mod sizes;
 mod source;
 
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -32,6 +34,7 @@ pub use follow::FollowOptions;
 use follow::follow;
 pub use records::{Origin, RecordWriter};
 pub use requests::{LineFormat, LongPrompt, ModelLimits, PromptOptions, RequestBuilder};
+pub use shard::Shard;
 pub use sizes::RequestedSizes;
 pub use source::Source;
 
@@ -55,6 +58,8 @@ pub struct RolloutJob {
     pub prompts: PromptOptions,
     /// Another chat template than the model's, and variables for it.
     pub template: TemplateArgs,
+    /// The part of the prompts to sample; `None` for all.
+    pub shard: Option<Shard>,
     /// Completions of each prompt.
     pub group_size: usize,
     /// The distribution to sample from.
@@ -78,9 +83,10 @@ pub fn run(policy: &Policy, mut job: RolloutJob, file: &Path, out: &mut Output) 
         Policy::Run(..) => None,
     };
     job.stop = Stop::on_signals()?;
+    let lines = job.shard.map_or(Ok(0..u64::MAX), |shard| shard.lines_of(file))?;
     let input = Input::open_until(file, &job.stop)?;
     match (policy, model) {
-        (_, Some(model)) => sample(job, &model, input, out),
+        (_, Some(model)) => sample(job, &model, (input, lines), out),
         (Policy::Run(..), _) if job.prompts.on_long == LongPrompt::Skip => Err(Error::Usage(
             "--on-long-prompt skip does not go with --follow: each step takes a fixed range of prompts".into(),
         )),
@@ -89,16 +95,24 @@ pub fn run(policy: &Policy, mut job: RolloutJob, file: &Path, out: &mut Output) 
     }
 }
 
-/// Samples a group for each line of `input` from a model.
+/// Samples a group for each of these lines of `input` from a model.
 ///
 /// # Errors
 /// [`Error::Usage`] for options that do not fit together or the model, [`Error::Record`] for a line (those before it are sampled and
 /// written first), and the errors of the model, the device, the output and the stop.
-pub fn sample(job: RolloutJob, model: &Source, input: Input, out: &mut Output) -> Result<()> {
+pub fn sample(job: RolloutJob, model: &Source, (input, lines): (Input, Range<u64>), out: &mut Output) -> Result<()> {
     let Ready { mut backend, settings, origin, tokenizer, mut requests } = Ready::new(job, model, None)?;
     let skipped = requests.skipped();
     let mut progress = Progress::new(NAME);
-    let requests = read_ahead(input, move |line| requests.build(line));
+    let mut place = 0;
+    let requests = read_ahead(input, move |line| {
+        place += 1;
+        if place > lines.end {
+            return Ok(None);
+        }
+        // Lines before the part are requests too: how often a prompt has occurred is part of its name.
+        Ok(requests.build(line)?.filter(|_| place > lines.start))
+    });
     let mut records = RecordWriter::new(origin, tokenizer, out, &mut progress);
     let work = backend.sample(&settings, requests, &mut records)?;
     records.finish(work, skipped.load(Ordering::Relaxed));

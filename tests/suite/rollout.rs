@@ -329,6 +329,31 @@ fn run_with(arguments: &[&str], input: &str) -> String {
 }
 
 #[test]
+fn the_shards_of_a_file_add_up_to_the_bytes_of_the_whole() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("prompts.jsonl");
+    let prompts = ["a", "a", "b", "a", "c", "b", "d"].map(|text| json!({"prompt": text}));
+    fs::write(&path, lines(&prompts)).unwrap();
+    let model = crate::fixtures::directory().join("tiny-qwen2").display().to_string();
+    let file = path.to_str().unwrap();
+    let sampled = |more: &[&str]| {
+        run_with(&[&[file, "--model", &model, "-n", "2", "--max-completion-tokens", "8"], more].concat(), "")
+    };
+    let whole = sampled(&[]);
+    for count in 1..=8 {
+        let shards: String = (1..=count).map(|number| sampled(&["--shard", &format!("{number}/{count}")])).collect();
+        assert_eq!(shards, whole, "{count}");
+    }
+    let done = run(ROLLOUT, &["--model", &model, "--shard", "1/2"], "");
+    assert_eq!(
+        (done.code, done.stderr.contains("--shard needs the prompts in a FILE")),
+        (Some(2), true),
+        "{}",
+        done.stderr
+    );
+}
+
+#[test]
 fn a_followed_run_refuses_what_is_no_step() {
     let cases = [
         (

@@ -38,6 +38,7 @@ fn sampled(
         },
         prompts: PromptOptions { format: LineFormat::Records, raw: false, on_long: LongPrompt::Refuse },
         template: TemplateArgs::default(),
+        shard: None,
         group_size: 2,
         sampling: Sampling::default(),
         seed: 3,
@@ -45,7 +46,7 @@ fn sampled(
         stop: Stop::default(),
     };
     let mut out = Output::create(Some(&rollouts))?;
-    sample(job, &Source::open(&directory().join("tiny-qwen2"))?, Input::open(&prompts)?, &mut out)?;
+    sample(job, &Source::open(&directory().join("tiny-qwen2"))?, (Input::open(&prompts)?, 0..u64::MAX), &mut out)?;
     out.finish()?;
     let text = std::fs::read_to_string(&rollouts).unwrap();
     Ok(text.lines().map(|line| serde_json::from_str(line).unwrap()).collect())
