@@ -61,8 +61,8 @@ impl PassStats {
             self.disagreement.add(f64::from((now.logprob - recorded).abs()));
         }
         let Some(part) = part else { return };
-        self.loss += part.loss;
-        self.learned |= part.slope != 0.0;
+        self.loss += part.loss + part.entropy_slope * f64::from(now.entropy);
+        self.learned |= part.slope != 0.0 || part.entropy_slope != 0.0;
         self.entropy.add(f64::from(now.entropy));
         self.kl.add(part.kl);
         if let Some(clipped) = part.clipped {

@@ -33,8 +33,24 @@ pub struct TokenStats {
     pub entropy: f32,
 }
 
-/// dLoss / dlogprob of a target, given its index and its log-probability; called in any order.
-pub type Slope<'a> = &'a (dyn Fn(usize, f32) -> f32 + Sync);
+/// The derivatives of a loss with respect to what the head computes for a target.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct TokenSlope {
+    /// dLoss / dlogprob.
+    pub logprob: f32,
+    /// dLoss / dentropy.
+    pub entropy: f32,
+}
+
+impl From<f32> for TokenSlope {
+    /// Of a loss that does not depend on the entropy.
+    fn from(logprob: f32) -> Self {
+        Self { logprob, entropy: 0.0 }
+    }
+}
+
+/// The slope of a target, given its index and its log-probability; called in any order.
+pub type Slope<'a> = &'a (dyn Fn(usize, f32) -> TokenSlope + Sync);
 
 /// A part of a batch that one thread runs: whole bundles of sequences.
 pub struct BatchSlice {

@@ -5,7 +5,7 @@
 use rayon::prelude::*;
 
 use super::attention::exp_and_sum;
-use super::batch::{Slope, Target, TokenStats};
+use super::batch::{Slope, Target, TokenSlope, TokenStats};
 use super::matmul::{MatrixRows, MatrixRowsMut, Operands, StartFrom, Weight, input_gradient, linear, weight_gradient};
 use super::simd::{self, Kernel, LANES, Simd};
 use crate::numbers::aligned::AlignedVec;
@@ -30,7 +30,7 @@ pub struct HeadPass<'a> {
 
 /// What the backward of the head starts from, and where its gradients go.
 pub struct HeadGradients<'a> {
-    /// dLoss / dlogprob of row `i`.
+    /// The slope of row `i`.
     pub slope: Slope<'a>,
     /// Gradient of the hidden states, `(N, D)`, zero on entry.
     pub d_hidden: &'a mut [f32],
@@ -71,14 +71,21 @@ impl HeadPass<'_> {
             stats
                 .par_extend(logits.par_chunks_mut(v).zip(targets).map(|(row, target)| self.softmax(row, target.token)));
             let Some(backward) = &mut backward else { continue };
-            let slopes: Vec<f32> = (from..from + n).map(|i| (backward.slope)(i, stats[i].logprob)).collect();
-            if slopes.iter().all(|&slope| slope == 0.0) {
+            let slopes: Vec<_> = (from..from + n).map(|i| (backward.slope)(i, stats[i].logprob)).collect();
+            if slopes.iter().all(|&slope| slope == TokenSlope::default()) {
                 continue; // groups without signal cost no backward of the head
             }
-            logits.par_chunks_mut(v).zip(targets).zip(slopes).for_each(|((row, target), slope)| {
-                let scale = slope / self.temperature;
-                row.iter_mut().for_each(|p| *p *= -scale);
-                row[target.token as usize] += scale;
+            let rows = logits.par_chunks_mut(v).zip(targets).zip(&stats[from..]).zip(slopes);
+            rows.for_each(|(((row, target), stats), slope)| {
+                let [to_logprob, to_entropy] = [slope.logprob, slope.entropy].map(|slope| slope / self.temperature);
+                match slope.entropy == 0.0 {
+                    true => row.iter_mut().for_each(|p| *p *= -to_logprob),
+                    // The entropy H falls by p (ln p + H) for each unit of a logit.
+                    false => row.iter_mut().filter(|p| **p > 0.0).for_each(|p| {
+                        *p *= -to_logprob - to_entropy * (p.ln() + stats.entropy);
+                    }),
+                }
+                row[target.token as usize] += to_logprob;
             });
             let logits = MatrixRows::new(logits, v, 0);
             let d_hidden = &mut backward.d_hidden[from * d..(from + n) * d];

@@ -43,7 +43,7 @@ use head_norms::HeadNorms;
 use matmul::{Bf16Weight, ROWS_AT_ONCE, Weight};
 use weights::ParameterValues;
 
-pub use batch::{Packed, Slope, Target, TokenStats};
+pub use batch::{Packed, Slope, Target, TokenSlope, TokenStats};
 pub use cache::KvCache;
 pub use config::{Config, Family, complete};
 pub use directory::{

@@ -68,7 +68,7 @@ impl Model {
     }
 
     /// Returns what [`Model::logprobs`] does, and adds to `gradients` those of a loss given by its derivative with respect to each
-    /// log-probability: `slope(i, logprob)` = dLoss / dlogprob of `targets[i]`.
+    /// log-probability: `slope(i, logprob)` is that of the loss at `targets[i]`.
     pub fn accumulate_gradients(
         &self,
         batch: &Packed,

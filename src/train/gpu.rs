@@ -8,7 +8,7 @@ use crate::gpu::DeviceWeights;
 use crate::gpu::adamw::AdamW;
 use crate::gpu::driver::Driver;
 use crate::gpu::packed::{DeviceGradients, PackedModel, TrainingPlan};
-use crate::model::{Config, Model, Slope, TokenStats};
+use crate::model::{Config, Model, Slope, TokenSlope, TokenStats};
 use crate::numbers::dtype::Dtype;
 use crate::optim::{LossScale, Moments, Rule};
 use crate::process::cancel::Stop;
@@ -117,7 +117,10 @@ impl Backend for Gpu {
     fn accumulate(&mut self, batch: &MicroBatch, temperature: f32, slope: Slope<'_>) -> Result<Vec<TokenStats>> {
         self.stop.check()?;
         let (targets, scale) = ((&batch.targets[..], temperature), self.scale());
-        let scaled = |target, logprob| scale * slope(target, logprob);
+        let scaled = |target, logprob| {
+            let TokenSlope { logprob, entropy } = slope(target, logprob);
+            TokenSlope { logprob: scale * logprob, entropy: scale * entropy }
+        };
         self.learner.accumulate(&self.weights, &batch.packed, targets, (&self.gradients, &scaled))
     }
 

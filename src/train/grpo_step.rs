@@ -9,7 +9,7 @@ use crate::grpo::groups::{self, Group, ScoredCompletion, Staleness};
 use crate::grpo::loss::{Known, LossConfig, SequenceLoss, Survey, TokenLoss, token_weights};
 use crate::grpo::metrics::{self, Metrics};
 use crate::grpo::pass_stats::PassStats;
-use crate::model::{Model, TokenStats};
+use crate::model::{Model, TokenSlope, TokenStats};
 use crate::train::backend::Which;
 use crate::train::config::GrpoConfig;
 use crate::train::identity::StepNumbers;
@@ -146,7 +146,8 @@ impl<'t> GrpoTrainer<'t> {
         let (mut teaching, mut silent) = (Vec::new(), Vec::new());
         for (index, member) in members.iter_mut().enumerate() {
             member.weight = counting[index].map(|_| weights[index]);
-            let has_slope = member.weight.is_some() && (member.advantage != 0.0 || self.config.loss.beta > 0.0);
+            let always = self.config.loss.beta > 0.0 || self.config.loss.entropy_coef != 0.0;
+            let has_slope = member.weight.is_some() && (member.advantage != 0.0 || always);
             if has_slope { teaching.push(index) } else { silent.push(index) }
         }
         let mut plan = Plan { members, sequences, temperature, teaching, silent };
@@ -182,7 +183,11 @@ impl<'t> GrpoTrainer<'t> {
                 *losses[target].get_or_init(|| Some(sequences[member].as_ref()?.token(index, logprob)))
             };
             let stats = if learn {
-                let slope = |target, logprob| loss(target, logprob).map_or(0.0, |loss| loss.slope as f32);
+                let slope = |target, logprob| {
+                    loss(target, logprob).map_or(TokenSlope::default(), |TokenLoss { slope, entropy_slope, .. }| {
+                        TokenSlope { logprob: slope as f32, entropy: entropy_slope as f32 }
+                    })
+                };
                 self.trainer.accumulate(&batch, plan.temperature, &slope)?
             } else {
                 self.trainer.logprobs(Which::Policy, &batch, plan.temperature)?
@@ -252,15 +257,21 @@ impl Plan<'_> {
         first: Option<&'a [Vec<f32>]>,
         survey: Option<&'a [Vec<TokenStats>]>,
     ) -> Vec<Option<SequenceLoss<'a>>> {
-        let least_entropy = survey.map_or(0.0, |survey| {
-            let counting = self.members.iter().zip(survey).filter(|(member, _)| member.weight.is_some());
-            let entropies = counting.flat_map(|(_, tokens)| tokens.iter().map(|token| token.entropy));
-            quantile(entropies.collect(), 1.0 - config.top_entropy_quantile)
+        let counting = || self.members.iter().enumerate().filter(|(_, member)| member.weight.is_some());
+        let entropies = survey.map(|survey| -> Vec<f32> {
+            counting().flat_map(|(index, _)| survey[index].iter().map(|token| token.entropy)).collect()
         });
+        let least_entropy = entropies.as_deref().map_or(0.0, |all| quantile(all, 1.0 - config.top_entropy_quantile));
+        let acting = match &entropies {
+            Some(all) => all.iter().filter(|entropy| **entropy >= least_entropy).count(),
+            None => counting().map(|(_, member)| member.completion.tokens.len()).sum(),
+        };
+        let entropy_weight = -config.entropy_coef / acting.max(1) as f64;
         let one = |(index, member): (usize, &'a Member<'a>)| {
             let known = Known {
                 advantage: member.advantage,
                 weight: member.weight?,
+                entropy_weight,
                 old: member.old(config, first.map(|first| &first[index][..])),
                 sampled: &member.completion.logprobs,
                 reference: (!member.reference.is_empty()).then_some(&member.reference[..]),
@@ -291,7 +302,8 @@ fn rewards_of(line: &mut Metrics, groups: &[Group], advantages: &Advantages) {
 }
 
 /// The number below which this fraction of `values` lies, between two of them if need be, as `torch.quantile` has it.
-fn quantile(mut values: Vec<f32>, fraction: f64) -> f32 {
+fn quantile(values: &[f32], fraction: f64) -> f32 {
+    let mut values = values.to_vec();
     values.sort_by(f32::total_cmp);
     let Some(last) = values.len().checked_sub(1) else { return 0.0 };
     let place = fraction * last as f64;

@@ -104,6 +104,7 @@ fn loss_numbers(config: &LossConfig) -> Value {
         kl_estimator,
         top_entropy_quantile,
         off_policy_mask_threshold,
+        entropy_coef,
     } = config;
     let kind = match kind {
         LossKind::Grpo => "grpo",
@@ -153,6 +154,7 @@ fn loss_numbers(config: &LossConfig) -> Value {
         ("kl_estimator", json!(estimator)),
         ("top_entropy_quantile", json!(top_entropy)),
         ("off_policy_mask_threshold", json!(off_policy_mask_threshold)),
+        ("entropy_coef", json!(Some(entropy_coef).filter(|weight| **weight != 0.0))),
     ];
     for (name, value) in more.into_iter().filter(|(_, value)| !value.is_null()) {
         numbers[name] = value;
@@ -244,6 +246,7 @@ mod tests {
             kl_estimator: KlEstimator::K3Weighted,
             top_entropy_quantile: 1.0,
             off_policy_mask_threshold: None,
+            entropy_coef: 0.0,
         }
     }
 

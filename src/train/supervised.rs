@@ -61,7 +61,7 @@ pub fn step(trainer: &mut Trainer, config: SupervisedConfig, examples: &[Example
     let members: Vec<usize> = (0..sequences.len()).collect();
     for run in microbatch::cut(&sequences, &members, config.micro_batch_tokens) {
         let batch = microbatch::pack(&sequences, &run);
-        let slope = |_: usize, _: f32| -weight as f32;
+        let slope = |_: usize, _: f32| (-weight as f32).into();
         let stats = trainer.accumulate(&batch, 1.0, &slope)?;
         for stats in stats {
             loss -= weight * f64::from(stats.logprob);

@@ -328,7 +328,7 @@ impl<'a> Pass<'a> {
         let most = gpu_train::logits_bytes(gpu) / (4 * V);
         let rows = targets.div_ceil(targets.div_ceil(most));
         let (logits, stats) = (floats(gpu, rows * V), floats(gpu, 4 * rows));
-        let (tokens, slopes) = (Buffer::<u32>::zeros(gpu, rows).unwrap(), floats(gpu, rows));
+        let (tokens, slopes) = (Buffer::<u32>::zeros(gpu, rows).unwrap(), floats(gpu, 2 * rows));
         println!("{}_rows {rows}\n{}_chunks {}", split.name, split.name, targets.div_ceil(rows));
         let y = Matrix { at: logits.at(0), stride: V, dtype: Dtype::F32 };
         let dy = Matrix { stride: 2 * V, dtype: Dtype::Bf16, ..y }; // each row in the first half of its logits' place

@@ -30,7 +30,7 @@ pub fn run(bench: &Bench, names: &[&str]) {
             "1024" => next_token(),
             _ => panic!("{name}: not each, once or 1024"),
         };
-        let slope = |_: usize, _: f32| 1e-4;
+        let slope = |_: usize, _: f32| 1e-4.into();
         let with = (&batch.targets[..], 1.0);
         let seconds = timed(gpu, 5, || {
             learner.accumulate(weights, &batch.packed, with, (&gradients, &slope)).unwrap();

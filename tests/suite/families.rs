@@ -70,7 +70,7 @@ fn gradients_equal_torch() {
         let (batch, targets) = lay(&reference.sequences());
         let mut gradients = Gradients::zeros(model.config());
         let slope = -1.0 / targets.len() as f32;
-        let stats = model.accumulate_gradients(&batch, &targets, 1.0, &mut gradients, &|_, _| slope);
+        let stats = model.accumulate_gradients(&batch, &targets, 1.0, &mut gradients, &|_, _| slope.into());
         let loss: f64 = stats.iter().map(|s| f64::from(slope * s.logprob)).sum();
         assert!((loss / family["loss"].as_f64().unwrap() - 1.0).abs() < 1e-5, "{name}: {loss}");
         for ((parameter, _), gradient) in model.config().trainable().named().iter().zip(&gradients.0) {

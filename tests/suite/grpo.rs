@@ -11,7 +11,7 @@ use grpo_pipes::grpo::loss::{Known, LossConfig, SequenceLoss, Survey, token_weig
 use grpo_pipes::grpo::metrics::Metrics;
 use grpo_pipes::grpo::pass_stats::PassStats;
 use grpo_pipes::lines::jsonl::Input;
-use grpo_pipes::model::{Gradients, Model};
+use grpo_pipes::model::{Gradients, Model, TokenSlope};
 use grpo_pipes::numbers::dtype::Dtype;
 use grpo_pipes::numbers::tensors::TensorFile;
 use grpo_pipes::optim::{OptimizerConfig, Schedule};
@@ -232,10 +232,13 @@ pub fn by_hand(config: &LossConfig, groups: &[Group], known: [&[f32]; 2], temper
     let mut entropies: Vec<f32> = entropies.map(|token| token.entropy).collect();
     entropies.sort_by(f32::total_cmp);
     let least_entropy = entropies[((1.0 - config.top_entropy_quantile) * (entropies.len() - 1) as f64).ceil() as usize];
+    let acting = entropies.iter().filter(|entropy| **entropy >= least_entropy).count();
+    let entropy_weight = -config.entropy_coef / acting as f64;
     let of = |member: usize| {
         let [sampled, reference] = [&known[0][member], &known[1][member]];
         let (old, advantage) = (Some(&completions[member].logprobs[..]), completions[member].reward.unwrap());
-        let known = Known { advantage, weight: weights[member], old, sampled, reference: Some(reference) };
+        let known =
+            Known { advantage, weight: weights[member], entropy_weight, old, sampled, reference: Some(reference) };
         SequenceLoss::new(config, known, Some(Survey { tokens: &survey[member], least_entropy }))
     };
     let losses: Vec<_> = (0..16).map(|member| counts(member).then(|| of(member))).collect();
@@ -244,7 +247,12 @@ pub fn by_hand(config: &LossConfig, groups: &[Group], known: [&[f32]; 2], temper
         let (member, index) = batch.origins[target];
         losses[member].as_ref().map(|loss| loss.token(index, logprob))
     };
-    let slope = |target: usize, logprob: f32| part(target, logprob).map_or(0.0, |part| part.slope as f32);
+    let slope = |target: usize, logprob: f32| {
+        part(target, logprob).map_or(TokenSlope::default(), |part| TokenSlope {
+            logprob: part.slope as f32,
+            entropy: part.entropy_slope as f32,
+        })
+    };
     let stats = model.accumulate_gradients(&batch.packed, &batch.targets, temperature, &mut gradients, &slope);
     for (target, stats) in stats.iter().enumerate() {
         tally.add(batch.origins[target].0, stats, None, part(target, stats.logprob));

@@ -83,6 +83,8 @@ fn a_step_that_needs_a_survey_is_the_one_made_from_its_parts_in_any_cut() {
         "--loss gspo --epsilon 0.05",
         "--loss dapo --top-entropy-quantile 0.3",
         "--loss luspo --off-policy-mask-threshold 0.02",
+        "--loss dapo --entropy-coef 0.5",
+        "--loss grpo --entropy-coef 0.5 --top-entropy-quantile 0.3",
     ] {
         let (want_line, want) = by_hand(&Numbers::of(options).grpo.loss, &old, [&sampled, &sampled], 1.0);
         for micro_batch_tokens in [1, WHOLE] {

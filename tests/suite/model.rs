@@ -140,7 +140,7 @@ fn supervised_gradients_equal_torch() {
     let (batch, targets) = lay(&reference.sequences());
     let mut gradients = Gradients::zeros(model.config());
     let slope = -1.0 / targets.len() as f32;
-    let stats = model.accumulate_gradients(&batch, &targets, 1.0, &mut gradients, &|_, _| slope);
+    let stats = model.accumulate_gradients(&batch, &targets, 1.0, &mut gradients, &|_, _| slope.into());
     let loss: f32 = stats.iter().map(|s| slope * s.logprob).sum();
     let want = &reference.json["supervised"]["completion"];
     assert!((f64::from(loss) / want["loss"].as_f64().unwrap() - 1.0).abs() < 1e-5);
@@ -182,7 +182,7 @@ fn check_gradients(model: &Model) {
     let (batch, targets) = lay(&[(sequence[..6].to_vec(), sequence[6..].to_vec())]);
     let mut gradients = Gradients::zeros(model.config());
     let weight = |i: usize| (i as f32 * 0.7).cos();
-    model.accumulate_gradients(&batch, &targets, 0.9, &mut gradients, &|i, _| weight(i));
+    model.accumulate_gradients(&batch, &targets, 0.9, &mut gradients, &|i, _| weight(i).into());
     let loss = |plain: &PlainTransformer| -> f64 {
         let logprobs = plain.logprobs(&sequence, f64::from(0.9f32));
         logprobs[5..].iter().enumerate().map(|(i, l)| f64::from(weight(i)) * l).sum()
@@ -216,7 +216,7 @@ fn the_row_of_the_padding_token_learns_only_from_a_tied_head() {
             assert_eq!(row.iter().all(|x| *x == 0.0), padding.is_some(), "as transformers starts it");
             model.parameters_mut()[0][2 * 30..3 * 30].fill(0.1);
             let mut gradients = Gradients::zeros(&config);
-            model.accumulate_gradients(&batch, &targets, 1.0, &mut gradients, &|_, _| 1.0);
+            model.accumulate_gradients(&batch, &targets, 1.0, &mut gradients, &|_, _| 1.0.into());
             gradients.0[0].to_vec()
         };
         let (all, without) = (gradient(None), gradient(Some(2)));
@@ -306,7 +306,7 @@ fn a_prompt_run_once_gives_the_bits_and_the_gradient_of_one_run_for_each_complet
         let of = |run: &[usize]| -> (Vec<f32>, Vec<f32>) {
             let batch = microbatch::pack(&sequences, run);
             let mut gradients = Gradients::zeros(model.config());
-            let slope = |i: usize, _| 0.1 * (once_index(&once, batch.origins[i]) as f32 * 0.37).sin();
+            let slope = |i: usize, _| (0.1 * (once_index(&once, batch.origins[i]) as f32 * 0.37).sin()).into();
             let stats = model.accumulate_gradients(&batch.packed, &batch.targets, 0.9, &mut gradients, &slope);
             assert_eq!(
                 stats.iter().map(|s| s.logprob).collect::<Vec<_>>(),
@@ -337,7 +337,7 @@ fn order_and_cut_of_the_batch_leave_the_gradient_unchanged() {
         for part in parts {
             let (batch, targets) = lay(&part);
             let slope = |i: usize| 0.1 * (targets[i].token as f32 * 0.37).sin();
-            model.accumulate_gradients(&batch, &targets, 1.0, &mut gradients, &|i, _| slope(i));
+            model.accumulate_gradients(&batch, &targets, 1.0, &mut gradients, &|i, _| slope(i).into());
         }
         gradients.0.iter().flat_map(|g| g.iter().copied()).collect()
     };
@@ -389,7 +389,7 @@ fn training_in_bf16_has_the_bits_of_sampling_and_nearly_the_gradients_of_f32() {
         let targets: Vec<_> = (8..23).map(|row| Target { row, token: sequence[row + 1] }).collect();
         let learned = |model: &Model| {
             let mut gradients = Gradients::zeros(model.config());
-            let slope = |i: usize, _: f32| 0.3 - (i % 3) as f32 * 0.25;
+            let slope = |i: usize, _: f32| (0.3 - (i % 3) as f32 * 0.25).into();
             let stats = model.accumulate_gradients(&packed, &targets, 1.0, &mut gradients, &slope);
             (stats.iter().map(|stats| stats.logprob).collect::<Vec<_>>(), gradients)
         };

@@ -40,8 +40,8 @@ KERNEL(256, head_stats, const float *logits, const u32 *tokens, float *stats, u3
   of_row[2] = most, of_row[3] = log_sum;
 }
 
-// Replaces the logits of head_stats by their gradient in the type of the products, at the start of each row's memory, from slopes (rows)
-// = dloss / dlogprob. One block per row. A turn overwrites only what it or an earlier turn has read, because the narrow numbers up to
+// Replaces the logits of head_stats by their gradient in the type of the products, at the start of each row's memory, from slopes (rows,
+// 2) = dloss / dlogprob, dloss / dentropy. One block per row. A turn overwrites only what it or an earlier turn has read, because the narrow numbers up to
 // `begin + TURN` end no later than the wide ones: so one barrier between reads and writes is enough. The numbers written after the
 // vocabulary, up to the end of a pack, are never read.
 template <class T>
@@ -51,7 +51,8 @@ __device__ void head_backward(float *logits, const u32 *tokens, const float *sta
   u64 row = blockIdx.x;
   const float *from = logits + row * stride;
   T *to = reinterpret_cast<T *>(logits + row * stride);
-  float slope = slopes[row] * scale, most = stats[4 * row + 2], log_sum = stats[4 * row + 3];
+  float slope = slopes[2 * row] * scale, entropy_slope = slopes[2 * row + 1] * scale;
+  float entropy = stats[4 * row + 1], most = stats[4 * row + 2], log_sum = stats[4 * row + 3];
   u32 token = tokens[row];
   for (u32 begin = 0; begin < vocabulary; begin += TURN) {
     u32 first = begin + SIZE * threadIdx.x;
@@ -65,8 +66,8 @@ __device__ void head_backward(float *logits, const u32 *tokens, const float *sta
       u32 i = first + j * SIZE * THREADS;
       if (i >= vocabulary) break;
       for (u32 k = 0; k < SIZE; k++) {
-        float p = exp_of(packs[j].of[k] * scale - most - log_sum);
-        packs[j].of[k] = slope * ((i + k == token ? 1.0f : 0.0f) - p);
+        float log_p = packs[j].of[k] * scale - most - log_sum, p = exp_of(log_p);
+        packs[j].of[k] = slope * ((i + k == token ? 1.0f : 0.0f) - p) - entropy_slope * p * (log_p + entropy);
       }
       store_narrow(to + i, packs[j]);
     }

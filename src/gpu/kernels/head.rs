@@ -52,7 +52,8 @@ pub fn head_stats(driver: &dyn Driver, chunk: LogitChunk<'_>, shape: &ModelShape
     }
 }
 
-/// Replaces the logits by their gradient in `dtype`, which products read. Each row of it lies at the start of the row's memory.
+/// Replaces the logits by their gradient in `dtype`, which products read, from `slopes` `(rows, 2)`: dLoss / dlogprob and dLoss / dentropy.
+/// Each row of it lies at the start of the row's memory.
 ///
 /// # Errors
 /// As [`head_stats`].

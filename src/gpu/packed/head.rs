@@ -12,7 +12,7 @@ use crate::error::Result;
 use crate::gpu::driver::{Driver, Matrix};
 use crate::gpu::kernels::{self, ColumnSum, LogitChunk, NormBackward, NormGradient, input_gradient, weight_gradient};
 use crate::gpu::{Buffer, DeviceWeights, DynBuffer};
-use crate::model::{Slope, Target, TokenStats};
+use crate::model::{Slope, Target, TokenSlope, TokenStats};
 use crate::numbers::dtype::Dtype;
 
 /// The LM head, with its buffers.
@@ -77,9 +77,9 @@ impl LmHead {
             let chunk = LogitChunk { logits: &self.logits, tokens, stats: &self.stats, rows, temperature };
             self.softmax(forward, weights, &on_device, (from, chunk), &mut all)?;
             let (Some(learning), Some(d_hidden)) = (learning, &d_hidden) else { continue };
-            let slopes: Vec<f32> =
-                all[from..].iter().enumerate().map(|(i, stats)| (learning.slope)(from + i, stats.logprob)).collect();
-            if slopes.iter().all(|slope| *slope == 0.0) {
+            let of = |(i, stats): (usize, &TokenStats)| (learning.slope)(from + i, stats.logprob);
+            let slopes: Vec<TokenSlope> = all[from..].iter().enumerate().map(of).collect();
+            if slopes.iter().all(|slope| *slope == TokenSlope::default()) {
                 continue; // groups without a signal skip the head's backward pass
             }
             learned = true;
@@ -128,11 +128,12 @@ impl LmHead {
         forward: &ForwardPass,
         weights: &DeviceWeights,
         (hidden, from, chunk): (&DynBuffer, usize, LogitChunk<'_>),
-        slopes: &[f32],
+        slopes: &[TokenSlope],
         (d_hidden, gradients): (&Buffer<f32>, &DeviceGradients),
     ) -> Result<()> {
         let (driver, shape, dtype, d) = (&*self.driver, &forward.shape, forward.dtype, forward.shape.width);
-        let slopes = Buffer::from_slice(&self.driver, slopes)?;
+        let slopes: Vec<f32> = slopes.iter().flat_map(|slope| [slope.logprob, slope.entropy]).collect();
+        let slopes = Buffer::from_slice(&self.driver, &slopes)?;
         kernels::head_backward(driver, chunk, slopes.at(0), (shape, dtype))?;
         let stride = kernels::stride(shape) * 4 / dtype.size();
         let d_logits = Matrix { at: self.logits.at(0), stride, dtype };

@@ -49,7 +49,7 @@ impl PackedModel {
     }
 
     /// The same, and adds the gradients of a loss to `gradients`. The loss is given by its derivative with respect to each
-    /// log-probability: `slope(i, logprob)` = dLoss / dlogprob of `targets[i]`.
+    /// log-probability: `slope(i, logprob)` is that of the loss at `targets[i]`.
     ///
     /// # Errors
     /// [`crate::Error::Device`] when the device fails or has not enough memory.

@@ -134,6 +134,9 @@ pub struct LossConfig {
     /// Estimate of that divergence, for d = log policy - log reference of a sampled token
     #[arg(long, value_enum, value_name = "ESTIMATOR", default_value = "k3-weighted")]
     pub kl_estimator: KlEstimator,
+    /// Weight of the mean entropy of the step's tokens, which the loss falls by: a positive one keeps the policy exploring
+    #[arg(long, value_name = "WEIGHT", default_value_t = 0.0, allow_hyphen_values = true)]
+    pub entropy_coef: f64,
     /// Give no gradient to completions that were cut off (finish_reason "length")
     #[arg(long)]
     pub mask_truncated: bool,
@@ -206,6 +209,9 @@ impl LossConfig {
         }
         if !is_positive(self.sapo_temperature_pos) || !is_positive(self.sapo_temperature_neg) {
             return refuse("--sapo-temperature-pos and --sapo-temperature-neg must be above 0");
+        }
+        if !self.entropy_coef.is_finite() {
+            return refuse("--entropy-coef must be a number");
         }
         if !(self.top_entropy_quantile > 0.0 && self.top_entropy_quantile <= 1.0) {
             return refuse("--top-entropy-quantile must be above 0 and at most 1");
@@ -295,7 +301,7 @@ mod tests {
         Logprobs { now, old, sampled, reference }: Logprobs,
     ) -> TokenLoss {
         let [old, reference] = [&old, &reference].map(|one| one.as_ref().map(from_ref));
-        let known = Known { advantage, weight: 1.0, old, sampled: from_ref(&sampled), reference };
+        let known = Known { advantage, weight: 1.0, entropy_weight: 0.0, old, sampled: from_ref(&sampled), reference };
         SequenceLoss::new(config, known, None).token(0, now)
     }
 
@@ -336,7 +342,7 @@ mod tests {
             let near = |from: usize| now.iter().zip(&off[from..]).map(|(now, off)| now + off).collect::<Vec<f32>>();
             let [old, sampled, reference] = [near(0), near(4), near(8)];
             let known =
-                Known { advantage, weight: 0.5, old: Some(&old), sampled: &sampled, reference: Some(&reference) };
+                Known { advantage, weight: 0.5, entropy_weight: 0.0, old: Some(&old), sampled: &sampled, reference: Some(&reference) };
             let losses = |now: &[f32]| {
                 let survey: Vec<_> = now.iter().map(|logprob| TokenStats { logprob: *logprob, entropy: 1.0 }).collect();
                 let loss = SequenceLoss::new(&config, known, Some(Survey { tokens: &survey, least_entropy: 0.0 }));
@@ -481,7 +487,14 @@ mod tests {
         let slopes = |options: &str| -> Vec<f64> {
             let config = parse(&format!("--loss gspo {options}"));
             let survey = now.map(|logprob| TokenStats { logprob, entropy: 1.0 });
-            let known = Known { advantage: 1.5, weight: 1.0, old: Some(&old), sampled: &old, reference: None };
+            let known = Known {
+                advantage: 1.5,
+                weight: 1.0,
+                entropy_weight: 0.0,
+                old: Some(&old),
+                sampled: &old,
+                reference: None,
+            };
             let loss = SequenceLoss::new(&config, known, Some(Survey { tokens: &survey, least_entropy: 0.0 }));
             (0..3).map(|at| loss.token(at, now[at]).slope).collect()
         };

@@ -11,6 +11,8 @@ pub struct Known<'a> {
     pub advantage: f64,
     /// Weight of each token in the step's loss.
     pub weight: f64,
+    /// What each token's entropy adds to the step's loss, per nat.
+    pub entropy_weight: f64,
     /// Under the weights that the ratio is to; `None` when these are in training, so that the ratio is 1.
     pub old: Option<&'a [f32]>,
     /// Under the weights that sampled them.
@@ -28,13 +30,15 @@ pub struct Survey<'a> {
     pub least_entropy: f32,
 }
 
-/// The loss of one token, times its weight.
+/// The loss of one token, times its weight, without the entropy's part.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct TokenLoss {
     /// `beta` times `kl`, minus the surrogate.
     pub loss: f64,
     /// dloss / dlogprob: of the losses of all of the completion's tokens, if they share a ratio.
     pub slope: f64,
+    /// What the loss rises by per nat of the token's entropy.
+    pub entropy_slope: f64,
     /// Estimate of the KL divergence from the reference (nats), without the token's weight; 0 without a reference.
     pub kl: f64,
     /// Whether the clip range stops the gradient. If the ratio is the completion's, its first token alone tells.
@@ -53,7 +57,7 @@ pub struct TokenLoss {
 /// another policy than the sampler's: Hilton et al. 2021, <https://arxiv.org/abs/2110.00641>.
 ///
 /// The masks of entropy and of distance from the sampler take the surrogate away, but not the penalty, and not the token's part in any
-/// denominator.
+/// denominator but that of the entropy bonus, whose mean is over the tokens that it acts on.
 ///
 /// # Source
 /// TRL `GRPOTrainer._compute_loss`; entropy: Wang et al. 2025, <https://arxiv.org/abs/2506.01939>; distance: DeepSeek-V3.2,
@@ -120,6 +124,7 @@ impl<'a> SequenceLoss<'a> {
         TokenLoss {
             loss: known.weight * (config.beta * kl - surrogate.value),
             slope: known.weight * (config.beta * kl_slope - surrogate_slope),
+            entropy_slope: if self.has_entropy(at) { known.entropy_weight } else { 0.0 },
             kl,
             clipped: tells(self.ratio.is_some()).then_some(surrogate.clipped),
             importance: importance.filter(|_| tells(self.importance.is_some())),
@@ -144,10 +149,14 @@ impl<'a> SequenceLoss<'a> {
 
     fn surrogate(&self, at: usize, now: f32) -> (Surrogate, Option<Importance>) {
         let importance = self.importance.or_else(|| Importance::of(self.config, self.since_sampling(at, now)));
-        let has_entropy = self.survey.is_none_or(|survey| survey.tokens[at].entropy >= survey.least_entropy);
-        let times = if self.is_masked || !has_entropy { 0.0 } else { importance.map_or(1.0, |one| one.ratio) };
+        let times = if self.is_masked || !self.has_entropy(at) { 0.0 } else { importance.map_or(1.0, |one| one.ratio) };
         let advantage = (self.known.advantage, times);
         (Surrogate::of(self.config, self.ratio(at, now), advantage, f64::from(now)), importance)
+    }
+
+    /// Whether the token is among those of the highest entropy.
+    fn has_entropy(&self, at: usize) -> bool {
+        self.survey.is_none_or(|survey| survey.tokens[at].entropy >= survey.least_entropy)
     }
 
     /// The estimate of the KL divergence before it is weighted, and its slope.

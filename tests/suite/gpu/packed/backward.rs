@@ -7,7 +7,7 @@ use grpo_pipes::gpu::kernels::{
 };
 use grpo_pipes::gpu::packed::{DeviceGradients, KeptActivations, PackedBatch, PackedModel};
 use grpo_pipes::gpu::{Buffer, DeviceWeights, DynBuffer};
-use grpo_pipes::model::{self, Model, Packed, Target, TokenStats};
+use grpo_pipes::model::{self, Model, Packed, Target, TokenSlope, TokenStats};
 use grpo_pipes::numbers::dtype::Dtype;
 
 use super::super::{DTYPES, gpu, numbers, other_families};
@@ -104,13 +104,16 @@ fn logits_become_their_gradient_where_they_are_on_a_gpu() {
         let (stride, temperature) = (stride(&shape), 0.9);
         let given: Vec<f32> = numbers(5, rows * stride).iter().map(|x| 6.0 * x).collect();
         let tokens: Vec<u32> = (0..rows as u32).map(|row| (vocabulary as u32 - 1).saturating_sub(row * 4100)).collect();
-        let slopes = numbers(6, rows);
+        let slopes = numbers(6, 2 * rows);
         let mut want = Vec::new();
-        for ((row, token), slope) in given.chunks_exact(stride).zip(&tokens).zip(&slopes) {
+        for ((row, token), slopes) in given.chunks_exact(stride).zip(&tokens).zip(slopes.chunks_exact(2)) {
             let e = |x: &f32| (f64::from(*x) / 0.9).exp();
             let sum: f64 = row[..vocabulary].iter().map(e).sum();
-            let of = |i: usize| f64::from(u8::from(i == *token as usize)) - e(&row[i]) / sum;
-            want.extend((0..vocabulary).map(|i| (f64::from(*slope) / 0.9 * of(i)) as f32));
+            let p: Vec<f64> = row[..vocabulary].iter().map(|x| e(x) / sum).collect();
+            let entropy: f64 = p.iter().map(|p| -p * p.ln()).sum();
+            let [slope, of_entropy] = [slopes[0], slopes[1]].map(|slope| f64::from(slope) / 0.9);
+            let of = |i: usize| slope * (f64::from(u8::from(i == *token as usize)) - p[i]);
+            want.extend((0..vocabulary).map(|i| (of(i) - of_entropy * p[i] * (p[i].ln() + entropy)) as f32));
         }
         for dtype in DTYPES {
             let (logits, stats) = (Buffer::from_slice(&gpu, &given).unwrap(), Buffer::new(&gpu, 4 * rows).unwrap());
@@ -138,8 +141,8 @@ fn targets(packed: &Packed) -> Vec<Target> {
     (0..packed.tokens.len()).filter(|row| row % 5 != 1).flat_map(of).collect()
 }
 
-fn slope(i: usize, logprob: f32) -> f32 {
-    (i as f32 * 0.7).cos() * (1.0 + 0.1 * logprob)
+fn slope(i: usize, logprob: f32) -> TokenSlope {
+    TokenSlope { logprob: (i as f32 * 0.7).cos() * (1.0 + 0.1 * logprob), entropy: 0.3 * (i as f32 * 0.4).sin() }
 }
 
 /// Gradients and stats of one batch on the device.
@@ -214,7 +217,7 @@ fn a_prompt_run_once_gives_the_gradient_of_one_run_for_each_completion_on_a_gpu(
     let mut learner = PackedModel::new(&gpu, &weights, KeptActivations::All, 1 << 20).unwrap();
     let mut of = |packed: &Packed, targets: &[Target]| {
         let gradients = DeviceGradients::zeros(&gpu, model.config()).unwrap();
-        learner.accumulate(&weights, packed, (targets, 1.0), (&gradients, &|_, _| 0.1)).unwrap();
+        learner.accumulate(&weights, packed, (targets, 1.0), (&gradients, &|_, _| 0.1.into())).unwrap();
         gradients.to_vecs().unwrap().concat()
     };
     let once = targets(&packed);
