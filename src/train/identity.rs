@@ -106,33 +106,7 @@ fn loss_numbers(config: &LossConfig) -> Value {
         off_policy_mask_threshold,
         entropy_coef,
     } = config;
-    let kind = match kind {
-        LossKind::Grpo => "grpo",
-        LossKind::Bnpo => "bnpo",
-        LossKind::DrGrpo => "dr_grpo",
-        LossKind::Dapo => "dapo",
-        LossKind::Cispo => "cispo",
-        LossKind::Sapo => "sapo",
-        LossKind::Gspo => "gspo",
-        LossKind::Luspo => "luspo",
-    };
-    let level = ratio_level.map(|level| match level {
-        RatioLevel::Token => "token",
-        RatioLevel::Sequence => "sequence",
-        RatioLevel::SequenceToken => "sequence_token",
-    });
-    let mode = match importance_sampling_mode {
-        ImportanceMode::TokenTruncate => None,
-        ImportanceMode::TokenMask => Some("token_mask"),
-        ImportanceMode::SequenceTruncate => Some("sequence_truncate"),
-        ImportanceMode::SequenceMask => Some("sequence_mask"),
-    };
-    let estimator = match kl_estimator {
-        KlEstimator::K1 => Some("k1"),
-        KlEstimator::K2 => Some("k2"),
-        KlEstimator::K3 => Some("k3"),
-        KlEstimator::K3Weighted => None,
-    };
+    let kind = kind_name(*kind);
     let temperatures = (kind == "sapo").then_some([sapo_temperature_pos, sapo_temperature_neg]);
     let top_entropy = Some(top_entropy_quantile).filter(|fraction| **fraction < 1.0);
     let mut numbers = json!({
@@ -147,11 +121,11 @@ fn loss_numbers(config: &LossConfig) -> Value {
     let more = [
         ("importance_sampling_clip_max", json!(importance_sampling_clip_max)),
         ("importance_sampling_clip_min", json!(importance_sampling_clip_min)),
-        ("importance_sampling_mode", json!(mode)),
+        ("importance_sampling_mode", json!(mode_name(*importance_sampling_mode))),
         ("delta", json!(delta)),
-        ("ratio_level", json!(level)),
+        ("ratio_level", json!(ratio_level.map(level_name))),
         ("sapo_temperatures", json!(temperatures)),
-        ("kl_estimator", json!(estimator)),
+        ("kl_estimator", json!(estimator_name(*kl_estimator))),
         ("top_entropy_quantile", json!(top_entropy)),
         ("off_policy_mask_threshold", json!(off_policy_mask_threshold)),
         ("entropy_coef", json!(Some(entropy_coef).filter(|weight| **weight != 0.0))),
@@ -160,6 +134,47 @@ fn loss_numbers(config: &LossConfig) -> Value {
         numbers[name] = value;
     }
     numbers
+}
+
+fn kind_name(kind: LossKind) -> &'static str {
+    match kind {
+        LossKind::Grpo => "grpo",
+        LossKind::Bnpo => "bnpo",
+        LossKind::DrGrpo => "dr_grpo",
+        LossKind::Dapo => "dapo",
+        LossKind::Cispo => "cispo",
+        LossKind::Sapo => "sapo",
+        LossKind::Gspo => "gspo",
+        LossKind::Luspo => "luspo",
+    }
+}
+
+fn level_name(level: RatioLevel) -> &'static str {
+    match level {
+        RatioLevel::Token => "token",
+        RatioLevel::Sequence => "sequence",
+        RatioLevel::SequenceToken => "sequence_token",
+    }
+}
+
+/// `None` for the mode of the time when there was one.
+fn mode_name(mode: ImportanceMode) -> Option<&'static str> {
+    match mode {
+        ImportanceMode::TokenTruncate => None,
+        ImportanceMode::TokenMask => Some("token_mask"),
+        ImportanceMode::SequenceTruncate => Some("sequence_truncate"),
+        ImportanceMode::SequenceMask => Some("sequence_mask"),
+    }
+}
+
+/// `None` for the estimate of the time when there was one.
+fn estimator_name(estimator: KlEstimator) -> Option<&'static str> {
+    match estimator {
+        KlEstimator::K1 => Some("k1"),
+        KlEstimator::K2 => Some("k2"),
+        KlEstimator::K3 => Some("k3"),
+        KlEstimator::K3Weighted => None,
+    }
 }
 
 fn supervised(config: SupervisedConfig) -> Value {
