@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::gpu::DeviceWeights;
 use crate::gpu::adamw::AdamW;
 use crate::gpu::driver::Driver;
@@ -96,6 +96,18 @@ impl Backend for Gpu {
     }
 
     fn hold_reference(&mut self, model: Model) -> Result<()> {
+        // Buffers have the policy's shape.
+        let shape = |config: &Config| Config {
+            initializer_range: 0.0,
+            pad_token_id: None,
+            max_position_embeddings: 0,
+            ..config.clone()
+        };
+        if shape(model.config()) != shape(self.model.config()) {
+            let what =
+                "--reference has another shape than --policy: a GPU computes both in the same; --device cpu takes any";
+            return Err(Error::Usage(what.into()));
+        }
         let dtype = self.weights.matrices.dtype();
         self.reference = Some(DeviceWeights::new(&self.driver, &model, dtype, model.config().positions())?);
         Ok(())

@@ -12,6 +12,7 @@ use crate::grpo::{
     LOSS_SCALE, Numbers, WHOLE, assert_close, assert_gradients, assert_metrics, assert_weights, by_hand, flat, groups,
     old_groups, parsed, records, step, tiny, weights,
 };
+use crate::process::{lines, run};
 
 #[test]
 fn losses_masks_and_kl_estimates_equal_trl() {
@@ -124,4 +125,43 @@ fn rewards_that_are_normalised_before_they_are_added_give_the_advantages_of_trl(
         refusal.to_string().ends_with(":4: \"rewards\" has none of a, b, which --normalize-then-sum adds"),
         "{refusal}"
     );
+}
+
+/// On-policy distillation: a penalty alone, on the student's own samples, from a teacher of another family and depth.
+#[test]
+fn a_student_comes_nearer_to_a_teacher_by_its_own_samples() {
+    let dir = tempfile::tempdir().unwrap();
+    let teacher = crate::fixtures::directory().join("tiny-llama");
+    let prompts: Vec<Value> =
+        (0..8).map(|i| json!({"prompt": [{"role": "user", "content": format!("{i}")}]})).collect();
+    let options = format!(
+        "--beta 1 --kl-estimator k2 --reference {} --learning-rate 3e-3 --groups-per-step 8",
+        teacher.display()
+    );
+    let (mut student, mut divergences) = (tiny(), Vec::new());
+    for step in 0..8 {
+        let model = student.display().to_string();
+        let sampled = run(
+            env!("CARGO_BIN_EXE_rollout"),
+            &["--model", &model, "-n", "16", "--max-completion-tokens", "8", "--seed", "3"],
+            &lines(&prompts),
+        );
+        let records: Vec<Value> = sampled
+            .records()
+            .into_iter()
+            .map(|mut record| {
+                record["reward"] = json!(0);
+                record
+            })
+            .collect();
+        let next = dir.path().join(step.to_string());
+        let arguments = format!("--policy {model} --out {} {options}", next.display());
+        let arguments: Vec<&str> = arguments.split_whitespace().collect();
+        let done = run(env!("CARGO_BIN_EXE_grpo-step"), &arguments, &lines(&records));
+        assert_eq!(done.code, Some(0), "{}", done.stderr);
+        divergences.push(done.records()[0]["kl"].as_f64().unwrap());
+        student = next;
+    }
+    let [first, last] = [divergences[0], divergences[7]];
+    assert!(last < 0.8 * first, "{divergences:?}");
 }

@@ -384,28 +384,38 @@ mod tests {
         assert_eq!((found.loss, found.slope, found.clipped), (-1.5, -1.5, Some(Clipped::No)));
     }
 
+    /// Of samples of the policy itself: the divergence of the policy from the reference, the reverse one, or nothing.
     #[test]
-    fn the_expected_slope_of_the_penalty_is_the_gradient_of_the_divergence() {
-        let config = config(LossKind::Dapo, 1.0);
-        let (policy, reference) = ([0.7f32, 0.2, 0.1], [0.3f32, 0.3, 0.4]);
-        let divergence = |logits: [f64; 3]| -> f64 {
+    fn the_expected_slope_of_each_penalty_is_the_gradient_of_what_it_says() {
+        let (policy, reference) = ([0.7f32, 0.2, 0.1], [0.3f32, 0.3, 0.4].map(f64::from));
+        let probabilities = |logits: [f64; 3]| {
             let sum: f64 = logits.iter().map(|logit| logit.exp()).sum();
-            let terms = logits.iter().zip(reference).map(|(logit, q)| (logit.exp() / sum, f64::from(q)));
-            terms.map(|(p, q)| p * (p / q).ln()).sum()
+            logits.map(|logit| logit.exp() / sum)
         };
+        let divergence = |p: [f64; 3], q: [f64; 3]| p.iter().zip(q).map(|(p, q)| p * (p / q).ln()).sum::<f64>();
+        let forward = |logits| divergence(probabilities(logits), reference);
+        let reverse = |logits| divergence(reference, probabilities(logits));
+        let nothing = |_: [f64; 3]| 0.0;
+        let cases: [(&str, &dyn Fn([f64; 3]) -> f64); 4] =
+            [("k3-weighted", &forward), ("k2", &forward), ("k3", &reverse), ("k1", &nothing)];
         let logits = policy.map(|p| f64::from(p).ln());
-        for moved in 0..3 {
-            let at = |offset: f64| {
-                let mut logits = logits;
-                logits[moved] += offset;
-                divergence(logits)
-            };
-            let slope_of = |token: usize| {
-                let known = logprobs(policy[token].ln(), None, Some(reference[token].ln()));
-                token_loss(&config, 0.0, known).slope * (f64::from(u8::from(token == moved)) - f64::from(policy[moved]))
-            };
-            let expected: f64 = (0..3).map(|token| f64::from(policy[token]) * slope_of(token)).sum();
-            assert!((expected - (at(1e-5) - at(-1e-5)) / 2e-5).abs() < 1e-6, "{expected}");
+        for (estimator, penalty) in cases {
+            let config = parse(&format!("--beta 1 --kl-estimator {estimator}"));
+            for moved in 0..3 {
+                let at = |offset: f64| {
+                    let mut logits = logits;
+                    logits[moved] += offset;
+                    penalty(logits)
+                };
+                let slope_of = |token: usize| {
+                    let known = logprobs(policy[token].ln(), None, Some(reference[token].ln() as f32));
+                    let slope = token_loss(&config, 0.0, known).slope;
+                    slope * (f64::from(u8::from(token == moved)) - f64::from(policy[moved]))
+                };
+                let expected: f64 = (0..3).map(|token| f64::from(policy[token]) * slope_of(token)).sum();
+                let numeric = (at(1e-5) - at(-1e-5)) / 2e-5;
+                assert!((expected - numeric).abs() < 1e-6, "{estimator}: {expected} {numeric}");
+            }
         }
     }
 
