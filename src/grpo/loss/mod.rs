@@ -395,17 +395,19 @@ mod tests {
         let divergence = |p: [f64; 3], q: [f64; 3]| p.iter().zip(q).map(|(p, q)| p * (p / q).ln()).sum::<f64>();
         let forward = |logits| divergence(probabilities(logits), reference);
         let reverse = |logits| divergence(reference, probabilities(logits));
-        let nothing = |_: [f64; 3]| 0.0;
-        let cases: [(&str, &dyn Fn([f64; 3]) -> f64); 4] =
-            [("k3-weighted", &forward), ("k2", &forward), ("k3", &reverse), ("k1", &nothing)];
+        let what = |estimator: &str, logits| match estimator {
+            "k1" => 0.0,
+            "k3" => reverse(logits),
+            _ => forward(logits),
+        };
         let logits = policy.map(|p| f64::from(p).ln());
-        for (estimator, penalty) in cases {
+        for estimator in ["k3-weighted", "k2", "k3", "k1"] {
             let config = parse(&format!("--beta 1 --kl-estimator {estimator}"));
             for moved in 0..3 {
                 let at = |offset: f64| {
                     let mut logits = logits;
                     logits[moved] += offset;
-                    penalty(logits)
+                    what(estimator, logits)
                 };
                 let slope_of = |token: usize| {
                     let known = logprobs(policy[token].ln(), None, Some(reference[token].ln() as f32));
