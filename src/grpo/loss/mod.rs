@@ -22,7 +22,11 @@ pub const MAX_LOG_RATIO: f64 = 20.0;
 /// tokens here.
 ///
 /// # Source
-/// TRL `GRPOTrainer`, `loss_type`; the papers are named with [`LossKind::parts`].
+/// TRL `GRPOTrainer`, `loss_type`.
+/// Shao et al. 2024, <https://arxiv.org/abs/2402.03300> (GRPO); Xiao et al. 2025, <https://arxiv.org/abs/2505.23585> (BNPO);
+/// Liu et al. 2025, <https://arxiv.org/abs/2503.20783> (Dr. GRPO); Yu et al. 2025, <https://arxiv.org/abs/2503.14476> (DAPO);
+/// MiniMax 2025, <https://arxiv.org/abs/2506.13585> (CISPO); Gao et al. 2025, <https://arxiv.org/abs/2511.20347> (SAPO);
+/// Zheng et al. 2025, <https://arxiv.org/abs/2507.18071> (GSPO); Liu et al. 2026, <https://arxiv.org/abs/2602.05261> (LUSPO).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 #[value(rename_all = "snake_case")]
 pub enum LossKind {
@@ -83,12 +87,6 @@ pub enum RatioLevel {
 
 impl LossKind {
     /// How it averages, what it averages, and whose ratio that depends on.
-    ///
-    /// # Source
-    /// Shao et al. 2024, <https://arxiv.org/abs/2402.03300> (GRPO); Xiao et al. 2025, <https://arxiv.org/abs/2505.23585> (BNPO);
-    /// Liu et al. 2025, <https://arxiv.org/abs/2503.20783> (Dr. GRPO); Yu et al. 2025, <https://arxiv.org/abs/2503.14476> (DAPO);
-    /// MiniMax 2025, <https://arxiv.org/abs/2506.13585> (CISPO); Gao et al. 2025, <https://arxiv.org/abs/2511.20347> (SAPO);
-    /// Zheng et al. 2025, <https://arxiv.org/abs/2507.18071> (GSPO); Liu et al. 2026, <https://arxiv.org/abs/2602.05261> (LUSPO).
     fn parts(self) -> (Average, Objective, RatioLevel) {
         use {Average::*, Objective::*, RatioLevel::*};
         match self {

@@ -69,7 +69,7 @@ impl Trainer {
     }
 
     /// Writes what the sampler needs into `dir`, without waiting for the disk. The bytes depend on the step alone, not on where the run
-    /// was interrupted. Without `by_file` the sampler copies the weights by [`Backend::share_weights`]; they are up to date when this
+    /// was interrupted. Without `by_file` the sampler copies the weights by [`crate::train::backend::Backend::share_weights`]; they are up to date when this
     /// returns.
     ///
     /// # Errors
