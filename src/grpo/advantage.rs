@@ -113,7 +113,7 @@ impl AdvantageConfig {
 ///
 /// # Source
 /// Shao et al. 2024, section 4.1.2, <https://arxiv.org/abs/2402.03300>; TRL `GRPOTrainer`, `scale_rewards`; Ahmadian et al. 2024,
-/// eq. 8, <https://arxiv.org/abs/2402.14740> (RLOO).
+/// <https://arxiv.org/abs/2402.14740> (RLOO).
 #[must_use]
 pub fn advantages(rewards: &[Vec<Option<f64>>], scale: ScaleRewards, leave_one_out: bool) -> Advantages {
     let batch = Spread::of(rewards.iter().flatten());

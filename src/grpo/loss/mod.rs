@@ -22,11 +22,10 @@ pub const MAX_LOG_RATIO: f64 = 20.0;
 /// tokens here.
 ///
 /// # Source
-/// TRL `GRPOTrainer`, `loss_type`.
-/// Shao et al. 2024, <https://arxiv.org/abs/2402.03300> (GRPO); Xiao et al. 2025, <https://arxiv.org/abs/2505.23585> (BNPO);
-/// Liu et al. 2025, <https://arxiv.org/abs/2503.20783> (Dr. GRPO); Yu et al. 2025, <https://arxiv.org/abs/2503.14476> (DAPO);
-/// MiniMax 2025, <https://arxiv.org/abs/2506.13585> (CISPO); Gao et al. 2025, <https://arxiv.org/abs/2511.20347> (SAPO);
-/// Zheng et al. 2025, <https://arxiv.org/abs/2507.18071> (GSPO); Liu et al. 2026, <https://arxiv.org/abs/2602.05261> (LUSPO).
+/// TRL `GRPOTrainer`, `loss_type`; Shao et al. 2024, <https://arxiv.org/abs/2402.03300> (GRPO); Liu et al. 2025,
+/// <https://arxiv.org/abs/2503.20783> (Dr. GRPO); Yu et al. 2025, <https://arxiv.org/abs/2503.14476> (DAPO); MiniMax 2025,
+/// <https://arxiv.org/abs/2506.13585> (CISPO); Gao et al. 2025, <https://arxiv.org/abs/2511.20347> (SAPO); Zheng et al. 2025,
+/// <https://arxiv.org/abs/2507.18071> (GSPO); LUSPO, <https://arxiv.org/abs/2602.05261>.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 #[value(rename_all = "snake_case")]
 pub enum LossKind {
@@ -79,9 +78,9 @@ enum Objective {
 pub enum RatioLevel {
     /// The token's own
     Token,
-    /// The geometric mean over the completion's tokens: one number, whose gradient reaches all of them (GSPO, eq. 7)
+    /// The geometric mean over the completion's tokens: one number, whose gradient reaches all of them (GSPO)
     Sequence,
-    /// The same number, with the gradient of each token for itself (GSPO-token, eq. 13)
+    /// The same number, with the gradient of each token for itself (GSPO-token)
     SequenceToken,
 }
 

@@ -61,7 +61,7 @@ pub struct TokenLoss {
 ///
 /// # Source
 /// TRL `GRPOTrainer._compute_loss`; entropy: Wang et al. 2025, <https://arxiv.org/abs/2506.01939>; distance: DeepSeek-V3.2,
-/// <https://arxiv.org/abs/2512.02556>, section 3.1.
+/// <https://arxiv.org/abs/2512.02556>, eq. 9.
 ///
 /// [`KlEstimator::K3Weighted`]: super::KlEstimator::K3Weighted
 #[derive(Debug, Clone)]

@@ -33,9 +33,9 @@ impl Surrogate {
     /// The surrogate of a token of this `advantage`, which counts `times`.
     ///
     /// # Source
-    /// Clipped: Schulman et al. 2017, eq. 7, <https://arxiv.org/abs/1707.06347>; its `delta`: Ye et al. 2020, eq. 3,
-    /// <https://arxiv.org/abs/1912.09729>, and TRL's `delta`. CISPO: MiniMax 2025, eq. 4, <https://arxiv.org/abs/2506.13585>, without its
-    /// lower bound, as TRL has it. SAPO: Gao et al. 2025, <https://arxiv.org/abs/2511.20347>.
+    /// Clipped: Schulman et al. 2017, eq. 7, <https://arxiv.org/abs/1707.06347>; its `delta`: INTELLECT-2,
+    /// <https://arxiv.org/abs/2505.07291>, and TRL's `delta`. CISPO: MiniMax 2025, <https://arxiv.org/abs/2506.13585>, without its lower
+    /// bound, as TRL has it. SAPO: Gao et al. 2025, <https://arxiv.org/abs/2511.20347>.
     pub fn of(config: &LossConfig, ratio: Ratio, (advantage, times): (f64, f64), logprob: f64) -> Self {
         let (_, objective, _) = config.kind.parts();
         let counting = advantage * times;

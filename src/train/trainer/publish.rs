@@ -69,8 +69,8 @@ impl Trainer {
     }
 
     /// Writes what the sampler needs into `dir`, without waiting for the disk. The bytes depend on the step alone, not on where the run
-    /// was interrupted. Without `by_file` the sampler copies the weights by [`crate::train::backend::Backend::share_weights`]; they are up to date when this
-    /// returns.
+    /// was interrupted. Without `by_file` the sampler copies the weights by [`crate::train::backend::Backend::share_weights`]; they are
+    /// up to date when this returns.
     ///
     /// # Errors
     /// [`Error::Io`], and those of the backend.
