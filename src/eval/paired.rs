@@ -76,8 +76,8 @@ impl Paired {
     /// Compares `model` with `baseline`.
     ///
     /// # Source
-    /// McNemar 1947, <https://doi.org/10.1007/BF02295996>; paired differences in evaluations, and their power: Miller 2024, sections 4 and
-    /// 5, <https://arxiv.org/abs/2411.00640>.
+    /// McNemar 1947, <https://doi.org/10.1007/BF02295996>; paired differences in evaluations, and their power: Miller 2024,
+    /// <https://arxiv.org/abs/2411.00640>.
     ///
     /// # Errors
     /// [`Error::Data`] when they have no problem in common.
@@ -189,7 +189,7 @@ mod tests {
         assert!((low - (0.25 - half)).abs() < 0.006 && (high - (0.25 + half)).abs() < 0.006, "{low} {high}");
     }
 
-    /// Miller 2024, section 5: n = (z_a/2 + z_b)^2 variance / d^2.
+    /// Miller 2024: n = (z_a/2 + z_b)^2 variance / d^2.
     #[test]
     fn smaller_differences_need_more_problems() {
         let differences: Vec<f64> = (0..1000).map(|i| [0.0, 0.0, 1.0, -1.0][i % 4]).collect();
