@@ -9,7 +9,7 @@ use grpo_pipes::command::{InputArgs, OutputArgs, run_filter};
 use grpo_pipes::error::{Error, Result};
 use grpo_pipes::lines::jsonl::Input;
 use grpo_pipes::lines::map::{LINES_PER_TASK, map_lines};
-use grpo_pipes::reward::{Placebo, REWARDS, RewardWeights, Scorer, Semantics, Workers};
+use grpo_pipes::reward::{Lengths, Placebo, REWARDS, RewardWeights, Scorer, Semantics, Workers};
 
 /// Add rewards to rollouts
 ///
@@ -37,6 +37,12 @@ struct Args {
     /// improve
     #[arg(long, value_name = "SEED")]
     placebo: Option<u64>,
+    /// The longest completion that `rollout` may sample, of which the rewards length and soft_overlong are shares (tokens)
+    #[arg(long, value_name = "TOKENS", value_parser = clap::value_parser!(u32).range(1..))]
+    max_completion_tokens: Option<u32>,
+    /// Its last tokens, in which soft_overlong falls from 0 to -1
+    #[arg(long, value_name = "TOKENS", requires = "max_completion_tokens", value_parser = clap::value_parser!(u32).range(1..))]
+    overlong_buffer: Option<u32>,
     /// Also ask a program, run by `sh -c`: it gets each record as a line, and answers with a line: a number, null, or an object of these
     /// by name, which are added to "reward". It must not hold answers back. Without --reward, its rewards are the only ones
     #[arg(long, value_name = "COMMAND")]
@@ -58,7 +64,22 @@ impl Args {
             Some(_) => RewardWeights::none(),
             None => RewardWeights::default(),
         });
-        Ok(Scorer { semantics: self.semantics, weights, command })
+        let lengths = self.lengths(&weights)?;
+        Ok(Scorer { semantics: self.semantics, weights, lengths, command })
+    }
+
+    /// What is long, if a reward asks for it.
+    fn lengths(&self, weights: &RewardWeights) -> Result<Option<Lengths>> {
+        let buffer = self.overlong_buffer.unwrap_or(0);
+        if weights.has("soft_overlong") && (buffer == 0 || Some(buffer) > self.max_completion_tokens) {
+            return Err(Error::Usage(
+                "soft_overlong needs --max-completion-tokens and an --overlong-buffer of at most as many".into(),
+            ));
+        }
+        if weights.has("length") && self.max_completion_tokens.is_none() {
+            return Err(Error::Usage("length needs --max-completion-tokens".into()));
+        }
+        Ok(self.max_completion_tokens.map(|longest| Lengths { longest: longest as usize, buffer: buffer as usize }))
     }
 }
 

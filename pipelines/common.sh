@@ -135,7 +135,10 @@ reward() {
 }
 
 # The same arguments whether the steps come one by one or all in a row: checkpoints remember them.
-learn() {
+learn() { train_on --follow "$RUN" --save-every "$SAVE_EVERY" --keep "$KEEP"; }
+
+# grpo-step with this recipe's numbers.
+train_on() {
     local more=()
     [ "$BETA" = 0 ] || more+=(--reference "$RUN/checkpoints/step_000000")
     [ -z "$EPSILON_HIGH" ] || more+=(--epsilon-high "$EPSILON_HIGH")
@@ -150,7 +153,7 @@ learn() {
 # A stage of the user's may be far from reading or writing, and so from noticing that the trainer is gone.
 learn_and_end() {
     local code=0
-    (learn --follow "$RUN" --save-every "$SAVE_EVERY" --keep "$KEEP" 2>&3) || code=$?
+    (learn 2>&3) || code=$?
     if [ "$code" -ne 0 ] && [ -f "$RUN/.scorer" ]; then
         sleep 1
         kill -KILL "$(cat "$RUN/.scorer")" || true

@@ -25,7 +25,7 @@ fi
 
 say "training steps $first to $last again"
 for step in $(seq "$first" "$last"); do cat "$(records_of "$step")"; done >"$work/records.jsonl.zst"
-(learn "$work/records.jsonl.zst" --policy "$from" --out "$work/policy" >/dev/null) || exit
+(train_on "$work/records.jsonl.zst" --policy "$from" --out "$work/policy" >/dev/null) || exit
 for file in model.safetensors optimizer.safetensors; do
     cmp "$work/policy/$file" "$to/$file" >&2 || die "$to/$file is not what the recorded rollouts train" 4
 done

@@ -1,4 +1,4 @@
-//! What a completion is worth: five rewards of its text, in two semantics, and one for answers of any form.
+//! What a completion is worth: the notebooks' five rewards of its text, in two semantics, and others on request.
 //!
 //! | reward | most | `seed`, as the notebook's Python | `fixed`, the default |
 //! |---|---|---|---|
@@ -8,11 +8,15 @@
 //! | `soft_format` | 0.5 | begins with both parts, on one line or with nothing but white space between them | the same over many lines, each tag exactly once |
 //! | `xmlcount` | 0.5 | 0.125 for each tag that occurs once with its newlines, minus 0.001 for each code point after the answer, counted twice | the same, each tag exactly once anywhere, trailing code points counted once |
 //! | `math` | 1 | the answer, however it is marked and written, equals the reference answer ([`math`] has the rules) | the same |
+//! | `similarity` | 1 | the longest common subsequence of words with the answer (ROUGE-L) | the same |
+//! | `repetition` | 0 | minus the share of phrases of three words that occurred before | the same |
+//! | `length` | 0 | minus the share of the longest completion's tokens | the same |
+//! | `soft_overlong` | 0 | minus how far it is into the last tokens before the longest (DAPO) | the same |
 //!
-//! Each is 0 or its most, except `xmlcount`, which has steps and no lower bound. Without an `answer` in the record, `correctness` and
-//! `math` are null. To add a reward, add a row to [`REWARDS`].
+//! The first six are 0 or their most, except `xmlcount`, which has steps and no lower bound. Without an `answer` in the record, `correctness`,
+//! `math` and `similarity` are null. To add a reward, add a row to [`REWARDS`].
 //!
-//! Knows nothing of tokens, tensors or models.
+//! Knows nothing of tensors and models, and of tokens only their number.
 
 mod command;
 pub mod fixed;
@@ -23,12 +27,14 @@ pub mod python;
 mod reading;
 mod score;
 pub mod seed;
+pub mod text;
 mod weights;
 
 pub use command::Workers;
 pub use placebo::Placebo;
 use reading::Reading;
 pub use score::{Score, Scorer};
+pub use text::Lengths;
 pub use weights::{MAX_WEIGHT, RewardWeights};
 
 /// What one reward gives a completion; `None` when the record lacks what it needs.
@@ -48,7 +54,7 @@ pub struct Reward {
 }
 
 /// All rewards, in the order of the five functions of the notebook.
-pub static REWARDS: [Reward; 6] = [
+pub static REWARDS: [Reward; 10] = [
     Reward {
         name: "correctness",
         most: 2.0,
@@ -84,15 +90,23 @@ pub static REWARDS: [Reward; 6] = [
         seed: |it| Some(seed::count_xml(it.text)),
         fixed: |it| Some(it.tagged.count_xml()),
     },
-    Reward { name: MATH, most: 1.0, by_default: false, seed: right_in_math, fixed: right_in_math },
+    on_request(MATH, 1.0, |it| it.answer.map(|answer| all(1.0, math::is_correct(it.math_answer(), answer)))),
+    on_request("similarity", 1.0, |it| it.answer.map(|answer| text::similarity(it.text, answer))),
+    on_request("repetition", 0.0, |it| Some(text::repetition(it.text))),
+    on_request(LENGTH, 0.0, |it| Some(text::length(it.tokens?, it.lengths?))),
+    on_request(SOFT_OVERLONG, 0.0, |it| Some(text::soft_overlong(it.tokens?, it.lengths?))),
 ];
+
+/// A reward that counts only when it is asked for, and is the same in both semantics.
+const fn on_request(name: &'static str, most: f64, value: Value) -> Reward {
+    Reward { name, most, by_default: false, seed: value, fixed: value }
+}
 
 /// The reward for answers of any form.
 const MATH: &str = "math";
-
-fn right_in_math(it: &Reading<'_>) -> Option<f64> {
-    it.answer.map(|answer| all(1.0, math::is_correct(it.math_answer(), answer)))
-}
+/// The rewards that need to know what is long.
+const LENGTH: &str = "length";
+const SOFT_OVERLONG: &str = "soft_overlong";
 
 /// All of a reward or nothing.
 fn all(most: f64, earned: bool) -> f64 {

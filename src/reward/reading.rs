@@ -3,7 +3,7 @@
 use std::cell::OnceCell;
 
 use super::fixed::Tagged;
-use super::{Semantics, math, seed};
+use super::{Lengths, Semantics, math, seed};
 
 /// A completion as its rewards see it.
 #[derive(Debug)]
@@ -16,6 +16,10 @@ pub struct Reading<'a> {
     pub extracted: Option<&'a str>,
     /// The reference answer of the record.
     pub answer: Option<&'a str>,
+    /// How many tokens it has.
+    pub tokens: Option<usize>,
+    /// What is long.
+    pub lengths: Option<Lengths>,
     math_answer: OnceCell<Option<&'a str>>,
 }
 
@@ -26,7 +30,7 @@ impl<'a> Reading<'a> {
             Semantics::Seed => Some(seed::extract(text)),
             Semantics::Fixed => tagged.extract(),
         };
-        Self { text, tagged, extracted, answer, math_answer: OnceCell::new() }
+        Self { text, tagged, extracted, answer, tokens: None, lengths: None, math_answer: OnceCell::new() }
     }
 
     /// The answer that `math` looks at; found when it is first asked for.

@@ -2,11 +2,12 @@
 
 use std::sync::Arc;
 
+use serde::de::IgnoredAny;
 use serde::ser::{Serialize, SerializeMap, Serializer};
 
 use super::command::Workers;
 use super::reading::Reading;
-use super::{MATH, Reward, RewardWeights, Semantics};
+use super::{Lengths, MATH, Reward, RewardWeights, Semantics};
 use crate::error::Result;
 use crate::lines::prompt;
 use crate::lines::record::Line;
@@ -18,6 +19,8 @@ pub struct Scorer {
     pub semantics: Semantics,
     /// Which rewards, and how much each counts.
     pub weights: RewardWeights,
+    /// What is long; `length` and `soft_overlong` cannot be computed without it.
+    pub lengths: Option<Lengths>,
     /// A program whose rewards count as much as it says.
     pub command: Option<Arc<Workers>>,
 }
@@ -34,10 +37,11 @@ pub struct Score<'a> {
 }
 
 impl Scorer {
-    /// Scores a text; without `answer`, `correctness` and `math` cannot be computed.
+    /// Scores a text of so many tokens; without `answer`, `correctness`, `math` and `similarity` cannot be computed.
     #[must_use]
-    pub fn score<'a>(&self, completion: &'a str, answer: Option<&'a str>) -> Score<'a> {
-        let reading = Reading::new(self.semantics, completion, answer);
+    pub fn score<'a>(&self, completion: &'a str, answer: Option<&'a str>, tokens: Option<usize>) -> Score<'a> {
+        let mut reading = Reading::new(self.semantics, completion, answer);
+        (reading.tokens, reading.lengths) = (tokens, self.lengths);
         let value = |&(reward, weight): &(&'static Reward, f64)| (reward.value(self.semantics, &reading), weight);
         let values: Vec<_> = self.weights.iter().map(value).collect();
         let terms = values.iter().filter(|(_, weight)| *weight != 0.0);
@@ -58,7 +62,11 @@ impl Scorer {
         let mut record = line.record()?;
         let completion = prompt::completion(&record)?.ok_or_else(|| record.error("no field \"completion\""))?;
         let answer = record.answer()?;
-        let score = self.score(&completion, answer.as_deref());
+        let tokens: Option<Vec<IgnoredAny>> = match self.lengths {
+            Some(_) => record.get_optional("completion_token_ids")?,
+            None => None,
+        };
+        let score = self.score(&completion, answer.as_deref(), tokens.map(|tokens| tokens.len()));
         let more = self.command.as_ref().map_or(Ok(Vec::new()), |command| command.ask(line))?;
         if let Some((name, _)) = more.iter().find(|(name, _)| self.weights.has(name)) {
             return Err(record.error(format!("the command and score both have a reward \"{name}\"")));

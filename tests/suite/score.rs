@@ -26,7 +26,7 @@ fn scored(args: &[&str], records: &[Value]) -> Vec<Value> {
 }
 
 fn scorer(semantics: Semantics) -> Scorer {
-    Scorer { semantics, weights: RewardWeights::default(), command: None }
+    Scorer { semantics, weights: RewardWeights::default(), lengths: None, command: None }
 }
 
 #[test]
@@ -38,7 +38,7 @@ fn seed_rewards_are_the_doubles_that_python_computes() {
         let record: Value = serde_json::from_str(line).unwrap();
         let text = |name: &str| record[name].as_str().unwrap();
         let scorer = scorer(Semantics::Seed);
-        let score = scorer.score(text("completion"), Some(text("answer")));
+        let score = scorer.score(text("completion"), Some(text("answer")), None);
         assert_eq!(score.extracted, Some(text("extracted")), "{line}");
         for (reward, value) in score.rewards {
             let want = record["rewards"][reward.name].as_f64();
@@ -303,7 +303,7 @@ proptest! {
     #[test]
     fn any_text_has_finite_rewards_within_their_bounds(completion in nasty_text(), answer in nasty_text()) {
         for semantics in [Semantics::Seed, Semantics::Fixed] {
-            let score = scorer(semantics).score(&completion, Some(&answer));
+            let score = scorer(semantics).score(&completion, Some(&answer), None);
             let most = [2.0, 0.5, 0.5, 0.5, 0.5];
             for ((_, value), most) in score.rewards.iter().zip(most) {
                 prop_assert!(value.is_some_and(|value| value.is_finite() && value <= most));
@@ -324,7 +324,7 @@ proptest! {
     #[test]
     fn what_is_strict_in_the_notebook_is_strict_when_mended_if_its_tags_stand_once(completion in nasty_text()) {
         let text = format!("<reasoning>\n{completion}\n</reasoning>\n<answer>\n7\n</answer>\n");
-        let value = |semantics, at: usize| scorer(semantics).score(&text, None).rewards[at].1;
+        let value = |semantics, at: usize| scorer(semantics).score(&text, None, None).rewards[at].1;
         let once = ["<reasoning>", "</reasoning>", "<answer>", "</answer>"].iter().all(|tag| text.matches(tag).count() == 1);
         prop_assert_eq!(value(Semantics::Fixed, 2), Some(if once { 0.5 } else { 0.0 }));
         prop_assert!(!once || value(Semantics::Seed, 2) <= value(Semantics::Fixed, 2));
@@ -424,5 +424,42 @@ fn the_readmes_commands_score_as_it_says() {
             .map(|line| serde_json::from_str::<Value>(line).unwrap()["reward"].as_f64().unwrap())
             .collect();
         assert_eq!(rewards, [0.5, 0.0], "{command}: {}", String::from_utf8_lossy(&done.stderr));
+    }
+}
+
+#[test]
+fn rewards_of_length_and_repetition_are_there_on_request() {
+    let record = |tokens: usize, text: &str| json!({"completion": text, "answer": "a b c", "completion_token_ids": vec![7; tokens]});
+    let args = [
+        "--reward",
+        "length=1,soft_overlong=2,repetition=1,similarity=4",
+        "--max-completion-tokens",
+        "10",
+        "--overlong-buffer",
+        "4",
+    ];
+    let records = scored(&args, &[record(5, "a b c"), record(8, "a b c a b c"), record(99, "x")]);
+    assert_eq!(
+        records[0]["rewards"],
+        json!({"length": -0.5, "soft_overlong": 0.0, "repetition": 0.0, "similarity": 1.0})
+    );
+    assert_eq!(records[1]["rewards"]["soft_overlong"], -0.5);
+    assert_eq!(records[1]["rewards"]["repetition"], -0.25);
+    assert_eq!(records[2]["reward"], -3.0);
+    let without = scored(&["--reward", "length=1", "--max-completion-tokens", "10"], &[rollout("1000")]);
+    assert_eq!((&without[0]["rewards"]["length"], &without[0]["reward"]), (&Value::Null, &Value::Null));
+    for (args, message) in [
+        (&["--reward", "length=1"][..], "length needs --max-completion-tokens"),
+        (
+            &["--reward", "soft_overlong=1", "--max-completion-tokens", "8"],
+            "soft_overlong needs --max-completion-tokens and an --overlong-buffer",
+        ),
+        (
+            &["--reward", "soft_overlong=1", "--max-completion-tokens", "8", "--overlong-buffer", "9"],
+            "of at most as many",
+        ),
+    ] {
+        let done = run(SCORE, args, "");
+        assert_eq!((done.code, done.stderr.contains(message)), (Some(2), true), "{}", done.stderr);
     }
 }

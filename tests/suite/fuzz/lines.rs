@@ -138,15 +138,20 @@ fn a_text_of_100_mb_is_scored_in_time_that_grows_with_its_length() {
         for text in [body.repeat(2), format!("<reasoning>{body}</reasoning><answer>{body}</answer>")] {
             let began = computed();
             for semantics in [Semantics::Fixed, Semantics::Seed] {
-                let score =
-                    Scorer { semantics, weights: RewardWeights::default(), command: None }.score(&text, Some("1,111"));
+                let score = Scorer { semantics, weights: RewardWeights::default(), lengths: None, command: None }
+                    .score(&text, Some("1,111"), None);
                 assert!(score.reward.is_some_and(f64::is_finite));
             }
             let _ = Number::last_in(&text);
-            let math = Scorer { semantics: Semantics::Fixed, weights: "math=1".parse().unwrap(), command: None };
+            let math = Scorer {
+                semantics: Semantics::Fixed,
+                weights: "math=1".parse().unwrap(),
+                lengths: None,
+                command: None,
+            };
             for reference in ["1,111", &text] {
-                assert!(math.score(&text, Some(reference)).reward.is_some());
-                assert!(math.score("1/3", Some(reference)).reward.is_some());
+                assert!(math.score(&text, Some(reference), None).reward.is_some());
+                assert!(math.score("1/3", Some(reference), None).reward.is_some());
             }
             // With the square of the length it would be hours in all.
             let took = (computed() - began) / text.len() as u64;

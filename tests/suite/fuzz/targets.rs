@@ -185,12 +185,16 @@ fn texts(place: &mut Place, dice: &mut Dice) {
     let text = String::from_utf8_lossy(&mutate(dice, &place.texts, &words)).into_owned();
     let answer = String::from_utf8_lossy(&mutate(dice, &[b"1,000".to_vec(), b"-72".to_vec()], &words)).into_owned();
     for semantics in [Semantics::Fixed, Semantics::Seed] {
-        let score = Scorer { semantics, weights: RewardWeights::default(), command: None }.score(&text, Some(&answer));
+        let score = Scorer { semantics, weights: RewardWeights::default(), lengths: None, command: None }.score(
+            &text,
+            Some(&answer),
+            None,
+        );
         assert!(score.reward.is_some_and(|reward| reward.is_finite() && reward <= 4.0), "{score:?}");
         assert!(score.extracted.is_none_or(|extracted| text.contains(extracted)));
     }
-    let math = Scorer { semantics: Semantics::Fixed, weights: "math=1".parse().unwrap(), command: None };
-    let score = math.score(&text, Some(&answer));
+    let math = Scorer { semantics: Semantics::Fixed, weights: "math=1".parse().unwrap(), lengths: None, command: None };
+    let score = math.score(&text, Some(&answer), None);
     assert!(score.reward.is_some_and(|reward| reward == 0.0 || reward == 1.0), "{score:?}");
     assert!(score.extracted.is_none_or(|extracted| text.contains(extracted)));
     let extracted = score.extracted.map(str::to_owned);
@@ -198,7 +202,7 @@ fn texts(place: &mut Place, dice: &mut Dice) {
         extracted.filter(|extracted| !extracted.contains(['<', '\\', '#']) && !extracted.contains("nswer"))
     {
         let itself = format!("<answer>{extracted}</answer>");
-        assert_eq!(math.score(&itself, Some(&extracted)).reward, Some(1.0), "{extracted:?} is itself");
+        assert_eq!(math.score(&itself, Some(&extracted), None).reward, Some(1.0), "{extracted:?} is itself");
     }
     assert!(Number::last_in(&text).is_none() || text.contains(|c: char| c.is_ascii_digit()));
 }
@@ -219,7 +223,8 @@ fn records(place: &mut Place, dice: &mut Dice) {
             assert!(groups::parts(&groups).len() < 1000);
         }
         2 => {
-            let scorer = Scorer { semantics: Semantics::Fixed, weights: RewardWeights::default(), command: None };
+            let scorer =
+                Scorer { semantics: Semantics::Fixed, weights: RewardWeights::default(), lengths: None, command: None };
             for line in lines() {
                 let mut json = Vec::new();
                 if refused(scorer.score_line(&line, &mut json)).is_some() {
