@@ -137,10 +137,10 @@ pub struct LossConfig {
     /// Give no gradient to completions that were cut off (finish_reason "length")
     #[arg(long)]
     pub mask_truncated: bool,
-    /// Give no gradient, but that of the KL divergence, to any but this fraction of the step's tokens: those of the highest entropy
+    /// Fraction of the step's tokens, those of the highest entropy, that get a gradient besides that of the KL divergence
     #[arg(long, value_name = "FRACTION", default_value_t = 1.0)]
     pub top_entropy_quantile: f64,
-    /// Give no gradient, but that of the KL divergence, to completions of negative advantage that the policy has moved away from:
+    /// Completions of negative advantage get no gradient besides that of the KL divergence once the policy has moved away from them:
     /// their log-probability fell by more than NATS per token since they were sampled
     #[arg(long, value_name = "NATS")]
     pub off_policy_mask_threshold: Option<f64>,
