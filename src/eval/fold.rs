@@ -41,8 +41,8 @@ struct GroupCounts {
     flexible: Counts,
     format: Counts,
     truncated: Counts,
-    /// The different answers that completions gave.
-    answers: Vec<String>,
+    /// The place of each different answer that completions gave; equal numbers are one answer, however they are written.
+    answers: HashMap<String, u32>,
     /// Of each judged completion, in the order of the records.
     votes: Vec<Vote>,
 }
@@ -192,9 +192,10 @@ fn powers(groups: &[GroupCounts]) -> impl Iterator<Item = u32> {
 
 /// Whether the answer that most votes are for, of equals the one that came first, is right.
 fn majority_is_right(votes: &[Vote]) -> bool {
-    let count = |vote: &Vote| votes.iter().filter(|other| other.answer == vote.answer).count();
-    let voting = votes.iter().filter(|vote| vote.answer.is_some());
-    voting.rev().max_by_key(|vote| count(vote)).is_some_and(|vote| vote.is_right)
+    let mut counts: HashMap<u32, usize> = HashMap::new();
+    votes.iter().filter_map(|vote| vote.answer).for_each(|answer| *counts.entry(answer).or_default() += 1);
+    let voting = votes.iter().rev().filter_map(|vote| Some((counts[&vote.answer?], vote.is_right)));
+    voting.max_by_key(|(count, _)| *count).is_some_and(|(_, is_right)| is_right)
 }
 
 /// The key of a group: the sampler's `group_id`, else the prompt's.
@@ -234,17 +235,11 @@ fn is_flexibly_correct(record: &Record<'_>, strict: Option<bool>) -> Result<Opti
 }
 
 impl GroupCounts {
-    /// The place of an answer among those of the group; equal numbers are one answer, however they are written.
+    /// The place of an answer among those of the group.
     fn answer(&mut self, text: &str) -> u32 {
-        let is_same = |other: &String| match (Number::parse(other), Number::parse(text)) {
-            (Some(other), Some(number)) => other == number,
-            _ => other == text,
-        };
-        let place = self.answers.iter().position(is_same).unwrap_or_else(|| {
-            self.answers.push(text.to_owned());
-            self.answers.len() - 1
-        });
-        place as u32
+        let key = Number::parse(text).map_or_else(|| format!("\"{}", text.trim()), |number| number.canonical());
+        let next = self.answers.len() as u32;
+        *self.answers.entry(key).or_insert(next)
     }
 }
 

@@ -51,8 +51,8 @@ impl Workers {
     /// What the program gives the completion of a record.
     ///
     /// # Errors
-    /// [`crate::Error::Record`] when the program cannot be started, does not answer in time, ends, or answers with anything but a number, null or
-    /// an object of these.
+    /// [`crate::Error::Record`] when the program cannot be started, does not answer in time, ends, answers more than once, or with anything
+    /// but a number, null or an object of these.
     pub fn ask(&self, line: &Line) -> Result<Answer> {
         let wrong = |what: String| line.error(format!("the command {what}"));
         let idle = self.lock().pop();
@@ -86,6 +86,12 @@ impl Worker {
     }
 
     fn ask(&mut self, record: &str, limit: Duration) -> std::result::Result<String, String> {
+        if let Ok(Ok(line)) = self.from.try_recv() {
+            let quoted: String = line.chars().take(QUOTED).collect();
+            return Err(format!(
+                "answered an earlier record with a second line, \"{quoted}\": it must write one per record"
+            ));
+        }
         // If nobody takes it, there will be no answer either.
         let _ = self.to.as_ref().expect("taken when it is dropped").send(format!("{record}\n"));
         match self.from.recv_timeout(limit) {

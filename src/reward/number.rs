@@ -90,6 +90,16 @@ impl<'a> Number<'a> {
         places + self.exponent
     }
 
+    /// A text that equal numbers share, however they are written.
+    #[must_use]
+    pub fn canonical(&self) -> String {
+        if self.is_zero() {
+            return "0".into();
+        }
+        let digits: String = self.significant_digits().map(char::from).collect();
+        format!("{}{digits}e{}", if self.negative { "-" } else { "" }, self.magnitude())
+    }
+
     /// Whether the value is zero.
     pub(super) fn is_zero(&self) -> bool {
         self.significant_digits().next().is_none()

@@ -393,6 +393,15 @@ fn a_command_that_fails_names_the_record_and_what_came_before_is_kept() {
             done.stderr
         );
     }
+    // Of one line too many for a record, a later record would get what is left over.
+    let twice = "while read -r _; do echo 1; echo 2; sleep 0.2; done";
+    let done = run(SCORE, &["--command", twice, "--jobs", "1"], &lines(&numbered()[..5]));
+    assert_eq!((done.code, done.records().len()), (Some(3), 1), "{}", done.stderr);
+    assert!(
+        done.stderr.contains("-:2: the command answered an earlier record with a second line, \"2\""),
+        "{}",
+        done.stderr
+    );
     let done = run(SCORE, &["--command", "cat", "--timeout", "0"], "");
     assert_eq!((done.code, done.stderr.contains("--timeout must be above 0")), (Some(2), true), "{}", done.stderr);
 }

@@ -204,6 +204,13 @@ impl LossConfig {
         if self.delta.is_some_and(|delta| !delta.is_finite() || delta <= 1.0 + high) {
             return refuse("--delta must be above 1 + --epsilon-high");
         }
+        if self.epsilon_high.is_some() && objective == Objective::Soft {
+            return refuse("--epsilon-high belongs to the losses that clip, and to cispo: not to sapo");
+        }
+        let sapo = [self.sapo_temperature_pos, self.sapo_temperature_neg];
+        if objective != Objective::Soft && sapo != [1.0, 1.05] {
+            return refuse("--sapo-temperature-pos and --sapo-temperature-neg belong to --loss sapo");
+        }
         if !is_positive(self.sapo_temperature_pos) || !is_positive(self.sapo_temperature_neg) {
             return refuse("--sapo-temperature-pos and --sapo-temperature-neg must be above 0");
         }
@@ -523,7 +530,9 @@ mod tests {
             "--loss gspo --ratio-level token",
             "--loss sapo --delta 2",
             "--delta 1.1",
-            "--sapo-temperature-neg 0",
+            "--loss sapo --sapo-temperature-neg 0",
+            "--sapo-temperature-neg 2",
+            "--loss sapo --epsilon-high 0.3",
             "--top-entropy-quantile 0",
             "--off-policy-mask-threshold=-1",
             "--importance-sampling-mode token_mask",
