@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
-use grpo_pipes::checkpoint;
+use grpo_pipes::checkpoint::{self, hub};
 use grpo_pipes::command::{self, InputArgs, OutputArgs, Report};
 use grpo_pipes::error::{Error, Result};
 use grpo_pipes::lines::jsonl::Input;
@@ -29,9 +29,9 @@ use grpo_pipes::train::resident::{self, Listeners};
 struct Args {
     #[command(flatten)]
     input: InputArgs,
-    /// Model directory to train: a starting model, or a checkpoint with optimizer.safetensors and state.json
-    #[arg(long, value_name = "DIR", required_unless_present_any = ["follow", "begin", "status", "fork"])]
-    policy: Option<PathBuf>,
+    /// Model to train: a directory or a Hub id to start from, or a checkpoint with optimizer.safetensors and state.json
+    #[arg(long, value_name = "MODEL", required_unless_present_any = ["follow", "begin", "status", "fork"])]
+    policy: Option<String>,
     /// Checkpoint directory to make, or with --fork the run; it appears when it is complete
     #[arg(long, value_name = "DIR", required_unless_present_any = ["dry_run", "follow", "begin", "status"])]
     out: Option<PathBuf>,
@@ -89,9 +89,9 @@ struct Args {
 struct ManageArgs {
     /// Make the directory of a run and keep a recipe's numbers there, and print them as NAME=VALUE. Environment variables of the same
     /// names win. A run that was made with other numbers is refused
-    #[arg(long, value_name = "RUN", requires = "recipe", conflicts_with_all = ["policy", "out", "follow"])]
+    #[arg(long, value_name = "RUN", conflicts_with_all = ["policy", "out", "follow"])]
     begin: Option<PathBuf>,
-    /// Recipe for --begin: lines of NAME=VALUE, and comments after #
+    /// Recipe for --begin: lines of NAME=VALUE, and comments after # [default: the run's own]
     #[arg(long, value_name = "FILE", requires = "begin")]
     recipe: Option<PathBuf>,
     /// Print the step that a run has reached and the prompts it was trained on, as NAME=VALUE
@@ -144,7 +144,7 @@ fn run(args: &Args) -> Result<()> {
         };
         resident::train(&job, input, &open, Listeners { metrics: &mut metrics, say: &say })?;
     } else {
-        once::train(&args.once(), Input::open(&args.input.file)?, &open, &mut report)?;
+        once::train(&args.once()?, Input::open(&args.input.file)?, &open, &mut report)?;
     }
     report.finish()
 }
@@ -157,8 +157,8 @@ impl Args {
     /// Does what is asked of a run besides training it, and returns the lines that tell of it; `None` if training is asked for.
     fn manage(&self) -> Result<Option<Vec<String>>> {
         match &self.manage {
-            ManageArgs { begin: Some(run), recipe: Some(file), .. } => {
-                recipe::begin(&Run::new(run), file, &say).map(|recipe| Some(recipe.lines()))
+            ManageArgs { begin: Some(run), recipe, .. } => {
+                recipe::begin(&Run::new(run), recipe.as_deref(), &say).map(|recipe| Some(recipe.lines()))
             }
             ManageArgs { status: Some(run), .. } => Run::new(run).status().map(Some),
             ManageArgs { fork: Some(run), from: Some(checkpoint), .. } => {
@@ -183,9 +183,9 @@ impl Args {
         }
     }
 
-    fn once(&self) -> OnceJob {
-        OnceJob {
-            policy: self.policy.clone().expect("required without --follow"),
+    fn once(&self) -> Result<OnceJob> {
+        Ok(OnceJob {
+            policy: hub::model_dir(self.policy.as_deref().expect("required without --follow"))?,
             init: self.init,
             out: self.out.clone(),
             weights_only: self.weights_only,
@@ -201,6 +201,6 @@ impl Args {
             },
             optimizer: self.optimizer.clone(),
             command_line: std::env::args().collect(),
-        }
+        })
     }
 }

@@ -17,7 +17,7 @@ begin_run() {
         choose_recipe
     fi
     NAME=${NAME:-$RECIPE-${SEED:-1}}
-    begin "runs/$NAME" "pipelines/recipes/$RECIPE.env"
+    begin "runs/$NAME" --recipe "pipelines/recipes/$RECIPE.env"
 }
 
 # `auto` is the reference job where it can run fast, else the recipe that runs everywhere.
@@ -29,11 +29,11 @@ choose_recipe() {
     say "recipe: $RECIPE ($why)"
 }
 
-# begin RUN RECIPE: makes the run's directory, and sets the numbers of its recipe as variables.
+# begin RUN [--recipe FILE]: makes the run's directory, or goes on with its own recipe, whose numbers become variables.
 begin() {
     local numbers
     RUN=$1
-    numbers=$(grpo-step --begin "$1" --recipe "$2") || exit
+    numbers=$(grpo-step --begin "$@") || exit
     set_all "$numbers"
 }
 
@@ -51,16 +51,19 @@ reached_step() {
     echo "$STEP"
 }
 
-# gsm8k-prep on this recipe's data: at most COUNT problems of SPLIT.
+# options NAME...: sets OPTIONS to `--name VALUE` for these numbers of the recipe, but for empty ones.
+options() {
+    local name
+    OPTIONS=()
+    for name; do [ -z "${!name}" ] || OPTIONS+=("--$(tr A-Z_ a-z- <<<"$name")" "${!name}"); done
+}
+
+# prepare SPLIT COUNT: gsm8k-prep on at most so many problems of this recipe's data.
 prepare() {
-    local split=$1 count=$2
-    shift 2
-    set -- --split "$split" --seed "$SEED" "$@"
-    [ -z "$SYSTEM_PROMPT" ] || set -- --system-prompt "$SYSTEM_PROMPT" "$@"
-    case $DATA in
-    generate) gsm8k-prep --generate "$count" --max-number "$MAX_NUMBER" "$@" ;;
-    *) gsm8k-prep "$DATA" --limit "$count" "$@" ;;
-    esac
+    local data=("$DATA" --limit "$2")
+    [ "$DATA" != generate ] || data=(--generate "$2" --max-number "$MAX_NUMBER")
+    options SYSTEM_PROMPT SEED
+    gsm8k-prep "${data[@]}" --split "$1" "${OPTIONS[@]}" "${@:3}"
 }
 
 # Runs a function of this script as a process group of its own, and ends with its code. What ends the script ends the group: a signal
@@ -119,13 +122,13 @@ name_the_cause() {
 # rollout with this recipe's lengths. It takes the place of the shell, as the other stages of a pipe do, so that no shell stands between
 # a stage and what becomes of it.
 sample() {
-    exec rollout --max-prompt-tokens "$MAX_PROMPT_TOKENS" --max-completion-tokens "$MAX_COMPLETION_TOKENS" --on-long-prompt truncate-left \
-        ${CHAT_TEMPLATE_ARG:+--chat-template-arg "$CHAT_TEMPLATE_ARG"} --dtype "$DTYPE" --seed "$SEED" "$@"
+    options MAX_PROMPT_TOKENS MAX_COMPLETION_TOKENS CHAT_TEMPLATE_ARG DTYPE SEED
+    exec rollout --on-long-prompt truncate-left "${OPTIONS[@]}" "$@"
 }
 
 sample_steps() {
-    sample "$RUN/prompts.jsonl" --follow "$RUN" --groups-per-step "$PROMPTS_PER_STEP" --max-staleness "$MAX_STALENESS" \
-        -n "$NUM_GENERATIONS" --temperature "$TEMPERATURE" --log "$RUN/rollout.log" "$@"
+    sample "$RUN/prompts.jsonl" --follow "$RUN" -n "$NUM_GENERATIONS" --groups-per-step "$PROMPTS_PER_STEP" \
+        --max-staleness "$MAX_STALENESS" --temperature "$TEMPERATURE" --log "$RUN/rollout.log" "$@"
 }
 
 # A stage of the user's takes the place of score: SCORER='./my_reward.py'.
@@ -139,15 +142,10 @@ learn() { train_on --follow "$RUN" --save-every "$SAVE_EVERY" --keep "$KEEP"; }
 
 # grpo-step with this recipe's numbers.
 train_on() {
-    local more=()
-    [ "$BETA" = 0 ] || more+=(--reference "$RUN/checkpoints/step_000000")
-    [ -z "$EPSILON_HIGH" ] || more+=(--epsilon-high "$EPSILON_HIGH")
-    [ -z "$IMPORTANCE_SAMPLING_CLIP_MAX" ] || more+=(--importance-sampling-clip-max "$IMPORTANCE_SAMPLING_CLIP_MAX")
-    exec grpo-step --groups-per-step "$PROMPTS_PER_STEP" --loss "$LOSS" --epsilon "$EPSILON" --beta "$BETA" \
-        --kl-estimator "$KL_ESTIMATOR" --scale-rewards "$SCALE_REWARDS" --max-completion-tokens "$MAX_COMPLETION_TOKENS" \
-        --max-staleness "$MAX_STALENESS" --learning-rate "$LEARNING_RATE" --schedule "$SCHEDULE" --warmup-ratio "$WARMUP_RATIO" \
-        --total-steps "$STEPS" --max-grad-norm "$MAX_GRAD_NORM" --adam-beta1 "$ADAM_BETA1" --adam-beta2 "$ADAM_BETA2" \
-        --weight-decay "$WEIGHT_DECAY" --optimizer-state "$OPTIMIZER_STATE" --dtype "$DTYPE" --seed "$SEED" ${more[@]+"${more[@]}"} "$@"
+    options LOSS EPSILON EPSILON_HIGH BETA KL_ESTIMATOR SCALE_REWARDS IMPORTANCE_SAMPLING_CLIP_MAX MAX_COMPLETION_TOKENS MAX_STALENESS \
+        LEARNING_RATE SCHEDULE WARMUP_RATIO MAX_GRAD_NORM ADAM_BETA1 ADAM_BETA2 WEIGHT_DECAY OPTIMIZER_STATE DTYPE SEED
+    [ "$BETA" = 0 ] || OPTIONS+=(--reference "$RUN/checkpoints/step_000000")
+    exec grpo-step --groups-per-step "$PROMPTS_PER_STEP" --total-steps "$STEPS" "${OPTIONS[@]}" "$@"
 }
 
 # A stage of the user's may be far from reading or writing, and so from noticing that the trainer is gone.

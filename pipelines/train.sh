@@ -16,34 +16,26 @@ make_prompts() {
 
 # Step 0: a supervised start, or the model as it is. Either way a directory of its own, whose optimizer starts afresh.
 make_start() {
-    local start=$RUN/checkpoints/step_000000 new=$RUN/checkpoints/.start.tmp model=$MODEL base init=()
+    local start=$RUN/checkpoints/step_000000 new=$RUN/checkpoints/.start.tmp model=$MODEL
     [ ! -d "$start" ] || return 0
     rm -rf "$new"
     if [ "$SUPERVISED_STEPS" -gt 0 ]; then
         say "supervised start: $SUPERVISED_STEPS steps on $SUPERVISED_BATCH demonstrations each"
-        model=$RUN/checkpoints/supervised base=$MODEL
-        rm -rf "$model" "$RUN/checkpoints/base"
-        [ -d "$base" ] || { base=$RUN/checkpoints/base && export-hf "$MODEL" "$base"; } # from the Hub
-        [ -f "$base/model.safetensors" ] || [ -f "$base/model.safetensors.index.json" ] || init=(--init)
+        model=$RUN/checkpoints/supervised
+        rm -rf "$model"
+        options CHAT_TEMPLATE_ARG OPTIMIZER_STATE DTYPE SEED
+        [ ! -d "$MODEL" ] || compgen -G "$MODEL/model.safetensors*" >/dev/null || OPTIONS+=(--init)
         prepare train $((SUPERVISED_STEPS * SUPERVISED_BATCH)) --demonstrations \
             --sloppy-format "$SLOPPY_FORMAT" --sloppy-arithmetic "$SLOPPY_ARITHMETIC" |
-            grpo-step --supervised ${CHAT_TEMPLATE_ARG:+--chat-template-arg "$CHAT_TEMPLATE_ARG"} ${init[@]+"${init[@]}"} --policy "$base" --out "$model" --loss-on-prompt \
-                --groups-per-step "$SUPERVISED_BATCH" --learning-rate "$SUPERVISED_LEARNING_RATE" \
-                --schedule linear --warmup-ratio 0.02 --total-steps "$SUPERVISED_STEPS" --max-grad-norm 1 \
-                --dtype "$DTYPE" --optimizer-state "$OPTIMIZER_STATE" --seed "$SEED" >"$RUN/supervised.jsonl"
+            grpo-step --supervised --policy "$MODEL" --out "$model" --loss-on-prompt --groups-per-step "$SUPERVISED_BATCH" \
+                --learning-rate "$SUPERVISED_LEARNING_RATE" --schedule linear --warmup-ratio 0.02 --total-steps "$SUPERVISED_STEPS" \
+                --max-grad-norm 1 "${OPTIONS[@]}" >"$RUN/supervised.jsonl"
     fi
     export-hf "$model" "$new" --dtype f32
     # What the model is to be asked with travels with its weights: this run's system prompt, not the one it came with.
     rm -f "$new/system_prompt.txt"
     [ -z "$SYSTEM_PROMPT" ] || cp "$SYSTEM_PROMPT" "$new/system_prompt.txt"
     mv "$new" "$start"
-}
-
-# What only served to make something else, or was being made when the run was killed. Checkpoints are the trainer's own to sweep,
-# which knows whether another one is at work.
-sweep() {
-    [ -L "$RUN/policy" ] || rm -rf "$RUN"/checkpoints/{supervised,base}
-    find "$RUN" -name '.*.tmp' -type f -delete
 }
 
 # evaluate_as before|after: greedy and sampled accuracy on held-out problems.
@@ -64,8 +56,9 @@ measure() {
 make_all() {
     make_prompts
     make_start
-    sweep
-    [ -L "$RUN/policy" ] || ln -s checkpoints/step_000000 "$RUN/policy"
+    # What was being made when the run was killed. Checkpoints are the trainer's own to sweep, which knows whether another one is at work.
+    find "$RUN" -name '.*.tmp' -type f -delete
+    [ -L "$RUN/policy" ] || { rm -rf "$RUN/checkpoints/supervised" && ln -s checkpoints/step_000000 "$RUN/policy"; }
     evaluate_as before
     # Also when all steps are done, and only the export is not: the trainer looks at the policy for damage before it leaves the run.
     if [ "$(reached_step)" -lt "$STEPS" ] || [ ! -d "$RUN/export" ]; then train_steps >/dev/null; fi

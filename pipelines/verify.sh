@@ -3,9 +3,7 @@
 # weights and moments byte for byte; samples the first step again, and compares its records.
 . "$(dirname "$0")/common.sh"
 case /${RUN:-}/${FROM:-}/${TO:-}/ in *//*) die "usage: make verify RUN=name FROM=step_000100 TO=step_000200" 2 ;; esac
-[ -f "runs/$RUN/recipe.env" ] || die "no run runs/$RUN" 2
-SEED=$(sed -n 's/^SEED=//p' "runs/$RUN/recipe.env") && export SEED
-begin "runs/$RUN" "runs/$RUN/recipe.env"
+begin "runs/$RUN"
 from=$RUN/checkpoints/$FROM to=$RUN/checkpoints/$TO work=$RUN/.verify
 for checkpoint in "$from" "$to"; do [ -f "$checkpoint/state.json" ] || die "$checkpoint is no checkpoint that training made" 2; done
 first=$((10#${FROM#step_} + 1)) last=$((10#${TO#step_}))

@@ -28,7 +28,7 @@ memory() { [ -s "$WORK/$1.memory" ] && calculate "$(cat "$WORK/$1.memory") / 102
 start_steps() {
     export SEED=1 MODEL=$WORK/model DATA=generate STEPS=10 SAVE_EVERY=10 BETA=0
     export MAX_COMPLETION_TOKENS=$NEW_TOKENS SCORER='perl pipelines/bench/made-up-rewards.pl'
-    begin "$WORK/run" pipelines/recipes/qwen2.5-0.5b.env
+    begin "$WORK/run" --recipe pipelines/recipes/qwen2.5-0.5b.env
     prepare train $((STEPS * PROMPTS_PER_STEP)) -o "$RUN/prompts.jsonl"
     export-hf "$MODEL" "$RUN/checkpoints/step_000000" --dtype f32
     back_to_start

@@ -20,7 +20,7 @@ WORK=$(mktemp -d target/bench.XXXXXX)
 trap 'rm -rf "$WORK"' EXIT
 TINY=$WORK/tiny
 export SEED=1
-begin "$WORK/run" pipelines/recipes/tiny.env
+begin "$WORK/run" --recipe pipelines/recipes/tiny.env
 mkdir "$WORK/samples"
 peers=tests/bench/peers
 settings="$THREADS:active $THREADS:passive 1:passive"

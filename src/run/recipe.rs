@@ -76,19 +76,18 @@ pub(super) const PROMPTS_PER_STEP: &str = "PROMPTS_PER_STEP";
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Recipe(pub(super) Vec<(String, String)>);
 
-/// Makes the directory of a run and pins the recipe in `file` there, or compares it with the one pinned before. A fork has no recipe but
-/// the pinned one. `say` gets each difference.
+/// Makes the directory of a run and pins the recipe in `file` there, or compares it with the one pinned before. Without a file, and for a
+/// fork, which has no other recipe, the pinned one is read. `say` gets each difference.
 ///
 /// # Errors
-/// [`Error::Usage`] when there is no such recipe, a value of the environment is refused, or the run began with other numbers;
+/// [`Error::Usage`] when there is no such recipe or run, a value of the environment is refused, or the run began with other numbers;
 /// [`Error::Record`] and [`Error::Data`] when the file is no recipe; [`Error::Io`].
-pub fn begin(run: &Run, file: &Path, say: &dyn Fn(&str)) -> Result<Recipe> {
+pub fn begin(run: &Run, file: Option<&Path>, say: &dyn Fn(&str)) -> Result<Recipe> {
     // A command is never taken from a file.
     let environment = |name: &str| variable(name).or((name == SCORER).then(String::new));
     let pinned = pinned(run);
-    let recipe = if is_fork(&pinned) {
-        Recipe::read(&pinned, &environment)?
-    } else {
+    let file = file.filter(|_| !is_fork(&pinned));
+    let recipe = if let Some(file) = file {
         refuse_missing(file)?;
         let mut own = Vec::new();
         for (name, default) in [(SEED, "1"), (SCORER, "")] {
@@ -98,8 +97,12 @@ pub fn begin(run: &Run, file: &Path, say: &dyn Fn(&str)) -> Result<Recipe> {
         }
         own.extend(Recipe::read(file, &environment)?.0);
         Recipe(own)
+    } else if pinned.is_file() {
+        Recipe::read(&pinned, &environment)?
+    } else {
+        return Err(Error::Usage(format!("no run {}", run.dir().display())));
     };
-    recipe.refuse_gaps(if is_fork(&pinned) { &pinned } else { file })?;
+    recipe.refuse_gaps(file.unwrap_or(&pinned))?;
     recipe.pin(run, say)?;
     Ok(recipe)
 }

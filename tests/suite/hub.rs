@@ -55,8 +55,13 @@ impl Hub {
     }
 
     fn prep(&self, source: &str, settings: &[(&str, &str)]) -> Output {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_gsm8k-prep"));
-        command.arg(source).stdin(Stdio::null());
+        self.command(env!("CARGO_BIN_EXE_gsm8k-prep")).arg(source).envs(settings.iter().copied()).output().unwrap()
+    }
+
+    /// A command that knows no other Hub.
+    fn command(&self, program: &str) -> Command {
+        let mut command = Command::new(program);
+        command.stdin(Stdio::null());
         for name in ["HF_TOKEN", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_TOKEN_PATH", "HF_HUB_OFFLINE"] {
             command.env_remove(name);
         }
@@ -64,7 +69,7 @@ impl Hub {
             command.env_remove(proxy);
         }
         command.env("HF_HOME", self.home.path()).env("HF_ENDPOINT", &self.endpoint);
-        command.envs(settings.iter().copied()).output().unwrap()
+        command
     }
 
     fn downloads(&self) -> usize {
@@ -483,4 +488,36 @@ fn a_chat_template_in_a_file_of_its_own_comes_with_the_model() {
     let hub = Hub::start(&[&MODEL[..], &templates].concat());
     let dir = model(&hub, "own/er", &[]).unwrap();
     assert!(templates.iter().all(|(name, bytes)| fs::read(Path::new(&dir).join(name)).unwrap() == *bytes));
+}
+
+#[test]
+fn a_model_of_the_hub_is_trained_from_as_one_in_a_directory() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("pipelines/recipes/tiny");
+    let step = env!("CARGO_BIN_EXE_grpo-step");
+    let hub = Hub::start(&[]);
+    let dir = hub.home.path();
+    let mut init = hub.command(step);
+    init.args(["--init", "--seed", "1", "--weights-only", "--policy"]).arg(root);
+    assert!(init.arg("--out").arg(dir.join("start")).status().unwrap().success());
+    let files = fs::read_dir(dir.join("start")).unwrap().map(|entry| entry.unwrap().path());
+    let served = files.map(|path| (path.file_name().unwrap().to_str().unwrap().to_owned(), fs::read(&path).unwrap()));
+    *hub.state.files.lock().unwrap() = served.collect();
+
+    let prep = ["--generate", "2", "--demonstrations", "--split", "train", "--seed", "1"];
+    let demonstrations = hub.command(env!("CARGO_BIN_EXE_gsm8k-prep")).args(prep).output().unwrap().stdout;
+    fs::write(dir.join("demonstrations.jsonl"), demonstrations).unwrap();
+    let trained = |policy: &str, out: &str| {
+        let mut command = hub.command(step);
+        command.arg(dir.join("demonstrations.jsonl")).args([
+            "--supervised",
+            "--weights-only",
+            "--learning-rate",
+            "1e-3",
+        ]);
+        let output = command.args(["--policy", policy, "--out"]).arg(dir.join(out)).output().unwrap();
+        assert!(output.status.success(), "{}", stderr(&output));
+        fs::read(dir.join(out).join("model.safetensors")).unwrap()
+    };
+    assert!(trained("own/er", "of_hub") == trained(dir.join("start").to_str().unwrap(), "of_dir"));
+    assert!(hub.downloads() > 0);
 }

@@ -32,7 +32,7 @@ const READ: &str = r#"cd "$1"
 set +e
 for file in recipes/*.env; do
     (
-        begin "$file.run" "$file"
+        begin "$file.run" --recipe "$file"
         echo $((STEPS * PROMPTS_PER_STEP + EPOCHS + SUPERVISED_STEPS * SUPERVISED_BATCH))
     ) >/dev/null 2>"$file.said" </dev/null
     echo "$file $?"
