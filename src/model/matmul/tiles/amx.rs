@@ -8,6 +8,8 @@ use std::sync::LazyLock;
 
 use half::bf16;
 
+use super::BLOCK;
+
 /// `arch_prctl`, and its request for the permission to use a state of the processor.
 const ARCH_PRCTL: usize = 158;
 const ARCH_REQ_XCOMP_PERM: usize = 0x1023;
@@ -63,32 +65,37 @@ impl Registers {
         Self(())
     }
 
-    /// sums += left right for 2 blocks of rows x 2 blocks of columns; `sums` points at the first row of each block of rows.
+    /// end = begin + left right for 2 blocks of rows x 2 blocks of columns.
     ///
     /// # Safety
-    /// Each operand points at `steps` tiles, at least one; `sums` at 16 rows of 32 numbers, `stride` bytes apart.
+    /// Each operand points at `steps` tiles, at least one; the sums are good for 32 rows of 32 numbers.
     #[inline(always)]
-    pub unsafe fn two_by_two(
-        &self,
-        left: [*const bf16; 2],
-        right: [*const bf16; 2],
-        steps: usize,
-        sums: [*mut f32; 2],
-        stride: usize,
-    ) {
+    pub unsafe fn two_by_two(&self, left: [*const bf16; 2], right: [*const bf16; 2], steps: usize, sums: &Sums) {
         // SAFETY: all loads and stores are inside what the caller promises.
         unsafe {
             asm!(
-                "tileloadd tmm0, [{s0} + {stride}]",
-                "tileloadd tmm1, [{s0} + {stride} + 64]",
-                "tileloadd tmm2, [{s1} + {stride}]",
-                "tileloadd tmm3, [{s1} + {stride} + 64]",
+                "mov {at}, [{sums}]",
+                "mov {stride}, [{sums} + 16]",
+                "tileloadd tmm0, [{at} + {stride}]",
+                "tileloadd tmm1, [{at} + {stride} + 64]",
+                "mov {at}, [{sums} + 8]",
+                "tileloadd tmm2, [{at} + {stride}]",
+                "tileloadd tmm3, [{at} + {stride} + 64]",
+                "mov {at}, [{sums} + 24]",
+                "mov {stride}, [{sums} + 40]",
                 "2:",
-                "tileloadd tmm4, [{l0} + {row}]",
+                // The left operand streams past: it must not drive the right one out of the first-level cache.
+                "tileloaddt1 tmm4, [{l0} + {row}]",
                 "tileloadd tmm6, [{r0} + {row}]",
                 "tileloadd tmm7, [{r1} + {row}]",
                 "tdpbf16ps tmm0, tmm4, tmm6",
-                "tileloadd tmm5, [{l1} + {row}]",
+                "prefetchw [{at}]",
+                "prefetchw [{at} + 64]",
+                "add {at}, {stride}",
+                "prefetchw [{at}]",
+                "prefetchw [{at} + 64]",
+                "add {at}, {stride}",
+                "tileloaddt1 tmm5, [{l1} + {row}]",
                 "tdpbf16ps tmm1, tmm4, tmm7",
                 "tdpbf16ps tmm2, tmm5, tmm6",
                 "tdpbf16ps tmm3, tmm5, tmm7",
@@ -98,40 +105,37 @@ impl Registers {
                 "add {r1}, 1024",
                 "dec {steps}",
                 "jnz 2b",
-                "tilestored [{s0} + {stride}], tmm0",
-                "tilestored [{s0} + {stride} + 64], tmm1",
-                "tilestored [{s1} + {stride}], tmm2",
-                "tilestored [{s1} + {stride} + 64], tmm3",
+                "mov {at}, [{sums} + 24]",
+                "tilestored [{at} + {stride}], tmm0",
+                "tilestored [{at} + {stride} + 64], tmm1",
+                "mov {at}, [{sums} + 32]",
+                "tilestored [{at} + {stride}], tmm2",
+                "tilestored [{at} + {stride} + 64], tmm3",
                 l0 = inout(reg) left[0] => _, l1 = inout(reg) left[1] => _,
                 r0 = inout(reg) right[0] => _, r1 = inout(reg) right[1] => _,
                 steps = inout(reg) steps => _, row = in(reg) 64usize,
-                s0 = in(reg) sums[0], s1 = in(reg) sums[1], stride = in(reg) stride,
+                sums = in(reg) &raw const *sums, at = out(reg) _, stride = out(reg) _,
                 out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _, out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
                 options(nostack),
             );
         }
     }
 
-    /// sums += left right for a block of rows x 4 blocks of columns: what reads a weight from memory once for a few rows.
+    /// end = begin + left right for a block of rows x 4 blocks of columns: what reads a weight from memory once for a few rows.
     ///
     /// # Safety
-    /// Each operand points at `steps` tiles, at least one; `sums` at 16 rows of 64 numbers, `stride` bytes apart.
+    /// Each operand points at `steps` tiles, at least one; the sums are good for 16 rows of 64 numbers.
     #[inline(always)]
-    pub unsafe fn one_by_four(
-        &self,
-        left: *const bf16,
-        right: [*const bf16; 4],
-        steps: usize,
-        sums: *mut f32,
-        stride: usize,
-    ) {
+    pub unsafe fn one_by_four(&self, left: *const bf16, right: [*const bf16; 4], steps: usize, sums: &Sums) {
         // SAFETY: all loads and stores are inside what the caller promises.
         unsafe {
             asm!(
-                "tileloadd tmm0, [{s} + {stride}]",
-                "tileloadd tmm1, [{s} + {stride} + 64]",
-                "tileloadd tmm2, [{s} + {stride} + 128]",
-                "tileloadd tmm3, [{s} + {stride} + 192]",
+                "mov {at}, [{sums}]",
+                "mov {stride}, [{sums} + 16]",
+                "tileloadd tmm0, [{at} + {stride}]",
+                "tileloadd tmm1, [{at} + {stride} + 64]",
+                "tileloadd tmm2, [{at} + {stride} + 128]",
+                "tileloadd tmm3, [{at} + {stride} + 192]",
                 "2:",
                 "tileloadd tmm4, [{l} + {row}]",
                 "tileloadd tmm5, [{r0} + {row}]",
@@ -149,17 +153,42 @@ impl Registers {
                 "add {r3}, 1024",
                 "dec {steps}",
                 "jnz 2b",
-                "tilestored [{s} + {stride}], tmm0",
-                "tilestored [{s} + {stride} + 64], tmm1",
-                "tilestored [{s} + {stride} + 128], tmm2",
-                "tilestored [{s} + {stride} + 192], tmm3",
+                "mov {at}, [{sums} + 24]",
+                "mov {stride}, [{sums} + 40]",
+                "tilestored [{at} + {stride}], tmm0",
+                "tilestored [{at} + {stride} + 64], tmm1",
+                "tilestored [{at} + {stride} + 128], tmm2",
+                "tilestored [{at} + {stride} + 192], tmm3",
                 l = inout(reg) left => _,
                 r0 = inout(reg) right[0] => _, r1 = inout(reg) right[1] => _,
                 r2 = inout(reg) right[2] => _, r3 = inout(reg) right[3] => _,
-                steps = inout(reg) steps => _, row = in(reg) 64usize, s = in(reg) sums, stride = in(reg) stride,
+                steps = inout(reg) steps => _, row = in(reg) 64usize,
+                sums = in(reg) &raw const *sums, at = out(reg) _, stride = out(reg) _,
                 out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _, out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
                 options(nostack),
             );
+        }
+    }
+}
+
+/// Where the sums of some blocks begin and end, in rows with `stride` bytes from one to the next; the strides may be zero.
+#[repr(C)]
+pub struct Sums {
+    /// The first row of each block of rows.
+    begin: [*const f32; 2],
+    begin_stride: usize,
+    end: [*mut f32; 2],
+    end_stride: usize,
+}
+
+impl Sums {
+    /// From places and numbers from one row to the next.
+    pub fn new(begin: (*const f32, usize), end: (*mut f32, usize)) -> Self {
+        Self {
+            begin: [begin.0, begin.0.wrapping_add(BLOCK * begin.1)],
+            begin_stride: begin.1 * size_of::<f32>(),
+            end: [end.0, end.0.wrapping_add(BLOCK * end.1)],
+            end_stride: end.1 * size_of::<f32>(),
         }
     }
 }

@@ -14,6 +14,7 @@ mod amx;
 mod lanes;
 mod pack;
 mod product;
+mod strip;
 #[cfg(test)]
 mod tests;
 

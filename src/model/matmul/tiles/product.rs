@@ -1,6 +1,6 @@
 //! The product of two operands in tiles: blocks for the caches, shared out to threads.
 
-use std::mem::MaybeUninit;
+use std::cell::RefCell;
 use std::ops::Range;
 
 use half::bf16;
@@ -8,9 +8,11 @@ use rayon::prelude::*;
 
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 use super::amx;
+use super::strip::{Ahead, Strip};
 use super::{BLOCK, TILE, Tiles, lanes};
 use crate::model::matmul::{MatrixRowsMut, StartFrom};
-use crate::model::simd::{self, Kernel, LANES, Simd};
+use crate::model::simd;
+use crate::numbers::aligned::AlignedVec;
 
 /// Whether products of tiles run on matrix units.
 pub fn has_matrix_units() -> bool {
@@ -24,13 +26,15 @@ pub fn has_matrix_units() -> bool {
     false
 }
 
-/// Blocks of rows of a task, and steps of the depth that it takes at a time: 512 rows of this depth are 1 MiB, which stays in the
-/// second-level cache while columns stream past.
-const PANEL: usize = 32;
-const PANEL_DEPTH: usize = 32;
-/// Steps after which the next rows are taken: two blocks of columns of this depth are 16 KiB, which stay in the first-level cache while
-/// rows stream past.
-const DEPTH: usize = 8;
+/// Blocks of rows of a task.
+const ROWS: usize = 32;
+/// Steps of the depth at a time: two blocks of columns of this depth are 32 KiB, which stay in the first-level cache while rows stream past
+/// from the second-level cache.
+const DEPTH: usize = 16;
+/// Steps up to which all rows of a task, 1 MiB, stay in the second-level cache while columns stream past, a strip at a time.
+const SHALLOW: usize = 32;
+/// Strips of a deeper product whose sums, 1 MiB, stay in the second-level cache while both operands stream past.
+const STRIPS: usize = 16;
 /// Blocks of rows up to which the whole depth is one part, so that weights come from memory in long runs.
 const FEW: usize = 4;
 /// Blocks of columns of a task: a multiple of what a unit takes at once.
@@ -38,8 +42,11 @@ const COLUMNS: usize = 4;
 /// Multiply-adds, and numbers of the right operand, from which several threads share a product.
 const PARALLEL_FROM: usize = 1 << 24;
 const STREAMED_FROM: usize = 1 << 18;
-/// Numbers of y from which it is written past the caches: logits, which are far larger than any cache of a core.
-const WRITTEN_PAST_CACHES_FROM: usize = 1 << 23;
+
+thread_local! {
+    /// Room for a task's sums.
+    static SUMS: RefCell<AlignedVec<f32>> = RefCell::default();
+}
 
 /// y = start + left right.
 ///
@@ -50,7 +57,7 @@ pub fn multiply(left: &Tiles, right: &Tiles, start: StartFrom<'_>, y: MatrixRows
     if m == 0 || n == 0 {
         return;
     }
-    assert!(right.depth == k && y.stride >= n && y.data.len() >= (m - 1) * y.stride + n);
+    assert!(k > 0 && right.depth == k && y.stride >= n && y.data.len() >= (m - 1) * y.stride + n);
     if let StartFrom::Bias(bias) = start {
         assert!(bias.len() >= n);
     }
@@ -58,7 +65,7 @@ pub fn multiply(left: &Tiles, right: &Tiles, start: StartFrom<'_>, y: MatrixRows
     let (left, right, steps) = (left.data.as_ptr(), right.data.as_ptr(), left.steps());
     let product = Product { left, right, steps, shape: (m, n), start, y, stride };
     let (rows, columns) = (m.div_ceil(BLOCK), n.div_ceil(BLOCK));
-    let panel = rows.div_ceil(rows.div_ceil(PANEL)).next_multiple_of(2);
+    let panel = rows.div_ceil(rows.div_ceil(ROWS)).next_multiple_of(2);
     let panels = rows.div_ceil(panel);
     let is_small = m * n * k < PARALLEL_FROM && n * k < STREAMED_FROM;
     let parts = if is_small { 1 } else { (8 * rayon::current_num_threads()).div_ceil(panels) };
@@ -67,7 +74,9 @@ pub fn multiply(left: &Tiles, right: &Tiles, start: StartFrom<'_>, y: MatrixRows
     let task = |i: usize| {
         let part = |i: usize, size: usize, all: usize| i * size..all.min((i + 1) * size);
         // SAFETY: the operands were checked to hold the shape, and no other task has these rows and columns.
-        unsafe { product.task(part(i / parts, panel, rows), part(i % parts, width, columns)) }
+        SUMS.with_borrow_mut(|sums| unsafe {
+            product.task(part(i / parts, panel, rows), part(i % parts, width, columns), sums);
+        });
     };
     if is_small {
         (0..panels * parts).for_each(task);
@@ -107,6 +116,11 @@ impl Unit {
         Self::Lanes
     }
 
+    /// Whether sums may begin at other places than they end.
+    fn begins_anywhere(&self) -> bool {
+        !matches!(self, Self::Lanes)
+    }
+
     /// Blocks of rows and of columns that it takes at once, of a task with so many blocks of rows.
     fn shape(&self, rows: usize) -> (usize, usize) {
         match self {
@@ -125,142 +139,74 @@ fn parts(range: Range<usize>, size: usize) -> impl Iterator<Item = Range<usize>>
     range.step_by(size.max(1)).map(move |from| from..end.min(from + size))
 }
 
-/// Sums of all rows of a task over a few blocks of columns, in whole blocks side by side: in y they would be lines far apart.
-#[repr(C, align(64))]
-struct Sums(MaybeUninit<[f32; PANEL * BLOCK * 2 * BLOCK]>);
-
-/// Copies rows of a matrix into a larger one.
-struct CopyRows {
-    from: (*const f32, usize),
-    to: (*mut f32, usize),
-    shape: (usize, usize),
-    /// Whether to write past the caches; rows are then whole vectors at multiples of 64 bytes.
-    streamed: bool,
-}
-
-impl Kernel for CopyRows {
-    type Out = ();
-
-    #[inline(always)]
-    unsafe fn run<S: Simd>(self) {
-        let (rows, columns) = self.shape;
-        for r in 0..rows {
-            // SAFETY: a row of each matrix.
-            unsafe {
-                let (from, to) = (self.from.0.add(r * self.from.1), self.to.0.add(r * self.to.1));
-                for c in (0..columns).step_by(LANES) {
-                    if self.streamed {
-                        S::stream(S::load(from.add(c)), to.add(c));
-                    } else if columns - c >= LANES {
-                        S::store(S::load(from.add(c)), to.add(c));
-                    } else {
-                        (c..columns).for_each(|c| *to.add(c) = *from.add(c));
-                    }
-                }
-            }
-        }
-        if self.streamed {
-            simd::fence();
-        }
-    }
-}
-
-/// Numbers of a cache line.
-const LINE: usize = 32;
-
-/// What the next columns will read, on its way from memory to the second-level cache: some at every call of the unit.
-struct Ahead {
-    /// The runs of tiles of the right operand.
-    tiles: [*const bf16; 2],
-    /// Lines of each run.
-    lines: Share,
-    /// The first row of y, and numbers from one row to the next.
-    y: (*const f32, usize),
-    rows: Share,
-}
-
-/// A count that is divided among calls.
-struct Share {
-    count: usize,
-    next: usize,
-    at_once: usize,
-}
-
-impl Share {
-    fn of(count: usize, calls: usize) -> Self {
-        Self { count, next: 0, at_once: count.div_ceil(calls.max(1)) }
-    }
-
-    fn take(&mut self) -> Range<usize> {
-        let from = self.next;
-        self.next = self.count.min(from + self.at_once);
-        from..self.next
-    }
-}
-
-impl Ahead {
-    #[inline(always)]
-    fn prefetch(&mut self) {
-        for line in self.lines.take() {
-            for tiles in self.tiles {
-                simd::prefetch(tiles.wrapping_add(line * LINE));
-            }
-        }
-        for row in self.rows.take() {
-            for column in [0, BLOCK] {
-                simd::prefetch(self.y.0.wrapping_add(row * self.y.1 + column));
-            }
-        }
-    }
-}
-
 /// Ranges are of blocks.
 ///
 /// # Safety
 /// All methods: rows and columns are inside the product's shape, its pointers are good for that, and nothing else uses this part of y.
 impl Product<'_> {
-    unsafe fn task(&self, rows: Range<usize>, columns: Range<usize>) {
-        assert!(rows.len() <= PANEL, "the sums have room for a panel");
-        let (unit, mut sums) = (Unit::take(), Sums(MaybeUninit::uninit()));
+    unsafe fn task(&self, rows: Range<usize>, columns: Range<usize>, sums: &mut AlignedVec<f32>) {
+        let unit = Unit::take();
         let (high, wide) = unit.shape(rows.len());
-        let (panel, depth) = if rows.len() <= FEW { (self.steps, self.steps) } else { (PANEL_DEPTH, DEPTH) };
-        let (sums, stride) = (sums.0.as_mut_ptr().cast::<f32>(), wide * BLOCK);
-        for panel in parts(0..self.steps.max(1), panel) {
-            let start = if panel.start == 0 { self.start } else { StartFrom::Add };
-            for columns in parts(columns.clone(), wide) {
-                // SAFETY: parts of the ranges; the sums have room for all rows of a panel, rounded up to what the unit takes.
-                unsafe {
-                    self.begin(start, &rows, &columns, (sums, stride));
-                    let calls = rows.len().div_ceil(high) * panel.len().div_ceil(depth);
-                    let mut ahead = self.ahead(start, (&rows, &columns), &panel, calls);
-                    for steps in parts(panel.start..panel.end.min(self.steps), depth) {
-                        for rows_at_once in parts(rows.clone(), high) {
-                            ahead.prefetch();
-                            let sums = sums.add((rows_at_once.start - rows.start) * BLOCK * stride);
-                            self.multiply(&unit, high, (&rows_at_once, &columns), &steps, (sums, stride));
+        let is_few = rows.len() <= FEW;
+        let depth = if is_few { self.steps } else { self.steps.div_ceil(self.steps.div_ceil(DEPTH)) };
+        let strips = if is_few || self.steps <= SHALLOW { 1 } else { STRIPS };
+        // Of a strip: all rows, rounded up to what the unit takes. One more strip is still written to y.
+        let (stride, size) = (wide * BLOCK, rows.len().next_multiple_of(2) * BLOCK * wide * BLOCK);
+        let room = strips.max(2);
+        sums.reuse(room * size);
+        let sums = sums.as_mut_ptr();
+        let calls = rows.len().div_ceil(high);
+        let mut done: Option<Strip> = None;
+        for tile in parts(columns.clone(), strips * wide) {
+            for steps in parts(0..self.steps, depth) {
+                for strip in parts(tile.clone(), wide) {
+                    let sums = sums.wrapping_add((strip.start - columns.start) / wide % room * size);
+                    let mut ahead =
+                        if is_few { Ahead::default() } else { self.ahead(&rows, (&tile, &strip), &steps, calls) };
+                    for rows_at_once in parts(rows.clone(), high) {
+                        ahead.prefetch();
+                        let sums = (sums.wrapping_add((rows_at_once.start - rows.start) * BLOCK * stride), stride);
+                        let call = Call { rows: rows_at_once, columns: strip.clone(), steps: steps.clone(), sums };
+                        // SAFETY: parts of the ranges; the sums have room for all rows.
+                        unsafe {
+                            if let Some(done) = &mut done {
+                                done.write_some();
+                            }
+                            self.call(&unit, (high, wide), &call);
                         }
                     }
-                    self.finish(&rows, &columns, (sums, stride));
+                    if steps.end == self.steps {
+                        let next = Some(self.strip(&rows, &strip, (sums, stride), calls));
+                        // SAFETY: as above.
+                        std::mem::replace(&mut done, next)
+                            .into_iter()
+                            .for_each(|mut done| unsafe { done.write_rest() });
+                    }
                 }
             }
         }
+        // SAFETY: as above.
+        done.into_iter().for_each(|mut done| unsafe { done.write_rest() });
     }
 
-    /// What to prefetch during `calls` calls of the unit on these rows and columns.
+    /// What to prefetch during `calls` calls of the unit on these rows and columns: the right operand of the next strip, and what its sums
+    /// begin as.
     fn ahead(
         &self,
-        start: StartFrom<'_>,
-        (rows, columns): (&Range<usize>, &Range<usize>),
-        panel: &Range<usize>,
+        rows: &Range<usize>,
+        (tile, strip): (&Range<usize>, &Range<usize>),
+        steps: &Range<usize>,
         calls: usize,
     ) -> Ahead {
-        let next = columns.end * self.steps + panel.start;
-        let tiles = [next, next + self.steps].map(|tile| self.right.wrapping_add(tile * TILE));
-        let y = self.y.wrapping_add(rows.start * BLOCK * self.stride + columns.end * BLOCK);
-        // A task of few rows waits for memory all the time: it would only wait for the same lines earlier.
-        let lines = if rows.len() <= FEW { 0 } else { panel.len() * TILE / LINE };
-        let rows = if matches!(start, StartFrom::Add) { rows.len() * BLOCK } else { 0 };
-        Ahead { tiles, lines: Share::of(lines, calls), y: (y, self.stride), rows: Share::of(rows, calls) }
+        let (column, step) = match strip.end < tile.end {
+            true => (strip.end, steps.start),
+            false if steps.end < self.steps => (tile.start, steps.end),
+            false => (tile.end, 0),
+        };
+        let tiles = [column, column + 1].map(|block| self.right.wrapping_add((block * self.steps + step) * TILE));
+        let y = self.y.wrapping_add(rows.start * BLOCK * self.stride + column * BLOCK);
+        let rows = if step == 0 && matches!(self.start, StartFrom::Add) { rows.len() * BLOCK } else { 0 };
+        Ahead::new((tiles, steps.len() * TILE), (y, self.stride, rows), calls)
     }
 
     /// The numbers of y in these rows and columns: the first row and column, and how many there are.
@@ -269,54 +215,50 @@ impl Product<'_> {
         ((row, column), (self.shape.0.min(rows.end * BLOCK) - row, self.shape.1.min(columns.end * BLOCK) - column))
     }
 
-    /// Sets sums to their start. Those beyond the shape may be anything: they are dropped.
-    unsafe fn begin(
-        &self,
-        start: StartFrom<'_>,
-        rows: &Range<usize>,
-        columns: &Range<usize>,
-        (sums, stride): (*mut f32, usize),
-    ) {
-        let ((row, column), (height, width)) = self.part_of_y(rows, columns);
-        for r in 0..rows.len().next_multiple_of(2) * BLOCK {
-            // SAFETY: a row of the sums, and a part of a row of y.
-            unsafe {
-                let to = sums.add(r * stride);
-                if width < stride || r >= height || matches!(start, StartFrom::Zero) {
-                    to.write_bytes(0, stride);
-                }
-                match start {
-                    StartFrom::Bias(bias) => to.copy_from_nonoverlapping(bias[column..].as_ptr(), width),
-                    StartFrom::Add if r < height => {
-                        to.copy_from_nonoverlapping(self.y.add((row + r) * self.stride + column), width);
-                    }
-                    _ => {}
-                }
-            }
-        }
+    /// A strip whose sums are done.
+    fn strip(&self, rows: &Range<usize>, columns: &Range<usize>, sums: (*const f32, usize), calls: usize) -> Strip {
+        let ((row, column), shape) = self.part_of_y(rows, columns);
+        let y = self.y.wrapping_add(row * self.stride + column);
+        Strip::new(sums, (y, self.stride), shape, self.shape.0 * self.shape.1, calls)
     }
 
-    /// Writes the sums to y.
-    unsafe fn finish(&self, rows: &Range<usize>, columns: &Range<usize>, (sums, stride): (*mut f32, usize)) {
-        let ((row, column), (height, width)) = self.part_of_y(rows, columns);
-        // SAFETY: a part of y, and as many sums.
+    /// Adds some steps of the depth to some blocks.
+    unsafe fn call(&self, unit: &Unit, (high, wide): (usize, usize), call: &Call) {
+        // SAFETY: the sums begin as y or on their own.
         unsafe {
-            let y = self.y.add(row * self.stride + column);
-            let is_aligned = y.addr().is_multiple_of(64) && self.stride.is_multiple_of(LANES);
-            let streamed = is_aligned && width == stride && self.shape.0 * self.shape.1 >= WRITTEN_PAST_CACHES_FROM;
-            simd::run(CopyRows { from: (sums, stride), to: (y, self.stride), shape: (height, width), streamed });
+            let begin = if call.steps.start == 0 { self.begin(unit, (high, wide), call) } else { call.sums_begin() };
+            self.multiply(unit, high, call, begin);
         }
     }
 
-    /// Adds some steps of the depth to at most `high` blocks of rows. A missing block is a copy of the last one there.
-    unsafe fn multiply(
-        &self,
-        unit: &Unit,
-        high: usize,
-        (rows, columns): (&Range<usize>, &Range<usize>),
-        steps: &Range<usize>,
-        (sums, stride): (*mut f32, usize),
-    ) {
+    /// Where the sums begin: at y, the bias or zero if these are as wide and high as the unit takes; else they are copied.
+    unsafe fn begin(&self, unit: &Unit, (high, wide): (usize, usize), call: &Call) -> (*const f32, usize) {
+        let ((row, column), shape) = self.part_of_y(&call.rows, &call.columns);
+        let y = (self.y.wrapping_add(row * self.stride + column).cast_const(), self.stride);
+        let is_wide = shape.1 == wide * BLOCK;
+        match self.start {
+            StartFrom::Zero if unit.begins_anywhere() => (ZEROS.0.as_ptr(), 0),
+            StartFrom::Bias(bias) if unit.begins_anywhere() && is_wide => (bias[column..].as_ptr(), 0),
+            StartFrom::Add if unit.begins_anywhere() && is_wide && shape.0 == high * BLOCK => y,
+            // SAFETY: rows of the sums, and parts of rows of y.
+            _ => unsafe {
+                for r in 0..high * BLOCK {
+                    let to = call.sums.0.add(r * call.sums.1);
+                    to.write_bytes(0, wide * BLOCK);
+                    match self.start {
+                        StartFrom::Bias(bias) => to.copy_from_nonoverlapping(bias[column..].as_ptr(), shape.1),
+                        StartFrom::Add if r < shape.0 => to.copy_from_nonoverlapping(y.0.add(r * y.1), shape.1),
+                        _ => {}
+                    }
+                }
+                call.sums_begin()
+            },
+        }
+    }
+
+    /// sums = begin + some steps of the product. A missing block is a copy of the last one there.
+    unsafe fn multiply(&self, unit: &Unit, high: usize, call: &Call, begin: (*const f32, usize)) {
+        let Call { rows, columns, steps, sums } = call;
         // SAFETY: blocks and steps inside the operands.
         unsafe {
             let tile = |data: *const bf16, block: usize| data.add((block * self.steps + steps.start) * TILE);
@@ -326,20 +268,40 @@ impl Product<'_> {
                 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
                 Unit::Amx(registers) if high == 1 => {
                     let right = [right(0), right(1), right(2), right(3)];
-                    registers.one_by_four(left(0), right, steps.len(), sums, stride * size_of::<f32>());
+                    registers.one_by_four(left(0), right, steps.len(), &amx::Sums::new(begin, *sums));
                 }
                 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
                 Unit::Amx(registers) => {
                     let (left, right) = ([left(0), left(1)], [right(0), right(1)]);
-                    let sums = [sums, sums.add(BLOCK * stride)];
-                    registers.two_by_two(left, right, steps.len(), sums, stride * size_of::<f32>());
+                    registers.two_by_two(left, right, steps.len(), &amx::Sums::new(begin, *sums));
                 }
                 Unit::Lanes => {
                     let rows = BLOCK.min(self.shape.0 - rows.start * BLOCK);
                     let (left, right) = (left(0), [right(0), right(1)]);
-                    simd::run(lanes::Block { left, right, steps: steps.len(), rows, sums, stride });
+                    simd::run(lanes::Block { left, right, steps: steps.len(), rows, sums: sums.0, stride: sums.1 });
                 }
             }
         }
     }
 }
+
+/// What the unit does at once, in blocks and steps.
+struct Call {
+    rows: Range<usize>,
+    columns: Range<usize>,
+    steps: Range<usize>,
+    /// The sums, and numbers from one row to the next.
+    sums: (*mut f32, usize),
+}
+
+impl Call {
+    fn sums_begin(&self) -> (*const f32, usize) {
+        (self.sums.0, self.sums.1)
+    }
+}
+
+/// A row of sums that begin as zero.
+#[repr(C, align(64))]
+struct Row([f32; COLUMNS * BLOCK]);
+
+static ZEROS: Row = Row([0.0; COLUMNS * BLOCK]);

@@ -100,6 +100,24 @@ fn every_unit_has_the_stated_order_of_sums() {
     }
 }
 
+/// On one thread a task has more strips than sums are kept of, and y is written past the caches.
+#[test]
+fn a_wide_deep_product_is_that_of_its_parts() {
+    let (m, n, k, part) = (230, 4704, 1030, 150);
+    let (x, w) = (numbers(m * k, 1), numbers(n * k, 2));
+    let left = Tiles::of(Side::Left, Source::Along { data: &x, stride: k, shape: (m, k) });
+    let pack = |w: &[f32]| Tiles::of(Side::Right, Source::Along { data: w, stride: k, shape: (w.len() / k, k) });
+    let mut y = AlignedVec::zeros(m * n);
+    y.copy_from_slice(&numbers(m * n, 3));
+    let mut parts = y.to_vec();
+    let one_thread = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
+    one_thread.install(|| multiply(&left, &pack(&w), StartFrom::Add, MatrixRowsMut::new(&mut y, n, 0)));
+    for (i, w) in w.chunks(part * k).enumerate() {
+        multiply(&left, &pack(w), StartFrom::Add, MatrixRowsMut::new(&mut parts, n, i * part));
+    }
+    assert!(*y == *parts);
+}
+
 #[test]
 fn products_are_near_those_in_f64() {
     let (m, n, k) = (33, 50, 700);
