@@ -271,3 +271,30 @@ fn candle_computes_the_same_logits() {
         assert!(worst(&got, &want) < 2e-4, "{family}: {:e}", worst(&got, &want));
     }
 }
+
+/// The pipe of the README: a teacher's samples, scored, the right ones kept, and a student of another family trained on them.
+#[test]
+fn a_student_learns_what_a_quantised_teacher_writes() {
+    let (teacher, student) = (model_dir("qwen2"), model_dir("llama"));
+    let file = exported(teacher.path(), &teacher.path().join("out"), "q8_0");
+    let rollout =
+        ["--model", file.to_str().unwrap(), "-n", "4", "--temperature", "0.2", "--max-completion-tokens", "12"];
+    let answered = prompts().replace("\"prompt_id\"", "\"answer\":\"7\",\"prompt_id\"");
+    let sampled = run(ROLLOUT, &[&rollout[..], &["--seed", "1", "--device", "cpu"]].concat(), &answered);
+    assert_eq!(sampled.code, Some(0), "{}", sampled.stderr);
+    let scored = run(env!("CARGO_BIN_EXE_score"), &["--reward", "correctness=1"], &sampled.stdout);
+    assert_eq!(scored.code, Some(0), "{}", scored.stderr);
+    let mut right = scored.records();
+    right.retain(|record| record["sample_index"].as_u64().unwrap() < 3);
+    assert_eq!(right.len(), 32 * 3);
+
+    let out = student.path().join("taught");
+    let (policy, out) = (student.path().to_str().unwrap(), out.to_str().unwrap());
+    let options =
+        ["--supervised", "--policy", policy, "--out", out, "--groups-per-step", "8", "--learning-rate", "1e-2"];
+    let taught = run(env!("CARGO_BIN_EXE_grpo-step"), &[&options[..], &["--device", "cpu"]].concat(), &lines(&right));
+    assert_eq!(taught.code, Some(0), "{}", taught.stderr);
+    let losses: Vec<f64> = taught.records().iter().map(|step| step["loss"].as_f64().unwrap()).collect();
+    assert_eq!(losses.len(), 12);
+    assert!(losses[11] < 0.8 * losses[0], "{losses:?}");
+}
