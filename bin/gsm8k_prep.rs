@@ -11,6 +11,7 @@ use grpo_pipes::gsm8k::columns::AskedColumns;
 use grpo_pipes::gsm8k::demonstration::Sloppiness;
 use grpo_pipes::gsm8k::generate::{Problems, generate};
 use grpo_pipes::gsm8k::order::{RowOrder, Steps};
+use grpo_pipes::gsm8k::pass_rates::{LeftOut, PassRates};
 use grpo_pipes::gsm8k::prompt::{PromptStyle, SYSTEM_PROMPT};
 use grpo_pipes::gsm8k::source::{self, RowSource, RowStream};
 use grpo_pipes::gsm8k::{Split, run};
@@ -61,6 +62,10 @@ struct Args {
     /// Write at most N rows, the same in each epoch
     #[arg(long, value_name = "N")]
     limit: Option<usize>,
+    /// Scored rollouts, a file or a directory like runs/NAME/rollouts: write only problems that they solved at times, not always. With
+    /// --limit, those with the largest p (1 - p) for a pass rate p. Can be given several times
+    #[arg(long, value_name = "PATH", conflicts_with = "demonstrations")]
+    pass_rates: Vec<PathBuf>,
     /// Write the rows of N steps, whole ones of each epoch
     #[arg(long, value_name = "N", requires = "groups_per_step")]
     steps: Option<usize>,
@@ -109,11 +114,17 @@ fn prepare(args: &Args, out: &mut Output) -> Result<()> {
     let demonstrations = args.demonstrations.then_some(sloppy);
     let style = PromptStyle { name: args.name.clone().unwrap_or(name), system, one_shot, demonstrations, seed };
     let steps = args.steps.zip(args.groups_per_step).map(|(count, rows)| Steps { count, rows: rows.get() });
-    let order = RowOrder { split, holdout, shuffle, seed, epochs, limit, steps };
-    let skipped = run::prepare(rows, &order, &style, out)?;
-    if skipped > 0 {
+    let order = RowOrder { split, holdout, shuffle, seed, epochs, limit, usefulness: None, steps };
+    let rates = (!args.pass_rates.is_empty()).then(|| PassRates::read(&args.pass_rates)).transpose()?;
+    let skipped = run::prepare(rows, &order, rates.as_ref(), &style, out)?;
+    if let Some(LeftOut { unmeasured, never, always }) = skipped.left_out {
+        let what =
+            format!("left out {unmeasured} problems without rollouts, {never} never solved and {always} always solved");
+        note("gsm8k-prep", &what);
+    }
+    if skipped.unanswered > 0 {
         let what = if args.demonstrations { "an answer and reasoning" } else { "an answer" };
-        note("gsm8k-prep", &format!("skipped {skipped} rows without {what}"));
+        note("gsm8k-prep", &format!("skipped {} rows without {what}", skipped.unanswered));
     }
     Ok(())
 }

@@ -6,6 +6,7 @@ pub mod draw;
 pub mod generate;
 pub mod order;
 mod parquet;
+pub mod pass_rates;
 mod people;
 pub mod prompt;
 pub mod run;

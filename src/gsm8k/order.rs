@@ -6,7 +6,7 @@ use crate::error::{Error, Result};
 
 /// The order of a data set's rows, a pure function of these numbers and of how many rows there are.
 #[derive(Debug, Clone, Copy)]
-pub struct RowOrder {
+pub struct RowOrder<'a> {
     /// The split to take.
     pub split: Split,
     /// How many rows at the end of the shuffled train split are for validation.
@@ -19,6 +19,8 @@ pub struct RowOrder {
     pub epochs: u64,
     /// The most rows: the first ones of the first epoch, the same in each epoch.
     pub limit: Option<usize>,
+    /// How much each row of the data set teaches. Rows with 0 are left out, and a limit takes the largest instead of the first.
+    pub usefulness: Option<&'a [f64]>,
     /// Steps of training to fill, instead of whole epochs.
     pub steps: Option<Steps>,
 }
@@ -32,7 +34,7 @@ pub struct Steps {
     pub rows: usize,
 }
 
-impl RowOrder {
+impl RowOrder<'_> {
     /// # Errors
     /// [`Error::Usage`] if options contradict each other.
     pub fn check(&self) -> Result<()> {
@@ -98,7 +100,11 @@ impl RowOrder {
         if !self.shuffle {
             rows.sort_unstable();
         }
-        rows.truncate(self.limit.unwrap_or(usize::MAX));
+        let limit = self.limit.unwrap_or(usize::MAX);
+        if let Some(usefulness) = self.usefulness {
+            keep_largest(&mut rows, usefulness, limit);
+        }
+        rows.truncate(limit);
         if self.shuffle && epoch > 0 {
             rows.sort_unstable();
             Draws::new(self.seed, "order", epoch).shuffle(&mut rows);
@@ -107,12 +113,22 @@ impl RowOrder {
     }
 }
 
+/// Keeps at most `limit` rows, those with the largest values above 0, in their order; of equals the first.
+fn keep_largest(rows: &mut Vec<usize>, values: &[f64], limit: usize) {
+    rows.retain(|row| values[*row] > 0.0);
+    let mut places: Vec<usize> = (0..rows.len()).collect();
+    places.sort_by(|a, b| values[rows[*b]].total_cmp(&values[rows[*a]]));
+    places.truncate(limit);
+    places.sort_unstable();
+    *rows = places.into_iter().map(|place| rows[place]).collect();
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn order(split: Split, holdout: usize, shuffle: bool) -> RowOrder {
-        RowOrder { split, holdout, shuffle, seed: 4, epochs: 1, limit: None, steps: None }
+    fn order(split: Split, holdout: usize, shuffle: bool) -> RowOrder<'static> {
+        RowOrder { split, holdout, shuffle, seed: 4, epochs: 1, limit: None, usefulness: None, steps: None }
     }
 
     fn sorted(mut rows: Vec<usize>) -> Vec<usize> {
@@ -153,6 +169,23 @@ mod tests {
         assert_eq!(refused.to_string(), "3 epochs of 11 problems are 6 steps; set --epochs or --steps");
         assert_eq!(refused.exit_code(), 2);
         assert!(order(usize::MAX).all(11).is_err(), "a number of rows that no machine counts");
+    }
+
+    #[test]
+    fn a_limit_takes_the_most_useful_rows_of_the_train_split_and_none_without_use() {
+        let usefulness: Vec<f64> = (0..100).map(|row| f64::from(row % 10) / 40.0).collect();
+        let plain = order(Split::Train, 30, true);
+        let train = plain.epoch(100, 0).unwrap();
+        let useful = RowOrder { usefulness: Some(&usefulness), ..plain };
+        let kept: Vec<usize> = train.iter().copied().filter(|row| row % 10 > 0).collect();
+        assert_eq!(useful.epoch(100, 0).unwrap(), kept);
+        let best = RowOrder { limit: Some(10), ..useful };
+        let mut found: Vec<usize> = train.iter().copied().filter(|row| row % 10 == 9).collect();
+        assert!((2..10).contains(&found.len()), "the rest is of the next value");
+        let rest = train.iter().copied().filter(|row| row % 10 == 8).take(10 - found.len());
+        found.extend(rest);
+        assert_eq!(sorted(best.epoch(100, 0).unwrap()), sorted(found.clone()));
+        assert_eq!(sorted(best.epoch(100, 3).unwrap()), sorted(found));
     }
 
     #[test]

@@ -63,7 +63,7 @@ impl PromptStyle {
     #[must_use]
     pub fn record(&self, row: &Row, split: &str, epoch: u64) -> Option<Vec<u8>> {
         let record = PromptRecord {
-            prompt_id: format!("{}/{split}/{}", self.name, row.index),
+            prompt_id: self.prompt_id(row, split),
             prompt: self.messages(&row.question),
             answer: final_answer(&row.answer)?,
             completion: self.demonstrations.map(|sloppy| demonstration(row, sloppy, self.seed, epoch)),
@@ -78,6 +78,11 @@ impl PromptStyle {
         }
         json.push(b'}');
         Some(json)
+    }
+
+    /// The id of a row's prompt.
+    pub(super) fn prompt_id(&self, row: &Row, split: &str) -> String {
+        format!("{}/{split}/{}", self.name, row.index)
     }
 
     fn messages(&self, question: &str) -> Vec<Message> {

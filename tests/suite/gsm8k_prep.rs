@@ -11,7 +11,7 @@ use parquet::data_type::{ByteArray, ByteArrayType, DataType, DoubleType, FloatTy
 use parquet::file::properties::WriterProperties;
 use parquet::file::writer::{SerializedFileWriter, SerializedRowGroupWriter};
 use parquet::schema::parser::parse_message_type;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::process::check_help;
 
@@ -290,6 +290,37 @@ fn rows_without_an_answer_are_skipped_and_counted() {
     let output = run_on(&["-"], &input);
     assert_eq!(ids(&records(&output)), ["gsm8k/train/0", "gsm8k/train/2"]);
     assert_eq!(stderr(&output), "gsm8k-prep: skipped 1 rows without an answer\n");
+}
+
+#[test]
+fn problems_that_rollouts_always_or_never_solved_are_left_out() {
+    let dir = tempfile::tempdir().unwrap();
+    let rollouts = dir.path().join("rollouts");
+    std::fs::create_dir(&rollouts).unwrap();
+    // Of 4 completions each, in two files: problem 0 solves 0, 1 solves 1, 2 solves 2, 3 solves 3, 4 solves 4; 5 has none.
+    for file in 0..2 {
+        let record = |i: usize| {
+            let (problem, sample) = (i / 2, i % 2 + 2 * file);
+            let right = f64::from(u8::from(sample < problem)) * 2.0;
+            json!({"prompt_id": format!("gsm8k/train/{problem}"), "rewards": {"correctness": right, "int": 0.5}})
+                .to_string()
+        };
+        let text: Vec<String> = (0..10).map(record).collect();
+        std::fs::write(rollouts.join(format!("step_{file}.jsonl")), text.join("\n")).unwrap();
+    }
+    let with = |more: &[&str]| run_on(&[&["-", "--pass-rates", rollouts.to_str().unwrap()], more].concat(), &rows(6));
+    let output = with(&[]);
+    assert_eq!(ids(&records(&output)), ["gsm8k/train/1", "gsm8k/train/2", "gsm8k/train/3"]);
+    let said = "left out 1 problems without rollouts, 1 never solved and 1 always solved";
+    assert!(stderr(&output).contains(said), "{}", stderr(&output));
+    assert_eq!(ids(&records(&with(&["--limit", "1"]))), ["gsm8k/train/2"]);
+    assert_eq!(ids(&records(&with(&["--limit", "2"]))), ["gsm8k/train/1", "gsm8k/train/2"], "of equals the first");
+
+    std::fs::write(rollouts.join("step_9.jsonl"), "{\"prompt_id\": \"a\", \"reward\": 1}\n").unwrap();
+    let refused = with(&[]);
+    assert_eq!(refused.status.code(), Some(3));
+    let said = "step_9.jsonl:1: no \"rewards\" with correctness or math: run score first";
+    assert!(stderr(&refused).contains(said), "{}", stderr(&refused));
 }
 
 #[test]
