@@ -1,6 +1,6 @@
 # What a user runs. `make train` and `make test` need Rust and a C compiler alone; with CUDA=1 all is built for NVIDIA GPUs, too,
 # which is the default where there is one and nvcc.
-.PHONY: all lean train step fork verify placebo test test-gpu chaos fuzz check check-cuda bench bench-gpu
+.PHONY: all lean train step fork verify placebo report board test test-gpu chaos fuzz check check-cuda bench bench-gpu
 
 CUDA ?= $(shell command -v nvcc >/dev/null && nvidia-smi >/dev/null 2>&1 && echo 1)
 FEATURES = $(if $(filter 1,$(CUDA)),--features cuda)
@@ -23,6 +23,13 @@ train step fork verify: lean
 # The control: the same run with rewards dealt to the wrong completions must not improve.
 placebo: lean
 	NAME=$${NAME:-placebo} SCORER="score --placebo $${SEED:-1}" bash pipelines/train.sh
+
+# report: a page about the runs NAME="a b", their curves over one another. board: TensorBoard on all runs.
+report: lean
+	target/release/evaluate $(addprefix --run runs/,$(NAME)) --recipes pipelines/recipes --html runs/$(firstword $(NAME))/report.html
+board:
+	@command -v tensorboard >/dev/null || { echo "board: TensorBoard is not installed; pip install tensorboard" >&2; exit 1; }
+	tensorboard --logdir runs
 
 test:
 	cargo test --release $(FEATURES)

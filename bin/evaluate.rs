@@ -7,7 +7,8 @@ use clap::Parser;
 use grpo_pipes::command::{OutputArgs, run_filter};
 use grpo_pipes::error::Result;
 use grpo_pipes::eval::{Comparison, Fold, Outcomes, Paired, Summary};
-use grpo_pipes::lines::jsonl::Input;
+use grpo_pipes::lines::jsonl::{Input, Output};
+use grpo_pipes::report::{self, ReportArgs};
 use serde::Serialize;
 
 /// Compute accuracies, rates, means and pass@k from scored rollouts
@@ -36,6 +37,8 @@ struct Args {
     /// seeds
     #[arg(long, value_name = "FILE", conflicts_with = "compare")]
     baseline: Vec<PathBuf>,
+    #[command(flatten)]
+    report: ReportArgs,
 }
 
 /// A summary with the comparison, as JSON.
@@ -78,6 +81,11 @@ impl Args {
 fn main() -> ExitCode {
     let args = Args::parse();
     run_filter("evaluate", &args.output, |out| {
+        if let Some(file) = &args.report.html {
+            let mut page = Output::create(Some(file))?;
+            page.write_lines(report::page(&args.report)?.as_bytes())?;
+            return page.finish();
+        }
         if !args.compare.is_empty() {
             return out.write_line(Comparison::read(&args.compare)?.to_string().as_bytes());
         }

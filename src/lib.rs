@@ -29,6 +29,7 @@ pub mod checkpoint;
 pub mod run;
 
 pub mod grpo;
+pub mod report;
 pub mod rollout;
 pub mod train;
 

@@ -25,7 +25,7 @@ impl Comparison {
 }
 
 fn read_pair(before: &Path, after: &Path) -> Result<[Summary; 2]> {
-    let pair = [read(before)?, read(after)?];
+    let pair = [Summary::read(before)?, Summary::read(after)?];
     let measured = |summary: &Summary| (summary.num_prompts, summary.num_completions, summary.temperature.clone());
     if measured(&pair[0]) != measured(&pair[1]) {
         let (before, after) = (before.display(), after.display());
@@ -33,12 +33,6 @@ fn read_pair(before: &Path, after: &Path) -> Result<[Summary; 2]> {
         return Err(Error::Data(format!("{before} and {after} {what}; compare evaluations that were made alike")));
     }
     Ok(pair)
-}
-
-fn read(path: &Path) -> Result<Summary> {
-    let text = std::fs::read(path).map_err(Error::io(path))?;
-    serde_json::from_slice(&text)
-        .map_err(|err| Error::Data(format!("{}: not what `evaluate --json` writes: {err}", path.display())))
 }
 
 /// How the completions were drawn.

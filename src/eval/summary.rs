@@ -1,11 +1,13 @@
 //! The summary of an evaluation, as JSON and as a table.
 
 use std::fmt::{self, Display, Formatter};
+use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::stats::Rate;
+use crate::error::{Error, Result};
 
 /// The summary of a set of scored rollouts. A number that cannot be computed is `None`, and null in JSON.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -44,6 +46,16 @@ pub struct Summary {
 }
 
 impl Summary {
+    /// Reads what [`Summary::to_json`] wrote.
+    ///
+    /// # Errors
+    /// [`Error::Io`]; [`Error::Data`] when the file holds no summary.
+    pub fn read(path: &Path) -> Result<Self> {
+        let text = std::fs::read(path).map_err(Error::io(path))?;
+        serde_json::from_slice(&text)
+            .map_err(|err| Error::Data(format!("{}: not what `evaluate --json` writes: {err}", path.display())))
+    }
+
     /// One line of JSON.
     #[must_use]
     pub fn to_json(&self) -> String {

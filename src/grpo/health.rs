@@ -34,7 +34,7 @@ const STANDARD_ERRORS: f32 = 2.0;
 const TOLD_AGAIN: u64 = 100;
 
 /// The metric that names the cause.
-const METRIC: &str = "health";
+pub const METRIC: &str = "health";
 
 /// Why a run learns nothing, or not what it should. The first that holds is named: the later ones may be its consequences.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,6 +56,22 @@ pub enum Cause {
 impl Cause {
     const COUNT: usize = Self::FormatOnly as usize + 1;
 
+    /// Each of them.
+    const ALL: [Self; Self::COUNT] = [
+        Self::RewardNull,
+        Self::AllTruncated,
+        Self::EntropyCollapse,
+        Self::NoSignal,
+        Self::SamplerMismatch,
+        Self::FormatOnly,
+    ];
+
+    /// The cause of this name.
+    #[must_use]
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|cause| cause.name() == name)
+    }
+
     /// Its name in the metrics.
     #[must_use]
     pub fn name(self) -> &'static str {
@@ -70,7 +86,8 @@ impl Cause {
     }
 
     /// What happens, and what to do about it.
-    fn advice(self) -> &'static str {
+    #[must_use]
+    pub fn advice(self) -> &'static str {
         match self {
             Self::RewardNull => {
                 "no completion has a reward, all are null: see the messages of the scorer, and check that the prompts have an `answer`"

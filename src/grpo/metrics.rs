@@ -1,6 +1,11 @@
 //! The line of metrics of an optimizer step. Names are TRL's where the meaning is.
 
+use std::borrow::Cow;
+use std::fmt;
+
+use serde::de::{Deserializer, MapAccess, Visitor};
 use serde::ser::{Serialize, SerializeMap, Serializer};
+use serde_json::value::RawValue;
 
 use crate::grpo::groups::Group;
 use crate::numbers::mean::Mean;
@@ -46,6 +51,11 @@ impl Metrics {
         })
     }
 
+    /// All names, in the order they were added.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.0.iter().map(|(name, _)| name.as_str())
+    }
+
     /// The main numbers, for a line of progress.
     #[must_use]
     pub fn brief(&self) -> String {
@@ -72,6 +82,51 @@ impl Serialize for Metrics {
             }
         }
         map.end()
+    }
+}
+
+/// A value in a line of metrics that is read back.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Read<'a> {
+    /// A count or a measurement.
+    Number(f64),
+    /// A word.
+    Word(Cow<'a, str>),
+}
+
+/// Reads a line of metrics: passes each name with its value to `see`, in their order. Null and values that no metric has are left out.
+///
+/// # Errors
+/// That of JSON when the line is not an object.
+pub fn read(line: &str, see: &mut dyn FnMut(&str, Read<'_>)) -> serde_json::Result<()> {
+    let mut json = serde_json::Deserializer::from_str(line);
+    json.deserialize_map(Each(see))?;
+    json.end()
+}
+
+struct Each<'s>(&'s mut dyn FnMut(&str, Read<'_>));
+
+#[derive(serde::Deserialize)]
+struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
+
+impl<'de> Visitor<'de> for Each<'_> {
+    type Value = ();
+
+    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("an object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
+        while let Some((Text(name), value)) = map.next_entry::<Text<'de>, &'de RawValue>()? {
+            let value = value.get();
+            if value.starts_with(|first: char| first == '-' || first.is_ascii_digit()) {
+                value.parse().into_iter().for_each(|number| (self.0)(&name, Read::Number(number)));
+            } else if value.starts_with('"') {
+                let Text(word) = serde_json::from_str(value).map_err(serde::de::Error::custom)?;
+                (self.0)(&name, Read::Word(word));
+            }
+        }
+        Ok(())
     }
 }
 
@@ -111,5 +166,14 @@ mod tests {
         metrics.real("loss", 0.1 + 0.2);
         metrics.real("learning_rate", 1e-3);
         assert_eq!(metrics.to_json(), br#"{"step":3,"loss":0.3,"learning_rate":0.001}"#);
+    }
+
+    #[test]
+    fn a_line_is_read_back_without_what_no_metric_is() {
+        let mut seen = Vec::new();
+        let line = r#"{"step":3,"loss":-1.5e-3,"grad_norm":null,"x":[1],"h\u0065alth":"no_signal","y":true}"#;
+        read(line, &mut |name, value| seen.push(format!("{name} {value:?}"))).unwrap();
+        assert_eq!(seen, ["step Number(3.0)", "loss Number(-0.0015)", "health Word(\"no_signal\")"]);
+        assert!(read(r#"{"step":3,"lo"#, &mut |_, _| ()).is_err() && read("[1]", &mut |_, _| ()).is_err());
     }
 }

@@ -20,7 +20,7 @@ use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
-use crate::checkpoint::{OLDER, entries, sync};
+use crate::checkpoint::{OLDER, STATE, entries, sync};
 use crate::error::{Error, Result};
 
 pub use fork::fork;
@@ -72,6 +72,44 @@ impl Run {
     #[must_use]
     pub fn rollouts_dir(&self) -> PathBuf {
         self.dir.join("rollouts")
+    }
+
+    /// The steps whose rollouts are there, in ascending order.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn steps_with_rollouts(&self) -> Result<Vec<u64>> {
+        let dir = self.rollouts_dir();
+        let files = if dir.exists() { entries(&dir)? } else { Vec::new() };
+        let whole = files.iter().filter(|path| path.extension().is_some_and(|extension| extension == "zst"));
+        let mut steps: Vec<u64> = whole.filter_map(|path| step_of(path)).collect();
+        steps.sort_unstable();
+        Ok(steps)
+    }
+
+    /// The checkpoints that training made, by name, the oldest first.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn trained_checkpoints(&self) -> Result<Vec<String>> {
+        let dir = self.checkpoints();
+        let all = if dir.exists() { entries(&dir)? } else { Vec::new() };
+        let mut steps: Vec<u64> =
+            all.iter().filter(|path| path.join(STATE).is_file()).filter_map(|path| step_of(path)).collect();
+        steps.sort_unstable();
+        Ok(steps.into_iter().map(step_name).collect())
+    }
+
+    /// The directory of the evaluations.
+    #[must_use]
+    pub fn evaluations(&self) -> PathBuf {
+        self.dir.join("eval")
+    }
+
+    /// The events that TensorBoard reads.
+    #[must_use]
+    pub fn events(&self) -> PathBuf {
+        self.dir.join("tensorboard/events.out.tfevents")
     }
 
     /// The checkpoint of a step.

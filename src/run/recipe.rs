@@ -66,10 +66,14 @@ const NAMES: [(&str, Kind, &str); 42] = [
     ("KEEP", Number, "checkpoints kept besides the start"),
 ];
 
-pub(super) const FORK: &str = "FORK";
-const SEED: &str = "SEED";
-const SCORER: &str = "SCORER";
-pub(super) const STEPS: &str = "STEPS";
+/// Where a fork began: a run and its checkpoint.
+pub const FORK: &str = "FORK";
+/// The seed of everything random.
+pub const SEED: &str = "SEED";
+/// The command in the place of `score`.
+pub const SCORER: &str = "SCORER";
+/// The steps of a run.
+pub const STEPS: &str = "STEPS";
 pub(super) const PROMPTS_PER_STEP: &str = "PROMPTS_PER_STEP";
 
 /// Names with their values, in the order of the file.
@@ -166,6 +170,28 @@ impl Recipe {
             values.push((name.to_owned(), value));
         }
         Ok(Self(values))
+    }
+
+    /// The recipe that a run keeps.
+    ///
+    /// # Errors
+    /// [`Error::Record`] when it is damaged, [`Error::Io`].
+    pub fn of_run(run: &Run) -> Result<Self> {
+        Self::of_file(&pinned(run))
+    }
+
+    /// The recipe in a file, whatever the environment has.
+    ///
+    /// # Errors
+    /// Those of [`Recipe::of_run`].
+    pub fn of_file(file: &Path) -> Result<Self> {
+        Self::read(file, &|_| None)
+    }
+
+    /// Each name with its value and its meaning, in the order of the file.
+    pub fn numbers(&self) -> impl Iterator<Item = (&str, &str, &'static str)> {
+        let meaning = |name: &str| NAMES.iter().find(|(known, ..)| *known == name).map_or("", |(.., means)| means);
+        self.0.iter().map(move |(name, value)| (name.as_str(), value.as_str(), meaning(name)))
     }
 
     /// The value under a name; empty where there is none.

@@ -117,6 +117,16 @@ impl Tokenizer {
         self.inner.decode(ids, true).map_err(|err| self.error(&err))
     }
 
+    /// The text that each of the tokens adds, leaving out special tokens and unknown ids. A character of several tokens belongs to the
+    /// last of them.
+    ///
+    /// # Errors
+    /// [`Error::Model`] when the tokenizer fails.
+    pub fn pieces(&self, ids: &[u32]) -> Result<Vec<String>> {
+        let mut stream = self.inner.decode_stream(true);
+        ids.iter().map(|id| Ok(stream.step(*id).map_err(|err| self.error(&err))?.unwrap_or_default())).collect()
+    }
+
     /// Renders messages with the chat template, up to where the model's answer begins.
     ///
     /// # Errors

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 
 /// A room, and what it may import.
-const ROOMS: [(&str, &str); 20] = [
+const ROOMS: [(&str, &str); 21] = [
     ("error", ""),
     ("process", "error"),
     ("numbers", "error"),
@@ -24,6 +24,7 @@ const ROOMS: [(&str, &str); 20] = [
     ("run", "error process lines checkpoint"),
     ("rollout", "error process numbers lines tokenizer gsm8k model gguf gpu engine checkpoint run"),
     ("grpo", "error numbers lines model"),
+    ("report", "error lines tokenizer eval checkpoint run grpo"),
     ("train", "error process numbers lines command tokenizer model optim gpu checkpoint run grpo"),
     ("lib", "error"),
 ];

@@ -31,6 +31,7 @@ mod phrasings;
 mod pipeline;
 mod plain_transformer;
 mod process;
+mod report;
 mod resident;
 mod rollout;
 mod rope;
