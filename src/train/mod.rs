@@ -3,6 +3,7 @@
 pub mod backend;
 pub mod config;
 pub mod device;
+mod events;
 pub mod gpu;
 pub mod grpo_step;
 mod identity;

@@ -14,6 +14,7 @@ use crate::lines::jsonl::write_zst;
 use crate::process::stopwatch::Stopwatch;
 use crate::run::{LiveWeights, PeerState, PeerWatch, Run, sampled_from};
 use crate::train::config::ResidentJob;
+use crate::train::events::EventFile;
 use crate::train::trainer::Trainer;
 
 /// Writes the results of each step.
@@ -24,6 +25,7 @@ pub struct StepWriter<'a> {
     /// The earliest step whose weights existed when training began.
     oldest: u64,
     metrics: File,
+    events: EventFile,
     /// The last final step: the run's policy.
     pub final_step: u64,
     /// Rollouts of the steps since then.
@@ -44,6 +46,7 @@ impl<'a> StepWriter<'a> {
             live,
             oldest: job.run.oldest_weights(step)?,
             metrics,
+            events: EventFile::open(&job.run)?,
             final_step: step,
             written: Vec::new(),
             writing: None,
@@ -88,6 +91,7 @@ impl<'a> StepWriter<'a> {
         self.written.push(rollouts);
         let lines: Vec<u8> = metrics.iter().flat_map(|line| [line, &b"\n"[..]].concat()).collect();
         self.metrics.write_all(&lines).map_err(Error::io(self.job.run.metrics()))?;
+        metrics.iter().try_for_each(|line| self.events.add(line))?;
         if self.writing.as_ref().is_some_and(|(_, thread)| thread.is_finished()) {
             self.finish(trainer)?;
         }

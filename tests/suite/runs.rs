@@ -112,7 +112,7 @@ impl Root {
         copy
     }
 
-    /// Every file of the run with its hash. Logs tell speeds, which differ, and the lock the last trainer's process.
+    /// Every file of the run with its hash. Logs tell speeds and events times, which differ, and the lock the last trainer's process.
     pub fn files(&self) -> BTreeMap<String, blake3::Hash> {
         let mut found = BTreeMap::new();
         walk(&self.path("runs"), &mut found);
@@ -153,7 +153,7 @@ impl Root {
 fn walk(dir: &Path, found: &mut BTreeMap<PathBuf, blake3::Hash>) {
     for entry in std::fs::read_dir(dir).unwrap() {
         let path = entry.unwrap().path();
-        let own = path.extension().is_some_and(|extension| extension == "log")
+        let own = path.extension().is_some_and(|extension| extension == "log" || extension == "tfevents")
             || path.ends_with("lock")
             || path.extension().is_some_and(|extension| extension == "lock");
         if path.is_dir() && !path.is_symlink() {
