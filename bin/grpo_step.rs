@@ -46,6 +46,9 @@ struct Args {
     /// [default: 3]
     #[arg(long, value_name = "N", requires = "follow", value_parser = clap::value_parser!(u64).range(2..))]
     keep: Option<u64>,
+    /// With --follow, print a question of each step with its answer, a response and what was extracted from it, to standard error
+    #[arg(long, requires = "follow")]
+    verbose: bool,
     /// Groups (or demonstrations) per step; there are as many steps as the input holds [default: all in one step]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     groups_per_step: Option<u32>,
@@ -105,6 +108,9 @@ struct ManageArgs {
     #[arg(long, value_name = "CHECKPOINT", requires = "fork")]
     from: Option<String>,
 }
+
+/// The option that only prints more.
+const VERBOSE: &str = "--verbose";
 
 // Limits the memory of chat templates and tokenizers.
 #[global_allocator]
@@ -178,7 +184,9 @@ impl Args {
             optimizer: self.optimizer.clone(),
             micro_batch_tokens: self.micro_batch_tokens,
             seed: self.seed,
-            command_line: std::env::args().collect(),
+            verbose: self.verbose,
+            // It changes nothing in the run, whose checkpoints must not depend on it.
+            command_line: std::env::args().filter(|arg| arg != VERBOSE).collect(),
             stop,
         }
     }

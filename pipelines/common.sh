@@ -138,7 +138,7 @@ reward() {
 }
 
 # The same arguments whether the steps come one by one or all in a row: checkpoints remember them.
-learn() { train_on --follow "$RUN" --save-every "$SAVE_EVERY" --keep "$KEEP"; }
+learn() { train_on --follow "$RUN" --save-every "$SAVE_EVERY" --keep "$KEEP" ${VERBOSE:+--verbose}; }
 
 # grpo-step with this recipe's numbers.
 train_on() {

@@ -5,6 +5,7 @@
 pub mod cancel;
 pub mod memory_limit;
 pub mod message;
+pub mod panel;
 pub mod progress;
 pub mod read_ahead;
 pub mod stopwatch;

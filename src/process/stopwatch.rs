@@ -47,6 +47,14 @@ impl Stopwatch {
         self.rounds += 1;
     }
 
+    /// The fraction of the time spent on each part; empty until the second round ends.
+    #[must_use]
+    pub fn shares(&self) -> Vec<(&'static str, f64)> {
+        let Some(began) = self.began.filter(|_| self.rounds > 1) else { return Vec::new() };
+        let whole = began.elapsed().as_secs_f64().max(f64::MIN_POSITIVE);
+        self.parts.iter().map(|(part, spent)| (*part, spent.as_secs_f64() / whole)).collect()
+    }
+
     /// Passes the summary to `say` if there was more than one round.
     pub fn report(&self, say: &dyn Fn(&str)) {
         let words = self.to_string();
@@ -90,6 +98,9 @@ mod tests {
             let after = text.split_once(part).unwrap().1.trim_start();
             after.split(' ').next().unwrap().parse().unwrap()
         };
+        let shares = stopwatch.shares();
+        assert_eq!(shares.iter().map(|(part, _)| *part).collect::<Vec<_>>(), ["training", "waiting"]);
+        assert!((0.1..0.99).contains(&shares[0].1) && shares[1].1 < 0.1, "{shares:?}");
         assert!(text.starts_with("spent 0."), "{text}");
         assert!((0.02..0.2).contains(&second("training")) && second("the rest") >= 0.01, "{text}");
     }

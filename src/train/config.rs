@@ -60,6 +60,8 @@ pub struct ResidentJob {
     pub micro_batch_tokens: Option<usize>,
     /// Seed of the run; `None` keeps a checkpoint's own.
     pub seed: Option<u64>,
+    /// Print a sample of each step.
+    pub verbose: bool,
     /// Recorded in checkpoints as the command that made them.
     pub command_line: Vec<String>,
     /// Ends training early, with a checkpoint of the last finished step.

@@ -7,6 +7,7 @@ mod events;
 pub mod gpu;
 pub mod grpo_step;
 mod identity;
+mod live;
 pub mod microbatch;
 pub mod once;
 pub mod resident;
@@ -14,6 +15,7 @@ mod step_line;
 mod step_writer;
 pub mod supervised;
 pub mod trainer;
+mod verbose;
 
 use crate::error::{Error, Result};
 use crate::grpo::limits::SequenceLimits;

@@ -23,10 +23,10 @@ use crate::run::record_order::RecordOrder;
 use crate::run::{LiveWeights, Lock, MAX_STEPS_AHEAD, PeerState, PeerWatch, Role};
 use crate::train::config::ResidentJob;
 use crate::train::grpo_step::GrpoTrainer;
-use crate::train::step_line::StepLines;
+use crate::train::live::Live;
 use crate::train::step_writer::StepWriter;
 use crate::train::trainer::{OpenBackend, Trainer, notice};
-use crate::train::{Taken, in_steps};
+use crate::train::{Taken, in_steps, verbose};
 
 impl ResidentJob {
     /// Steps that sampling may be ahead of training.
@@ -149,13 +149,13 @@ fn train_steps(
 ) -> Outcome {
     let mut is_written = true;
     let updates_per_step = writer.job.grpo.num_iterations;
-    let step_lines = StepLines::new(writer.job.optimizer.total_steps.map(|updates| updates / updates_per_step));
+    let mut live = Live::new(writer.job.optimizer.total_steps.map(|updates| updates / updates_per_step));
     let taken = in_steps(groups, Some(writer.job.groups_per_step), &mut |groups| {
-        let (mut lines, updates, mut progress) = (Vec::new(), grpo.trainer().updates(), None);
+        let (mut lines, updates) = (Vec::new(), grpo.trainer().updates());
         let mut line = |line: &Metrics| {
-            notice(line).iter().for_each(|words| (listeners.say)(words));
+            notice(line).iter().for_each(|words| live.say(words, listeners.say));
             lines.push(health.mark(line, groups).to_json());
-            progress = step_lines.of(line);
+            live.see(line);
         };
         let stepped = writer.stopwatch.time("training", || grpo.step(groups, &mut line));
         // A refused record, or a stop before the update, has changed nothing; after any other failure the weights are unusable.
@@ -164,11 +164,15 @@ fn train_steps(
         stepped?;
         writer.write_step(grpo.trainer(), groups, &lines)?;
         is_written = true;
-        progress.iter().for_each(|words| (listeners.say)(words));
-        health.tell(listeners.say);
+        if writer.job.verbose {
+            verbose::sample(grpo.trainer().policy_step(), groups).iter().for_each(|text| live.say(text, listeners.say));
+        }
+        live.show(&writer.stopwatch, listeners.say);
+        health.tell(&|words| live.say(words, listeners.say));
         writer.stopwatch.end_round();
         lines.iter().try_for_each(|line| (listeners.metrics)(line))
     });
+    live.finish(listeners.say);
     match taken {
         Ok(taken) => Outcome::InputEnded(taken),
         Err(err) if is_written => Outcome::Stopped(err),

@@ -30,10 +30,17 @@ impl StepLines {
         if !step.is_multiple_of(EVERY) && self.total != Some(step) {
             return None;
         }
+        Some(self.always(metrics))
+    }
+
+    /// The line of any step.
+    #[must_use]
+    pub fn always(&self, metrics: &Metrics) -> String {
+        let step = metrics.get("policy_step").unwrap_or_default() as u64;
         let total = self.total.map_or(String::new(), |total| format!("/{total}"));
         let number = |name: &&str| metrics.get(name).map(|value| format!("{name} {value:.3}  "));
         let numbers: String = SHOWN.iter().filter_map(number).collect();
-        Some(format!("step {step}{total}: {numbers}({} s)", self.began.elapsed().as_secs()))
+        format!("step {step}{total}: {numbers}({} s)", self.began.elapsed().as_secs())
     }
 }
 

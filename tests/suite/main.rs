@@ -44,6 +44,7 @@ mod signals;
 mod slow_disk;
 #[cfg(feature = "candle")]
 mod teachers;
+mod terminal;
 mod tiny_job;
 mod tokenizer;
 mod verify;
