@@ -5,7 +5,9 @@ use std::io::Write;
 use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
 use std::thread::JoinHandle;
-use std::time::Instant;
+use std::time::{Duration, Instant};
+
+use rayon::Yield;
 
 use crate::checkpoint::{copy_files, sync};
 use crate::error::{Error, Result};
@@ -131,6 +133,12 @@ impl<'a> StepWriter<'a> {
     /// Waits until the checkpoint under way is written.
     pub fn finish(&mut self, trainer: &mut Trainer) -> Result<()> {
         let Some((step, thread)) = self.writing.take() else { return Ok(()) };
+        // It computes hashes on the pool, whose only thread may be this one.
+        while !thread.is_finished() {
+            if rayon::yield_now() != Some(Yield::Executed) {
+                std::thread::sleep(Duration::from_micros(200));
+            }
+        }
         thread.join().unwrap_or_else(|panic| resume_unwind(panic))?;
         self.is_final(step, trainer)
     }

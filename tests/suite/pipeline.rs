@@ -34,6 +34,17 @@ fn a_run_trains_evaluates_and_exports_and_gives_the_same_bytes_again_even_when_k
 }
 
 #[test]
+fn a_run_on_one_thread_ends_with_the_bytes_of_one_on_two() {
+    let [one, two] = ["1", "2"].map(|threads| Root::new(&[("RAYON_NUM_THREADS", threads), ("STEPS", "4")]));
+    two.train_whole();
+    let mut run = one.start();
+    run.wait_for(&one.run("export/model.safetensors"));
+    let (code, said) = run.end_of_it();
+    assert_eq!(code, Some(0), "{said}");
+    one.assert_same_files(&two);
+}
+
+#[test]
 fn a_run_refuses_other_numbers_and_takes_a_stage_of_the_users() {
     let root = Root::new(&[]);
     std::fs::write(root.path("scorer.sh"), SCORER).unwrap();
