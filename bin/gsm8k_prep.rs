@@ -14,9 +14,10 @@ use grpo_pipes::gsm8k::order::{RowOrder, Steps};
 use grpo_pipes::gsm8k::pass_rates::{LeftOut, PassRates};
 use grpo_pipes::gsm8k::prompt::{PromptStyle, SYSTEM_PROMPT};
 use grpo_pipes::gsm8k::source::{self, RowSource, RowStream};
-use grpo_pipes::gsm8k::{Split, run};
+use grpo_pipes::gsm8k::{Split, lm_eval, run};
 use grpo_pipes::lines::jsonl::Output;
 use grpo_pipes::process::message::note;
+use grpo_pipes::reward::lm_eval::LmEvalTask;
 use grpo_pipes::{Error, Result};
 
 /// Turn GSM8K rows, or generated problems in their form, into prompts
@@ -78,6 +79,11 @@ struct Args {
     /// Put a worked example before the question
     #[arg(long)]
     one_shot: bool,
+    /// Write the test split's questions as lm-evaluation-harness asks them: a text with examples, for `rollout --raw`, or without that
+    /// as the harness does under --apply_chat_template. gsm8k needs a SOURCE with both splits
+    #[arg(long, value_name = "TASK", value_enum,
+          conflicts_with_all = ["split", "generate", "system_prompt", "one_shot", "demonstrations"])]
+    lm_eval: Option<LmEvalTask>,
     /// Add a "completion" made from the row's own reasoning, for a supervised start
     #[arg(long)]
     demonstrations: bool,
@@ -104,7 +110,11 @@ fn main() -> ExitCode {
 }
 
 fn prepare(args: &Args, out: &mut Output) -> Result<()> {
-    let (name, split, rows) = rows(args)?;
+    let split = args.split.or(args.lm_eval.map(|_| Split::Test));
+    let (name, split, mut found) = rows(args, split)?;
+    if let Some(task) = args.lm_eval {
+        found = lm_eval::ask(task, found, || examples(args))?;
+    }
     let &Args { holdout, shuffle, seed, epochs, limit, one_shot, .. } = args;
     let system = match &args.system_prompt {
         Some(path) => std::fs::read_to_string(path).map_err(Error::io(path))?,
@@ -112,11 +122,18 @@ fn prepare(args: &Args, out: &mut Output) -> Result<()> {
     };
     let sloppy = Sloppiness { format: args.sloppy_format, arithmetic: args.sloppy_arithmetic };
     let demonstrations = args.demonstrations.then_some(sloppy);
-    let style = PromptStyle { name: args.name.clone().unwrap_or(name), system, one_shot, demonstrations, seed };
+    let style = PromptStyle {
+        name: args.name.clone().unwrap_or(name),
+        system,
+        as_text: args.lm_eval.is_some(),
+        one_shot,
+        demonstrations,
+        seed,
+    };
     let steps = args.steps.zip(args.groups_per_step).map(|(count, rows)| Steps { count, rows: rows.get() });
     let order = RowOrder { split, holdout, shuffle, seed, epochs, limit, usefulness: None, steps };
     let rates = (!args.pass_rates.is_empty()).then(|| PassRates::read(&args.pass_rates)).transpose()?;
-    let skipped = run::prepare(rows, &order, rates.as_ref(), &style, out)?;
+    let skipped = run::prepare(found, &order, rates.as_ref(), &style, out)?;
     if let Some(LeftOut { unmeasured, never, always }) = skipped.left_out {
         let what =
             format!("left out {unmeasured} problems without rollouts, {never} never solved and {always} always solved");
@@ -129,9 +146,18 @@ fn prepare(args: &Args, out: &mut Output) -> Result<()> {
     Ok(())
 }
 
+/// The rows that examples come from.
+fn examples(args: &Args) -> Result<RowStream> {
+    if matches!(RowSource::parse(&args.source), RowSource::File(_)) {
+        let what = "--lm-eval gsm8k takes examples from the train split: give a directory or data set with both splits";
+        return Err(Error::Usage(format!("{what}, and not {}", args.source)));
+    }
+    Ok(rows(args, Some(Split::Train))?.2)
+}
+
 /// The data set's name, the split, and its rows.
-fn rows(args: &Args) -> Result<(String, Split, RowStream)> {
-    let split = args.split.unwrap_or(Split::Train);
+fn rows(args: &Args, asked_split: Option<Split>) -> Result<(String, Split, RowStream)> {
+    let split = asked_split.unwrap_or(Split::Train);
     if let Some(count) = args.generate {
         let rows = generate(Problems { count, max_number: args.max_number, seed: args.seed }, split)?;
         return Ok(("generated".into(), split, Box::new(rows.into_iter().map(Ok))));
@@ -139,7 +165,7 @@ fn rows(args: &Args) -> Result<(String, Split, RowStream)> {
     let asked = AskedColumns { question: args.question_field.clone(), answer: args.answer_field.clone() };
     match RowSource::parse(&args.source) {
         RowSource::File(path) => {
-            Ok(("gsm8k".into(), source::split_of_file(&path, args.split)?, source::rows(&path, &asked)?))
+            Ok(("gsm8k".into(), source::split_of_file(&path, asked_split)?, source::rows(&path, &asked)?))
         }
         RowSource::Directory(dir) => {
             Ok(("gsm8k".into(), split, source::rows_of_all(source::files_in(&dir, split)?, &asked)?))

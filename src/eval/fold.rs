@@ -6,10 +6,11 @@ use std::collections::HashMap;
 use serde::de::IgnoredAny;
 use serde_json::{Map, Value};
 
+use super::judge::{Judge, earned};
 use super::stats::{Counts, pass_at_k, rate};
 use super::summary::Summary;
 use crate::error::{Error, Result};
-use crate::lines::prompt::{self, Names};
+use crate::lines::prompt::Names;
 use crate::lines::record::{Line, Record};
 use crate::numbers::mean::Mean;
 use crate::reward::number::Number;
@@ -20,6 +21,7 @@ const MAX_REWARDS: usize = 1000;
 /// The counts so far. Memory grows with the number of groups, by each one's different answers, and by a word for each completion.
 #[derive(Debug, Default)]
 pub struct Fold {
+    judge: Judge,
     /// In the order of their first record, so that every run sums the same doubles in the same order.
     groups: Vec<GroupCounts>,
     index: HashMap<String, usize>,
@@ -39,6 +41,8 @@ struct GroupCounts {
     strict: Counts,
     /// The last number of the completion is right.
     flexible: Counts,
+    /// The answer that the reward `math` finds is right.
+    math: Counts,
     format: Counts,
     truncated: Counts,
     /// The place of each different answer that completions gave; equal numbers are one answer, however they are written.
@@ -65,20 +69,23 @@ enum Uniform {
 }
 
 impl Fold {
+    /// Counts nothing so far.
+    #[must_use]
+    pub fn new(judge: Judge) -> Self {
+        Self { judge, ..Self::default() }
+    }
+
     /// Adds one scored rollout.
     ///
     /// # Errors
-    /// [`Error::Record`] when the record does not identify its prompt, has no `completion`, has neither `rewards` nor `reward`, or has a
-    /// field of the wrong type.
+    /// [`Error::Record`] when the record does not identify its prompt, has no `completion`, has neither `rewards` nor `reward` where
+    /// these judge, or has a field of the wrong type.
     pub fn add(&mut self, line: &Line) -> Result<()> {
         let record = line.record()?;
         let group_id = group(&record)?;
-        let rewards: Option<Map<String, Value>> = record.get_optional("rewards")?;
-        if rewards.is_none() && !record.has("reward") {
-            return Err(record.error("no field \"rewards\" and no \"reward\": run score first"));
-        }
-        let rewards = rewards.unwrap_or_default();
-        let earned = self.add_rewards(&record, &rewards)?;
+        let rewards = self.judge.rewards(&record)?;
+        let judged = self.judge.judge(&record, &rewards)?;
+        self.add_rewards(&record, &rewards)?;
         let length: Option<Vec<IgnoredAny>> = record.get_optional("completion_token_ids")?;
         if let Some(tokens) = length {
             self.length.add(tokens.len() as f64);
@@ -86,10 +93,6 @@ impl Fold {
         self.policy_step.see(record.get_optional("policy_step")?);
         self.policy_id.see(record.get_optional("policy_id")?);
         self.temperature.see(record.get_optional("temperature")?);
-        let finish_reason = record.get_text("finish_reason")?;
-        let strict = earned("correctness").or_else(|| earned("math"));
-        let flexible = is_flexibly_correct(&record, strict)?;
-        let extracted = record.get_text("extracted")?;
 
         let at = match self.index.get(&*group_id) {
             Some(at) => *at,
@@ -100,12 +103,13 @@ impl Fold {
         };
         let group = &mut self.groups[at];
         group.completions += 1;
-        group.strict.add(strict);
-        group.flexible.add(flexible);
-        group.format.add(earned("strict_format"));
-        group.truncated.add(finish_reason.map(|reason| reason == "length"));
-        if let Some(is_right) = strict {
-            let answer = extracted.map(|text| group.answer(&text));
+        group.strict.add(judged.strict);
+        group.flexible.add(judged.flexible);
+        group.math.add(judged.math);
+        group.format.add(earned(&rewards, "strict_format"));
+        group.truncated.add(judged.truncated);
+        if let Some(is_right) = judged.strict {
+            let answer = judged.extracted.map(|text| group.answer(&text));
             group.votes.push(Vote { answer, is_right });
         }
         Ok(())
@@ -130,6 +134,7 @@ impl Fold {
             temperature: self.temperature.into_value(),
             accuracy_strict: over_groups(|group| group.strict),
             accuracy_flexible: over_groups(|group| group.flexible),
+            accuracy_math: over_groups(|group| group.math),
             format_rate: over_groups(|group| group.format),
             truncation_rate: over_groups(|group| group.truncated),
             mean_length_tokens: self.length.mean(),
@@ -140,16 +145,9 @@ impl Fold {
         })
     }
 
-    /// Adds the record's rewards to the means. Returns whether the named reward was earned, `None` when it is missing or null.
-    fn add_rewards<'r>(
-        &mut self,
-        record: &Record<'_>,
-        rewards: &'r Map<String, Value>,
-    ) -> Result<impl Fn(&str) -> Option<bool> + use<'r>> {
+    /// Adds the record's rewards to the means.
+    fn add_rewards(&mut self, record: &Record<'_>, rewards: &Map<String, Value>) -> Result<()> {
         for (name, value) in rewards {
-            if !value.is_number() && !value.is_null() {
-                return Err(record.error(format!("field \"rewards\": \"{name}\" is neither a number nor null")));
-            }
             let mean = match self.rewards.iter().position(|(other, _)| other == name) {
                 Some(at) => &mut self.rewards[at].1,
                 None if self.rewards.len() == MAX_REWARDS => {
@@ -167,7 +165,7 @@ impl Fold {
         if let Some(reward) = record.get_optional("reward")? {
             self.reward.add(reward);
         }
-        Ok(|name: &str| rewards.get(name).and_then(Value::as_f64).map(|value| value > 0.0))
+        Ok(())
     }
 }
 
@@ -212,26 +210,6 @@ pub(super) fn prompt_key<'a>(record: &Record<'a>) -> Result<Cow<'a, str>> {
         return Err(record.error("no field \"group_id\", \"prompt_id\" or \"prompt\" says what it completes"));
     }
     Ok(Cow::Owned(Names::new(None).name_of(record)?))
-}
-
-/// Whether the record earned `correctness`, or without it `math`; `None` when neither is known.
-pub(super) fn strict(record: &Record<'_>) -> Result<Option<bool>> {
-    let rewards: Option<Map<String, Value>> = record.get_optional("rewards")?;
-    let rewards = rewards.ok_or_else(|| record.error("no field \"rewards\": run score first"))?;
-    let earned = |name: &str| rewards.get(name).and_then(Value::as_f64).map(|value| value > 0.0);
-    Ok(earned("correctness").or_else(|| earned("math")))
-}
-
-/// Whether the completion's last number is the answer. If the answer is not a number, the strict judgement stands.
-fn is_flexibly_correct(record: &Record<'_>, strict: Option<bool>) -> Result<Option<bool>> {
-    let completion = prompt::completion(record)?.ok_or_else(|| record.error("no field \"completion\""))?;
-    let Some(answer) = record.answer()? else {
-        return Ok(None);
-    };
-    Ok(match Number::parse(&answer) {
-        Some(answer) => Some(Number::last_in(&completion) == Some(answer)),
-        None => strict,
-    })
 }
 
 impl GroupCounts {

@@ -4,12 +4,18 @@
 
 mod compare;
 mod fold;
+mod judge;
 mod paired;
+mod power;
 mod stats;
+mod study;
 mod summary;
 
 pub use compare::Comparison;
 pub use fold::Fold;
+pub use judge::Judge;
 pub use paired::{Outcomes, Paired};
+pub use power::{DIFFERENCES, Power, prompts_to_show};
 pub use stats::{Counts, Rate, pass_at_k, rate};
+pub use study::Study;
 pub use summary::Summary;

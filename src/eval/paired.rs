@@ -6,32 +6,37 @@ use std::fmt::{self, Display, Formatter};
 use rayon::prelude::*;
 use serde::Serialize;
 
-use super::fold::{prompt_key, strict};
-use super::stats::{Counts, Rate, Z};
+use super::fold::prompt_key;
+use super::judge::Judge;
+use super::power::Power;
+use super::stats::{Counts, Rate};
 use crate::error::{Error, Result};
 use crate::lines::record::Line;
 use crate::numbers::rng::Stream;
 
 /// Resamples of the bootstrap.
 const RESAMPLES: u64 = 10_000;
-/// Differences for which the summary says how many problems would show them.
-const DIFFERENCES: [f64; 3] = [0.01, 0.02, 0.05];
-/// The normal quantile of a power of 80 %.
-const Z_POWER: f64 = 0.841_621_233_572_914_2;
 
 /// How often each problem was solved. Completions of one problem from several files, such as those of several seeds, are pooled.
 #[derive(Debug, Default)]
 pub struct Outcomes {
+    judge: Judge,
     /// In the order of their first record.
     problems: Vec<(String, Counts)>,
     index: HashMap<String, usize>,
 }
 
 impl Outcomes {
+    /// Knows of no problem so far.
+    #[must_use]
+    pub fn new(judge: Judge) -> Self {
+        Self { judge, ..Self::default() }
+    }
+
     /// Adds one scored rollout.
     ///
     /// # Errors
-    /// [`Error::Record`] when the record does not identify its prompt, or has a field of the wrong type.
+    /// As [`super::Fold::add`].
     pub fn add(&mut self, line: &Line) -> Result<()> {
         let record = line.record()?;
         let key = prompt_key(&record)?.into_owned();
@@ -39,7 +44,8 @@ impl Outcomes {
             self.problems.push((key, Counts::default()));
             self.problems.len() - 1
         });
-        self.problems[at].1.add(strict(&record)?);
+        let judged = self.judge.judge(&record, &self.judge.rewards(&record)?)?;
+        self.problems[at].1.add(judged.strict);
         Ok(())
     }
 
@@ -69,19 +75,20 @@ pub struct Paired {
     /// Probability of a split as uneven if neither were better. With one completion per problem this is McNemar's exact test.
     pub p_value: f64,
     /// Problems among which a true difference would show, with a power of 80 % at a level of 5 %, by the difference.
-    pub prompts_to_show: Vec<(f64, u64)>,
+    #[serde(flatten)]
+    pub power: Power,
 }
 
 impl Paired {
-    /// Compares `model` with `baseline`.
+    /// Compares `model` with `baseline`. `to_show` are the differences whose number of problems is asked for.
     ///
     /// # Source
-    /// McNemar 1947, <https://doi.org/10.1007/BF02295996>; paired differences in evaluations, and their power: Miller 2024,
+    /// McNemar 1947, <https://doi.org/10.1007/BF02295996>; paired differences in evaluations: Miller 2024,
     /// <https://arxiv.org/abs/2411.00640>.
     ///
     /// # Errors
     /// [`Error::Data`] when they have no problem in common.
-    pub fn of(model: &Outcomes, baseline: &Outcomes) -> Result<Self> {
+    pub fn of(model: &Outcomes, baseline: &Outcomes, to_show: &[f64]) -> Result<Self> {
         let before: HashMap<&str, f64> = baseline.judged().collect();
         let all = model.judged().count();
         let pairs: Vec<[f64; 2]> = model.judged().filter_map(|(key, after)| Some([*before.get(key)?, after])).collect();
@@ -94,6 +101,7 @@ impl Paired {
         let mean = |side: usize| pairs.iter().map(|pair| pair[side]).sum::<f64>() / count;
         let differences: Vec<f64> = pairs.iter().map(|[before, after]| after - before).collect();
         let [better, worse] = [1.0, -1.0].map(|sign| differences.iter().filter(|d| **d * sign > 0.0).count() as u64);
+        let discordance = differences.iter().map(|d| d * d).sum::<f64>() / count;
         let (baseline, accuracy) = (mean(0), mean(1));
         Ok(Self {
             num_prompts: pairs.len(),
@@ -104,7 +112,7 @@ impl Paired {
             better,
             worse,
             p_value: sign_test(better, worse),
-            prompts_to_show: prompts_to_show(&differences),
+            power: Power::of(discordance, to_show),
         })
     }
 }
@@ -123,7 +131,7 @@ fn bootstrap(values: &[f64]) -> Rate {
 }
 
 /// The two-sided exact test that of `better + worse` fair coins one side shows at most the rarer count.
-fn sign_test(better: u64, worse: u64) -> f64 {
+pub(super) fn sign_test(better: u64, worse: u64) -> f64 {
     let (n, rarer) = (better + worse, better.min(worse));
     let mut log_choose = 0.0;
     let mut tail = 0.0;
@@ -132,15 +140,6 @@ fn sign_test(better: u64, worse: u64) -> f64 {
         log_choose += ((n - i) as f64 / (i + 1) as f64).ln();
     }
     (2.0 * tail).min(1.0)
-}
-
-/// For each of [`DIFFERENCES`], the problems among which it would show, if they vary as these do.
-fn prompts_to_show(differences: &[f64]) -> Vec<(f64, u64)> {
-    let count = differences.len() as f64;
-    let mean = differences.iter().sum::<f64>() / count;
-    let variance = differences.iter().map(|d| (d - mean).powi(2)).sum::<f64>() / (count - 1.0).max(1.0);
-    let needed = |difference: f64| ((Z + Z_POWER).powi(2) * variance / difference.powi(2)).ceil() as u64;
-    DIFFERENCES.iter().map(|&difference| (difference, needed(difference))).collect()
 }
 
 impl Display for Paired {
@@ -160,13 +159,13 @@ impl Display for Paired {
             [self.difference.value, self.difference.low, self.difference.high].map(|part| 100.0 * part);
         writeln!(out, "{:<20}{value:>+8.1}   95 % interval {low:+.1} to {high:+.1} points", "difference")?;
         writeln!(out, "{:<20}{better:>8}   {worse} worse; p = {p_value:.2e} (exact test)", "prompts better")?;
-        let needed: Vec<String> = self.prompts_to_show.iter().map(|(d, n)| format!("{} in {n}", 100.0 * d)).collect();
-        write!(out, "{:<20}{:>8}   points, among so many prompts (power 80 %)", "would show", needed.join(", "))
+        write!(out, "{}", self.power)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::stats::Z;
     use super::*;
 
     // python3: from scipy.stats import binomtest; binomtest(3, 15).pvalue, binomtest(0, 6).pvalue, binomtest(700, 1500).pvalue
@@ -187,15 +186,5 @@ mod tests {
         let half = Z * (0.25f64 * 0.75 / 400.0).sqrt();
         assert_eq!(value, 0.25);
         assert!((low - (0.25 - half)).abs() < 0.006 && (high - (0.25 + half)).abs() < 0.006, "{low} {high}");
-    }
-
-    /// Miller 2024: n = (z_a/2 + z_b)^2 variance / d^2.
-    #[test]
-    fn smaller_differences_need_more_problems() {
-        let differences: Vec<f64> = (0..1000).map(|i| [0.0, 0.0, 1.0, -1.0][i % 4]).collect();
-        let needed = prompts_to_show(&differences);
-        assert_eq!(needed.iter().map(|(d, _)| *d).collect::<Vec<_>>(), DIFFERENCES);
-        assert!((needed[0].1 as f64 - 7.848_9 * 0.5 / 0.0001).abs() < 60.0, "{needed:?}");
-        assert_eq!(needed[0].1.div_ceil(25), needed[2].1);
     }
 }

@@ -24,10 +24,13 @@ pub struct Summary {
     pub policy_id: Value,
     /// Sampling temperature; 0 is greedy.
     pub temperature: Value,
-    /// Fraction with `rewards.correctness`, or without it `math`, above 0.
+    /// Fraction with `rewards.correctness`, or without it `math`, above 0, or that the judge's strict filter finds right.
     pub accuracy_strict: Option<Rate>,
     /// Fraction whose last number is the answer, tags or not.
     pub accuracy_flexible: Option<Rate>,
+    /// Fraction whose answer, as the reward `math` finds it, is right.
+    #[serde(default)]
+    pub accuracy_math: Option<Rate>,
     /// Fraction with `rewards.strict_format` above 0.
     pub format_rate: Option<Rate>,
     /// Fraction whose `finish_reason` is `length`.
@@ -81,6 +84,7 @@ impl Display for Summary {
         let rates = [
             ("accuracy, strict", self.accuracy_strict),
             ("accuracy, flexible", self.accuracy_flexible),
+            ("accuracy, math", self.accuracy_math),
             ("format", self.format_rate),
             ("truncated", self.truncation_rate),
         ];

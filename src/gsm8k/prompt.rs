@@ -29,6 +29,8 @@ pub struct PromptStyle {
     pub name: String,
     /// The system message; no message if empty.
     pub system: String,
+    /// Whether the question is the whole prompt, as a text, without any message.
+    pub as_text: bool,
     /// Whether a worked example precedes the question.
     pub one_shot: bool,
     /// Whether to add a demonstration, and how sloppy it may be.
@@ -40,10 +42,17 @@ pub struct PromptStyle {
 #[derive(Serialize)]
 struct PromptRecord<'a> {
     prompt_id: String,
-    prompt: Vec<Message>,
+    prompt: Prompt<'a>,
     answer: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
     completion: Option<String>,
+}
+
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Prompt<'a> {
+    Text(&'a str),
+    Messages(Vec<Message>),
 }
 
 /// The fields that a prompt record defines.
@@ -64,7 +73,10 @@ impl PromptStyle {
     pub fn record(&self, row: &Row, split: &str, epoch: u64) -> Option<Vec<u8>> {
         let record = PromptRecord {
             prompt_id: self.prompt_id(row, split),
-            prompt: self.messages(&row.question),
+            prompt: match self.as_text {
+                true => Prompt::Text(&row.question),
+                false => Prompt::Messages(self.messages(&row.question)),
+            },
             answer: final_answer(&row.answer)?,
             completion: self.demonstrations.map(|sloppy| demonstration(row, sloppy, self.seed, epoch)),
         };
@@ -110,7 +122,8 @@ mod tests {
     }
 
     fn style(system: &str, one_shot: bool, demonstrations: Option<Sloppiness>) -> PromptStyle {
-        PromptStyle { name: "gsm8k".into(), system: system.into(), one_shot, demonstrations, seed: 1 }
+        let (name, system) = ("gsm8k".into(), system.into());
+        PromptStyle { name, system, as_text: false, one_shot, demonstrations, seed: 1 }
     }
 
     #[test]

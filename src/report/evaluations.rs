@@ -149,7 +149,7 @@ fn paired(records: &[std::path::PathBuf; 2]) -> Result<Option<String>> {
         Input::open(path)?.try_for_each(|line| outcomes.add(&line?))?;
     }
     let [before, after] = &outcomes;
-    let Paired { num_prompts, difference, better, worse, p_value, .. } = match Paired::of(after, before) {
+    let Paired { num_prompts, difference, better, worse, p_value, .. } = match Paired::of(after, before, &[]) {
         Err(Error::Data(_)) => return Ok(None),
         paired => paired?,
     };

@@ -20,6 +20,7 @@
 
 mod command;
 pub mod fixed;
+pub mod lm_eval;
 pub mod math;
 pub mod number;
 mod placebo;

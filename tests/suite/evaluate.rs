@@ -118,12 +118,78 @@ fn two_models_are_compared_prompt_by_prompt() {
         "{}",
         table.stdout
     );
+    let got = summary(&["--json", &after, "--baseline", &before, "--power", "0.05"], "");
+    assert_eq!(got["paired"]["prompts_to_show"], json!([[0.05, 487]]));
     let pooled = summary(&["--json", &after, &after, "--baseline", &before], "");
     assert_eq!(pooled["paired"]["better"], 12, "files of one model are pooled by prompt");
     let none = scored("none.jsonl", 0, &|_| true, 200..201);
     let done = run(EVALUATE, &[&after, "--baseline", &none], "");
     assert_eq!(done.code, Some(3));
     assert!(done.stderr.contains("no problem of --baseline is among those evaluated"), "{}", done.stderr);
+}
+
+/// Half of the completions are right, so of two such models that are right independently, half of the answers disagree.
+#[test]
+fn how_many_prompts_a_difference_takes_is_said_of_one_model_too() {
+    // python3: from math import ceil; f = lambda d, p: ceil((1.959963984540054*p**.5 + 0.8416212335729142*(p-d*d)**.5)**2/d**2)
+    // print(f(.05, .5), f(.1, .5), f(.05, 14/90))
+    let needed = [1568, 391];
+    let got = summary(&["--json", "--power", "0.05,0.1"], &scored());
+    assert_eq!(got["prompts_to_show"], json!([[0.05, needed[0]], [0.1, needed[1]]]));
+    let table = run(EVALUATE, &["--power", "0.05,0.1"], &scored()).stdout;
+    let line = format!("\nwould show          5 in {}, 10 in {}   points, among so many prompts", needed[0], needed[1]);
+    assert!(table.contains(&line), "{table}");
+    for wrong in ["0", "1.5", "-1", "x", "nan"] {
+        let done = run(EVALUATE, &[&format!("--power={wrong}")], &scored());
+        assert!(done.code == Some(2) && done.stderr.contains("not a number above 0"), "{}", done.stderr);
+    }
+}
+
+#[test]
+fn a_study_is_ranked_and_compared_seed_by_seed() {
+    let folder = tempfile::tempdir().unwrap();
+    let made = summary(&["--json"], &scored());
+    let run_of = |name: &str, sampled: f64, greedy: f64| {
+        let dir = folder.path().join(name);
+        std::fs::create_dir_all(dir.join("eval")).unwrap();
+        for (kind, value) in [("sampled", sampled), ("greedy", greedy)] {
+            let mut summary = made.clone();
+            summary["accuracy_strict"]["value"] = json!(value);
+            std::fs::write(dir.join(format!("eval/after.{kind}.json")), summary.to_string()).unwrap();
+        }
+        dir.to_str().unwrap().to_owned()
+    };
+    let runs = [
+        run_of("base-line-1", 0.5, 0.6),
+        run_of("base-line-2", 0.7, 0.8),
+        run_of("alone-2", 0.1, 0.2),
+        run_of("better-1", 0.62, 0.7),
+        run_of("better-2", 0.8, 0.7),
+    ];
+    let args: Vec<&str> = std::iter::once("--study").chain(runs.iter().map(String::as_str)).collect();
+    let done = run(EVALUATE, &args, "");
+    // python3: from scipy.stats import t; t.ppf(0.975, 1) * 0.1; t.ppf(0.975, 1) * 0.01; t.ppf(0.975, 1) * 0.09
+    let want = [
+        "strict accuracy on 2 held-out problems, 8 completions; 95 % intervals over seeds",
+        "variant    seeds     sampled [%]   against base-line      greedy [%]      format [%]",
+        "better         2  71.0 +- 114.4      +11.0 +- 12.7     70.0 +- 0.0     87.5 +- 0.0",
+        "base-line      2  60.0 +- 127.1                   -  70.0 +- 127.1     87.5 +- 0.0",
+        "alone          1            10.0               -60.0            20.0            87.5",
+    ];
+    assert_eq!((done.code, done.stdout.lines().collect::<Vec<_>>()), (Some(0), want.to_vec()), "{}", done.stderr);
+
+    let other = run_of("other-1", 0.5, 0.5);
+    let path = format!("{other}/eval/after.sampled.json");
+    std::fs::write(&path, made.to_string().replace("\"num_prompts\":2", "\"num_prompts\":3")).unwrap();
+    let refused = |run_dir: &str, code: i32, what: &str| {
+        let done = run(EVALUATE, &["--study", &runs[0], run_dir], "");
+        assert_eq!((done.code, &*done.stdout), (Some(code), ""), "{}", done.stderr);
+        assert!(done.stderr.contains(what), "{}", done.stderr);
+    };
+    refused(&other, 3, "other-1: was not evaluated on as many problems and completions as the runs before it");
+    std::fs::remove_file(&path).unwrap();
+    refused(&other, 1, "other-1/eval/after.sampled.json: No such file");
+    refused(folder.path().join("x").to_str().unwrap(), 2, "the directory of a run of a study is named VARIANT-SEED");
 }
 
 #[test]

@@ -24,6 +24,7 @@ mod gsm8k_prep;
 mod health;
 mod hub;
 mod layering;
+mod lm_eval;
 mod losses;
 mod model;
 mod model_dirs;
@@ -42,6 +43,7 @@ mod sampler;
 mod score;
 mod signals;
 mod slow_disk;
+mod study;
 #[cfg(feature = "candle")]
 mod teachers;
 mod terminal;

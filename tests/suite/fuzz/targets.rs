@@ -8,7 +8,7 @@ use std::sync::Arc;
 use grpo_pipes::checkpoint::export::{self, Card};
 use grpo_pipes::checkpoint::{self, State};
 use grpo_pipes::error::Result;
-use grpo_pipes::eval::Fold;
+use grpo_pipes::eval::{Fold, Judge};
 #[cfg(feature = "candle")]
 use grpo_pipes::gguf::Gguf;
 use grpo_pipes::grpo::advantage::{ScaleRewards, advantages};
@@ -23,6 +23,7 @@ use grpo_pipes::numbers::dtype::Dtype;
 #[cfg(feature = "candle")]
 use grpo_pipes::numbers::quantization::Quantization;
 use grpo_pipes::optim::Moments;
+use grpo_pipes::reward::lm_eval::LmEvalTask;
 use grpo_pipes::reward::number::Number;
 use grpo_pipes::reward::{RewardWeights, Scorer, Semantics};
 use grpo_pipes::rollout::{LineFormat, LongPrompt, ModelLimits, PromptOptions, RequestBuilder};
@@ -233,9 +234,11 @@ fn records(place: &mut Place, dice: &mut Dice) {
             }
         }
         3 => {
-            let mut fold = Fold::default();
-            lines().for_each(|line| _ = refused(fold.add(&line)));
-            refused(fold.finish().map(|summary| summary.to_json() + &summary.to_string()));
+            for judge in [Judge::Rewards, Judge::LmEval(LmEvalTask::Gsm8k), Judge::LmEval(LmEvalTask::Gsm8kCot)] {
+                let mut fold = Fold::new(judge);
+                lines().for_each(|line| _ = refused(fold.add(&line)));
+                refused(fold.finish().map(|summary| summary.to_json() + &summary.to_string()));
+            }
         }
         4 => {
             let encode = |_: &[Message], text: &str| Ok((vec![1], text.bytes().map(u32::from).collect()));
