@@ -1,6 +1,6 @@
 # What a user runs. `make train` and `make test` need Rust and a C compiler alone; with CUDA=1 all is built for NVIDIA GPUs, too,
 # which is the default where there is one and nvcc.
-.PHONY: all lean train step fork verify placebo report board test test-gpu chaos fuzz check check-cuda bench bench-gpu
+.PHONY: all lean train step fork verify evaluate placebo study sweep report board test test-gpu chaos fuzz check check-cuda bench bench-gpu
 
 CUDA ?= $(shell command -v nvcc >/dev/null && nvidia-smi >/dev/null 2>&1 && echo 1)
 FEATURES = $(if $(filter 1,$(CUDA)),--features cuda)
@@ -17,12 +17,17 @@ lean:
 # step: one iteration of the run that `make train` with the same RECIPE, SEED and NAME began.
 # fork: a new run from a checkpoint of an old one: RUN=old FROM=step_000100 NAME=new, and numbers that differ from there on.
 # verify: trains a stretch of a run again, RUN=name FROM=step_000100 TO=step_000200, and compares every byte.
-train step fork verify: lean
+# evaluate: MODEL, a run's export, a directory or a Hub id, on held-out problems of DATA, with the numbers of its run or of RECIPE.
+train step fork verify evaluate: lean
 	bash pipelines/$@.sh
 
 # The control: the same run with rewards dealt to the wrong completions must not improve.
 placebo: lean
 	NAME=$${NAME:-placebo} SCORER="score --placebo $${SEED:-1}" bash pipelines/train.sh
+
+# Variants of the tiny recipe from the same starts, several SEEDS each, JOBS at once, in a ranked table. sweep: numbers; study: what counts.
+study sweep: lean
+	bash pipelines/bench/study.sh $@
 
 # report: a page about the runs NAME="a b", their curves over one another. board: TensorBoard on all runs.
 report: lean

@@ -126,6 +126,22 @@ sample() {
     exec rollout --on-long-prompt truncate-left "${OPTIONS[@]}" "$@"
 }
 
+# evaluate_as NAME MODEL: greedy and sampled accuracy on held-out problems, and the scored records, in $RUN/eval.
+evaluate_as() {
+    local out=$RUN/eval/$1
+    [ ! -f "$out.sampled.json" ] || return 0
+    say "evaluation $1: $TEST_PROMPTS held-out problems"
+    prepare test "$TEST_PROMPTS" >"$out.prompts.jsonl"
+    measure "$2" "$out.prompts.jsonl" "$out.greedy" --temperature 0
+    measure "$2" "$out.prompts.jsonl" "$out.sampled" --temperature 1 -n "$TEST_SAMPLES"
+}
+
+# measure MODEL PROMPTS OUT ARGUMENT...: OUT.jsonl.zst, and its summary OUT.json.
+measure() {
+    sample "$2" --model "$1" --log "$3.log" "${@:4}" | score -o "$3.jsonl.zst"
+    evaluate "$3.jsonl.zst" --json -o "$3.json"
+}
+
 sample_steps() {
     sample "$RUN/prompts.jsonl" --follow "$RUN" -n "$NUM_GENERATIONS" --groups-per-step "$PROMPTS_PER_STEP" \
         --max-staleness "$MAX_STALENESS" --temperature "$TEMPERATURE" --log "$RUN/rollout.log" "$@"

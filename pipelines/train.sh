@@ -38,19 +38,16 @@ make_start() {
     mv "$new" "$start"
 }
 
-# evaluate_as before|after: greedy and sampled accuracy on held-out problems.
-evaluate_as() {
-    local out=$RUN/eval/$1
-    [ ! -f "$out.sampled.json" ] || return 0
-    say "evaluation $1: $TEST_PROMPTS held-out problems"
-    prepare test "$TEST_PROMPTS" >"$out.prompts.jsonl"
-    measure "$out.prompts.jsonl" "$out.greedy" --temperature 0
-    measure "$out.prompts.jsonl" "$out.sampled" --temperature 1 -n "$TEST_SAMPLES"
-}
-
-measure() {
-    sample "$1" --model "$RUN/policy" --log "$2.log" "${@:3}" | score -o "$2.jsonl.zst"
-    evaluate "$2.jsonl.zst" --json -o "$2.json"
+# The steps that are left; with EVALUATE_EVERY in stretches, and an evaluation after each.
+train_all() {
+    local step every=${EVALUATE_EVERY#0}
+    while step=$(reached_step); do
+        if [ "$step" -gt 0 ] && [ "$step" -lt "$STEPS" ] && [ $((step % ${every:-$STEPS})) = 0 ]; then
+            evaluate_as "$(printf step_%06d "$step")" "$RUN/policy"
+        fi
+        train_steps ${every:+--steps $((every - step % every))} >/dev/null
+        [ "$(reached_step)" -lt "$STEPS" ] || return 0
+    done
 }
 
 make_all() {
@@ -59,10 +56,10 @@ make_all() {
     # What was being made when the run was killed. Checkpoints are the trainer's own to sweep, which knows whether another one is at work.
     find "$RUN" -name '.*.tmp' -type f -delete
     [ -L "$RUN/policy" ] || { rm -rf "$RUN/checkpoints/supervised" && ln -s checkpoints/step_000000 "$RUN/policy"; }
-    evaluate_as before
+    evaluate_as before "$RUN/policy"
     # Also when all steps are done, and only the export is not: the trainer looks at the policy for damage before it leaves the run.
-    if [ "$(reached_step)" -lt "$STEPS" ] || [ ! -d "$RUN/export" ]; then train_steps >/dev/null; fi
-    evaluate_as after
+    if [ "$(reached_step)" -lt "$STEPS" ] || [ ! -d "$RUN/export" ]; then train_all; fi
+    evaluate_as after "$RUN/policy"
     [ -d "$RUN/export" ] || export-hf "$RUN/policy" "$RUN/export" --metrics "$RUN/metrics.jsonl" --evaluation "$RUN/eval/after.greedy.json"
     evaluate --compare "$RUN"/eval/{before,after}.greedy.json --compare "$RUN"/eval/{before,after}.sampled.json
     say "model: $RUN/export ($((SECONDS - began)) s)"

@@ -15,13 +15,15 @@ use crate::lines::jsonl::Output;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
     Number,
+    /// A number or nothing.
+    Optional,
     /// Any text that does not begin like an option.
     Text,
 }
-use Kind::{Number, Text};
+use Kind::{Number, Optional, Text};
 
 /// The names that a recipe may have, the kind of each, and its meaning.
-const NAMES: [(&str, Kind, &str); 42] = [
+const NAMES: [(&str, Kind, &str); 43] = [
     (FORK, Text, "run and checkpoint that a fork began from"),
     (SEED, Number, "seed of everything random"),
     (SCORER, Text, "command in the place of score; empty: score"),
@@ -62,6 +64,7 @@ const NAMES: [(&str, Kind, &str); 42] = [
     ("SCALE_REWARDS", Text, "what advantages are divided by: group, batch or none"),
     ("MAX_STALENESS", Number, "steps that sampling is ahead of training"),
     ("IMPORTANCE_SAMPLING_CLIP_MAX", Text, "largest weight of a token for weights that differ; empty: off"),
+    ("EVALUATE_EVERY", Optional, "steps between evaluations during training; empty: none"),
     ("SAVE_EVERY", Number, "steps between checkpoints"),
     ("KEEP", Number, "checkpoints kept besides the start"),
 ];
@@ -93,13 +96,15 @@ pub fn begin(run: &Run, file: Option<&Path>, say: &dyn Fn(&str)) -> Result<Recip
     let file = file.filter(|_| !is_fork(&pinned));
     let recipe = if let Some(file) = file {
         refuse_missing(file)?;
+        let rest = Recipe::read(file, &environment)?.0;
         let mut own = Vec::new();
-        for (name, default) in [(SEED, "1"), (SCORER, "")] {
+        // The recipe of a run, which another may take, has its own.
+        for (name, default) in [(SEED, "1"), (SCORER, "")].into_iter().filter(|(name, _)| !has(&rest, name)) {
             let value = variable(name).filter(|value| !value.is_empty()).unwrap_or_else(|| default.into());
             check(name, &value).map_err(in_environment)?;
             own.push((name.to_owned(), value));
         }
-        own.extend(Recipe::read(file, &environment)?.0);
+        own.extend(rest);
         Recipe(own)
     } else if pinned.is_file() {
         Recipe::read(&pinned, &environment)?
@@ -160,7 +165,7 @@ impl Recipe {
                 let what = "the names are those of pipelines/recipes/tiny.env";
                 return Err(refuse(format!("a recipe has no {name}; {what}")));
             }
-            if values.iter().any(|(other, _)| other == name) {
+            if has(&values, name) {
                 return Err(refuse(format!("{name} comes a second time")));
             }
             let value = match environment(name) {
@@ -207,8 +212,7 @@ impl Recipe {
     }
 
     fn refuse_gaps(&self, file: &Path) -> Result<()> {
-        let has = |name: &str| name == FORK || self.0.iter().any(|(other, _)| other == name);
-        match NAMES.iter().find(|(name, ..)| !has(name)) {
+        match NAMES.iter().find(|(name, ..)| *name != FORK && !has(&self.0, name)) {
             Some((name, _, means)) => Err(Error::Data(format!("{}: no {name}= ({means})", file.display()))),
             None => Ok(()),
         }
@@ -247,6 +251,10 @@ impl Recipe {
     }
 }
 
+fn has(values: &[(String, String)], name: &str) -> bool {
+    values.iter().any(|(other, _)| other == name)
+}
+
 fn is_new_and_empty(line: &str, old: &[&str]) -> bool {
     line.ends_with('=') && !old.iter().any(|other| other.starts_with(line))
 }
@@ -261,7 +269,8 @@ fn split(line: &str) -> Option<(&str, &str)> {
 
 /// Says what is wrong with a value. One that begins with a minus would be taken for an option.
 fn check(name: &str, value: &str) -> std::result::Result<(), String> {
-    let is_number = NAMES.iter().any(|(known, kind, _)| *known == name && *kind == Number);
+    let kind = NAMES.iter().find(|(known, ..)| *known == name).map(|(_, kind, _)| *kind);
+    let is_number = kind == Some(Number) || kind == Some(Optional) && !value.is_empty();
     if is_number && !looks_like_a_number(value) {
         return Err(format!("{name} is a number, and not \"{value}\""));
     }
