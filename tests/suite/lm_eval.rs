@@ -115,7 +115,7 @@ fn examples_need_a_train_split_of_their_own() {
     let folder = tempfile::tempdir().unwrap();
     let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
     let row = json!({"question": "?", "answer": "#### 1"});
-    fs::write(path("test.jsonl"), lines(&[row.clone()])).unwrap();
+    fs::write(path("test.jsonl"), lines(std::slice::from_ref(&row))).unwrap();
     fs::write(path("train.jsonl"), lines(&vec![row; 4])).unwrap();
     let refused = |args: &[&str], what: &str| {
         let done = run(PREP, args, "");
