@@ -297,6 +297,7 @@ fn is_nothing(value: &Value) -> bool {
 struct Prompt {
     tokens: Vec<u32>,
     stream: Stream,
+    sampling: Sampling,
 }
 
 struct Running {
@@ -309,7 +310,6 @@ struct Running {
 /// Runs a teacher's sequences side by side.
 pub struct CandleDecoder<'t> {
     teacher: &'t Teacher,
-    sampling: Sampling,
     prompts: HashMap<usize, Arc<Prompt>>,
     slots: Vec<Option<Running>>,
 }
@@ -319,17 +319,17 @@ impl<'t> CandleDecoder<'t> {
     #[must_use]
     pub fn new(teacher: &'t Teacher, settings: &Settings) -> Self {
         let slots = (0..settings.max_sequences).map(|_| None).collect();
-        Self { teacher, sampling: settings.sampling, prompts: HashMap::new(), slots }
+        Self { teacher, prompts: HashMap::new(), slots }
     }
 
     /// Runs the sequences that `due` selects up to their last token, and draws one more for each.
     fn draw(&mut self, due: impl Fn(&Running) -> bool + Sync, drawn: &mut Vec<Drawn>) -> Result<()> {
-        let (sampling, token_by_token) = (&self.sampling, self.teacher.token_by_token);
+        let token_by_token = self.teacher.token_by_token;
         let running = self.slots.par_iter_mut().enumerate().filter_map(|(i, slot)| Some((i, slot.as_mut()?)));
         let all: Vec<Outcome<Drawn>> = running
             .filter(|(_, running)| due(running))
             .map_init(Sampler::default, |sampler, (slot, running)| {
-                Ok(Drawn { slot, drawn: running.draw(sampler, sampling, token_by_token)? })
+                Ok(Drawn { slot, drawn: running.draw(sampler, token_by_token)? })
             })
             .collect();
         for one in all {
@@ -341,12 +341,7 @@ impl<'t> CandleDecoder<'t> {
 
 impl Running {
     /// Runs what the model has not seen yet, and draws the next token.
-    fn draw(
-        &mut self,
-        sampler: &mut Sampler,
-        sampling: &Sampling,
-        token_by_token: bool,
-    ) -> Outcome<Option<(u32, f32)>> {
+    fn draw(&mut self, sampler: &mut Sampler, token_by_token: bool) -> Outcome<Option<(u32, f32)>> {
         let prompt = &self.prompt.tokens;
         let (next, mut position) = match self.tokens.last() {
             None => (&prompt[..], 0),
@@ -360,7 +355,7 @@ impl Running {
         }
         let logits = logits.expect("at least one token").to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
         let uniform = self.prompt.stream.uniform(self.sample as u64, self.tokens.len() as u64);
-        let drawn = sampler.draw(&logits, [prompt, &self.tokens], uniform, sampling);
+        let drawn = sampler.draw(&logits, [prompt, &self.tokens], uniform, &self.prompt.sampling);
         self.tokens.extend(drawn.map(|(token, _)| token));
         Ok(drawn)
     }
@@ -370,7 +365,7 @@ impl Decoder for CandleDecoder<'_> {
     /// Only remembers prompts: each sequence runs its own.
     fn prefill(&mut self, prompts: &[Prefill<'_>]) -> Result<()> {
         for prompt in prompts {
-            let kept = Prompt { tokens: prompt.tokens.to_vec(), stream: prompt.stream };
+            let kept = Prompt { tokens: prompt.tokens.to_vec(), stream: prompt.stream, sampling: prompt.sampling };
             self.prompts.insert(prompt.group, Arc::new(kept));
         }
         Ok(())

@@ -23,7 +23,6 @@ const PREFILL_TOKENS: usize = 512;
 /// A model with KV caches for each slot.
 pub struct CpuDecoder<'m> {
     model: &'m Model,
-    sampling: Sampling,
     max_completion_tokens: usize,
     prompts: HashMap<usize, Arc<Prefilled>>,
     slots: Vec<Slot>,
@@ -42,6 +41,7 @@ struct Prefilled {
     cache: KvCache,
     logits: Vec<f32>,
     stream: Stream,
+    sampling: Sampling,
     tokens: Vec<u32>,
 }
 
@@ -57,7 +57,6 @@ impl<'m> CpuDecoder<'m> {
     pub fn new(model: &'m Model, settings: &Settings) -> Self {
         Self {
             model,
-            sampling: settings.sampling,
             max_completion_tokens: settings.max_completion_tokens,
             prompts: HashMap::new(),
             slots: (0..settings.max_sequences).map(|_| Slot::default()).collect(),
@@ -81,7 +80,8 @@ impl Decoder for CpuDecoder<'_> {
         };
         self.model.stop().check()?; // a stopped model returns garbage
         for (prompt, (cache, logits)) in prompts.iter().zip(computed) {
-            let prefilled = Prefilled { cache, logits, stream: prompt.stream, tokens: prompt.tokens.to_vec() };
+            let Prefill { stream, sampling, .. } = *prompt;
+            let prefilled = Prefilled { cache, logits, stream, sampling, tokens: prompt.tokens.to_vec() };
             self.prompts.insert(prompt.group, Arc::new(prefilled));
         }
         Ok(())
@@ -101,7 +101,7 @@ impl Decoder for CpuDecoder<'_> {
         let running = self.slots.iter_mut().enumerate().filter_map(|(i, slot)| Some((i, slot.sequence.as_mut()?)));
         let new = running.filter(|(_, sequence)| sequence.tokens.is_empty());
         let mut rows: Vec<_> = new.map(|(slot, sequence)| Row { slot, logits: None, sequence }).collect();
-        drawn.par_extend(draw(&mut rows, &mut self.samplers, &self.sampling));
+        drawn.par_extend(draw(&mut rows, &mut self.samplers));
         Ok(())
     }
 
@@ -123,7 +123,7 @@ impl Decoder for CpuDecoder<'_> {
         let logits = self.logits.chunks_exact(vocabulary).map(Some);
         let mut rows: Vec<_> =
             running.zip(logits).map(|((slot, sequence), logits)| Row { slot, logits, sequence }).collect();
-        drawn.par_extend(draw(&mut rows, &mut self.samplers, &self.sampling));
+        drawn.par_extend(draw(&mut rows, &mut self.samplers));
         Ok(())
     }
 
@@ -148,22 +148,18 @@ struct Row<'a> {
 }
 
 /// Draws one token per row, with the rows divided among the samplers.
-fn draw<'a>(
-    rows: &'a mut [Row<'_>],
-    samplers: &'a mut [Sampler],
-    sampling: &'a Sampling,
-) -> impl ParallelIterator<Item = Drawn> + 'a {
+fn draw<'a>(rows: &'a mut [Row<'_>], samplers: &'a mut [Sampler]) -> impl ParallelIterator<Item = Drawn> + 'a {
     let share = rows.len().div_ceil(samplers.len()).max(1);
     let runs = rows.par_chunks_mut(share).zip(samplers);
-    runs.flat_map_iter(move |(rows, sampler)| rows.iter_mut().map(move |row| row.draw(sampler, sampling)))
+    runs.flat_map_iter(move |(rows, sampler)| rows.iter_mut().map(move |row| row.draw(sampler)))
 }
 
 impl Row<'_> {
-    fn draw(&mut self, sampler: &mut Sampler, sampling: &Sampling) -> Drawn {
+    fn draw(&mut self, sampler: &mut Sampler) -> Drawn {
         let Sequence { sample, prompt, tokens } = self.sequence;
         let uniform = prompt.stream.uniform(*sample as u64, tokens.len() as u64);
         let logits = self.logits.unwrap_or(&prompt.logits);
-        let drawn = sampler.draw(logits, [&prompt.tokens, tokens], uniform, sampling);
+        let drawn = sampler.draw(logits, [&prompt.tokens, tokens], uniform, &prompt.sampling);
         tokens.extend(drawn.map(|(token, _)| token));
         Drawn { slot: self.slot, drawn }
     }

@@ -2,6 +2,7 @@
 
 use super::scheduler::Start;
 use crate::error::Result;
+use crate::model::Sampling;
 use crate::numbers::rng::Stream;
 
 /// A prompt to prefill before its samples start.
@@ -13,6 +14,8 @@ pub struct Prefill<'a> {
     pub tokens: &'a [u32],
     /// Draws of its samples.
     pub stream: Stream,
+    /// The distribution they are drawn from.
+    pub sampling: Sampling,
 }
 
 /// A token drawn for a sequence.
@@ -33,6 +36,11 @@ pub struct Drawn {
 /// Methods return [`crate::Error::Device`] when the device fails, and the error of a [`crate::process::cancel::Stop`] that is requested
 /// during long work.
 pub trait Decoder: Send {
+    /// Whether samples of this distribution can run now, beside those that do; always if none does (`is_idle`).
+    fn admits(&mut self, _sampling: &Sampling, _is_idle: bool) -> Result<bool> {
+        Ok(true)
+    }
+
     /// Computes the keys and values of prompts, each of a new group, and keeps them until [`Decoder::forget`].
     fn prefill(&mut self, prompts: &[Prefill<'_>]) -> Result<()>;
 
@@ -42,8 +50,13 @@ pub trait Decoder: Send {
     /// Draws one more token for each running slot.
     fn step(&mut self, drawn: &mut Vec<Drawn>) -> Result<()>;
 
-    /// Frees a slot: its sequence has finished.
+    /// Frees a slot: its sequence has finished, by an end token or at [`super::Settings::max_completion_tokens`].
     fn end(&mut self, slot: usize);
+
+    /// Frees a slot whose sequence is not to go on, though it could.
+    fn cut(&mut self, slot: usize) {
+        self.end(slot);
+    }
 
     /// Frees the keys and values of a group's prompt: all its samples have finished.
     fn forget(&mut self, group: usize);

@@ -13,7 +13,7 @@ use crate::gpu::driver::{Driver, Mark};
 use crate::gpu::kernels::{cache_rows, check, head_rows, mark_seen};
 use crate::gpu::packed::{ForwardPass, KeptActivations};
 use crate::gpu::{Buffer, DeviceWeights, DynBuffer, OpenedWeights, WeightsOffer};
-use crate::model::{Config, Model, Packed};
+use crate::model::{Config, Model, Packed, Sampling};
 use crate::numbers::dtype::Dtype;
 
 /// Most tokens of prompts prefilled together (tokens). Enough for matrix products at full speed; bounds memory.
@@ -40,6 +40,8 @@ pub struct GpuDecoder {
     under_way: VecDeque<Mark>,
     limit: usize,
     batch_invariant: bool,
+    /// Whether a step under way may still draw for a sequence that was cut.
+    has_cut: bool,
 }
 
 /// How to sample on a GPU.
@@ -106,7 +108,13 @@ impl GpuDecoder {
             under_way: VecDeque::new(),
             limit,
             batch_invariant,
+            has_cut: false,
         })
+    }
+
+    /// Waits for all steps that were launched.
+    fn catch_up(&mut self) -> Result<()> {
+        self.under_way.drain(..).try_for_each(|mark| self.driver.wait(&mark))
     }
 
     /// Copies the weights of a model of the same shape. No sequence may be running.
@@ -181,6 +189,18 @@ impl GpuDecoder {
 }
 
 impl Decoder for GpuDecoder {
+    /// All samples share one distribution, because a step is recorded with its numbers.
+    fn admits(&mut self, sampling: &Sampling, is_idle: bool) -> Result<bool> {
+        if self.stepper.sampling() == sampling {
+            return Ok(true);
+        }
+        if is_idle {
+            self.catch_up()?;
+            self.stepper.set_sampling(*sampling, self.weights.config.vocab_size)?;
+        }
+        Ok(is_idle)
+    }
+
     fn prefill(&mut self, prompts: &[Prefill<'_>]) -> Result<()> {
         let tokens: Vec<&[u32]> = prompts.iter().map(|prompt| prompt.tokens).collect();
         let mut places = Vec::with_capacity(prompts.len());
@@ -204,6 +224,9 @@ impl Decoder for GpuDecoder {
     }
 
     fn begin(&mut self, starts: &[Start], _: &mut Vec<Drawn>) -> Result<()> {
+        if std::mem::take(&mut self.has_cut) {
+            self.catch_up()?; // or what such a step draws would be taken for a token of the next sequence
+        }
         let samples = starts.iter().map(|start| {
             let Placed { at, len, key } = self.prompts[&start.group];
             SampleStart { slot: start.slot, prompt: at, prompt_len: len, key, sample: start.sample }
@@ -230,6 +253,11 @@ impl Decoder for GpuDecoder {
 
     fn end(&mut self, slot: usize) {
         self.taken[slot] = None;
+    }
+
+    fn cut(&mut self, slot: usize) {
+        self.end(slot);
+        self.has_cut = true;
     }
 
     fn forget(&mut self, group: usize) {

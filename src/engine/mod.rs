@@ -9,16 +9,17 @@ mod candle;
 mod cpu;
 mod decoder;
 mod gpu;
+mod request;
 mod sampler;
 mod scheduler;
 
+use std::sync::Arc;
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use crate::error::{Error, Result};
 use crate::model::Sampling;
-use crate::numbers::rng::Stream;
 use crate::process::cancel::Stop;
 use crate::process::read_ahead::ReadAhead;
 
@@ -27,6 +28,7 @@ pub use candle::{CandleDecoder, Teacher};
 pub use cpu::CpuDecoder;
 pub use decoder::{Decoder, Drawn, Prefill};
 pub use gpu::{GpuDecoder, GpuOptions};
+pub use request::{Heard, Listener, OwnSettings, Request};
 pub use sampler::Sampler;
 pub use scheduler::{Scheduler, Start};
 
@@ -52,18 +54,6 @@ pub struct Settings {
     pub seed: u64,
     /// Step of the policy that the samples will train; each step draws differently.
     pub step: u64,
-}
-
-/// A prompt to sample from.
-#[derive(Debug)]
-pub struct Request<T> {
-    /// Seeds the draws, and names the prompt in errors.
-    pub prompt_id: String,
-    /// At least one token, and together with [`Settings::max_completion_tokens`] no more than the model has positions; callers check
-    /// both.
-    pub tokens: Vec<u32>,
-    /// Returned with the completions.
-    pub payload: T,
 }
 
 /// A sampled completion.
@@ -115,6 +105,15 @@ struct Sequence {
     group: usize,
     sample: usize,
     completion: Completion,
+    /// Longest completion (tokens).
+    limit: usize,
+    listener: Option<Arc<dyn Listener>>,
+}
+
+/// Requests, and the one that is not admitted yet.
+struct Arrivals<T> {
+    requests: ReadAhead<Request<T>>,
+    held: Option<Request<T>>,
 }
 
 /// A group until its last sample has finished.
@@ -169,16 +168,17 @@ impl<'d> Engine<'d> {
         taken.and(outcome).map(|()| self.work)
     }
 
-    fn work_through<T>(&mut self, mut requests: ReadAhead<Request<T>>, events: SyncSender<Event<T>>) -> Result<()> {
-        let mut scheduler = Scheduler::new(self.settings.max_sequences, self.settings.group_size);
+    fn work_through<T>(&mut self, requests: ReadAhead<Request<T>>, events: SyncSender<Event<T>>) -> Result<()> {
+        let mut scheduler = Scheduler::new(self.settings.max_sequences);
+        let mut arrivals = Arrivals { requests, held: None };
         let mut ended: Option<Result<()>> = None;
         let mut said = Instant::now();
         loop {
             while ended.is_none() && scheduler.wants_group() {
-                let next = if scheduler.is_idle() { Poll::Ready(requests.next()) } else { requests.poll() };
-                match next {
+                match self.next_request(&mut arrivals, scheduler.is_idle())? {
                     Poll::Ready(Some(Ok(request))) => {
-                        scheduler.add(Group { request, completions: vec![None; self.settings.group_size] });
+                        let size = request.group_size(&self.settings);
+                        scheduler.add(Group { request, completions: vec![None; size] }, size);
                     }
                     Poll::Ready(Some(Err(err))) => ended = Some(Err(err)),
                     Poll::Ready(None) => ended = Some(Ok(())),
@@ -208,6 +208,21 @@ impl<'d> Engine<'d> {
         }
     }
 
+    /// The next request that can run beside those that do. Waits for one only when nothing runs.
+    fn next_request<T>(&mut self, from: &mut Arrivals<T>, is_idle: bool) -> Result<Poll<Option<Result<Request<T>>>>> {
+        let next = match from.held.take() {
+            Some(held) => Poll::Ready(Some(Ok(held))),
+            None if is_idle => Poll::Ready(from.requests.next()),
+            None => from.requests.poll(),
+        };
+        let Poll::Ready(Some(Ok(request))) = next else { return Ok(next) };
+        if self.decoder.admits(&request.sampling(&self.settings), is_idle)? {
+            return Ok(Poll::Ready(Some(Ok(request))));
+        }
+        from.held = Some(request);
+        Ok(Poll::Pending)
+    }
+
     /// Starts waiting samples in free slots. The first sample of a group prefills its prompt.
     fn start<T>(&mut self, scheduler: &mut Scheduler<Group<T>>) -> Result<()> {
         let starts: Vec<Start> = std::iter::from_fn(|| scheduler.start()).collect();
@@ -216,12 +231,13 @@ impl<'d> Engine<'d> {
         }
         let first = starts.iter().filter(|start| start.sample == 0).map(|start| {
             let request = &scheduler.group(start.group).request;
-            let stream = Stream::new(self.settings.seed, self.settings.step, &request.prompt_id);
-            Prefill { group: start.group, tokens: &request.tokens, stream }
+            let (stream, sampling) = (request.stream(&self.settings), request.sampling(&self.settings));
+            Prefill { group: start.group, tokens: &request.tokens, stream, sampling }
         });
         self.decoder.prefill(&first.collect::<Vec<_>>())?;
         for start in &starts {
-            self.slots[start.slot] = Some(Sequence::new(*start, self.settings.max_completion_tokens));
+            let request = &scheduler.group(start.group).request;
+            self.slots[start.slot] = Some(Sequence::new(*start, request, &self.settings));
         }
         self.decoder.begin(&starts, &mut self.drawn)?;
         self.absorb(scheduler)
@@ -239,16 +255,17 @@ impl<'d> Engine<'d> {
                 let at = format!("prompt {}, sample {sample}", request.prompt_id);
                 return Err(not_finite(self.settings.step, &at, sequence.completion.tokens.len(), layer));
             };
-            sequence.completion.tokens.push(token);
-            sequence.completion.logprobs.push(logprob);
-            sequence.completion.stopped = self.settings.stop_ids.contains(&token);
-            if !sequence.completion.stopped && sequence.completion.tokens.len() < self.settings.max_completion_tokens {
+            if sequence.goes_on_with(token, logprob, &self.settings) {
                 continue;
             }
             let completion = self.slots[slot].take().expect("as above").completion;
             self.work.sequences += 1;
             self.work.tokens += completion.tokens.len();
-            self.decoder.end(slot);
+            if completion.stopped || completion.tokens.len() == self.settings.max_completion_tokens {
+                self.decoder.end(slot);
+            } else {
+                self.decoder.cut(slot);
+            }
             let (whole, is_finished) = scheduler.finish(slot, group);
             whole.completions[sample] = Some(completion);
             if is_finished {
@@ -260,9 +277,24 @@ impl<'d> Engine<'d> {
 }
 
 impl Sequence {
-    fn new(start: Start, limit: usize) -> Self {
+    fn new<T>(start: Start, request: &Request<T>, settings: &Settings) -> Self {
+        let limit = request.max_completion_tokens(settings);
         let (tokens, logprobs) = (Vec::with_capacity(limit), Vec::with_capacity(limit));
-        Self { group: start.group, sample: start.sample, completion: Completion { tokens, logprobs, stopped: false } }
+        let completion = Completion { tokens, logprobs, stopped: false };
+        let listener = request.own.as_ref().map(|own| Arc::clone(&own.listener));
+        Self { group: start.group, sample: start.sample, completion, limit, listener }
+    }
+
+    /// Appends a token; returns whether the sequence goes on.
+    fn goes_on_with(&mut self, token: u32, logprob: f32, settings: &Settings) -> bool {
+        let Completion { tokens, logprobs, stopped } = &mut self.completion;
+        tokens.push(token);
+        logprobs.push(logprob);
+        *stopped = settings.stop_ids.contains(&token);
+        let end = (*stopped || tokens.len() >= self.limit).then_some(*stopped);
+        let heard = Heard { sample: self.sample, token, logprob, end };
+        let is_wanted = self.listener.as_ref().is_none_or(|listener| listener.hear(heard));
+        is_wanted && end.is_none()
     }
 }
 

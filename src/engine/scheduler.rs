@@ -19,10 +19,11 @@ pub struct Start {
 /// The state of all slots, and the groups that were added and not yet taken; `G` is what the caller keeps of a group.
 #[derive(Debug)]
 pub struct Scheduler<G> {
-    group_size: usize,
     free: Vec<usize>,
-    /// Samples started so far, over all groups: sample `i` is number `i % group_size` of group `i / group_size`.
-    started: usize,
+    /// Samples that wait for a slot.
+    waiting: usize,
+    /// The first group that may have some of them.
+    next: usize,
     /// Number of groups taken: that of the first in `groups`.
     taken: usize,
     groups: VecDeque<Entry<G>>,
@@ -31,22 +32,26 @@ pub struct Scheduler<G> {
 #[derive(Debug)]
 struct Entry<G> {
     group: G,
+    /// Samples in all.
+    size: usize,
+    /// Samples that have started.
+    started: usize,
     /// Samples that wait or run.
     unfinished: usize,
 }
 
 impl<G> Scheduler<G> {
-    /// `slots` sequences at once, groups of `group_size` samples; both at least 1.
+    /// `slots` sequences at once, at least 1.
     #[must_use]
-    pub fn new(slots: usize, group_size: usize) -> Self {
-        assert!(slots > 0 && group_size > 0, "callers check both");
-        Self { group_size, free: (0..slots).rev().collect(), started: 0, taken: 0, groups: VecDeque::new() }
+    pub fn new(slots: usize) -> Self {
+        assert!(slots > 0, "callers check it");
+        Self { free: (0..slots).rev().collect(), waiting: 0, next: 0, taken: 0, groups: VecDeque::new() }
     }
 
     /// Whether a slot would stay empty for want of samples.
     #[must_use]
     pub fn wants_group(&self) -> bool {
-        self.waiting() < self.free.len()
+        self.waiting < self.free.len()
     }
 
     /// Whether no sample runs, and none waits for a slot.
@@ -55,19 +60,25 @@ impl<G> Scheduler<G> {
         self.groups.is_empty()
     }
 
-    /// Adds a group, whose samples wait.
-    pub fn add(&mut self, group: G) {
-        self.groups.push_back(Entry { group, unfinished: self.group_size });
+    /// Adds a group of `size` samples, at least 1, which wait.
+    pub fn add(&mut self, group: G, size: usize) {
+        assert!(size > 0, "callers check it");
+        self.waiting += size;
+        self.groups.push_back(Entry { group, size, started: 0, unfinished: size });
     }
 
     /// Starts the next waiting sample in a free slot, if there are both.
     pub fn start(&mut self) -> Option<Start> {
-        if self.waiting() == 0 {
+        if self.waiting == 0 {
             return None;
         }
         let slot = self.free.pop()?;
-        let (group, sample) = (self.started / self.group_size, self.started % self.group_size);
-        self.started += 1;
+        let group = self.next;
+        let entry = &mut self.groups[group - self.taken];
+        let sample = entry.started;
+        entry.started += 1;
+        self.next += usize::from(entry.started == entry.size);
+        self.waiting -= 1;
         Some(Start { slot, group, sample })
     }
 
@@ -99,11 +110,6 @@ impl<G> Scheduler<G> {
         self.taken += 1;
         self.groups.pop_front().map(|entry| entry.group)
     }
-
-    /// Samples that wait for a slot.
-    fn waiting(&self) -> usize {
-        (self.taken + self.groups.len()) * self.group_size - self.started
-    }
 }
 
 #[cfg(test)]
@@ -112,10 +118,10 @@ mod tests {
 
     #[test]
     fn slots_are_refilled_and_groups_are_taken_in_order() {
-        let mut scheduler = Scheduler::new(3, 2);
+        let mut scheduler = Scheduler::new(3);
         let mut names = ["a", "b", "c"].into_iter();
         while scheduler.wants_group() {
-            scheduler.add(names.next().unwrap());
+            scheduler.add(names.next().unwrap(), 2);
         }
         let starts: Vec<Start> = std::iter::from_fn(|| scheduler.start()).collect();
         let as_started: Vec<_> = starts.iter().map(|start| (start.group, start.sample)).collect();
@@ -133,25 +139,39 @@ mod tests {
         let taken = [scheduler.take_finished(), scheduler.take_finished(), scheduler.take_finished()];
         assert_eq!(taken, [Some("a"), Some("b"), None]);
         assert!(scheduler.is_idle());
-        scheduler.add("c");
+        scheduler.add("c", 1);
         assert_eq!(scheduler.start().unwrap().group, 2);
         assert_eq!(scheduler.group(2), &"c");
     }
 
     #[test]
+    fn groups_may_differ_in_size() {
+        let mut scheduler = Scheduler::new(5);
+        for size in [1, 3, 2] {
+            scheduler.add((), size);
+        }
+        let starts: Vec<_> =
+            std::iter::from_fn(|| scheduler.start()).map(|start| (start.group, start.sample)).collect();
+        assert_eq!(starts, [(0, 0), (1, 0), (1, 1), (1, 2), (2, 0)]);
+        assert!(scheduler.finish(0, 0).1 && !scheduler.finish(1, 1).1);
+        assert_eq!(scheduler.start().map(|start| (start.group, start.sample)), Some((2, 1)));
+        assert!(scheduler.wants_group());
+    }
+
+    #[test]
     fn a_group_that_waits_for_its_slots_is_work() {
-        let mut scheduler = Scheduler::new(3, 2);
+        let mut scheduler = Scheduler::new(3);
         assert!(scheduler.is_idle());
-        scheduler.add(());
+        scheduler.add((), 2);
         assert!(!scheduler.is_idle(), "or the engine would wait for a second group before it samples the first");
     }
 
     #[test]
     fn no_more_groups_are_asked_for_than_fill_the_slots() {
-        let mut scheduler = Scheduler::new(64, 16);
+        let mut scheduler = Scheduler::new(64);
         let mut asked = 0;
         while scheduler.wants_group() {
-            scheduler.add(());
+            scheduler.add((), 16);
             asked += 1;
         }
         assert_eq!(asked, 4);

@@ -106,6 +106,12 @@ impl RequestBuilder {
         Arc::clone(&self.skipped)
     }
 
+    /// The message that comes before each question, if there is one.
+    #[must_use]
+    pub fn system_message(&self) -> Option<Message> {
+        Some(Message::new("system", self.system.as_str())).filter(|system| !system.content.is_empty())
+    }
+
     /// Builds the request of a line; `None` for a prompt that is left out.
     ///
     /// # Errors
@@ -119,7 +125,11 @@ impl RequestBuilder {
             note("rollout", "the assistant's last message is left off: it is what is sampled");
         }
         let tokens = self.tokens(&record, &prompt)?;
-        let Some(tokens) = self.fit(&prompt_id, tokens, &record)? else {
+        let fitted = self.fit(&prompt_id, tokens).map_err(|err| match err {
+            Error::Data(what) => record.error(what),
+            other => other,
+        });
+        let Some(tokens) = fitted? else {
             self.skipped.fetch_add(1, Ordering::Relaxed);
             return Ok(None);
         };
@@ -131,7 +141,21 @@ impl RequestBuilder {
         }
         let text = String::from_utf8(record.to_json()).expect("records are text");
         drop(record);
-        Ok(Some(Request { prompt_id, tokens, payload: Line { text, ..line } }))
+        Ok(Some(Request { prompt_id, tokens, payload: Line { text, ..line }, own: None }))
+    }
+
+    /// Names and tokenizes messages that are no record. Equal messages have equal names.
+    ///
+    /// # Errors
+    /// [`Error::Data`] when they are no prompt, or too long; [`Error::Usage`] as for a line.
+    pub fn chat(&self, messages: serde_json::Value) -> Result<(String, Prompt, Vec<u32>)> {
+        let prompt = Prompt::of_value(messages).map_err(Error::Data)?;
+        let text = self.tokenizer.chat(&prompt.messages);
+        let tokens = self.tokenizer.encode(&text.map_err(|what| Error::Data(format!("chat template: {what}")))?)?;
+        let prompt_id = prompt.name();
+        let tokens = self.fit(&prompt_id, tokens)?;
+        let too_long = || Error::Data(format!("prompt {prompt_id} is too long"));
+        Ok((prompt.name(), prompt, tokens.ok_or_else(too_long)?))
     }
 
     fn tokens(&self, record: &Record<'_>, prompt: &Prompt) -> Result<Vec<u32>> {
@@ -155,14 +179,14 @@ impl RequestBuilder {
             let text = serde_json::json!({ "prompt_id": prompt_id, "prompt": line.text }).to_string();
             return Line { text, ..line };
         }
-        let system = Some(Message::new("system", self.system.as_str())).filter(|system| !system.content.is_empty());
+        let system = self.system_message();
         let prompt: Vec<Message> = system.into_iter().chain([Message::new("user", line.text.trim())]).collect();
         let text = serde_json::json!({ "prompt_id": prompt_id, "prompt": prompt }).to_string();
         Line { text, ..line }
     }
 
     /// Checks the tokens, and applies [`LongPrompt`] to those that are too many.
-    fn fit(&self, prompt_id: &str, tokens: Vec<u32>, record: &Record<'_>) -> Result<Option<Vec<u32>>> {
+    fn fit(&self, prompt_id: &str, tokens: Vec<u32>) -> Result<Option<Vec<u32>>> {
         if let Some(id) = tokens.iter().find(|id| **id as usize >= self.limits.vocabulary) {
             let rows = self.limits.vocabulary;
             return Err(Error::Usage(format!(
@@ -170,7 +194,7 @@ impl RequestBuilder {
             )));
         }
         if tokens.is_empty() {
-            return Err(record.error(format!("prompt {prompt_id} has no tokens")));
+            return Err(Error::Data(format!("prompt {prompt_id} has no tokens")));
         }
         let (limit, reason) = if self.limits.prompt_tokens <= self.limits.positions {
             (self.limits.prompt_tokens, "--max-prompt-tokens allows")
@@ -183,7 +207,7 @@ impl RequestBuilder {
             LongPrompt::TruncateLeft => Ok(Some(tokens[tokens.len() - limit..].to_vec())),
             LongPrompt::Refuse => {
                 let what = format!("prompt {prompt_id} has {} tokens, {reason} {limit}", tokens.len());
-                Err(record.error(format!("{what}; see --on-long-prompt")))
+                Err(Error::Data(format!("{what}; see --on-long-prompt")))
             }
         }
     }

@@ -228,7 +228,10 @@ fn decoder(
 
 fn run_prompts(decoder: &mut GpuDecoder, prompts: &[Vec<u32>]) {
     let prompts = prompts.iter().enumerate();
-    let prompts = prompts.map(|(group, tokens)| Prefill { group, tokens, stream: Stream::new(1, 0, "") });
+    let prompts = prompts.map(|(group, tokens)| {
+        let (stream, sampling) = (Stream::new(1, 0, ""), Sampling::default());
+        Prefill { group, tokens, stream, sampling }
+    });
     decoder.prefill(&prompts.collect::<Vec<_>>()).unwrap();
 }
 

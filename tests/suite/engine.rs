@@ -6,6 +6,7 @@ use grpo_pipes::process::read_ahead::ReadAhead;
 use grpo_pipes::{Error, Result};
 
 use crate::fixtures::{Reference, directory, ids};
+use crate::sampled::{OwnRequest, own_completions, own_requests};
 
 fn tiny() -> Model {
     Model::load(&directory().join("tiny-qwen2")).unwrap()
@@ -53,6 +54,7 @@ fn requests(prompts: &[(String, Vec<u32>)]) -> ReadAhead<Request<()>> {
         prompt_id: prompt_id.clone(),
         tokens: tokens.clone(),
         payload: (),
+        own: None,
     };
     ReadAhead::ready(prompts.iter().map(request).collect())
 }
@@ -83,6 +85,27 @@ fn a_completion_is_the_same_alone_in_any_batch_and_in_any_order() {
     for (prompt, group) in prompts.iter().zip(&whole) {
         let alone = sampled(&model, Settings { group_size: 1, ..settings() }, std::slice::from_ref(prompt));
         assert_eq!(alone[0].1[0], group.1[0]);
+    }
+}
+
+#[test]
+fn a_request_with_settings_of_its_own_gets_what_an_engine_with_these_settings_samples() {
+    let (model, own, prompts) = (tiny(), own_requests(), prompts());
+    let tokens = prompts.iter().map(|(_, tokens)| tokens.clone());
+    for max_sequences in [2, 64] {
+        let settings = Settings { max_sequences, ..settings() };
+        let mut decoder = CpuDecoder::new(&model, &settings);
+        let groups = own_completions(&mut decoder, settings.clone(), &own, tokens.clone()).unwrap();
+        assert!(groups.iter().map(Vec::len).eq(own.iter().map(|own| own.group_size)));
+        for ((own, prompt), group) in own.iter().zip(&prompts).zip(groups) {
+            let OwnRequest { sampling, seed, group_size, limit, wanted } = *own;
+            let alone = Settings { sampling, seed, group_size, max_completion_tokens: limit, ..settings.clone() };
+            let whole = sampled(&model, alone, std::slice::from_ref(prompt)).remove(0).1;
+            for (got, want) in group.iter().zip(&whole) {
+                let heard = want.tokens.len().min(wanted);
+                assert_eq!((&got.tokens[..], &got.logprobs[..]), (&want.tokens[..heard], &want.logprobs[..heard]));
+            }
+        }
     }
 }
 

@@ -139,6 +139,26 @@ impl DecodeStep {
         })
     }
 
+    /// The distribution that tokens are drawn from.
+    #[must_use]
+    pub fn sampling(&self) -> &Sampling {
+        &self.sampling
+    }
+
+    /// Draws from another distribution, with the same repetition penalty. No step may be under way.
+    ///
+    /// # Errors
+    /// [`crate::Error::Device`] when there is not enough memory.
+    pub fn set_sampling(&mut self, sampling: Sampling, vocabulary: usize) -> Result<()> {
+        assert_eq!(sampling.repetition_penalty, self.sampling.repetition_penalty, "the slots were made for one");
+        self.recordings.clear();
+        self.sampling = sampling;
+        let rows = self.buffers.logits.len() / vocabulary;
+        let summed = || SoftmaxSums::new(&self.driver, rows, vocabulary);
+        self.buffers.summed = SoftmaxSums::suits(&sampling, vocabulary).then(summed).transpose()?;
+        Ok(())
+    }
+
     /// The log of drawn tokens.
     #[must_use]
     pub fn log(&self) -> &DrawLog {

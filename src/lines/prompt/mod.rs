@@ -68,6 +68,14 @@ impl Prompt {
         Err(record.error(format!("{none}; `gsm8k-prep` makes prompts of questions")))
     }
 
+    /// Reads a prompt in the form of the field `prompt`.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn of_value(value: Value) -> std::result::Result<Self, String> {
+        Self::from_value(value, false)
+    }
+
     fn from_value(value: Value, ends_with_answer: bool) -> std::result::Result<Self, String> {
         let list = match value {
             Value::String(text) => {

@@ -81,6 +81,14 @@ impl Names {
     }
 }
 
+impl Prompt {
+    /// The name of a prompt without a `prompt_id`, the first time that it comes.
+    #[must_use]
+    pub fn name(&self) -> String {
+        hash(&self.messages)
+    }
+}
+
 /// Hashes messages, which are the same whatever form they came in.
 fn hash(messages: &[Message]) -> String {
     let canonical = serde_json::to_vec(messages).expect("plain data serialises");

@@ -8,7 +8,7 @@ use grpo_pipes::{Error, Result};
 
 use super::{SHIM, gpu, other_families};
 use crate::fixtures::directory;
-use crate::sampled::completions;
+use crate::sampled::{completions, own_completions, own_requests};
 
 const MAX_PROMPT: usize = 16;
 
@@ -64,6 +64,25 @@ fn completions_in_f32_are_the_cpus_on_a_gpu() {
         assert_eq!(tokens(&got), tokens(&want));
         assert!(largest_difference(&got, &want) < 1e-4);
     }
+}
+
+/// A step is recorded with the numbers of one distribution, and runs ahead of what is taken from it: requests with other numbers, and
+/// samples that end where they could go on, must not be seen by others.
+#[test]
+#[ignore = "run by kernels_run_under_sanitizers"]
+fn requests_with_settings_of_their_own_are_the_cpus_on_a_gpu() {
+    let (model, own) = (tiny(), own_requests());
+    let settings = settings(Sampling::default());
+    let prompts = || (0..9u32).map(|i| (0..1 + 4 * i % 15).map(|j| (j * 37 + i * 11) % 317).collect());
+    let want = own_completions(&mut CpuDecoder::new(&model, &settings), settings.clone(), &own, prompts()).unwrap();
+    let on = GpuOptions { dtype: Dtype::F32, max_prompt_tokens: MAX_PROMPT, batch_invariant: true };
+    let mut decoder = GpuDecoder::new(&gpu(), &model, &settings, on).unwrap();
+    let got = own_completions(&mut decoder, settings, &own, prompts()).unwrap();
+    let tokens = |groups: &[Vec<Completion>]| -> Vec<Vec<u32>> {
+        groups.iter().flatten().map(|one| one.tokens.clone()).collect()
+    };
+    assert_eq!(tokens(&got), tokens(&want));
+    assert!(largest_difference(&got, &want) < 1e-4);
 }
 
 /// What else is in the batch changes nothing, in the arithmetic of the tensor cores too.

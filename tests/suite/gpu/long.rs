@@ -125,7 +125,7 @@ impl Sampled {
     fn run(&mut self, count: usize, sink: &mut Again) {
         let request = |i: usize| {
             let tokens = tokens(self.longest)[i % self.longest..].to_vec();
-            Request { prompt_id: i.to_string(), tokens, payload: () }
+            Request { prompt_id: i.to_string(), tokens, payload: (), own: None }
         };
         let requests = ReadAhead::ready((0..count).map(|i| request(i % 50)).collect());
         Engine::new(&mut self.decoder, self.settings.clone()).run(requests, sink).unwrap();

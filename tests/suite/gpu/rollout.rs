@@ -43,6 +43,7 @@ fn sampled(
         sampling: Sampling::default(),
         seed: 3,
         sizes: RequestedSizes { prompt_tokens: Some(90), completion_tokens: Some(3), sequences: Some(3) },
+        jsonl: None,
         stop: Stop::default(),
     };
     let mut out = Output::create(Some(&rollouts))?;
