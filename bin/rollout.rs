@@ -1,20 +1,21 @@
 //! `rollout`: prompts and a policy in, sampled completions with token ids and log-probabilities out.
 
+use std::io::{IsTerminal, stdin, stdout};
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
 use grpo_pipes::Result;
-use grpo_pipes::command::{InputArgs, OutputArgs, run_filter};
+use grpo_pipes::command::{InputArgs, OutputArgs, report, run_filter};
 use grpo_pipes::gpu::device::DeviceArgs;
 use grpo_pipes::model::Sampling;
 use grpo_pipes::process::cancel::Stop;
 use grpo_pipes::process::memory_limit::CountingAllocator;
 use grpo_pipes::process::message::log_to;
 use grpo_pipes::rollout::{
-    BackendOptions, FollowOptions, LineFormat, LongPrompt, Policy, PromptOptions, RequestedSizes, RolloutJob, Shard,
-    run,
+    BackendOptions, FollowOptions, LineFormat, LongPrompt, Policy, PromptOptions, RequestedSizes, RolloutJob,
+    ServeOptions, Shard, converse, run, serve,
 };
 use grpo_pipes::run::MAX_STEPS_AHEAD;
 use grpo_pipes::tokenizer::TemplateArgs;
@@ -36,7 +37,7 @@ struct Args {
     #[arg(long, value_name = "DIR|GGUF|HUB_ID", required_unless_present = "follow")]
     model: Option<String>,
     /// The GGUF file to take from the directory or Hub repository of --model
-    #[arg(long, value_name = "NAME", requires = "model")]
+    #[arg(long = "file", id = "file_of_model", value_name = "NAME", requires = "model")]
     file: Option<String>,
     /// Sample for the whole run in this directory, in one pipe with `grpo-step --follow`: each step from the weights that the step
     /// before made, beginning with the first prompt that the run's policy was not trained on
@@ -53,6 +54,18 @@ struct Args {
     /// Sample at most N steps for --follow. A single step needs no trainer at the end of the pipe, unless --max-staleness is given
     #[arg(long, value_name = "N", requires = "follow", conflicts_with = "model", value_parser = clap::value_parser!(u64).range(1..))]
     steps: Option<u64>,
+    /// Answer the requests of programs written for OpenAI's API at ADDRESS, HOST:PORT or a PORT of this machine alone, until a signal
+    /// comes. The sampling options are what applies where a request says nothing; it may not ask for longer completions
+    #[arg(long, value_name = "ADDRESS", requires = "model",
+          conflicts_with_all = ["file", "follow", "text", "raw", "shard", "output", "num_generations"])]
+    serve: Option<String>,
+    /// What clients of --serve must send as their API key; an address that other machines can reach needs one
+    #[arg(long, value_name = "KEY", env = "GRPO_PIPES_API_KEY", hide_env_values = true)]
+    api_key: Option<String>,
+    /// Append the records to FILE, each group as soon as it is complete, and do not sample prompts again whose completions FILE has: the
+    /// same command goes on where it was killed
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["follow", "output", "serve"])]
+    jsonl: Option<PathBuf>,
     /// Sample the I-th of N parts of the prompts, for several machines. The parts' outputs, one after the other, are that of the whole
     #[arg(long, value_name = "I/N", conflicts_with = "follow")]
     shard: Option<Shard>,
@@ -86,7 +99,7 @@ struct Args {
     /// What to do with longer prompts
     #[arg(long, value_enum, default_value_t = LongPrompt::Refuse)]
     on_long_prompt: LongPrompt,
-    /// Read lines as questions, not as records
+    /// Read lines as questions, not as records. On a terminal, without FILE, this is a conversation
     #[arg(long)]
     text: bool,
     /// File with the system prompt of --text; an empty file means no system message [default: the model's system_prompt.txt, which
@@ -121,13 +134,30 @@ static ALLOCATOR: CountingAllocator = CountingAllocator;
 
 fn main() -> ExitCode {
     let args = Args::parse();
-    run_filter("rollout", &args.output, |out| {
-        args.log.as_deref().map_or(Ok(()), log_to)?;
-        run(&args.policy(), args.job()?, &args.input.file, out)
-    })
+    let log = || args.log.as_deref().map_or(Ok(()), log_to);
+    let file = args.file.as_deref();
+    match (&args.model, &args.serve) {
+        (Some(model), Some(address)) => {
+            let options = ServeOptions { address: address.clone(), api_key: args.api_key.clone() };
+            report("rollout", log().and_then(|()| serve(model, file, args.job()?, &options)))
+        }
+        (Some(model), None) if args.is_conversation() => {
+            report("rollout", log().and_then(|()| converse(model, file, args.job()?)))
+        }
+        _ => run_filter("rollout", &args.output, |out| {
+            log()?;
+            run(&args.policy(), args.job()?, &args.input.file, out)
+        }),
+    }
 }
 
 impl Args {
+    fn is_conversation(&self) -> bool {
+        let is_plain = self.output.output.is_none() && self.shard.is_none() && self.num_generations.get() == 1;
+        let asks = self.text && !self.raw && self.input.file.as_os_str() == "-";
+        asks && is_plain && stdin().is_terminal() && stdout().is_terminal()
+    }
+
     fn policy(&self) -> Policy {
         match (&self.follow, self.groups_per_step, &self.model) {
             (Some(dir), Some(groups), _) => {
@@ -172,6 +202,7 @@ impl Args {
                 completion_tokens: self.max_completion_tokens.map(NonZeroUsize::get),
                 sequences: self.max_sequences.map(NonZeroUsize::get),
             },
+            jsonl: self.jsonl.clone(),
             stop: Stop::default(),
         })
     }

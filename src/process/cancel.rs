@@ -3,7 +3,7 @@
 //! Long computations check a [`Stop`] often and return its error. What is half done is dropped.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use signal_hook::consts::{SIGINT, SIGTERM};
 
@@ -51,6 +51,33 @@ impl Stop {
             ABANDONED => Err(Error::Abandoned),
             signal => Err(Error::Interrupted { signal: signal as i32 }),
         }
+    }
+}
+
+/// A flag that Ctrl-C raises, for work that it ends without ending the command.
+#[derive(Debug, Clone)]
+pub struct Interrupt(Arc<AtomicBool>);
+
+impl Interrupt {
+    /// Installs a handler of SIGINT, for the whole process.
+    ///
+    /// # Errors
+    /// [`Error::Signals`] when the system refuses.
+    pub fn on_sigint() -> Result<Self> {
+        let raised = Arc::new(AtomicBool::new(false));
+        signal_hook::flag::register(SIGINT, Arc::clone(&raised)).map_err(Error::Signals)?;
+        Ok(Self(raised))
+    }
+
+    /// Whether it is raised.
+    #[must_use]
+    pub fn is_raised(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    /// Lowers it; returns whether it was raised.
+    pub fn lower(&self) -> bool {
+        self.0.swap(false, Ordering::Relaxed)
     }
 }
 

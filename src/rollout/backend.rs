@@ -11,7 +11,6 @@ use crate::engine::{CpuDecoder, Decoder, Engine, GpuDecoder, GpuOptions, Request
 use crate::error::{Error, Result};
 use crate::gpu::device::{ComputeDevice, DtypeChoice};
 use crate::gpu::driver::Driver;
-use crate::lines::record::Line;
 use crate::model::{Config, Model, compute_name, has_weights};
 use crate::numbers::dtype::Dtype;
 use crate::process::cancel::Stop;
@@ -93,11 +92,11 @@ impl SamplingBackend {
     ///
     /// # Errors
     /// Those of [`Engine::run`].
-    pub fn sample(
+    pub fn sample<T: Send>(
         &mut self,
         settings: &Settings,
-        requests: ReadAhead<Request<Line>>,
-        sink: &mut dyn Sink<Line>,
+        requests: ReadAhead<Request<T>>,
+        sink: &mut dyn Sink<T>,
     ) -> Result<Work> {
         let run =
             |decoder: &mut dyn Decoder| Engine::new(decoder, settings.clone()).until(&self.stop).run(requests, sink);

@@ -4,12 +4,16 @@
 //! record per sample. `follow` does so for a whole run, step by step, with weights that change.
 
 mod backend;
+mod conversation;
 mod follow;
+mod grown;
 mod records;
 mod requests;
+mod serve;
 mod shard;
 mod sizes;
 mod source;
+mod tags;
 
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -17,10 +21,11 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use crate::checkpoint::hub;
-use crate::engine::Settings;
+use crate::engine::{Request, Settings};
 use crate::error::{Error, Result};
 use crate::lines::batches::read_ahead;
 use crate::lines::jsonl::{Input, Output};
+use crate::lines::record::Line;
 use crate::model::Sampling;
 use crate::process::cancel::Stop;
 use crate::process::message::detail;
@@ -30,15 +35,21 @@ use crate::tokenizer::{TemplateArgs, Tokenizer};
 
 pub use backend::BackendOptions;
 use backend::SamplingBackend;
+pub use conversation::converse;
 pub use follow::FollowOptions;
 use follow::follow;
+use grown::GrownFile;
 pub use records::{Origin, RecordWriter};
 pub use requests::{LineFormat, LongPrompt, ModelLimits, PromptOptions, RequestBuilder};
+pub use serve::{ServeOptions, serve};
 pub use shard::Shard;
 pub use sizes::RequestedSizes;
 pub use source::Source;
 
 const NAME: &str = "rollout";
+
+/// Whether a request's completions are there already.
+type IsDone = Box<dyn Fn(&Request<Line>) -> Result<bool> + Send>;
 
 /// The weights to sample from.
 #[derive(Debug, Clone)]
@@ -68,6 +79,8 @@ pub struct RolloutJob {
     pub seed: u64,
     /// Lengths, and sequences at once, as far as they were requested.
     pub sizes: RequestedSizes,
+    /// A file to append records to; prompts whose groups it has are not sampled again.
+    pub jsonl: Option<PathBuf>,
     /// Ends the sampling early; groups that are complete by then are written.
     pub stop: Stop,
 }
@@ -101,7 +114,19 @@ pub fn run(policy: &Policy, mut job: RolloutJob, file: &Path, out: &mut Output) 
 /// [`Error::Usage`] for options that do not fit together or the model, [`Error::Record`] for a line (those before it are sampled and
 /// written first), and the errors of the model, the device, the output and the stop.
 pub fn sample(job: RolloutJob, model: &Source, (input, lines): (Input, Range<u64>), out: &mut Output) -> Result<()> {
+    let (path, grown) = (job.jsonl.clone(), job.jsonl.as_deref().map(GrownFile::open).transpose()?);
     let Ready { mut backend, settings, origin, tokenizer, mut requests } = Ready::new(job, model, None)?;
+    let mut growing = None;
+    let mut is_done: IsDone = Box::new(|_| Ok(false));
+    if let (Some(path), Some(grown)) = (&path, grown) {
+        grown.check(&origin, settings.group_size)?;
+        if grown.prompts() > 0 {
+            detail(NAME, &format!("{} has the completions of {} prompts", path.display(), grown.prompts()));
+        }
+        let (file, done) = grown.into_parts();
+        (growing, is_done) = (Some(Output::growing(path, file)), done);
+    }
+    let out = growing.as_mut().unwrap_or(out);
     let skipped = requests.skipped();
     let mut progress = Progress::new(NAME);
     let mut place = 0;
@@ -111,12 +136,15 @@ pub fn sample(job: RolloutJob, model: &Source, (input, lines): (Input, Range<u64
             return Ok(None);
         }
         // Lines before the part are requests too: how often a prompt has occurred is part of its name.
-        Ok(requests.build(line)?.filter(|_| place > lines.start))
+        match requests.build(line)?.filter(|_| place > lines.start) {
+            Some(request) if is_done(&request)? => Ok(None),
+            request => Ok(request),
+        }
     });
     let mut records = RecordWriter::new(origin, tokenizer, out, &mut progress);
     let work = backend.sample(&settings, requests, &mut records)?;
     records.finish(work, skipped.load(Ordering::Relaxed));
-    Ok(())
+    growing.map_or(Ok(()), Output::finish)
 }
 
 /// A job on the model it is for.

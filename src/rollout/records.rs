@@ -45,10 +45,37 @@ impl<'a> RecordWriter<'a> {
         }
         self.progress.detail(&speed(work, self.progress.seconds()));
     }
+}
+
+impl Origin {
+    /// Writes the records of a group, one per completion.
+    ///
+    /// # Errors
+    /// Those of the output, and of the tokenizer.
+    pub fn write_group(
+        &self,
+        tokenizer: &Tokenizer,
+        request: &Request<Line>,
+        completions: &[Completion],
+        out: &mut Output,
+    ) -> Result<()> {
+        let mut record = request.payload.record()?;
+        self.set_shared(&mut record, request, completions.len());
+        for (sample, completion) in completions.iter().enumerate() {
+            let text = &completion.tokens[..completion.tokens.len() - usize::from(completion.stopped)];
+            record.set("sample_index", &sample);
+            record.set("completion_token_ids", &completion.tokens);
+            record.set("logprobs", &completion.logprobs);
+            record.set("finish_reason", if completion.stopped { "stop" } else { "length" });
+            record.set("completion", &tokenizer.decode(text)?);
+            out.write_line(&record.to_json())?;
+        }
+        out.flush()
+    }
 
     /// Sets the fields that all samples of a group share. `sample_index` gets its place among them.
     fn set_shared(&self, record: &mut Record<'_>, request: &Request<Line>, group_size: usize) {
-        let Origin { identity, step, seed, temperature } = &self.origin;
+        let Self { identity, step, seed, temperature } = self;
         record.set("group_id", &format!("{step}:{}", request.prompt_id));
         record.set("group_size", &group_size);
         record.set("sample_index", &0);
@@ -58,26 +85,11 @@ impl<'a> RecordWriter<'a> {
         record.set("temperature", temperature);
         record.set("prompt_token_ids", &request.tokens);
     }
-
-    fn write(&mut self, record: &mut Record<'_>, sample: usize, completion: &Completion) -> Result<()> {
-        let text = &completion.tokens[..completion.tokens.len() - usize::from(completion.stopped)];
-        record.set("sample_index", &sample);
-        record.set("completion_token_ids", &completion.tokens);
-        record.set("logprobs", &completion.logprobs);
-        record.set("finish_reason", if completion.stopped { "stop" } else { "length" });
-        record.set("completion", &self.tokenizer.decode(text)?);
-        self.out.write_line(&record.to_json())
-    }
 }
 
 impl Sink<Line> for RecordWriter<'_> {
     fn group(&mut self, request: Request<Line>, completions: Vec<Completion>) -> Result<()> {
-        let mut record = request.payload.record()?;
-        self.set_shared(&mut record, &request, completions.len());
-        for (sample, completion) in completions.iter().enumerate() {
-            self.write(&mut record, sample, completion)?;
-        }
-        self.out.flush()
+        self.origin.write_group(&self.tokenizer, &request, &completions, self.out)
     }
 
     fn progress(&mut self, work: Work) -> Result<()> {

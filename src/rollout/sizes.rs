@@ -5,6 +5,8 @@ use crate::error::{Error, Result};
 
 /// Default of the longest prompt (tokens).
 const PROMPT_TOKENS: usize = 512;
+/// The same for a chat, which grows with every answer (tokens).
+const CHAT_TOKENS: usize = 4096;
 /// Default of the longest completion (tokens).
 const COMPLETION_TOKENS: usize = 256;
 /// Default of the sequences at once.
@@ -31,6 +33,12 @@ pub struct Lengths {
 }
 
 impl RequestedSizes {
+    /// The sizes for chats: longer prompts than those of data, unless a length was requested.
+    #[must_use]
+    pub fn for_chats(self) -> Self {
+        Self { prompt_tokens: self.prompt_tokens.or(Some(CHAT_TOKENS)), ..self }
+    }
+
     /// Chooses the lengths for a model with `positions` positions. Without a request, prompts get at least half of them.
     ///
     /// # Errors

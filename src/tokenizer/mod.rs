@@ -1,5 +1,6 @@
 //! Converts text to token ids and back, and messages to text, with the tokenizer and chat template of a Hugging Face model directory.
 
+mod stream;
 mod template;
 
 use std::collections::HashMap;
@@ -13,6 +14,7 @@ use crate::error::{Error, Result};
 use crate::lines::record::Message;
 use template::{ChatTemplate, Templates};
 
+pub use stream::{TextStream, unfinished_mark};
 pub use template::{TemplateArgs, TemplateVariable};
 
 const NO_TEMPLATE: &str = "no chat template; base models have none. Give rollout --raw (no template) or --chat-template FILE, or put a \

@@ -97,6 +97,15 @@ fn a_rollout_has_the_prompts_fields_and_then_its_own() {
 }
 
 #[test]
+fn the_file_of_a_model_is_not_the_file_of_prompts() {
+    let model = directory().join("tiny-qwen2").display().to_string();
+    for more in [&["--file", "none.gguf"][..], &["--file", "none.gguf", "-"]] {
+        let refused = run(ROLLOUT, &[&["--model", &model], more].concat(), &lines(&[prompt(0)]));
+        assert_eq!((refused.code, refused.stderr), (Some(1), format!("rollout: {model}: has no none.gguf\n")));
+    }
+}
+
+#[test]
 fn the_number_in_flight_changes_no_byte() {
     let input = lines(&(0..9).map(prompt).collect::<Vec<_>>());
     let whole = rollout(&["-n", "4"], &input).stdout;

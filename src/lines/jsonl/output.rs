@@ -42,6 +42,7 @@ pub struct Output {
 enum Sink {
     Stdout(BufWriter<io::StdoutLock<'static>>),
     File { target: PathBuf, writer: FileWriter },
+    Growing { path: PathBuf, writer: BufWriter<std::fs::File> },
 }
 
 enum FileWriter {
@@ -65,6 +66,12 @@ impl Output {
         Ok(Self { sink })
     }
 
+    /// Writes to the end of a file, which shows each batch at once.
+    #[must_use]
+    pub fn growing(path: &Path, file: std::fs::File) -> Self {
+        Self { sink: Sink::Growing { path: path.into(), writer: BufWriter::with_capacity(1 << 16, file) } }
+    }
+
     /// Writes one line; `line` holds no line end.
     ///
     /// # Errors
@@ -81,7 +88,7 @@ impl Output {
         self.attempt(|out| out.write_all(lines))
     }
 
-    /// Flushes standard output, so that the reader of a pipe sees each batch at once. Does nothing for a file: it has no reader before
+    /// Flushes standard output or a growing file, so that its reader sees each batch at once. Does nothing for another file: it has no reader before
     /// it is complete, and the bytes of a compressed one would depend on when it was flushed.
     ///
     /// # Errors
@@ -90,6 +97,7 @@ impl Output {
         match &mut self.sink {
             Sink::Stdout(writer) => writer.flush().map_err(Error::Output),
             Sink::File { .. } => Ok(()),
+            Sink::Growing { path, writer } => writer.flush().map_err(Error::io(&*path)),
         }
     }
 
@@ -105,6 +113,7 @@ impl Output {
                 Ok(())
             }
             Sink::File { target, writer } => writer.publish(&target).map_err(Error::io(&target)),
+            Sink::Growing { path, writer } => writer.get_ref().sync_all().map_err(Error::io(&path)),
         }
     }
 
@@ -120,12 +129,18 @@ impl Output {
                 }
             }
             Sink::File { .. } => Ok(()),
+            Sink::Growing { path, mut writer } => {
+                let flushed = writer.flush();
+                let _ = writer.into_parts(); // as above
+                flushed.map_err(Error::io(&path))
+            }
         }
     }
 
     fn attempt(&mut self, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<()> {
         match &mut self.sink {
             Sink::Stdout(writer) => write(writer).map_err(Error::Output),
+            Sink::Growing { path, writer } => write(writer).map_err(Error::io(&*path)),
             Sink::File { target, writer: FileWriter::Plain(writer) } => write(writer).map_err(Error::io(&*target)),
             Sink::File { target, writer: FileWriter::Gzip(writer) } => write(writer).map_err(Error::io(&*target)),
             Sink::File { target, writer: FileWriter::Zstd(writer) } => write(writer).map_err(Error::io(&*target)),
