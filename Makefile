@@ -1,6 +1,6 @@
 # What a user runs. `make train` and `make test` need Rust and a C compiler alone; with CUDA=1 all is built for NVIDIA GPUs, too,
 # which is the default where there is one and nvcc.
-.PHONY: all lean train step fork verify evaluate placebo study sweep report board test test-gpu chaos fuzz check check-cuda bench bench-gpu
+.PHONY: all lean train step fork verify evaluate data ask placebo study sweep report board test test-gpu chaos fuzz check check-cuda bench bench-gpu
 
 CUDA ?= $(shell command -v nvcc >/dev/null && nvidia-smi >/dev/null 2>&1 && echo 1)
 FEATURES = $(if $(filter 1,$(CUDA)),--features cuda)
@@ -18,7 +18,8 @@ lean:
 # fork: a new run from a checkpoint of an old one: RUN=old FROM=step_000100 NAME=new, and numbers that differ from there on.
 # verify: trains a stretch of a run again, RUN=name FROM=step_000100 TO=step_000200, and compares every byte.
 # evaluate: MODEL, a run's export, a directory or a Hub id, on held-out problems of DATA, with the numbers of its run or of RECIPE.
-train step fork verify evaluate: lean
+# data: right completions of QUESTIONS=file, N each, by MODEL, in the forms that trainers read; in OUT.
+train step fork verify evaluate data: lean
 	bash pipelines/$@.sh
 
 # The control: the same run with rewards dealt to the wrong completions must not improve.
@@ -35,6 +36,10 @@ report: lean
 board:
 	@command -v tensorboard >/dev/null || { echo "board: TensorBoard is not installed; pip install tensorboard" >&2; exit 1; }
 	tensorboard --logdir runs
+
+# A conversation with MODEL, which is what the last run exported.
+ask: lean
+	target/release/rollout --text --model "$${MODEL:-$$(ls -td runs/*/export | head -n 1)}"
 
 test:
 	cargo test --release $(FEATURES)

@@ -1,27 +1,30 @@
-//! `export-hf`: a checkpoint in, a Hugging Face model directory, a zip file of it, or a GGUF file out.
+//! `export-hf`: a checkpoint in, a Hugging Face model directory, a zip file of it, or a GGUF file out; or scored rollouts in, a data set
+//! out.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Parser;
-#[cfg(not(feature = "candle"))]
-use grpo_pipes::Error;
-use grpo_pipes::Result;
 use grpo_pipes::checkpoint::export::{self, Card};
 use grpo_pipes::checkpoint::{self, hub};
 use grpo_pipes::command::report;
+use grpo_pipes::dataset;
 use grpo_pipes::numbers::dtype::Dtype;
 use grpo_pipes::numbers::quantization::Quantization;
+use grpo_pipes::{Error, Result};
 
 /// Write a checkpoint as a model directory that transformers, vLLM and llama.cpp's converter load
 ///
 /// Writes the weights (tied ones once), the tokenizer with its chat template, the generation config, and a model card.
+///
+/// Of scored rollouts, it writes a data set instead: the right completions without those that are much like another, as messages.jsonl (TRL,
+/// OpenAI) and sharegpt.jsonl, with a card. A completion is right if its reward "correctness", else "math", else the sum is above 0.
 #[derive(Parser)]
 #[command(name = "export-hf", version)]
 struct Args {
-    /// Checkpoint or model directory, or a Hub id
+    /// Checkpoint or model directory, or a Hub id; or a .jsonl file of scored rollouts (`-` is standard input)
     checkpoint: String,
-    /// Directory to create, or file with --zip; it appears when it is complete
+    /// Directory to create, or file with --zip; it appears when it is complete. Files of a data set are replaced
     out: PathBuf,
     /// Type to store the weights in; f32 keeps the trained bits
     #[arg(long, value_enum, default_value_t = Dtype::F32)]
@@ -44,7 +47,20 @@ fn main() -> ExitCode {
     report("export-hf", run(&Args::parse()))
 }
 
+/// Whether a name is that of records, not of a model.
+fn is_records(name: &str) -> bool {
+    name == "-" || [".jsonl", ".jsonl.zst", ".jsonl.gz"].iter().any(|ending| name.ends_with(ending))
+}
+
 fn run(args: &Args) -> Result<()> {
+    if is_records(&args.checkpoint) {
+        if args.zip || args.gguf.is_some() || args.metrics.is_some() || args.evaluation.is_some() {
+            return Err(Error::Usage(
+                "--zip, --gguf, --metrics and --evaluation are for models, not for rollouts".into(),
+            ));
+        }
+        return dataset::export(Path::new(&args.checkpoint), &args.out).map(drop);
+    }
     checkpoint::refuse_existing(&args.out)?;
     let checkpoint = hub::model_dir(&args.checkpoint)?;
     checkpoint::verify(&checkpoint)?;

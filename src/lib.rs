@@ -13,6 +13,7 @@ pub mod numbers;
 
 pub mod command;
 
+pub mod dataset;
 pub mod eval;
 pub mod gsm8k;
 pub mod reward;

@@ -15,6 +15,7 @@ const ROOMS: [(&str, &str); 21] = [
     ("reward", "error numbers lines"),
     ("gsm8k", "error process lines reward"),
     ("eval", "error numbers lines reward"),
+    ("dataset", "error process lines"),
     ("model", "error process numbers"),
     ("gguf", "error numbers model"),
     ("optim", "error numbers"),

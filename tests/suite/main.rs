@@ -5,7 +5,9 @@
 mod board;
 mod chaos;
 mod config_fields;
+mod conversation;
 mod damage;
+mod dataset;
 mod disk;
 mod engine;
 mod evaluate;
@@ -18,6 +20,7 @@ mod fuzz;
 #[cfg(feature = "candle")]
 mod gguf;
 mod gpu;
+mod grown;
 mod grpo;
 mod grpo_step;
 mod gsm8k_prep;
@@ -41,6 +44,7 @@ mod runs;
 mod sampled;
 mod sampler;
 mod score;
+mod serve;
 mod signals;
 mod slow_disk;
 mod study;
