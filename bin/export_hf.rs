@@ -1,17 +1,21 @@
-//! `export-hf`: a checkpoint in, a Hugging Face model directory, a zip file of it, or a GGUF file out; or scored rollouts in, a data set
-//! out.
+//! `export-hf`: a checkpoint in, a Hugging Face model directory, a zip file of it, a GGUF file, or a repository on the Hub out; or scored
+//! rollouts in, a data set out.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Parser;
-use grpo_pipes::checkpoint::export::{self, Card};
-use grpo_pipes::checkpoint::{self, hub};
-use grpo_pipes::command::report;
+use grpo_pipes::checkpoint;
+use grpo_pipes::checkpoint::export::{self, Card, rollouts};
+use grpo_pipes::checkpoint::hub::push::{Push, PushArgs, PushFile};
+use grpo_pipes::checkpoint::hub::{self, RepoKind};
+use grpo_pipes::command::{OutputArgs, Report, report};
 use grpo_pipes::dataset;
 use grpo_pipes::numbers::dtype::Dtype;
 use grpo_pipes::numbers::quantization::Quantization;
+use grpo_pipes::process::message::note;
 use grpo_pipes::{Error, Result};
+use tempfile::TempDir;
 
 /// Write a checkpoint as a model directory that transformers, vLLM and llama.cpp's converter load
 ///
@@ -21,11 +25,12 @@ use grpo_pipes::{Error, Result};
 /// OpenAI) and sharegpt.jsonl, with a card. A completion is right if its reward "correctness", else "math", else the sum is above 0.
 #[derive(Parser)]
 #[command(name = "export-hf", version)]
-struct Args {
+pub struct Args {
     /// Checkpoint or model directory, or a Hub id; or a .jsonl file of scored rollouts (`-` is standard input)
     checkpoint: String,
     /// Directory to create, or file with --zip; it appears when it is complete. Files of a data set are replaced
-    out: PathBuf,
+    #[arg(required_unless_present = "hub")]
+    out: Option<PathBuf>,
     /// Type to store the weights in; f32 keeps the trained bits
     #[arg(long, value_enum, default_value_t = Dtype::F32)]
     dtype: Dtype,
@@ -41,6 +46,11 @@ struct Args {
     /// Write one zip file instead of a directory
     #[arg(long)]
     zip: bool,
+    /// Licence for the card, by the Hub's name for it, such as apache-2.0 [default: that of the checkpoint's LICENSE file]
+    #[arg(long, value_name = "NAME")]
+    license: Option<String>,
+    #[command(flatten)]
+    push: PushArgs,
 }
 
 fn main() -> ExitCode {
@@ -53,31 +63,66 @@ fn is_records(name: &str) -> bool {
 }
 
 fn run(args: &Args) -> Result<()> {
-    if is_records(&args.checkpoint) {
-        if args.zip || args.gguf.is_some() || args.metrics.is_some() || args.evaluation.is_some() {
-            return Err(Error::Usage(
-                "--zip, --gguf, --metrics and --evaluation are for models, not for rollouts".into(),
-            ));
-        }
-        return dataset::export(Path::new(&args.checkpoint), &args.out).map(drop);
+    if let Some(out) = &args.out {
+        return match is_records(&args.checkpoint) {
+            true => export_records(args, out),
+            false => export(args, out, None),
+        };
     }
-    checkpoint::refuse_existing(&args.out)?;
+    let kept = tempfile::tempdir().map_err(Error::io(std::env::temp_dir()))?;
+    let say = |words: &str| note("export-hf", words);
+    let mut report = Report::create(&OutputArgs { output: None })?;
+    for line in push(args, &kept, &say)? {
+        report.write(line.as_bytes());
+    }
+    report.finish()
+}
+
+/// Writes the data set of scored rollouts.
+fn export_records(args: &Args, out: &Path) -> Result<()> {
+    if args.zip || args.gguf.is_some() || args.metrics.is_some() || args.evaluation.is_some() {
+        return Err(Error::Usage("--zip, --gguf, --metrics and --evaluation are for models, not for rollouts".into()));
+    }
+    dataset::export(Path::new(&args.checkpoint), out).map(drop)
+}
+
+/// Uploads the export, or records; returns the lines that tell where.
+fn push(args: &Args, kept: &TempDir, say: &dyn Fn(&str)) -> Result<Vec<String>> {
+    let name = |id: &str| id.rsplit('/').next().unwrap_or(id).to_owned();
+    if let Some(id) = &args.push.push_dataset {
+        let push = Push::new(RepoKind::Dataset, id, &args.push)?;
+        let card = kept.path().join("README.md");
+        return push
+            .files(&rollouts::files(Path::new(&args.checkpoint), &name(id), args.license.as_deref(), &card)?, say);
+    }
+    let id = args.push.push.as_ref().expect("clap requires OUT without it");
+    let push = Push::new(RepoKind::Model, id, &args.push)?;
+    let out = kept.path().join("export");
+    export(args, &out, Some(&name(id)))?;
+    push.files(&PushFile::all_in(&out)?, say)
+}
+
+/// Writes the export to `out`; its card calls the model `name`, or as the checkpoint's directory is called.
+fn export(args: &Args, out: &Path, name: Option<&str>) -> Result<()> {
+    checkpoint::refuse_existing(out)?;
     let checkpoint = hub::model_dir(&args.checkpoint)?;
     checkpoint::verify(&checkpoint)?;
     let card = Card::of(&checkpoint, args.metrics.as_ref(), args.evaluation.as_ref())?;
+    let card = card.with_license(args.license.as_deref());
+    let card = if let Some(name) = name { card.with_name(name) } else { card };
     if let Some(quantization) = args.gguf {
-        return gguf(args, &checkpoint, quantization, &card);
+        return gguf(&checkpoint, out, quantization, &card);
     }
     let export = if args.zip { export::archive } else { export::directory };
-    export(&checkpoint, &args.out, args.dtype, &card)
+    export(&checkpoint, out, args.dtype, &card)
 }
 
 #[cfg(feature = "candle")]
-fn gguf(args: &Args, checkpoint: &Path, quantization: Quantization, card: &Card) -> Result<()> {
-    export::gguf::directory(checkpoint, &args.out, quantization, card)
+fn gguf(checkpoint: &Path, out: &Path, quantization: Quantization, card: &Card) -> Result<()> {
+    export::gguf::directory(checkpoint, out, quantization, card)
 }
 
 #[cfg(not(feature = "candle"))]
-fn gguf(_: &Args, _: &Path, _: Quantization, _: &Card) -> Result<()> {
+fn gguf(_: &Path, _: &Path, _: Quantization, _: &Card) -> Result<()> {
     Err(Error::Usage("--gguf: this build lacks the feature candle; `cargo build --release` has it".into()))
 }

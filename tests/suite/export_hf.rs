@@ -207,6 +207,34 @@ fn the_card_has_the_last_metrics_and_the_evaluation() {
     assert!(!card.contains("0.25"), "{card}");
 }
 
+/// What the Hub finds a model by, and the recipe without what concerns the machine alone.
+#[test]
+fn the_card_of_a_runs_checkpoint_has_its_licence_base_model_data_set_and_recipe() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::create_dir_all(dir.path().join("run/checkpoints")).unwrap();
+    let from = checkpoint(&dir.path().join("run/checkpoints"), 0.5);
+    fs::write(from.join("LICENSE"), "                    Apache License\n").unwrap();
+    let recipe = "# a run\nSEED=3\nSCORER=judge --key abc\nMODEL=Qwen/Qwen2.5-0.5B-Instruct\nSYSTEM_PROMPT=/home/me/prompt.txt\n\
+                  DATA=openai/gsm8k\nEPSILON_HIGH=\nLEARNING_RATE=5e-6\n";
+    fs::write(dir.path().join("run/recipe.env"), recipe).unwrap();
+    let evaluation = dir.path().join("after.json");
+    fs::write(&evaluation, r#"{"accuracy_strict":{"value":0.5},"accuracy_flexible":null}"#).unwrap();
+    exported(&from, &dir.path().join("out"), &["--evaluation", evaluation.to_str().unwrap()]);
+    let card = fs::read_to_string(dir.path().join("out/README.md")).unwrap();
+    let front = "---\nlibrary_name: transformers\npipeline_tag: text-generation\nlicense: \"apache-2.0\"\n\
+                 base_model: Qwen/Qwen2.5-0.5B-Instruct\ndatasets:\n- openai/gsm8k\ntags:\n- grpo\nmodel-index:\n\
+                 - name: \"step_000007\"\n  results:\n  - task:\n      type: text-generation\n    dataset:\n      name: openai/gsm8k\n\
+                 \x20     type: openai/gsm8k\n    metrics:\n    - type: accuracy\n      name: accuracy_strict\n      value: 0.5\n---\n";
+    assert!(card.starts_with(front), "{card}");
+    for row in ["| SEED | 3 |", "| SYSTEM_PROMPT | prompt.txt |", "| LEARNING_RATE | 5e-6 |"] {
+        assert!(card.contains(row), "{row}: {card}");
+    }
+    assert!(!["SCORER", "abc", "/home", "EPSILON_HIGH"].iter().any(|word| card.contains(word)), "{card}");
+    exported(&from, &dir.path().join("other"), &["--license", "mit"]);
+    let card = fs::read_to_string(dir.path().join("other/README.md")).unwrap();
+    assert!(card.contains("\nlicense: \"mit\"\n") && !card.contains("model-index"), "{card}");
+}
+
 #[test]
 fn a_zip_file_holds_the_directory_and_has_the_same_bytes_each_time() {
     let dir = tempfile::tempdir().unwrap();

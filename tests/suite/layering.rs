@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 
 /// A room, and what it may import.
-const ROOMS: [(&str, &str); 21] = [
+const ROOMS: [(&str, &str); 22] = [
     ("error", ""),
     ("process", "error"),
     ("numbers", "error"),

@@ -35,7 +35,7 @@ pub fn directory(checkpoint: &Path, target: &Path, quantization: Quantization, c
     let about = About {
         name: card.name().into(),
         base_model: card.base_model().map(Into::into),
-        license: license(checkpoint).map(Into::into),
+        license: card.license().map(Into::into),
         description: card.history(),
     };
     let stored = write(&path, &model, quantization, &about, &companions)?;
@@ -70,18 +70,6 @@ fn tokenizer_config(checkpoint: &Path) -> Result<Value> {
         config["chat_template"] = fs::read_to_string(&template).map_err(Error::io(&template))?.into();
     }
     Ok(config)
-}
-
-/// The licence that a LICENSE file holds, as the Hub names it.
-fn license(checkpoint: &Path) -> Option<&'static str> {
-    let text = fs::read_to_string(checkpoint.join("LICENSE")).ok()?;
-    let known = [
-        ("Apache License", "apache-2.0"),
-        ("MIT License", "mit"),
-        ("LLAMA 3.2", "llama3.2"),
-        ("LLAMA 3.1", "llama3.1"),
-    ];
-    Some(known.iter().find(|(words, _)| text.contains(words)).map_or("other", |(_, name)| name))
 }
 
 /// Compares the tokens of texts and of a chat.

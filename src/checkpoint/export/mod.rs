@@ -4,6 +4,8 @@ mod card;
 mod check;
 #[cfg(feature = "candle")]
 pub mod gguf;
+mod recipe;
+pub mod rollouts;
 
 use std::ffi::OsStr;
 use std::fs::{self, File};

@@ -51,7 +51,7 @@ impl RepoKind {
     }
 
     /// The prefix of `owner/name` in the addresses of files.
-    fn prefix(self) -> &'static str {
+    pub fn prefix(self) -> &'static str {
         match self {
             Self::Model => "",
             Self::Dataset => "datasets/",
@@ -64,6 +64,8 @@ impl RepoKind {
 pub enum Fault {
     /// The Hub answered with this status.
     Status(u16),
+    /// It refused what was to be uploaded with this status, and said why.
+    Refused(u16, String),
     /// It cannot be reached, or stopped answering.
     Unreachable(String),
     /// It answered with something other than its protocol.
@@ -78,7 +80,7 @@ impl Fault {
         match self {
             Self::Unreachable(_) => true,
             Self::Status(status) => matches!(status, 408 | 429 | 500..),
-            Self::Garbled(_) | Self::Disk(_) => false,
+            Self::Refused(..) | Self::Garbled(_) | Self::Disk(_) => false,
         }
     }
 }
@@ -94,9 +96,9 @@ pub struct Object {
 
 /// A client of one Hub, for one user.
 pub struct Api {
-    agent: Agent,
+    pub(super) agent: Agent,
     endpoint: String,
-    token: Option<String>,
+    pub(super) token: Option<String>,
 }
 
 impl Api {
@@ -240,7 +242,7 @@ fn next_page(links: &str) -> Option<String> {
     Some(next.split_once('<')?.1.split_once('>')?.0.to_owned())
 }
 
-fn fault(err: ureq::Error) -> Fault {
+pub(super) fn fault(err: ureq::Error) -> Fault {
     match err {
         ureq::Error::StatusCode(status) => Fault::Status(status),
         ureq::Error::Io(_) | ureq::Error::Timeout(_) | ureq::Error::HostNotFound | ureq::Error::ConnectionFailed => {

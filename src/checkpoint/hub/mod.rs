@@ -7,6 +7,9 @@
 //! here each is checked first.
 
 mod api;
+mod lfs;
+pub mod push;
+mod upload;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
@@ -19,7 +22,9 @@ use crate::checkpoint;
 use crate::error::{Error, Result};
 use crate::model::{self, ADAPTER, CONFIG, Config, INDEX, WEIGHTS, is_gguf};
 use crate::process::message::one_line;
-use api::{Api, Fault, Object, RepoKind};
+use api::{Api, Fault, Object};
+
+pub use api::RepoKind;
 
 /// A model: the file `file` of `spec`, a GGUF file, or the directory of a model of the engine's or of one of the types `others`; see
 /// [`model_dir`].
@@ -216,7 +221,7 @@ impl Hub {
             }
             Fault::Status(404) => format!("not found on {endpoint}"),
             Fault::Status(status) if fault.is_passing() => format!("cannot get it from {endpoint}: status {status}"),
-            Fault::Status(status) => format!("{endpoint} answers with status {status}"),
+            Fault::Status(status) | Fault::Refused(status, _) => format!("{endpoint} answers with status {status}"),
             Fault::Unreachable(cause) => format!("cannot get it from {endpoint}: {}", one_line(cause)),
             Fault::Garbled(what) => format!("{endpoint} does not answer as a Hub does: {}", one_line(what)),
             Fault::Disk(err) => err.to_string(),
