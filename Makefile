@@ -1,6 +1,7 @@
 # What a user runs. `make train` and `make test` need Rust and a C compiler alone; with CUDA=1 all is built for NVIDIA GPUs, too,
 # which is the default where there is one and nvcc.
-.PHONY: all lean train step fork verify evaluate data ask placebo study sweep report board test test-gpu chaos fuzz check check-cuda bench bench-gpu
+.PHONY: all lean train step fork verify evaluate data ask placebo study sweep report board test install dist push test-gpu chaos fuzz check check-cuda \
+	bench bench-gpu
 
 CUDA ?= $(shell command -v nvcc >/dev/null && nvidia-smi >/dev/null 2>&1 && echo 1)
 FEATURES = $(if $(filter 1,$(CUDA)),--features cuda)
@@ -43,6 +44,24 @@ ask: lean
 
 test:
 	cargo test --release $(FEATURES)
+
+# Everything below PREFIX; DESTDIR comes before it.
+PREFIX ?= /usr/local
+install:
+	cargo test --release $(FEATURES) --test install -- --prefix "$(abspath $(DESTDIR)$(PREFIX))"
+
+# A tarball of what `make install` installs, for CPUs: of static binaries where musl-gcc and Rust's target for musl are.
+HOST = $(shell rustc -vV | sed -n 's/^host: //p')
+TARGET ?= $(if $(and $(shell command -v musl-gcc),$(shell rustup target list --installed | grep musl)),$(HOST:gnu=musl),$(HOST))
+dist: PACKAGE = grpo-pipes-$(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml)-$(TARGET)
+dist:
+	rm -rf target/dist && cargo test --release --target $(TARGET) --test install -- --prefix target/dist/$(PACKAGE)
+	tar -C target/dist -czf target/dist/$(PACKAGE).tar.gz $(PACKAGE) && ls target/dist/$(PACKAGE).tar.gz
+
+# Uploads a run's model to the Hub: RUN=name REPO=owner/name, and ARGS of export-hf such as '--create private' or --dry-run.
+push: lean
+	target/release/export-hf runs/$(RUN)/policy --push $(REPO) --metrics runs/$(RUN)/metrics.jsonl \
+		--evaluation runs/$(RUN)/eval/after.greedy.json $(ARGS)
 
 # The GPU's tests on the GPU of this machine; without one they say so and pass.
 test-gpu:

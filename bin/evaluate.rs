@@ -22,7 +22,7 @@ use serde::Serialize;
 /// then Wilson's for the effective number of completions, estimated from the variance between prompts.
 #[derive(Debug, Parser)]
 #[command(name = "evaluate", version)]
-struct Args {
+pub struct Args {
     /// Files of scored rollouts, evaluated together (`.zst` is decompressed); `-` is standard input
     #[arg(value_name = "FILE", default_value = "-")]
     files: Vec<PathBuf>,

@@ -26,7 +26,7 @@ use grpo_pipes::train::resident::{self, Listeners};
 /// whole run: `rollout --follow RUN | score | grpo-step --follow RUN`.
 #[derive(Parser)]
 #[command(name = COMMAND, version)]
-struct Args {
+pub struct Args {
     #[command(flatten)]
     input: InputArgs,
     /// Model to train: a directory or a Hub id to start from, or a checkpoint with optimizer.safetensors and state.json
@@ -112,8 +112,9 @@ struct ManageArgs {
 /// The option that only prints more.
 const VERBOSE: &str = "--verbose";
 
-// Limits the memory of chat templates and tokenizers.
-#[global_allocator]
+// Limits the memory of chat templates and tokenizers. tests/install reads the options of several commands in one program.
+#[cfg_attr(not(test), global_allocator)]
+#[cfg_attr(test, allow(dead_code))]
 static ALLOCATOR: CountingAllocator = CountingAllocator;
 
 fn main() -> ExitCode {

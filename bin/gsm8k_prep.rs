@@ -27,7 +27,7 @@ use grpo_pipes::{Error, Result};
 /// skipped and counted on standard error.
 #[derive(Parser)]
 #[command(name = "gsm8k-prep", version)]
-struct Args {
+pub struct Args {
     /// Hub data set, directory, or .parquet or .jsonl file, also compressed as .zst or .gz; `-` is JSONL on standard input
     #[arg(value_name = "SOURCE", default_value = "openai/gsm8k")]
     source: String,

@@ -28,7 +28,7 @@ use grpo_pipes::tokenizer::TemplateArgs;
 /// with the model are not used.
 #[derive(Parser)]
 #[command(name = "rollout", version)]
-struct Args {
+pub struct Args {
     #[command(flatten)]
     input: InputArgs,
     #[command(flatten)]
@@ -128,8 +128,9 @@ struct Args {
     log: Option<PathBuf>,
 }
 
-// Limits the memory of chat templates and tokenizers.
-#[global_allocator]
+// Limits the memory of chat templates and tokenizers. tests/install reads the options of several commands in one program.
+#[cfg_attr(not(test), global_allocator)]
+#[cfg_attr(test, allow(dead_code))]
 static ALLOCATOR: CountingAllocator = CountingAllocator;
 
 fn main() -> ExitCode {

@@ -23,7 +23,7 @@ use grpo_pipes::reward::{Lengths, Placebo, REWARDS, RewardWeights, Scorer, Seman
 /// source has the rules. "extracted" is the answer that math took if neither correctness nor int is computed.
 #[derive(Debug, Parser)]
 #[command(name = "score", version)]
-struct Args {
+pub struct Args {
     #[command(flatten)]
     input: InputArgs,
     #[command(flatten)]

@@ -2,8 +2,12 @@
 # Sourced by the scripts beside it: a run and its recipe, the pipe that trains it, and how both end.
 
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
-export PATH="$PWD/target/release:$PATH"
+home=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+if [[ $home = */share/grpo-pipes && ! -f $home/Cargo.toml ]]; then
+    export PATH="$home/../../bin:$PATH" # installed: runs are where it is called
+else
+    cd "$home" && export PATH="$home/target/release:$PATH" && home=
+fi
 
 say() { echo "$*" >&2; }
 die() { say "error: $1" && exit "${2:-1}"; }
@@ -17,7 +21,7 @@ begin_run() {
         choose_recipe
     fi
     NAME=${NAME:-$RECIPE-${SEED:-1}}
-    begin "runs/$NAME" --recipe "pipelines/recipes/$RECIPE.env"
+    begin "runs/$NAME" --recipe "${home:+$home/}pipelines/recipes/$RECIPE.env"
 }
 
 # `auto` is the reference job where it can run fast, else the recipe that runs everywhere.
@@ -31,10 +35,13 @@ choose_recipe() {
 
 # begin RUN [--recipe FILE]: makes the run's directory, or goes on with its own recipe, whose numbers become variables.
 begin() {
-    local numbers
+    local numbers name
     RUN=$1
     numbers=$(grpo-step --begin "$@") || exit
     set_all "$numbers"
+    for name in MODEL SYSTEM_PROMPT; do # a recipe's own, which lie beside it
+        [ -e "${!name:-.}" ] || [ ! -e "$home/${!name}" ] || printf -v "$name" %s "$home/${!name}"
+    done
 }
 
 # Sets variables from lines NAME=VALUE of grpo-step, which has checked the names. The values are data: nothing evaluates them.
