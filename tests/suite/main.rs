@@ -9,6 +9,7 @@ mod conversation;
 mod damage;
 mod dataset;
 mod disk;
+mod docs;
 mod engine;
 mod evaluate;
 mod export_hf;

@@ -406,18 +406,18 @@ fn a_command_that_fails_names_the_record_and_what_came_before_is_kept() {
     assert_eq!((done.code, done.stderr.contains("--timeout must be above 0")), (Some(2), true), "{}", done.stderr);
 }
 
-/// The lines `score --command ...` of the README, with its `brief.py`, on records short and long.
+/// The lines `score --command ...` of docs/rewards.md, with its `brief.py`, on records short and long.
 #[test]
-fn the_readmes_commands_score_as_it_says() {
-    let readme = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md")).unwrap();
+fn the_commands_of_the_page_on_rewards_score_as_it_says() {
+    let page = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/rewards.md")).unwrap();
     let dir = tempfile::tempdir().unwrap();
-    let (_, brief) = readme.split_once("# brief.py\n").unwrap();
+    let (_, brief) = page.split_once("# brief.py\n").unwrap();
     std::fs::write(dir.path().join("brief.py"), brief.split_once("```").unwrap().0).unwrap();
     let records =
         [json!({"completion": "short", "answer": "1"}), json!({"completion": "long ".repeat(1000), "answer": "1"})];
     std::fs::write(dir.path().join("rollouts.jsonl"), lines(&records)).unwrap();
-    let commands: Vec<&str> =
-        readme.lines().filter(|line| line.starts_with("score ") && line.contains("--command")).collect();
+    let asks_a_script = |line: &&str| line.starts_with("score ") && line.contains("--command '");
+    let commands: Vec<&str> = page.lines().filter(asks_a_script).collect();
     assert_eq!(commands.len(), 3);
     for command in commands {
         let needs = ["jq", "python3"].into_iter().find(|needed| command.contains(needed));
