@@ -58,7 +58,8 @@ fn phrases(texts: &[&str]) -> BTreeSet<u64> {
 /// Jaccard's index: the phrases in both, of those in either.
 fn likeness(a: &BTreeSet<u64>, b: &BTreeSet<u64>) -> f64 {
     let both = a.intersection(b).count();
-    both as f64 / (a.len() + b.len() - both).max(1) as f64
+    let either = a.len() + b.len() - both;
+    if either == 0 { 1.0 } else { both as f64 / either as f64 }
 }
 
 /// The least hash of the phrases under each of many hash functions, by band.
@@ -99,7 +100,7 @@ mod tests {
     fn no_pair_is_missed() {
         let text = |i: u64| -> String {
             let word =
-                |j: u64| format!("w{}", mixed(i / 4 * 100 + j + if j % 17 == i % 4 { 1000 } else { 0 }, 1) % 1000);
+                |j: u64| format!("w{}", mixed(i / 4 * 100 + j + if j == i % 4 * 17 { 1000 } else { 0 }, 1) % 1000);
             (0..60).map(word).collect::<Vec<_>>().join(" ")
         };
         let texts: Vec<String> = (0..400).map(text).collect();
@@ -110,6 +111,6 @@ mod tests {
             assert_eq!(seen.is_new(text, ""), is_new);
             if is_new { kept.push(own) } else { dropped += 1 }
         }
-        assert!(dropped > 0 && kept.len() > 100, "{dropped} {}", kept.len());
+        assert!(dropped > 0 && kept.len() >= 100, "{dropped} {}", kept.len());
     }
 }

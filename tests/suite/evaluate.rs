@@ -173,7 +173,7 @@ fn a_study_is_ranked_and_compared_seed_by_seed() {
         "strict accuracy on 2 held-out problems, 8 completions; 95 % intervals over seeds",
         "variant    seeds     sampled [%]   against base-line      greedy [%]      format [%]",
         "better         2   71.0 +- 114.4       +11.0 +- 12.7     70.0 +- 0.0     87.5 +- 0.0",
-        "base-line      2   60.0 +- 127.1                   -  70.0 +- 127.1     87.5 +- 0.0",
+        "base-line      2   60.0 +- 127.1                   -   70.0 +- 127.1     87.5 +- 0.0",
         "alone          1            10.0               -60.0            20.0            87.5",
     ];
     assert_eq!((done.code, done.stdout.lines().collect::<Vec<_>>()), (Some(0), want.to_vec()), "{}", done.stderr);

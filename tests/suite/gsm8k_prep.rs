@@ -296,7 +296,7 @@ fn rows_without_an_answer_are_skipped_and_counted() {
 fn problems_that_rollouts_always_or_never_solved_are_left_out() {
     let dir = tempfile::tempdir().unwrap();
     let rollouts = dir.path().join("rollouts");
-    std::fs::create_dir(&rollouts).unwrap();
+    fs::create_dir(&rollouts).unwrap();
     // Of 4 completions each, in two files: problem 0 solves 0, 1 solves 1, 2 solves 2, 3 solves 3, 4 solves 4; 5 has none.
     for file in 0..2 {
         let record = |i: usize| {
@@ -306,9 +306,12 @@ fn problems_that_rollouts_always_or_never_solved_are_left_out() {
                 .to_string()
         };
         let text: Vec<String> = (0..10).map(record).collect();
-        std::fs::write(rollouts.join(format!("step_{file}.jsonl")), text.join("\n")).unwrap();
+        fs::write(rollouts.join(format!("step_{file}.jsonl")), text.join("\n")).unwrap();
     }
-    let with = |more: &[&str]| run_on(&[&["-", "--pass-rates", rollouts.to_str().unwrap()], more].concat(), &rows(6));
+    let source = dir.path().join("train.jsonl");
+    fs::write(&source, rows(6)).unwrap();
+    let paths = [source.to_str().unwrap(), "--pass-rates", rollouts.to_str().unwrap()];
+    let with = |more: &[&str]| run(&[&paths[..], more].concat());
     let output = with(&[]);
     assert_eq!(ids(&records(&output)), ["gsm8k/train/1", "gsm8k/train/2", "gsm8k/train/3"]);
     let said = "left out 1 problems without rollouts, 1 never solved and 1 always solved";
@@ -316,7 +319,7 @@ fn problems_that_rollouts_always_or_never_solved_are_left_out() {
     assert_eq!(ids(&records(&with(&["--limit", "1"]))), ["gsm8k/train/2"]);
     assert_eq!(ids(&records(&with(&["--limit", "2"]))), ["gsm8k/train/1", "gsm8k/train/2"], "of equals the first");
 
-    std::fs::write(rollouts.join("step_9.jsonl"), "{\"prompt_id\": \"a\", \"reward\": 1}\n").unwrap();
+    fs::write(rollouts.join("step_9.jsonl"), "{\"prompt_id\": \"a\", \"reward\": 1}\n").unwrap();
     let refused = with(&[]);
     assert_eq!(refused.status.code(), Some(3));
     let said = "step_9.jsonl:1: no \"rewards\" with correctness or math: run score first";
