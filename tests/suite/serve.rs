@@ -335,9 +335,9 @@ fn more_requests_than_can_wait_are_told_to_come_back() {
             let read = stream.read(&mut head).unwrap_or(0);
             let head = String::from_utf8_lossy(&head[..read]);
             let is_told = head.starts_with("HTTP/1.1 503") && head.contains("\r\nRetry-After: 1\r\n");
-            assert!(head.is_empty() || is_told, "{head}");
+            assert!(head.is_empty() || is_told || head.starts_with("HTTP/1.1 200"), "{head}");
             told += usize::from(is_told);
-            !is_told
+            head.is_empty()
         });
     }
     // One is with the engine, at least, and 256 wait.

@@ -89,13 +89,15 @@ impl Connection {
     fn receive_all(&mut self, until: Instant) -> Result<HttpRequest, Bad> {
         let mut searched = 0;
         let end = loop {
-            if let Some(at) = self.received[searched..].windows(4).position(|four| four == b"\r\n\r\n") {
-                break searched + at + 4;
-            }
-            searched = self.received.len().saturating_sub(3);
-            if self.received.len() > MAX_HEAD {
+            let end = self.received[searched..].windows(4).position(|four| four == b"\r\n\r\n");
+            let end = end.map(|at| searched + at + 4);
+            if end.unwrap_or(self.received.len()) > MAX_HEAD {
                 return Err(Bad(431, "the request's headers are too long"));
             }
+            if let Some(end) = end {
+                break end;
+            }
+            searched = self.received.len().saturating_sub(3);
             self.fill_some(until)?;
         };
         let head = parse_head(&self.received[..end])?;
