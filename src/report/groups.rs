@@ -208,7 +208,7 @@ mod tests {
     fn tokens_are_told_apart_by_how_likely_they_were() {
         let surprise = |logprob| token(String::new(), logprob).surprise;
         assert_eq!([0.0, -0.5, -1.0, -3.0, -9.0].map(surprise), [0, 1, 2, 3, 4]);
-        assert_eq!(token("x".into(), -0.693_147).title, "-0.693 nats, 50.0 %");
+        assert_eq!(token("x".into(), -0.5).title, "-0.500 nats, 60.7 %");
     }
 
     #[test]

@@ -82,7 +82,7 @@ fn rollouts_without_rewards_or_answers_are_refused_and_nothing_is_replaced() {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().to_str().unwrap();
     let good = rollout(7, "Nine.", json!({}));
-    assert_eq!(run(EXPORT, &["-", out], &lines(&[good.clone()])).code, Some(0));
+    assert_eq!(run(EXPORT, &["-", out], &lines(std::slice::from_ref(&good))).code, Some(0));
     let before = fs::read(dir.path().join("messages.jsonl")).unwrap();
     let mut bare = good.clone();
     bare.as_object_mut().unwrap().retain(|name, _| !name.starts_with("reward"));

@@ -53,7 +53,7 @@ pub fn own_requests() -> Vec<OwnRequest> {
         },
         seed: 5 + i as u64 / 2,
         group_size: 1 + i % 3,
-        limit: if i % 2 == 0 { 7 } else { 3 },
+        limit: if i.is_multiple_of(2) { 7 } else { 3 },
         wanted: if i % 5 == 2 { 2 } else { usize::MAX },
     };
     (0..9).map(own).collect()
