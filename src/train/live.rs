@@ -160,7 +160,7 @@ impl Course {
         let done = (step as f64 / total.max(1) as f64).min(1.0);
         let left = self.speed().map(|(seconds, _)| {
             let left = Duration::from_secs_f64(seconds * total.saturating_sub(step) as f64);
-            format!("  {} left, {seconds:.1} s a step", clock(left))
+            format!("  {} left, {seconds:.1} s per step", clock(left))
         });
         let (head, left) = (format!("step {step}/{total}  "), left.unwrap_or_default());
         let room = width.saturating_sub(head.len() + left.len()).min(BAR);
