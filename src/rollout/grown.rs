@@ -17,8 +17,8 @@ pub struct GrownFile {
     name: String,
     /// The prompts of its groups, by name, with a hash of their tokens.
     done: HashMap<String, blake3::Hash>,
-    /// What its records say of where they come from.
-    origin: Option<RecordedOrigin>,
+    /// What its records say of where they come from; one, unless other files were joined to it.
+    origins: Vec<RecordedOrigin>,
 }
 
 #[derive(Debug, PartialEq)]
@@ -35,7 +35,7 @@ impl GrownFile {
     ///
     /// # Errors
     /// [`Error::Io`] when it cannot be opened; [`Error::Usage`] when another process writes it, or its name is that of a compressed file;
-    /// [`Error::Record`] for a line that is no rollout, or a group that is not complete.
+    /// [`Error::Record`] for a line that is no rollout, or a group that is not complete; the file then stays as it is.
     pub fn open(path: &Path) -> Result<Self> {
         if path.extension().is_some_and(|ending| ending == "zst" || ending == "gz") {
             return Err(Error::Usage("--jsonl: a file that grows is not compressed".into()));
@@ -49,7 +49,7 @@ impl GrownFile {
             }
             Err(TryLockError::Error(err)) => return Err(Error::io(path)(err)),
         }
-        let mut grown = Self { file, name: path.display().to_string(), done: HashMap::new(), origin: None };
+        let mut grown = Self { file, name: path.display().to_string(), done: HashMap::new(), origins: Vec::new() };
         let whole = grown.read()?;
         grown.file.set_len(whole).map_err(Error::io(path))?;
         grown.file.seek(SeekFrom::End(0)).map_err(Error::io(path))?;
@@ -64,12 +64,16 @@ impl GrownFile {
         for number in 1.. {
             let mut bytes = Vec::new();
             let read = reader.read_until(b'\n', &mut bytes).map_err(Error::io(&self.name))?;
-            if !bytes.ends_with(b"\n") {
-                break; // the end, or a line without one
+            if read == 0 {
+                break;
             }
             at += read as u64;
             let text = String::from_utf8_lossy(&bytes).trim_end().to_owned();
             let line = Line { path: self.name.as_str().into(), number, text };
+            if !bytes.ends_with(b"\n") {
+                refuse_others(&line)?;
+                break;
+            }
             let record = line.record()?;
             let (group_id, group_size): (String, usize) = (record.get("group_id")?, record.get("group_size")?);
             if in_group > 0 && group_id != group {
@@ -89,7 +93,10 @@ impl GrownFile {
         self.done.insert(record.get("prompt_id")?, hash(&tokens));
         let (policy_id, seed, temperature) =
             (record.get("policy_id")?, record.get("seed")?, record.get("temperature")?);
-        self.origin = Some(RecordedOrigin { policy_id, seed, temperature, group_size });
+        let origin = RecordedOrigin { policy_id, seed, temperature, group_size };
+        if !self.origins.contains(&origin) {
+            self.origins.push(origin);
+        }
         Ok(())
     }
 
@@ -98,11 +105,10 @@ impl GrownFile {
     /// # Errors
     /// [`Error::Usage`] naming what differs.
     pub fn check(&self, origin: &Origin, group_size: usize) -> Result<()> {
-        let Some(recorded) = &self.origin else { return Ok(()) };
         let (seed, temperature) = (origin.seed, origin.temperature);
         let now = RecordedOrigin { policy_id: origin.identity.policy_id.clone(), seed, temperature, group_size };
+        let Some(recorded) = self.origins.iter().find(|recorded| **recorded != now) else { return Ok(()) };
         let differs = match recorded {
-            _ if *recorded == now => return Ok(()),
             _ if recorded.policy_id != now.policy_id => "from other weights".to_owned(),
             _ if recorded.group_size != group_size => format!("with -n {}", recorded.group_size),
             _ if recorded.seed != seed => format!("with --seed {}", recorded.seed),
@@ -132,6 +138,18 @@ impl GrownFile {
     #[must_use]
     pub fn prompts(&self) -> usize {
         self.done.len()
+    }
+}
+
+/// Of a last line without an end: one that broke off begins like a record, and one that did not is a rollout. Anything else is a file of
+/// another kind, which stays as it is.
+fn refuse_others(line: &Line) -> Result<()> {
+    if !line.text.starts_with('{') {
+        return Err(line.error("not a file of rollouts; take another file"));
+    }
+    match serde_json::from_str::<serde::de::IgnoredAny>(&line.text) {
+        Ok(_) => line.record()?.get::<String>("group_id").map(drop),
+        Err(_) => Ok(()),
     }
 }
 

@@ -107,4 +107,28 @@ fn records_of_another_kind_are_refused_and_the_file_stays() {
     let refused = rollout(file, &[], &prompts(0..2));
     assert_eq!(refused.code, Some(3));
     assert!(refused.stderr.contains("all.jsonl:3: group 0:a/0 before it is not complete"), "{}", refused.stderr);
+
+    // A file that was joined from two has both origins.
+    let joined = [&whole[..], String::from_utf8_lossy(&whole).replace("\"seed\":0", "\"seed\":7").as_bytes()].concat();
+    fs::write(&path, &joined).unwrap();
+    let refused = rollout(file, &[], &prompts(0..2));
+    assert!(refused.stderr.contains("were sampled with --seed 7; take another file"), "{}", refused.stderr);
+    assert!(fs::read(&path).unwrap() == joined);
+}
+
+#[test]
+fn a_file_of_another_kind_without_a_line_end_is_not_cut() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("notes");
+    for (text, what) in [
+        ("what I learned", "not a file of rollouts; take another file"),
+        (r#"{"model_type":"qwen2"}"#, "group_id"),
+        ("[1, 2]", "not a file of rollouts; take another file"),
+    ] {
+        fs::write(&path, text).unwrap();
+        let refused = rollout(path.to_str().unwrap(), &[], &prompts(0..2));
+        assert_eq!(refused.code, Some(3), "{}", refused.stderr);
+        assert!(refused.stderr.contains("notes:1: ") && refused.stderr.contains(what), "{}", refused.stderr);
+        assert_eq!(fs::read_to_string(&path).unwrap(), text);
+    }
 }
