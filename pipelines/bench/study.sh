@@ -59,7 +59,7 @@ begin_variant() {
         run=runs/$study/${fields[0]}-$seed
         runs+=("$run")
         [ ! -f "$run/eval/after.sampled.json" ] || continue
-        while [ "$(jobs -rp | wc -l)" -ge "$JOBS" ]; do wait -n || true; done
+        while [ "$(jobs -rp | wc -l)" -ge "$JOBS" ]; do sleep 1; done
         say "$run: ${fields[*]:1}"
         train_variant "${fields[0]}" "$seed" "${fields[@]:1}" >"$run.log" 2>&1 &
     done
