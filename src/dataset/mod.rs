@@ -8,19 +8,17 @@ mod near;
 use std::collections::HashSet;
 use std::path::Path;
 
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use crate::error::{Error, Result};
 use crate::lines::jsonl::{Input, Output};
 use crate::lines::prompt::{Prompt, completion};
 use crate::lines::record::{Line, Message, Record};
 use crate::process::message::note;
+use crate::reward::{has_verdict, is_right};
 
 use card::card;
 use near::NearDuplicates;
-
-/// The rewards that tell whether a completion is right, the first that a record has.
-const RIGHT: [&str; 2] = ["correctness", "math"];
 
 /// The files of a data set beside its card: messages as TRL and OpenAI have them, and ShareGPT's conversations.
 pub(crate) const FILES: [&str; 2] = ["messages.jsonl", "sharegpt.jsonl"];
@@ -86,6 +84,13 @@ pub fn export(rollouts: &Path, out: &Path) -> Result<Counts> {
     Ok(counts)
 }
 
+/// The files of a data set that [`export`] made; `None` if `dir` has none.
+#[must_use]
+pub fn names_in(dir: &Path) -> Option<[&'static str; 3]> {
+    let names = ["README.md", FILES[0], FILES[1]];
+    names.iter().all(|name| dir.join(name).is_file()).then_some(names)
+}
+
 /// Chooses completions one by one.
 #[derive(Default)]
 struct Selection {
@@ -106,7 +111,7 @@ impl Selection {
         let prompt_id = record.get_optional("prompt_id")?.unwrap_or_else(|| prompt.name());
         self.counts.completions += 1;
         self.asked.insert(prompt_id.clone());
-        let counter = match is_right(&record)? {
+        let counter = match verdict(&record)? {
             None => &mut self.counts.unscored,
             Some(false) => &mut self.counts.wrong,
             Some(true) if record.get_text("finish_reason")?.as_deref() == Some("length") => &mut self.counts.truncated,
@@ -145,15 +150,15 @@ fn question(prompt: &Prompt) -> String {
 }
 
 /// Whether the reward for the answer is above 0; without such a reward, whether their sum is.
-fn is_right(record: &Record<'_>) -> Result<Option<bool>> {
-    let rewards: Value = record.get_optional("rewards")?.unwrap_or_default();
-    let of_answer = RIGHT.iter().find_map(|name| rewards.get(*name));
-    let value = match of_answer {
-        Some(value) => value.as_f64(),
-        None if record.has("reward") => record.get_optional("reward")?,
-        None => return Err(record.error("no field \"rewards\" or \"reward\"; `score` adds them")),
-    };
-    Ok(value.map(|value| value > 0.0))
+fn verdict(record: &Record<'_>) -> Result<Option<bool>> {
+    let rewards: Map<String, Value> = record.get_optional("rewards")?.unwrap_or_default();
+    if has_verdict(&rewards) {
+        return Ok(is_right(&rewards));
+    }
+    if !record.has("reward") {
+        return Err(record.error("no field \"rewards\" or \"reward\"; `score` adds them"));
+    }
+    Ok(record.get_optional::<f64>("reward")?.map(|value| value > 0.0))
 }
 
 fn in_messages(prompt_id: &str, messages: &[Message]) -> Value {

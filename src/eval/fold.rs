@@ -6,13 +6,14 @@ use std::collections::HashMap;
 use serde::de::IgnoredAny;
 use serde_json::{Map, Value};
 
-use super::judge::{Judge, earned};
+use super::judge::Judge;
 use super::stats::{Counts, pass_at_k, rate};
 use super::summary::Summary;
 use crate::error::{Error, Result};
 use crate::lines::prompt::Names;
 use crate::lines::record::{Line, Record};
 use crate::numbers::mean::Mean;
+use crate::reward::earned;
 use crate::reward::number::Number;
 
 /// The most rewards a file may name: each record's are looked up by a linear search.

@@ -8,8 +8,8 @@ use crate::error::Result;
 use crate::lines::prompt;
 use crate::lines::record::Record;
 use crate::reward::lm_eval::{LmEvalTask, is_exact_match};
-use crate::reward::math;
 use crate::reward::number::Number;
+use crate::reward::{is_right, math};
 
 /// Who says whether a completion is right.
 #[derive(Debug, Clone, Copy, Default)]
@@ -69,7 +69,7 @@ impl Judge {
         let is_math = |text: &str| answer.as_deref().map(|answer| math::is_correct(math::extract(text), answer));
         match self {
             Self::Rewards => {
-                let strict = earned(rewards, "correctness").or_else(|| earned(rewards, "math"));
+                let strict = is_right(rewards);
                 let flexible = answer.as_deref().and_then(|answer| match Number::parse(answer) {
                     Some(number) => Some(Number::last_in(&completion) == Some(number)),
                     None => strict, // a last number cannot be what is no number
@@ -79,11 +79,11 @@ impl Judge {
             }
             Self::LmEval(task) => {
                 let found = task.read(&completion);
-                let is_right = |one: Option<&str>| answer.as_deref().map(|answer| is_exact_match(one, answer));
+                let is_exact = |one: Option<&str>| answer.as_deref().map(|answer| is_exact_match(one, answer));
                 let was_cut = found.text.len() < completion.len();
                 Ok(Judgement {
-                    strict: is_right(found.strict),
-                    flexible: is_right(found.flexible),
+                    strict: is_exact(found.strict),
+                    flexible: is_exact(found.flexible),
                     math: is_math(found.text),
                     extracted: found.strict.map(|text| Cow::Owned(text.to_owned())),
                     truncated: truncated.map(|truncated| truncated && !was_cut),
@@ -91,9 +91,4 @@ impl Judge {
             }
         }
     }
-}
-
-/// Whether a reward was earned; `None` when it is missing or null.
-pub(super) fn earned(rewards: &Map<String, Value>, name: &str) -> Option<bool> {
-    rewards.get(name).and_then(Value::as_f64).map(|value| value > 0.0)
 }

@@ -12,6 +12,7 @@ use serde_json::{Map, Value};
 use crate::error::{Error, Result};
 use crate::lines::jsonl::Input;
 use crate::lines::record::Line;
+use crate::reward::{has_verdict, is_right};
 
 /// How often each problem was solved, by its `prompt_id`.
 #[derive(Debug, Default)]
@@ -60,10 +61,12 @@ impl PassRates {
     fn add(&mut self, line: &Line) -> Result<()> {
         let record = line.record()?;
         let rewards: Map<String, Value> = record.get_optional("rewards")?.unwrap_or_default();
-        let earned = ["correctness", "math"].iter().find_map(|name| rewards.get(*name)?.as_f64());
-        let earned = earned.ok_or_else(|| record.error("no \"rewards\" with correctness or math: run score first"))?;
+        if !has_verdict(&rewards) {
+            return Err(record.error("no \"rewards\" with correctness or math: run score first"));
+        }
+        let Some(is_right) = is_right(&rewards) else { return Ok(()) }; // null: the prompt had no answer
         let counts = self.counts.entry(record.get("prompt_id")?).or_default();
-        counts.right += u64::from(earned > 0.0);
+        counts.right += u64::from(is_right);
         counts.all += 1;
         Ok(())
     }

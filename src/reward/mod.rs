@@ -19,6 +19,7 @@
 //! Knows nothing of tensors and models, and of tokens only their number.
 
 mod command;
+mod earned;
 pub mod fixed;
 pub mod lm_eval;
 pub mod math;
@@ -32,6 +33,7 @@ pub mod text;
 mod weights;
 
 pub use command::Workers;
+pub use earned::{earned, has_verdict, is_right};
 pub use placebo::Placebo;
 use reading::Reading;
 pub use score::{Score, Scorer};

@@ -319,6 +319,10 @@ fn problems_that_rollouts_always_or_never_solved_are_left_out() {
     assert_eq!(ids(&records(&with(&["--limit", "1"]))), ["gsm8k/train/2"]);
     assert_eq!(ids(&records(&with(&["--limit", "2"]))), ["gsm8k/train/1", "gsm8k/train/2"], "of equals the first");
 
+    // An unjudged completion says nothing of its problem.
+    let unjudged = json!({"prompt_id": "gsm8k/train/5", "rewards": {"correctness": null}}).to_string();
+    fs::write(rollouts.join("step_8.jsonl"), unjudged).unwrap();
+    assert!(stderr(&with(&[])).contains(said), "{}", stderr(&with(&[])));
     fs::write(rollouts.join("step_9.jsonl"), "{\"prompt_id\": \"a\", \"reward\": 1}\n").unwrap();
     let refused = with(&[]);
     assert_eq!(refused.status.code(), Some(3));

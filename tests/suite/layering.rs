@@ -15,7 +15,7 @@ const ROOMS: [(&str, &str); 22] = [
     ("reward", "error numbers lines"),
     ("gsm8k", "error process lines reward"),
     ("eval", "error numbers lines reward"),
-    ("dataset", "error process lines"),
+    ("dataset", "error process lines reward"),
     ("model", "error process numbers"),
     ("gguf", "error numbers model"),
     ("optim", "error numbers"),
