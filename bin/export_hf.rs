@@ -59,7 +59,7 @@ fn main() -> ExitCode {
 
 /// Whether a name is that of records, not of a model.
 fn is_records(name: &str) -> bool {
-    name == "-" || [".jsonl", ".jsonl.zst", ".jsonl.gz"].iter().any(|ending| name.ends_with(ending))
+    name == "-" || rollouts::ENDINGS.iter().any(|ending| name.ends_with(ending))
 }
 
 fn run(args: &Args) -> Result<()> {
@@ -80,8 +80,10 @@ fn run(args: &Args) -> Result<()> {
 
 /// Writes the data set of scored rollouts.
 fn export_records(args: &Args, out: &Path) -> Result<()> {
-    if args.zip || args.gguf.is_some() || args.metrics.is_some() || args.evaluation.is_some() {
-        return Err(Error::Usage("--zip, --gguf, --metrics and --evaluation are for models, not for rollouts".into()));
+    let has_license = args.license.is_some();
+    if args.zip || has_license || args.gguf.is_some() || args.metrics.is_some() || args.evaluation.is_some() {
+        let what = "--zip, --license, --gguf, --metrics and --evaluation are for models, not for rollouts";
+        return Err(Error::Usage(what.into()));
     }
     dataset::export(Path::new(&args.checkpoint), out).map(drop)
 }
@@ -91,9 +93,19 @@ fn push(args: &Args, kept: &TempDir, say: &dyn Fn(&str)) -> Result<Vec<String>> 
     let name = |id: &str| id.rsplit('/').next().unwrap_or(id).to_owned();
     if let Some(id) = &args.push.push_dataset {
         let push = Push::new(RepoKind::Dataset, id, &args.push)?;
-        let card = kept.path().join("README.md");
-        return push
-            .files(&rollouts::files(Path::new(&args.checkpoint), &name(id), args.license.as_deref(), &card)?, say);
+        let (source, card) = (Path::new(&args.checkpoint), kept.path().join("README.md"));
+        let files = match dataset::names_in(source) {
+            Some(_) if args.license.is_some() => {
+                let readme = source.join("README.md");
+                return Err(Error::Usage(format!(
+                    "--license: write it into the card that is there, {}",
+                    readme.display()
+                )));
+            }
+            Some(names) => names.map(|name| PushFile { path: source.join(name), name: name.into() }).into(),
+            None => rollouts::files(source, &name(id), args.license.as_deref(), &card)?,
+        };
+        return push.files(&files, say);
     }
     let id = args.push.push.as_ref().expect("clap requires OUT without it");
     let push = Push::new(RepoKind::Model, id, &args.push)?;

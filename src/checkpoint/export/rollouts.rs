@@ -13,7 +13,7 @@ use crate::error::{Error, Result};
 use crate::lines::jsonl::Input;
 
 /// Endings of files of records.
-const ENDINGS: [&str; 3] = [".jsonl", ".jsonl.zst", ".jsonl.gz"];
+pub const ENDINGS: [&str; 3] = [".jsonl", ".jsonl.zst", ".jsonl.gz"];
 
 /// The files of a data set `name` from `source`, a file of JSONL records or a directory of such files, with a card that is written to
 /// `card`.

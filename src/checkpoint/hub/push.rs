@@ -44,8 +44,8 @@ pub struct PushArgs {
     /// Upload the export to this repository on the Hub, OWNER/NAME, instead of writing OUT. HF_TOKEN must be a token that may write
     #[arg(long, value_name = "ID", group = "hub", conflicts_with_all = ["out", "zip"])]
     pub push: Option<String>,
-    /// Upload records to this data set on the Hub, OWNER/NAME. CHECKPOINT is then a file of JSONL records, or a directory of such files,
-    /// as a run's rollouts/ is
+    /// Upload records to this data set on the Hub, OWNER/NAME. CHECKPOINT is then a file of JSONL records, a directory of such files, as
+    /// a run's rollouts/ is, or a data set that `make data` made
     #[arg(long, value_name = "ID", group = "hub", conflicts_with_all = ["out", "zip", "gguf", "dtype", "metrics", "evaluation"])]
     pub push_dataset: Option<String>,
     /// Make the repository, and the branch of --revision, if there is none

@@ -263,6 +263,25 @@ fn the_rollouts_of_a_run_are_a_data_set_on_a_branch_with_a_card() {
     assert!(none.stderr.ends_with(": no file of records (.jsonl, .jsonl.zst, .jsonl.gz)\n"), "{}", none.stderr);
 }
 
+#[test]
+fn a_data_set_that_was_made_is_pushed_with_its_own_card() {
+    let hub = Hub::start(&[]);
+    let made = hub.home.path().join("made");
+    let record = json!({"prompt_id": "a", "prompt": "2 + 2?", "completion": "4", "rewards": {"correctness": 2.0}});
+    fs::create_dir(&made).unwrap();
+    fs::write(made.join("rollouts.jsonl"), format!("{record}\n")).unwrap();
+    let exported = hub.command(EXPORT_HF).arg(made.join("rollouts.jsonl")).arg(&made).output().unwrap();
+    assert!(exported.status.success(), "{}", stderr(&exported));
+    let args = [made.to_str().unwrap(), "--push-dataset", "own/made", "--create", "private"];
+    let done = push(&hub, &args);
+    assert_eq!(done.code, Some(0), "{}", done.stderr);
+    let pushed = files(&hub, "datasets/own/made", "main");
+    assert_eq!(pushed.keys().collect::<Vec<_>>(), ["README.md", "messages.jsonl", "sharegpt.jsonl"]);
+    assert!(pushed.iter().all(|(name, bytes)| fs::read(made.join(name)).unwrap() == *bytes));
+    let licensed = push(&hub, &[&args[..], &["--license", "mit"]].concat());
+    assert_eq!(licensed.code, Some(2), "{}", licensed.stderr);
+}
+
 /// Python's own client pushes the same files to the same server and reads what was pushed: the server speaks the Hub's protocol.
 #[test]
 fn pythons_client_writes_and_reads_the_same_repository() {
