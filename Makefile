@@ -33,14 +33,15 @@ study sweep: lean
 
 # report: a page about the runs NAME="a b", their curves over one another. board: TensorBoard on all runs.
 report: lean
-	target/release/evaluate $(addprefix --run runs/,$(NAME)) --recipes pipelines/recipes --html runs/$(firstword $(NAME))/report.html
+	$(if $(NAME),,$(error usage: make report NAME=run))target/release/evaluate $(addprefix --run runs/,$(NAME)) --recipes pipelines/recipes --html runs/$(firstword $(NAME))/report.html
 board:
 	@command -v tensorboard >/dev/null || { echo "board: TensorBoard is not installed; pip install tensorboard" >&2; exit 1; }
 	tensorboard --logdir runs
 
 # A conversation with MODEL, which is what the last run exported.
 ask: lean
-	target/release/rollout --text --model "$${MODEL:-$$(ls -td runs/*/export | head -n 1)}"
+	@model=$${MODEL:-$$(ls -td runs/*/export 2>/dev/null | head -n 1)}; \
+	target/release/rollout --text --model "$${model:?no run has an export yet; usage: make ask MODEL=...}"
 
 test:
 	cargo test --release $(FEATURES)
@@ -60,7 +61,7 @@ dist:
 
 # Uploads a run's model to the Hub: RUN=name REPO=owner/name, and ARGS of export-hf such as '--create private' or --dry-run.
 push: lean
-	target/release/export-hf runs/$(RUN)/policy --push $(REPO) --metrics runs/$(RUN)/metrics.jsonl \
+	$(if $(and $(RUN),$(REPO)),,$(error usage: make push RUN=name REPO=owner/name))target/release/export-hf runs/$(RUN)/policy --push $(REPO) --metrics runs/$(RUN)/metrics.jsonl \
 		--evaluation runs/$(RUN)/eval/after.greedy.json $(ARGS)
 
 # The GPU's tests on the GPU of this machine; without one they say so and pass.
