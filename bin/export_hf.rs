@@ -37,6 +37,9 @@ pub struct Args {
     /// Write a GGUF file for llama.cpp and Ollama, with weights of this type
     #[arg(long, value_name = "TYPE", conflicts_with_all = ["dtype", "zip"])]
     gguf: Option<Quantization>,
+    /// Write the adapter (LoRA) that the checkpoint is, as PEFT reads it, instead of the model that it makes with its base
+    #[arg(long, conflicts_with_all = ["dtype", "zip", "gguf"])]
+    adapter: bool,
     /// Metrics of the run; the last line goes into the model card
     #[arg(long, value_name = "FILE")]
     metrics: Option<PathBuf>,
@@ -81,8 +84,14 @@ fn run(args: &Args) -> Result<()> {
 /// Writes the data set of scored rollouts.
 fn export_records(args: &Args, out: &Path) -> Result<()> {
     let has_license = args.license.is_some();
-    if args.zip || has_license || args.gguf.is_some() || args.metrics.is_some() || args.evaluation.is_some() {
-        let what = "--zip, --license, --gguf, --metrics and --evaluation are for models, not for rollouts";
+    if args.zip
+        || args.adapter
+        || has_license
+        || args.gguf.is_some()
+        || args.metrics.is_some()
+        || args.evaluation.is_some()
+    {
+        let what = "--zip, --adapter, --license, --gguf, --metrics and --evaluation are for models, not for rollouts";
         return Err(Error::Usage(what.into()));
     }
     dataset::export(Path::new(&args.checkpoint), out).map(drop)
@@ -124,6 +133,9 @@ fn export(args: &Args, out: &Path, name: Option<&str>) -> Result<()> {
     let card = if let Some(name) = name { card.with_name(name) } else { card };
     if let Some(quantization) = args.gguf {
         return gguf(&checkpoint, out, quantization, &card);
+    }
+    if args.adapter {
+        return export::adapter::directory(&checkpoint, out, &card);
     }
     let export = if args.zip { export::archive } else { export::directory };
     export(&checkpoint, out, args.dtype, &card)

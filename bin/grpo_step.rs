@@ -15,6 +15,7 @@ use grpo_pipes::process::message::note;
 use grpo_pipes::run::{Retention, Run, fork, recipe};
 use grpo_pipes::tokenizer::TemplateArgs;
 use grpo_pipes::train::COMMAND;
+use grpo_pipes::train::adapter::AdapterArgs;
 use grpo_pipes::train::config::{GrpoConfig, ResidentJob};
 use grpo_pipes::train::device::{MemoryNeeds, TrainDeviceArgs};
 use grpo_pipes::train::once::{self, Objective, OnceJob};
@@ -59,7 +60,7 @@ pub struct Args {
     #[arg(long, conflicts_with_all = ["supervised", "out"])]
     dry_run: bool,
     /// Start from random weights; --policy has config.json and a tokenizer only. With an empty input, --out holds just these weights
-    #[arg(long, requires = "seed")]
+    #[arg(long, requires = "seed", conflicts_with = "lora_rank")]
     init: bool,
     /// Seed of the run: of random weights and of rounding
     #[arg(long)]
@@ -79,6 +80,8 @@ pub struct Args {
     grpo: GrpoConfig,
     #[command(flatten)]
     optimizer: OptimizerConfig,
+    #[command(flatten)]
+    adapter: AdapterArgs,
     #[command(flatten)]
     device: TrainDeviceArgs,
     #[command(flatten)]
@@ -140,7 +143,8 @@ fn run(args: &Args) -> Result<()> {
         tokens: args.micro_batch_tokens,
         optimizer_state: args.optimizer.optimizer_state,
     };
-    let open = |model| device.backend(model, needs, &say);
+    let seed = args.seed.unwrap_or_default();
+    let open = |model| device.backend(args.adapter.apply(model, seed)?, needs, &say);
     let mut report = Report::create(&args.output)?;
     if let Some(dir) = &args.follow {
         let job = args.resident(Run::new(dir), Stop::on_signals()?);

@@ -4,6 +4,7 @@
 //! `engine`, `reward` and `grpo` to `train`; weights flow back through `run`. CONTRIBUTING.md has the map of these rooms, and who may import
 //! whom.
 
+pub mod directory;
 pub mod error;
 
 pub mod process;

@@ -13,10 +13,11 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
+use crate::directory::{self, CONFIG};
 use crate::error::{Error, Result};
-use crate::model::{self, CONFIG};
+use crate::model;
 
-pub use crate::model::WEIGHTS;
+pub use crate::directory::WEIGHTS;
 pub use state::{State, verify};
 
 /// The optimizer's moments.
@@ -57,7 +58,7 @@ pub struct Identity {
 }
 
 /// Identifies the weights in a directory: by `state.json`, or for a starting model by the hash of `model.safetensors`, or of the hashes of
-/// its shards in the order of their names.
+/// its shards in the order of their names; of an adapter its own hash comes before those of its base model.
 ///
 /// # Errors
 /// [`Error::Io`] when the weights cannot be read, [`Error::Model`] when there are none or `state.json` is damaged.
@@ -66,12 +67,25 @@ pub fn identity(dir: &Path) -> Result<Identity> {
         return Ok(Identity { policy_id: state.policy_id, step: state.step });
     }
     let hash = |path: &PathBuf| state::checksum(path).map_err(Error::io(path));
-    let hashes = model::weight_files(dir)?.iter().map(hash).collect::<Result<Vec<_>>>()?;
+    let hashes = directory::weight_files(dir)?.iter().map(hash).collect::<Result<Vec<_>>>()?;
+    let mut parts: Vec<&[u8]> = hashes.iter().map(|hash| &hash.as_bytes()[..]).collect();
+    let numbers = adapter_numbers(dir)?;
+    parts.extend(numbers.as_ref().map(|numbers| numbers.as_bytes()));
     let policy_id = match hashes[..] {
         [one] => short_id(one),
-        _ => derive_id(&hashes.iter().map(|hash| &hash.as_bytes()[..]).collect::<Vec<_>>()),
+        _ => derive_id(&parts),
     };
     Ok(Identity { policy_id, step: 0 })
+}
+
+/// What an adapter's weights depend on besides its tensors and its base; `None` if the directory holds no adapter.
+fn adapter_numbers(dir: &Path) -> Result<Option<String>> {
+    if directory::base_name(dir)?.is_none() {
+        return Ok(None);
+    }
+    let entries = directory::adapter_entries(dir)?;
+    let numbers = ["r", "lora_alpha", "use_rslora"].map(|name| entries.get(name).cloned().unwrap_or_default());
+    Ok(Some(serde_json::Value::from(numbers.to_vec()).to_string()))
 }
 
 /// Identifies the weights in a single file of any format.
@@ -168,8 +182,16 @@ pub fn refuse_existing(target: &Path) -> Result<()> {
 /// [`Error::Io`] when a file cannot be copied, [`Error::Model`] when `config.json` is not an object.
 pub fn copy_companions(from: &Path, to: &Path, torch_dtype: &str) -> Result<()> {
     write_config(from, to, torch_dtype)?;
+    copy_tokenizer(from, to)
+}
+
+/// Copies what is needed beside a model's config and weights: tokenizer, generation config, system prompt, licence.
+///
+/// # Errors
+/// [`Error::Io`] when a file cannot be copied.
+pub(crate) fn copy_tokenizer(from: &Path, to: &Path) -> Result<()> {
     for name in COMPANIONS {
-        match fs::read(from.join(name)) {
+        match fs::read(directory::file_in(from, name)) {
             Ok(bytes) => fs::write(to.join(name), bytes).map_err(Error::io(to.join(name)))?,
             Err(err) if err.kind() == ErrorKind::NotFound => {}
             Err(err) => return Err(Error::io(from.join(name))(err)),
@@ -182,7 +204,7 @@ pub fn copy_companions(from: &Path, to: &Path, torch_dtype: &str) -> Result<()> 
 /// are written in both spellings. Version 4 looks for `rope_theta` only at the top level, and falls back to 10,000; both load weights in
 /// the dtype that the file names, so that a `bfloat16` left beside f32 weights would round them.
 pub(crate) fn write_config(from: &Path, to: &Path, torch_dtype: &str) -> Result<()> {
-    let path = from.join(CONFIG);
+    let path = directory::file_in(from, CONFIG);
     let bytes = fs::read(&path).map_err(Error::io(&path))?;
     let mut config: serde_json::Map<String, serde_json::Value> =
         serde_json::from_slice(&bytes).map_err(|err| Error::model(&path, err.to_string()))?;

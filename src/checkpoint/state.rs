@@ -9,7 +9,8 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::{STATE, derive_id, entries, json, write_json};
+use super::{STATE, derive_id, entries, identity, json, write_json};
+use crate::directory;
 use crate::error::{Error, Result};
 use crate::optim::LossScale;
 
@@ -32,6 +33,9 @@ pub struct State {
     /// The loss scale of training with gradients in f16.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub loss_scale: Option<LossScale>,
+    /// Id of the base model, where an adapter is trained.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub base_policy_id: Option<String>,
     /// Id of these weights.
     pub policy_id: String,
     /// Id of the weights that the step started from.
@@ -125,12 +129,18 @@ impl State {
     }
 }
 
-/// Refuses a checkpoint whose files are not as they were written. A starting model has no checksums to compare.
+/// Refuses a checkpoint whose files are not as they were written, or an adapter whose base model has changed. A starting model has no checksums to compare.
 ///
 /// # Errors
 /// As [`State::load`] and [`State::verify`].
 pub fn verify(dir: &Path) -> Result<()> {
-    State::load(dir)?.map_or(Ok(()), |state| state.verify(dir))
+    let Some(state) = State::load(dir)? else { return Ok(()) };
+    state.verify(dir)?;
+    let Some((base, wanted)) = directory::base_of(dir)?.zip(state.base_policy_id) else { return Ok(()) };
+    if identity(&base)?.policy_id == wanted {
+        return Ok(());
+    }
+    Err(Error::model(dir, format!("its base model {} is not the one that it was trained on", base.display())))
 }
 
 /// Hashes a file on all cores.

@@ -22,9 +22,10 @@ use super::Settings;
 use super::decoder::{Decoder, Drawn, Prefill};
 use super::sampler::Sampler;
 use super::scheduler::Start;
+use crate::directory::{self, CONFIG};
 use crate::error::{Error, Result};
 use crate::gguf::{Gguf, first_line};
-use crate::model::{self, Sampling};
+use crate::model::Sampling;
 use crate::numbers::rng::Stream;
 
 type Outcome<T> = candle_core::Result<T>;
@@ -169,7 +170,13 @@ impl Teacher {
     /// # Errors
     /// [`Error::Io`] when a file cannot be read, [`Error::Model`] when candle does not take the config or the weights.
     pub fn of_directory(dir: &Path) -> Result<Self> {
-        let path = dir.join(model::CONFIG);
+        if directory::base_of(dir)?.is_some() {
+            return Err(Error::model(
+                dir,
+                "an adapter of a model that is not of the engine's families: merge it with PEFT",
+            ));
+        }
+        let path = dir.join(CONFIG);
         let text = std::fs::read_to_string(&path).map_err(Error::io(&path))?;
         let mut config: Map<String, Value> =
             serde_json::from_str(&text).map_err(|err| Error::model(&path, err.to_string()))?;
@@ -197,7 +204,7 @@ impl Teacher {
         let [positions, vocabulary] = sizes;
         let positions = positions.map(|positions| positions.min(exact_within(&kind, &config)));
         let mut tensors = HashMap::new();
-        for file in model::weight_files(dir)? {
+        for file in directory::weight_files(dir)? {
             let read = candle_core::safetensors::load(&file, &Device::Cpu);
             for (name, tensor) in read.map_err(|err| Error::model(&file, first_line(&err)))? {
                 let tensor = tensor.to_dtype(DType::F32).map_err(|err| Error::model(&file, first_line(&err)))?;

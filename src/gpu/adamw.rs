@@ -123,7 +123,7 @@ impl AdamW {
     /// See [`AdamW::new`].
     pub fn moments(&self, config: &Config) -> Result<Option<Moments>> {
         let Some(numbers) = &self.moments else { return Ok(None) };
-        let mut moments = Moments::zeros(&config.with_moments().named(), numbers[0].dtype());
+        let mut moments = Moments::zeros(&config.trainable().named(), numbers[0].dtype());
         moments.steps = self.steps;
         match &mut moments.held {
             Held::F32(means) => self.download(numbers, means)?,

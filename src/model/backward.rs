@@ -2,13 +2,14 @@
 //!
 //! Norms and the MLP's activation are computed again from what the forward kept, which costs less than reading them from memory.
 
+use super::adapter::MatrixGradient;
 use super::attention::{self, Heads, PackedLayout, attend_packed_backward};
 use super::block::{Activations, Scratch};
 use super::head_norms::{BeforeNorms, head_norms_backward};
-use super::matmul::{MatrixRows, StartFrom, input_gradient, weight_gradient};
+use super::matmul::{MatrixRows, StartFrom, input_gradient};
 use super::ops::{bias_gradient, rms_norm_again, rms_norm_backward, swiglu_backward};
 use super::rope::Turn;
-use super::{Model, Parameter, ParameterList};
+use super::{Model, Parameter};
 use crate::numbers::aligned::AlignedVec;
 
 /// The rows a backward runs over.
@@ -23,27 +24,35 @@ pub struct PackedRows<'a> {
 
 /// Gradients of one layer's parameters, found by name.
 struct LayerGradients<'a> {
+    model: &'a Model,
     all: &'a mut [AlignedVec<f32>],
-    list: &'a ParameterList,
     layer: usize,
 }
 
 impl LayerGradients<'_> {
-    /// Its gradient; `None` if the layer lacks the parameter.
-    fn get(&mut self, parameter: Parameter) -> Option<&mut [f32]> {
-        let place = self.list.of_layer(self.layer, parameter)?;
-        Some(&mut self.all[place])
+    /// That of a matrix.
+    fn matrix(&mut self, parameter: Parameter) -> MatrixGradient<'_> {
+        self.model.matrix_gradient((self.layer, parameter), self.all)
     }
 
-    /// The gradients of two parameters of the layer, in the order of the list.
-    fn pair(&mut self, first: Parameter, second: Parameter) -> [&mut [f32]; 2] {
-        let place = |parameter| self.list.of_layer(self.layer, parameter).expect("the layer has both");
-        self.all.get_disjoint_mut([place(first), place(second)]).expect("they are two").map(|gradient| &mut **gradient)
+    /// That of a vector; empty if the layer lacks it, or it is not trained.
+    fn vector(&mut self, parameter: Parameter) -> &mut [f32] {
+        match self.place(parameter) {
+            Some(place) => &mut self.all[place],
+            None => &mut [],
+        }
     }
 
-    /// The gradient of a parameter that every family has.
-    fn of(&mut self, parameter: Parameter) -> &mut [f32] {
-        self.get(parameter).expect("`Config::trainable` lists it")
+    /// Those of the norms of query and key heads.
+    fn head_norms(&mut self) -> [&mut [f32]; 2] {
+        let Some(places) = self.place(Parameter::QNorm).zip(self.place(Parameter::KNorm)) else {
+            return [&mut [], &mut []];
+        };
+        self.all.get_disjoint_mut([places.0, places.1]).expect("they are two").map(|gradient| &mut **gradient)
+    }
+
+    fn place(&self, parameter: Parameter) -> Option<usize> {
+        self.model.trainable.of_layer(self.layer, parameter)
     }
 }
 
@@ -57,7 +66,7 @@ pub fn block(
     gradients: &mut [AlignedVec<f32>],
 ) {
     let (config, t) = (model.config(), rows.positions.len());
-    let mut gradients = LayerGradients { all: gradients, list: &model.trainable, layer };
+    let mut gradients = LayerGradients { model, all: gradients, layer };
     scratch.d_normed.reuse(t * config.hidden_size.max(config.attention_width()));
     scratch.d_qkv.reuse(kept.qkv.len());
     mlp(model, &mut rows, kept, scratch, &mut gradients);
@@ -78,7 +87,7 @@ fn mlp(
     let dy = MatrixRows::new(rows.d, d, 0);
     input_gradient(dy, w.down, (t, d, f), StartFrom::Zero, act, operands);
     swiglu_backward(&mut kept.gate, &mut kept.up, act);
-    weight_gradient(dy, act, w.down, (t, d, f), gradients.of(Parameter::DownProj), operands);
+    gradients.matrix(Parameter::DownProj).add(dy, act, w.down, (t, d, f), operands);
 
     rms_norm_again(&kept.x_mid, &kept.scale_mid, w.post_norm, normed);
     let d_normed = &mut d_normed[..t * d];
@@ -88,10 +97,10 @@ fn mlp(
     ];
     for (dy, weight, parameter, start) in parts {
         let dy = MatrixRows::new(dy, f, 0);
-        weight_gradient(dy, normed, weight, (t, f, d), gradients.of(parameter), operands);
+        gradients.matrix(parameter).add(dy, normed, weight, (t, f, d), operands);
         input_gradient(dy, weight, (t, f, d), start, d_normed, operands);
     }
-    let d_norm = gradients.of(Parameter::PostNorm);
+    let d_norm = gradients.vector(Parameter::PostNorm);
     rms_norm_backward(d_normed, &kept.x_mid, &kept.scale_mid, w.post_norm, rows.d, d_norm);
 }
 
@@ -110,14 +119,14 @@ fn self_attention(
     let d_attended = &mut d_normed[..t * q_width];
     let dy = MatrixRows::new(rows.d, d, 0);
     input_gradient(dy, w.o, (t, d, q_width), StartFrom::Zero, d_attended, operands);
-    weight_gradient(dy, &kept.attended, w.o, (t, d, q_width), gradients.of(Parameter::OProj), operands);
+    gradients.matrix(Parameter::OProj).add(dy, &kept.attended, w.o, (t, d, q_width), operands);
 
     let forward = attention::SavedForward { qkv: &kept.qkv, out: &kept.attended, log_sum: &kept.log_sum };
     attend_packed_backward(heads, forward, rows.layout, d_attended, d_qkv);
     model.rope().apply(d_qkv, heads.row(), heads.queries + heads.kv, rows.positions, Turn::Backward);
     if let Some(norms) = w.head_norms {
         let before = BeforeNorms { qk: &*kept.qk, scale: &*kept.scale_qk };
-        head_norms_backward(heads, norms, before, d_qkv, gradients.pair(Parameter::QNorm, Parameter::KNorm));
+        head_norms_backward(heads, norms, before, d_qkv, gradients.head_norms());
     }
 
     rms_norm_again(&kept.x_in, &kept.scale_in, w.input_norm, normed);
@@ -129,12 +138,10 @@ fn self_attention(
     ];
     for (weight, parameter, bias, (column, width), start) in parts {
         let dy = MatrixRows::new(d_qkv, heads.row(), column);
-        if let Some(d_bias) = gradients.get(bias) {
-            bias_gradient(d_qkv, heads.row(), column, d_bias);
-        }
-        weight_gradient(dy, normed, weight, (t, width, d), gradients.of(parameter), operands);
+        bias_gradient(d_qkv, heads.row(), column, gradients.vector(bias));
+        gradients.matrix(parameter).add(dy, normed, weight, (t, width, d), operands);
         input_gradient(dy, weight, (t, width, d), start, d_normed, operands);
     }
-    let d_norm = gradients.of(Parameter::InputNorm);
+    let d_norm = gradients.vector(Parameter::InputNorm);
     rms_norm_backward(d_normed, &kept.x_in, &kept.scale_in, w.input_norm, rows.d, d_norm);
 }

@@ -4,9 +4,10 @@
 
 use rayon::prelude::*;
 
+use super::adapter::MatrixGradient;
 use super::attention::exp_and_sum;
 use super::batch::{Slope, Target, TokenSlope, TokenStats};
-use super::matmul::{MatrixRows, MatrixRowsMut, Operands, StartFrom, Weight, input_gradient, linear, weight_gradient};
+use super::matmul::{MatrixRows, MatrixRowsMut, Operands, StartFrom, Weight, input_gradient, linear};
 use super::simd::{self, Kernel, LANES, Simd};
 use crate::numbers::aligned::AlignedVec;
 use crate::process::cancel::Stop;
@@ -34,8 +35,8 @@ pub struct HeadGradients<'a> {
     pub slope: Slope<'a>,
     /// Gradient of the hidden states, `(N, D)`, zero on entry.
     pub d_hidden: &'a mut [f32],
-    /// Gradient of the weight, `(V, D)`, added to.
-    pub d_weight: &'a mut [f32],
+    /// Where that of the weight, `(V, D)`, goes.
+    pub d_weight: MatrixGradient<'a>,
 }
 
 /// Memory that a pass works in, kept from pass to pass.
@@ -90,7 +91,7 @@ impl HeadPass<'_> {
             let logits = MatrixRows::new(logits, v, 0);
             let d_hidden = &mut backward.d_hidden[from * d..(from + n) * d];
             input_gradient(logits, self.weight, (n, v, d), StartFrom::Zero, d_hidden, operands);
-            weight_gradient(logits, hidden, self.weight, (n, v, d), backward.d_weight, operands);
+            backward.d_weight.add(logits, hidden, self.weight, (n, v, d), operands);
         }
         stats
     }

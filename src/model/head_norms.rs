@@ -41,7 +41,8 @@ pub fn head_norms(heads: Heads, norms: HeadNorms<'_>, epsilon: f32, qkv: &mut [f
     });
 }
 
-/// Backward of [`head_norms`]: replaces the gradient of queries and keys in `d_qkv`, `(T, (H + 2 K) E)`, and adds to those of the weights.
+/// Backward of [`head_norms`]: replaces the gradient of queries and keys in `d_qkv`, `(T, (H + 2 K) E)`, and adds to those of the weights,
+/// which may be empty.
 pub fn head_norms_backward(
     heads: Heads,
     norms: HeadNorms<'_>,

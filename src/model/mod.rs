@@ -10,13 +10,13 @@
 //! use the model. `tests/suite/plain_transformer.rs` is the same model in a hundred lines of plain f64, which the tests compare this one
 //! with: read it first.
 
+mod adapter;
 mod attention;
 mod backward;
 mod batch;
 mod block;
 mod cache;
 mod config;
-mod directory;
 mod head;
 mod head_norms;
 mod infer;
@@ -31,25 +31,24 @@ mod threads;
 mod train;
 mod weights;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-use crate::error::Result;
+use crate::directory::{self, WEIGHTS};
+use crate::error::{Error, Result};
 use crate::numbers::aligned::AlignedVec;
 use crate::numbers::dtype::Dtype;
 use crate::numbers::tensors::{self, Tensor};
 use crate::process::cancel::Stop;
+use adapter::Adapter;
 use head_norms::HeadNorms;
 use matmul::{Bf16Weight, ROWS_AT_ONCE, Weight};
 use weights::ParameterValues;
 
+pub use adapter::{AdapterConfig, TARGETS, target_name};
 pub use batch::{Packed, Slope, Target, TokenSlope, TokenStats};
 pub use cache::KvCache;
 pub use config::{Config, Family, complete};
-pub use directory::{
-    ADAPTER, CONFIG, INDEX, WEIGHTS, check, has_weights, is_gguf, model_type, not_a_directory, unsupported,
-    weight_files,
-};
 pub use head::Normalizer;
 pub use infer::DecodeRow;
 pub use matmul::WeightPart;
@@ -73,6 +72,7 @@ pub fn compute_name(dtype: Dtype) -> String {
 pub struct Model {
     config: Config,
     stored: ParameterList,
+    /// Empty with an adapter.
     trainable: ParameterList,
     /// In the order of `stored`.
     weights: Vec<ParameterValues>,
@@ -80,6 +80,10 @@ pub struct Model {
     panels: Vec<OnceLock<Option<AlignedVec<f32>>>>,
     /// Matrices in f32 that are trained with products in bf16, as those products need them; in the order of `stored`, or empty.
     packed: Vec<Bf16Weight>,
+    /// What is trained in the place of the weights, which are then the sums of those in `source` and what it adds.
+    adapter: Option<Adapter>,
+    /// The directory that the weights were loaded from.
+    source: PathBuf,
     rope: rope::RotaryTable,
     stop: Stop,
 }
@@ -108,7 +112,8 @@ struct Layer<'a> {
 const CACHED_WEIGHTS: usize = 2 << 20;
 
 impl Model {
-    /// Maps the weights of a Hugging Face model directory into memory, or converts them from another stored type.
+    /// Maps the weights of a Hugging Face model directory into memory, or converts them from another stored type. To those of an adapter's
+    /// base model it adds what the adapter does.
     ///
     /// # Errors
     /// [`crate::Error::Io`] when a file cannot be read, [`crate::Error::Model`] when config and weights do not match.
@@ -121,9 +126,14 @@ impl Model {
     /// # Errors
     /// Those of [`Model::load`].
     pub fn load_as(dir: &Path, dtype: Dtype) -> Result<Self> {
+        if let Some(base) = directory::base_of(dir)? {
+            let model = Self::load_adapted(dir, &base)?;
+            return Ok(if dtype == Dtype::Bf16 { model.to_bf16() } else { model });
+        }
         let config = Config::load(dir)?;
         let weights = weights::load(dir, &config, dtype, Vec::new())?;
-        Ok(Self::new(config, weights))
+        let source = dir.canonicalize().map_err(Error::io(dir))?;
+        Ok(Self { source, ..Self::new(config, weights) })
     }
 
     /// Replaces the weights by those in a directory of a model of the same shape. After an error there are none.
@@ -131,12 +141,18 @@ impl Model {
     /// # Errors
     /// Those of [`Model::load`].
     pub fn replace_weights(&mut self, dir: &Path) -> Result<()> {
-        let config = Config::load(dir)?;
         let is_half = self.weights.iter().any(|values| matches!(values, ParameterValues::Bf16(_)));
         let dtype = if is_half { Dtype::Bf16 } else { Dtype::F32 };
-        let weights = weights::load(dir, &config, dtype, std::mem::take(&mut self.weights))?;
-        let stop = self.stop.clone();
-        *self = Self { stop, ..Self::new(config, weights) };
+        let (old, stop) = (std::mem::take(&mut self.weights), self.stop.clone());
+        let new = match directory::base_of(dir)? {
+            Some(_) => Self::load_as(dir, dtype)?,
+            None => {
+                let config = Config::load(dir)?;
+                let weights = weights::load(dir, &config, dtype, old)?;
+                Self::new(config, weights)
+            }
+        };
+        *self = Self { stop, ..new };
         Ok(())
     }
 
@@ -187,7 +203,8 @@ impl Model {
         let rope = rope::RotaryTable::new(&config.rope, config.head_dim(), config.positions());
         let (stored, trainable) = (config.stored(), config.trainable());
         let panels = weights.iter().map(|_| OnceLock::new()).collect();
-        Self { config, stored, trainable, weights, panels, packed: Vec::new(), rope, stop: Stop::default() }
+        let (adapter, source, stop) = (None, PathBuf::new(), Stop::default());
+        Self { config, stored, trainable, weights, panels, packed: Vec::new(), adapter, source, rope, stop }
     }
 
     /// Lets a request on `stop` end passes early. Their results are then meaningless, so callers check `stop` afterwards.
@@ -306,7 +323,8 @@ pub struct TrainableParts<'a> {
 /// bf16 has its weights in f32, and not their packed forms: it is there to be saved.
 impl Clone for Model {
     fn clone(&self) -> Self {
-        Self::new(self.config.clone(), self.weights.clone())
+        let (adapter, trainable, source) = (self.adapter.clone(), self.trainable.clone(), self.source.clone());
+        Self { adapter, trainable, source, ..Self::new(self.config.clone(), self.weights.clone()) }
     }
 }
 
@@ -326,7 +344,18 @@ impl Model {
         tensors::write(path, FORMAT, storage, &self.tensors())
     }
 
-    /// Writes the same in f32 for the sampler of a running job, into a new file or over one without readers; not synced to the disk.
+    /// Writes what training changes into a checkpoint's directory: the weights in f32, or the adapter.
+    ///
+    /// # Errors
+    /// [`crate::Error::Io`].
+    pub fn save_trained(&self, dir: &Path) -> Result<()> {
+        match &self.adapter {
+            Some(adapter) => adapter.save(dir, &self.source),
+            None => self.save(&dir.join(WEIGHTS), Dtype::F32),
+        }
+    }
+
+    /// Writes all weights in f32 for the sampler of a running job, into a new file or over one without readers; not synced to the disk.
     ///
     /// # Errors
     /// [`crate::Error::Io`].
@@ -352,8 +381,19 @@ impl Model {
         self.weights.iter_mut().map(ParameterValues::values_mut).collect()
     }
 
-    /// The parameters in training, mutable, in the order of [`Config::trainable`], with the parts of their packed forms.
+    /// Names and shapes of what is trained: A and B of the adapter's matrices, or without one [`Config::trainable`].
+    #[must_use]
+    pub fn trained(&self) -> Vec<(String, Vec<usize>)> {
+        self.adapter.as_ref().map_or_else(|| self.trainable.named(), Adapter::named)
+    }
+
+    /// What is trained, mutable, in the order of [`Model::trained`], with the parts of packed forms. After a change of an adapter,
+    /// [`Model::merge_adapter`] brings the weights up to date.
     pub fn trainable_parts(&mut self) -> Vec<TrainableParts<'_>> {
+        if let Some(adapter) = &mut self.adapter {
+            let part = |values| TrainableParts { values, numbers_of_a_part: 0, parts: Vec::new() };
+            return adapter.values_mut().map(part).collect();
+        }
         debug_assert_eq!(self.trainable, self.stored, "all that is stored is trained");
         self.panels.fill_with(OnceLock::new);
         let packed = self.packed.iter_mut().map(Some).chain(std::iter::repeat_with(|| None));

@@ -83,7 +83,7 @@ pub fn rms_norm_again(x: &[f32], scale: &[f32], w: &[f32], y: &mut [f32]) {
 /// Backward of [`rms_norm`]: adds to `dx` and `dw`.
 ///
 /// # Shapes
-/// - `dy`, `x`, `dx`: `(T, D)`; `scale`: `(T)` of the forward; `w`, `dw`: `(D)`
+/// - `dy`, `x`, `dx`: `(T, D)`; `scale`: `(T)` of the forward; `w`, `dw`: `(D)`, but `dw` may be empty
 pub fn rms_norm_backward(dy: &[f32], x: &[f32], scale: &[f32], w: &[f32], dx: &mut [f32], dw: &mut [f32]) {
     let block = ROW_BLOCK * w.len();
     let partial: Vec<Vec<f32>> = (dy.par_chunks(block).zip(x.par_chunks(block)))
@@ -186,7 +186,7 @@ impl Kernel for SwiGluBackward<'_> {
     }
 }
 
-/// Adds the column sums of `dy`, `(T, N)` rows of `stride` from `column` on, to a bias gradient `(N)`.
+/// Adds the column sums of `dy`, `(T, N)` rows of `stride` from `column` on, to a bias gradient `(N)`, or to nothing if it is empty.
 pub fn bias_gradient(dy: &[f32], stride: usize, column: usize, db: &mut [f32]) {
     for row in dy.chunks_exact(stride) {
         db.iter_mut().zip(&row[column..]).for_each(|(db, dy)| *db += dy);

@@ -77,7 +77,7 @@ impl Parameter {
 type Shaped = (Parameter, Vec<usize>);
 
 /// Parameters in order: those before the layers, those of each layer, those after the layers.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct ParameterList {
     before: Vec<Shaped>,
     layer: Vec<Shaped>,
@@ -147,16 +147,10 @@ impl Config {
         ParameterList { before, layer: self.layer_parameters(), layers: self.num_hidden_layers, after }
     }
 
-    /// What has a gradient and is updated: all that is stored.
+    /// What has a gradient and moments and is updated, unless an adapter is trained: all that is stored.
     #[must_use]
     pub fn trainable(&self) -> ParameterList {
         self.stored()
-    }
-
-    /// What the optimizer keeps moments of: all that is trained.
-    #[must_use]
-    pub fn with_moments(&self) -> ParameterList {
-        self.trainable()
     }
 
     fn layer_parameters(&self) -> Vec<Shaped> {

@@ -13,12 +13,9 @@ use crate::numbers::aligned::AlignedVec;
 pub struct LossGradient<'a> {
     /// By the index of a target in the batch, not in the slice.
     pub slope: Slope<'a>,
-    /// A buffer per parameter, in the order of [`super::Config::trainable`].
+    /// A buffer per parameter, in the order of [`Model::trained`].
     pub gradients: &'a mut [AlignedVec<f32>],
 }
-
-/// Of parameters that every family trains.
-const TRAINED: &str = "`Config::trainable` lists it";
 
 /// Memory to work in.
 #[derive(Default)]
@@ -53,13 +50,13 @@ impl Workspace {
         let to = HeadGradients {
             slope: &|i, logprob| slope(slice.first + i, logprob),
             d_hidden: d_hidden.reuse_zeros(rows.hidden.len()),
-            d_weight: &mut gradients[model.trainable.of_head().expect(TRAINED)],
+            d_weight: model.head_gradient(gradients),
         };
         let stats = rows.head(model, slice, temperature).run(head, Some(to));
         // Without any slope (no group with signal) there is nothing to send back.
         if d_hidden.iter().any(|&d| d != 0.0) {
-            let d_norm = model.trainable.of_model(Parameter::FinalNorm).expect(TRAINED);
-            rows.backward(model, slice, &d_hidden, x, &mut gradients[d_norm]);
+            let d_norm = model.trainable.of_model(Parameter::FinalNorm);
+            rows.backward(model, slice, &d_hidden, x, d_norm.map_or(&mut [], |place| &mut gradients[place]));
             for (layer, kept) in kept.iter_mut().enumerate().rev() {
                 if model.stop().is_requested() {
                     break;
@@ -67,8 +64,9 @@ impl Workspace {
                 let rows = PackedRows { d: x, positions: &positions, layout: slice.packed.layout() };
                 backward::block(model, layer, rows, kept, scratch, gradients);
             }
-            let d_embedding = model.trainable.of_model(Parameter::EmbedTokens).expect(TRAINED);
-            embed_backward(model, &slice.packed.tokens, x, &mut gradients[d_embedding]);
+            if let Some(place) = model.trainable.of_model(Parameter::EmbedTokens) {
+                embed_backward(model, &slice.packed.tokens, x, &mut gradients[place]);
+            }
         }
         rows.d_hidden = d_hidden;
         stats
@@ -143,7 +141,8 @@ impl TargetRows {
         }
     }
 
-    /// Sets `dx` to the gradient of all rows, zero in those that predict no target, and adds to that of the norm's weight.
+    /// Sets `dx` to the gradient of all rows, zero in those that predict no target, and adds to that of the norm's weight, if it is
+    /// not empty.
     fn backward(&mut self, model: &Model, slice: &BatchSlice, d_hidden: &[f32], dx: &mut [f32], d_norm: &mut [f32]) {
         let d = model.config().hidden_size;
         let of_targets = self.dx.reuse_zeros(d_hidden.len());

@@ -8,12 +8,12 @@ use std::sync::Mutex;
 
 use rayon::prelude::*;
 
+use super::Model;
 use super::batch::{BatchSlice, Packed, Slope, Target, TokenStats};
 use super::slice_pass::{LossGradient, Workspace};
-use super::{Config, Model};
 use crate::numbers::aligned::AlignedVec;
 
-/// A buffer per parameter, in the order of [`Config::trainable`]; and the memory that filling them takes, kept from batch to batch.
+/// A buffer per parameter, in the order of [`Model::trained`]; and the memory that filling them takes, kept from batch to batch.
 pub struct Gradients(pub Vec<AlignedVec<f32>>, Memory);
 
 #[derive(Default)]
@@ -24,10 +24,10 @@ struct Memory {
 }
 
 impl Gradients {
-    /// All zero, in the model's shapes.
+    /// All zero, in the shapes of what a model trains.
     #[must_use]
-    pub fn zeros(config: &Config) -> Self {
-        Self(buffers(config), Memory::default())
+    pub fn zeros(model: &Model) -> Self {
+        Self(buffers(model), Memory::default())
     }
 
     /// Sets them to zero and keeps the memory.
@@ -36,8 +36,8 @@ impl Gradients {
     }
 }
 
-fn buffers(config: &Config) -> Vec<AlignedVec<f32>> {
-    config.trainable().iter().map(|(_, shape)| AlignedVec::zeros(shape.iter().product())).collect()
+fn buffers(model: &Model) -> Vec<AlignedVec<f32>> {
+    model.trained().iter().map(|(_, shape)| AlignedVec::zeros(shape.iter().product())).collect()
 }
 
 /// One per thread that worked at the same time as others.
@@ -85,7 +85,7 @@ impl Model {
             return workspaces.with(|workspace| workspace.forward_backward(self, slice, temperature, loss));
         }
         if parts.len() < slices.len() {
-            parts.resize_with(slices.len(), || buffers(self.config()));
+            parts.resize_with(slices.len(), || buffers(self));
         }
         let parts = &mut parts[..slices.len()];
         let one = |(slice, part): (&BatchSlice, &mut Vec<AlignedVec<f32>>)| {

@@ -5,13 +5,14 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::{ModelLimits, RolloutJob, Source};
+use crate::directory::has_weights;
 #[cfg(feature = "candle")]
 use crate::engine::{CandleDecoder, Teacher};
 use crate::engine::{CpuDecoder, Decoder, Engine, GpuDecoder, GpuOptions, Request, Settings, Sink, Work};
 use crate::error::{Error, Result};
 use crate::gpu::device::{ComputeDevice, DtypeChoice};
 use crate::gpu::driver::Driver;
-use crate::model::{Config, Model, compute_name, has_weights};
+use crate::model::{Config, Model, compute_name};
 use crate::numbers::dtype::Dtype;
 use crate::process::cancel::Stop;
 use crate::process::read_ahead::ReadAhead;

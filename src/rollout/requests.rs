@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use clap::ValueEnum;
 
 use crate::checkpoint;
+use crate::directory::file_in;
 use crate::engine::Request;
 use crate::error::{Error, Result};
 use crate::gsm8k::prompt::SYSTEM_PROMPT;
@@ -45,7 +46,7 @@ impl LineFormat {
     /// [`Error::Io`] when its file cannot be read.
     pub fn system_prompt(&self, dir: &Path) -> Result<String> {
         let Self::Questions { system_prompt } = self else { return Ok(String::new()) };
-        let beside = || Some(dir.join(checkpoint::SYSTEM_PROMPT)).filter(|path| path.exists());
+        let beside = || Some(file_in(dir, checkpoint::SYSTEM_PROMPT)).filter(|path| path.exists());
         match system_prompt.clone().or_else(beside) {
             Some(path) => std::fs::read_to_string(&path).map_err(Error::io(&path)),
             None => Ok(SYSTEM_PROMPT.into()),

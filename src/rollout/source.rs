@@ -6,14 +6,14 @@ use std::sync::Arc;
 
 use crate::checkpoint::{self, Identity};
 #[cfg(feature = "candle")]
+use crate::directory::model_type;
+#[cfg(feature = "candle")]
 use crate::engine::Teacher;
 #[cfg(not(feature = "candle"))]
 use crate::error::Error;
 use crate::error::Result;
 #[cfg(feature = "candle")]
 use crate::gguf::Gguf;
-#[cfg(feature = "candle")]
-use crate::model::model_type;
 use crate::model::{Config, Model};
 use crate::numbers::dtype::Dtype;
 use crate::tokenizer::{TemplateArgs, Tokenizer, stop_ids};

@@ -23,7 +23,7 @@ enum Kind {
 use Kind::{Number, Optional, Text};
 
 /// The names that a recipe may have, the kind of each, and its meaning.
-const NAMES: [(&str, Kind, &str); 43] = [
+const NAMES: [(&str, Kind, &str); 46] = [
     (FORK, Text, "run and checkpoint that a fork began from"),
     (SEED, Number, "seed of everything random"),
     (SCORER, Text, "command in the place of score; empty: score"),
@@ -59,6 +59,9 @@ const NAMES: [(&str, Kind, &str); 43] = [
     ("ADAM_BETA2", Number, "decay of AdamW's second moment"),
     ("WEIGHT_DECAY", Number, "weight decay of matrices"),
     ("OPTIMIZER_STATE", Text, "type of AdamW's moments"),
+    ("LORA_RANK", Optional, "rank of an adapter that is trained in the place of the weights; empty: none"),
+    ("LORA_ALPHA", Optional, "what the adapter adds is multiplied by this / LORA_RANK; empty: 2 LORA_RANK"),
+    ("LORA_TARGETS", Text, "matrices that get an adapter; empty: all of each layer"),
     ("MAX_GRAD_NORM", Number, "gradients are clipped to this norm; 0: never"),
     ("REWARDS", Text, "weights of score's rewards"),
     ("SCALE_REWARDS", Text, "what advantages are divided by: group, batch or none"),

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
+use crate::directory::file_in;
 use crate::error::{Error, Result};
 use crate::lines::record::Message;
 use template::{ChatTemplate, Templates};
@@ -43,11 +44,11 @@ impl Tokenizer {
     /// # Errors
     /// Those of [`Tokenizer::load`].
     pub fn with_template(dir: &Path, args: &TemplateArgs) -> Result<Self> {
-        let path = dir.join("tokenizer.json");
+        let path = file_in(dir, "tokenizer.json");
         let bytes = std::fs::read(&path).map_err(Error::io(&path))?;
-        let config_path = dir.join("tokenizer_config.json");
+        let config_path = file_in(dir, "tokenizer_config.json");
         let config = TokenizerConfig::load(&config_path)?;
-        let beside = Some(dir.join("chat_template.jinja")).filter(|path| path.is_file());
+        let beside = Some(file_in(dir, "chat_template.jinja")).filter(|path| path.is_file());
         Self::new((&path, &bytes), (&config_path, config), args.chat_template.clone().or(beside), args)
     }
 
@@ -227,7 +228,7 @@ pub fn stop_ids(dir: &Path) -> Result<Vec<u32>> {
         Many(Vec<u32>),
     }
     for name in ["generation_config.json", "config.json"] {
-        let path = dir.join(name);
+        let path = file_in(dir, name);
         let text = match std::fs::read_to_string(&path) {
             Err(err) if err.kind() == std::io::ErrorKind::NotFound => continue,
             read => read.map_err(Error::io(&path))?,

@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 
 use crate::error::Result;
-use crate::model::{Config, Gradients, Model, Slope, TokenStats};
+use crate::model::{AdapterConfig, Config, Gradients, Model, Slope, TokenStats};
 use crate::numbers::dtype::Dtype;
 use crate::optim::{self, LossScale, Moments, Rule, Then, Trained};
 use crate::process::cancel::Stop;
@@ -25,6 +25,12 @@ pub enum Which {
 pub trait Backend {
     /// The policy's shape.
     fn config(&self) -> &Config;
+
+    /// Names and shapes of what is trained, which has gradients and moments in this order.
+    fn trained(&self) -> Vec<(String, Vec<usize>)>;
+
+    /// The numbers of the adapter that is trained in the place of the weights, if there is one.
+    fn adapter(&self) -> Option<&AdapterConfig>;
 
     /// The type of matrix products, on which the trained weights depend; `None` for f32 on the CPU.
     fn compute_dtype(&self) -> Option<&'static str>;
@@ -56,7 +62,7 @@ pub trait Backend {
     /// Log-probability and entropy of each target under the policy; adds to the gradients those of the loss with these slopes.
     fn accumulate(&mut self, batch: &MicroBatch, temperature: f32, slope: Slope<'_>) -> Result<Vec<TokenStats>>;
 
-    /// The norm of each parameter's gradient, in the order of [`Config::trainable`].
+    /// The norm of each gradient, in the order of [`Backend::trained`].
     fn gradient_norms(&mut self) -> Result<Vec<f64>>;
 
     /// The factor on the slopes of the next pass, to be changed between updates only; norms and updates are those of the unscaled
@@ -93,13 +99,21 @@ impl Cpu {
     #[must_use]
     pub fn new(model: Model, dtype: Dtype) -> Self {
         let model = if dtype == Dtype::Bf16 { model.with_bf16_products() } else { model };
-        Self { gradients: Gradients::zeros(model.config()), model, dtype, reference: None, moments: None }
+        Self { gradients: Gradients::zeros(&model), model, dtype, reference: None, moments: None }
     }
 }
 
 impl Backend for Cpu {
     fn config(&self) -> &Config {
         self.model.config()
+    }
+
+    fn trained(&self) -> Vec<(String, Vec<usize>)> {
+        self.model.trained()
+    }
+
+    fn adapter(&self) -> Option<&AdapterConfig> {
+        self.model.adapter()
     }
 
     fn compute_dtype(&self) -> Option<&'static str> {
@@ -182,7 +196,7 @@ impl Backend for Cpu {
 
     fn update(&mut self, rule: Rule) -> Result<()> {
         let moments = self.moments.as_mut().expect("moments are taken before the first update");
-        let decays: Vec<bool> = self.model.config().trainable().iter().map(|(_, shape)| shape.len() == 2).collect();
+        let decays: Vec<bool> = self.model.trained().iter().map(|(_, shape)| shape.len() == 2).collect();
         let trained = self.model.trainable_parts().into_iter().zip(decays).map(|(parameter, decays)| {
             let mut trained = Trained::new(parameter.values, decays);
             if !parameter.parts.is_empty() {
@@ -192,6 +206,7 @@ impl Backend for Cpu {
             trained
         });
         optim::update(&rule, trained.collect(), &mut self.gradients.0, moments);
+        self.model.merge_adapter();
         Ok(())
     }
 }

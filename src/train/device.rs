@@ -94,6 +94,11 @@ impl OpenDevice {
     pub fn backend(&self, model: Model, needs: MemoryNeeds, say: &dyn Fn(&str)) -> Result<Box<dyn Backend>> {
         let dtype = self.dtype;
         let Some(driver) = &self.gpu else { return Ok(Box::new(Cpu::new(model, dtype))) };
+        if model.adapter().is_some() {
+            return Err(Error::Usage(
+                "adapters (LoRA) are trained on the CPU: --device cpu, or train all weights".into(),
+            ));
+        }
         let free = driver.memory()?.free;
         let limit = self.limit.map_or(free, |limit| limit.min(free));
         let MemoryNeeds { reference, tokens, optimizer_state: moments } = needs;

@@ -8,7 +8,7 @@ use crate::gpu::DeviceWeights;
 use crate::gpu::adamw::AdamW;
 use crate::gpu::driver::Driver;
 use crate::gpu::packed::{DeviceGradients, PackedModel, TrainingPlan};
-use crate::model::{Config, Model, Slope, TokenSlope, TokenStats};
+use crate::model::{AdapterConfig, Config, Model, Slope, TokenSlope, TokenStats};
 use crate::numbers::dtype::Dtype;
 use crate::optim::{LossScale, Moments, Rule};
 use crate::process::cancel::Stop;
@@ -65,6 +65,14 @@ impl Gpu {
 impl Backend for Gpu {
     fn config(&self) -> &Config {
         self.model.config()
+    }
+
+    fn trained(&self) -> Vec<(String, Vec<usize>)> {
+        self.config().trainable().named()
+    }
+
+    fn adapter(&self) -> Option<&AdapterConfig> {
+        None // `OpenDevice::backend` refuses it
     }
 
     fn compute_dtype(&self) -> Option<&'static str> {

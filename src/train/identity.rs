@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use crate::checkpoint::derive_id;
 use crate::grpo::advantage::{AdvantageConfig, PartWeights, ScaleRewards};
 use crate::grpo::loss::{ImportanceMode, KlEstimator, LossConfig, LossKind, RatioLevel};
+use crate::model::{AdapterConfig, target_name};
 use crate::optim::{OptimizerConfig, Schedule};
 use crate::train::config::{GrpoConfig, SupervisedConfig};
 
@@ -44,6 +45,8 @@ pub struct StepIdentity<'a> {
     pub optimizer: &'a OptimizerConfig,
     /// The dtype of a GPU's matrix products; `None` on the CPU.
     pub compute_dtype: Option<&'a str>,
+    /// The adapter that is trained in the place of the weights, and the seed that it began from.
+    pub adapter: Option<(&'a AdapterConfig, u64)>,
 }
 
 impl StepIdentity<'_> {
@@ -58,6 +61,8 @@ impl StepIdentity<'_> {
         };
         let numbers = json!([step, optimizer(self.optimizer)]).to_string() + self.compute_dtype.unwrap_or_default();
         let mut parts = vec![self.parent.as_bytes(), self.records, numbers.as_bytes()];
+        let adapter = self.adapter.map(|(config, seed)| json!([adapter(config), seed]).to_string());
+        parts.extend(adapter.as_ref().map(|adapter| adapter.as_bytes()));
         if FORMAT > 1 {
             parts.push(&[FORMAT]);
         }
@@ -134,6 +139,11 @@ fn loss_numbers(config: &LossConfig) -> Value {
         numbers[name] = value;
     }
     numbers
+}
+
+fn adapter(config: &AdapterConfig) -> Value {
+    let AdapterConfig { rank, alpha, is_rank_stabilized, targets } = config;
+    json!([rank, alpha, is_rank_stabilized, targets.iter().map(|one| target_name(*one)).collect::<Vec<_>>()])
 }
 
 fn kind_name(kind: LossKind) -> &'static str {
@@ -277,7 +287,7 @@ mod tests {
     }
 
     fn step(numbers: StepNumbers<'_>, records: &[u8], optimizer: &OptimizerConfig, dtype: Option<&str>) -> String {
-        StepIdentity { parent: PARENT, records, numbers, optimizer, compute_dtype: dtype }.policy_id()
+        StepIdentity { parent: PARENT, records, numbers, optimizer, compute_dtype: dtype, adapter: None }.policy_id()
     }
 
     /// The ids of version 0.1.0, which hashed serde's field names:
@@ -295,7 +305,9 @@ mod tests {
         };
         let numbers = StepNumbers::Supervised(SupervisedConfig { loss_on_prompt: true, micro_batch_tokens: 512 });
         let parent = "47b6c770709e39d86759cdc5b6c9aacb";
-        let identity = StepIdentity { parent, records: &records, numbers, optimizer: &optimizer, compute_dtype: None };
+        let (compute_dtype, adapter) = (None, None);
+        let identity =
+            StepIdentity { parent, records: &records, numbers, optimizer: &optimizer, compute_dtype, adapter };
         assert_eq!(identity.policy_id(), PARENT);
     }
 

@@ -1,5 +1,6 @@
 //! Trains a policy: steps of group relative policy optimisation (GRPO) or of supervised training, for one call or for a whole run.
 
+pub mod adapter;
 pub mod backend;
 pub mod config;
 pub mod device;

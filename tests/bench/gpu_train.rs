@@ -62,7 +62,7 @@ pub fn logits_bytes(gpu: &Arc<dyn Driver>) -> usize {
 
 fn update(bench: &Bench, optimizer: &mut AdamW, gradients: &DeviceGradients, optimizer_state: Dtype) -> f64 {
     let config = OptimizerConfig { optimizer_state, ..OptimizerConfig::default() };
-    optimizer.take_moments(&Moments::zeros(&shape().with_moments().named(), optimizer_state)).unwrap();
+    optimizer.take_moments(&Moments::zeros(&shape().trainable().named(), optimizer_state)).unwrap();
     timed(&bench.gpu, 11, || {
         let norm = optim::global_norm(&optimizer.norms(gradients).unwrap());
         optimizer.update(&Rule::new(&config, norm, 1, 1), gradients, bench.weights()).unwrap();

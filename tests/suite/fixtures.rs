@@ -38,6 +38,11 @@ impl Reference {
         Self::named("family_reference")
     }
 
+    /// What `tests/fixtures/make_adapter_reference.py` wrote.
+    pub fn of_adapters() -> Self {
+        Self::named("adapter_reference")
+    }
+
     /// What `tests/fixtures/make_loss_reference.py` wrote.
     pub fn of_losses() -> Self {
         Self::named("loss_reference")

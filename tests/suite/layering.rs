@@ -5,28 +5,29 @@ use std::fs;
 use std::path::Path;
 
 /// A room, and what it may import.
-const ROOMS: [(&str, &str); 22] = [
+const ROOMS: [(&str, &str); 23] = [
     ("error", ""),
+    ("directory", "error"),
     ("process", "error"),
     ("numbers", "error"),
     ("lines", "error process"),
     ("command", "error process lines"),
-    ("tokenizer", "error lines"),
+    ("tokenizer", "error directory lines"),
     ("reward", "error numbers lines"),
     ("gsm8k", "error process lines reward"),
     ("eval", "error numbers lines reward"),
     ("dataset", "error process lines reward"),
-    ("model", "error process numbers"),
+    ("model", "error directory process numbers"),
     ("gguf", "error numbers model"),
     ("optim", "error numbers"),
     ("gpu", "error numbers model optim"),
-    ("engine", "error process numbers model gguf gpu"),
-    ("checkpoint", "error process numbers lines tokenizer model gguf optim"),
+    ("engine", "error directory process numbers model gguf gpu"),
+    ("checkpoint", "error directory process numbers lines tokenizer model gguf optim"),
     ("run", "error process lines checkpoint"),
-    ("rollout", "error process numbers lines tokenizer gsm8k model gguf gpu engine checkpoint run"),
+    ("rollout", "error directory process numbers lines tokenizer gsm8k model gguf gpu engine checkpoint run"),
     ("grpo", "error numbers lines model"),
     ("report", "error lines tokenizer eval checkpoint run grpo"),
-    ("train", "error process numbers lines command tokenizer model optim gpu checkpoint run grpo"),
+    ("train", "error directory process numbers lines command tokenizer model optim gpu checkpoint run grpo"),
     ("lib", "error"),
 ];
 

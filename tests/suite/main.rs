@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::print_stdout, clippy::print_stderr)] // a test that panics has failed, which is what it is for
 
+mod adapter;
 mod board;
 mod chaos;
 mod config_fields;

@@ -254,6 +254,7 @@ fn state(step: u64) -> State {
         prompts_consumed: 2 * step,
         tokens_consumed: 0,
         loss_scale: None,
+        base_policy_id: None,
         policy_id: format!("weights of {step}"),
         parent_policy_id: String::new(),
         command_line: Vec::new(),

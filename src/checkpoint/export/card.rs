@@ -67,6 +67,11 @@ impl Card {
         &self.name
     }
 
+    /// The Hub id of the model whose weights the run began with.
+    pub(super) fn start(&self) -> Option<&str> {
+        self.recipe.base_model().filter(|_| self.recipe.get("SUPERVISED_STEPS").is_none_or(|steps| steps == "0"))
+    }
+
     /// The Hub id of the model that the run began from.
     #[cfg(feature = "candle")]
     pub(super) fn base_model(&self) -> Option<&str> {

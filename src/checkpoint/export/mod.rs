@@ -1,5 +1,6 @@
-//! Exports a checkpoint as a Hugging Face model directory, or as a zip file of it.
+//! Exports a checkpoint as a Hugging Face model directory, a zip file of it, a GGUF file, or an adapter.
 
+pub mod adapter;
 mod card;
 mod check;
 #[cfg(feature = "candle")]

@@ -28,8 +28,13 @@ impl Recipe {
         self.hub_id("DATA")
     }
 
+    /// The value under a name.
+    pub(super) fn get(&self, name: &str) -> Option<&str> {
+        self.0.iter().find(|(one, _)| one == name).map(|(_, value)| value.as_str())
+    }
+
     fn hub_id(&self, name: &str) -> Option<&str> {
-        let (_, id) = self.0.iter().find(|(one, _)| one == name)?;
+        let id = self.get(name)?;
         let is_id = id.split('/').count() == 2 && !id.starts_with(['/', '.']) && !Path::new(id).exists();
         is_id.then_some(id)
     }

@@ -19,8 +19,10 @@ use std::path::{Component, Path, PathBuf};
 use serde::Deserialize;
 
 use crate::checkpoint;
+use crate::directory::hub_cache::{self, is_plain, setting};
+use crate::directory::{self, ADAPTER, ADAPTER_WEIGHTS, CONFIG, INDEX, WEIGHTS, is_gguf};
 use crate::error::{Error, Result};
-use crate::model::{self, ADAPTER, CONFIG, Config, INDEX, WEIGHTS, is_gguf};
+use crate::model::Config;
 use crate::process::message::one_line;
 use api::{Api, Fault, Object};
 
@@ -70,13 +72,24 @@ pub fn model_dir(spec: &str) -> Result<PathBuf> {
 }
 
 fn directory(spec: &str, others: &[&str]) -> Result<PathBuf> {
-    if Path::new(spec).is_dir() {
-        return Ok(spec.into());
-    }
     if Path::new(spec).is_file() {
-        return Err(Error::model(spec, model::not_a_directory(Path::new(spec))));
+        return Err(Error::model(spec, directory::not_a_directory(Path::new(spec))));
     }
-    Hub::of_model(spec)?.snapshot(&|names, dir| model_files(names, dir, others)).map(|(dir, _)| dir)
+    let dir = match Path::new(spec).is_dir() {
+        true => spec.into(),
+        false => download(spec, others)?,
+    };
+    // The base of an adapter is downloaded into the cache, where `directory::base_of` finds it.
+    match directory::base_name(&dir)? {
+        Some(base) if directory::base_of(&dir).is_err() && split_id(&base).is_some() => {
+            download(&base, &[]).map(|_| dir)
+        }
+        _ => Ok(dir),
+    }
+}
+
+fn download(id: &str, others: &[&str]) -> Result<PathBuf> {
+    Hub::of_model(id)?.snapshot(&|names, dir| model_files(names, dir, others)).map(|(dir, _)| dir)
 }
 
 /// Files of a data set on the Hub, downloaded if the cache lacks them. `choose` picks among the names in the repository, or says what is
@@ -116,15 +129,13 @@ impl Hub {
     }
 
     fn from_environment(kind: RepoKind, id: String) -> Result<Self> {
-        let home = setting("HF_HOME").map(PathBuf::from);
-        let home = home.or_else(|| setting("XDG_CACHE_HOME").map(|dir| Path::new(&dir).join("huggingface")));
-        let home = home.or_else(|| setting("HOME").map(|dir| Path::new(&dir).join(".cache/huggingface")));
-        let home = home.ok_or_else(|| Error::Hub { repo: id.clone(), what: "set HF_HOME to a directory".into() })?;
-        let cache = setting("HF_HUB_CACHE").or_else(|| setting("HUGGINGFACE_HUB_CACHE")).map(PathBuf::from);
+        let places = hub_cache::home().zip(hub_cache::root());
+        let (home, cache) =
+            places.ok_or_else(|| Error::Hub { repo: id.clone(), what: "set HF_HOME to a directory".into() })?;
         let endpoint = setting("HF_ENDPOINT").unwrap_or_else(|| "https://huggingface.co".into());
         Ok(Self {
             api: Api::new(endpoint.trim_end_matches('/').into(), token(&home)),
-            cache: cache.unwrap_or_else(|| home.join("hub")),
+            cache,
             offline: is_set("HF_HUB_OFFLINE"),
             kind,
             id,
@@ -229,11 +240,6 @@ impl Hub {
     }
 }
 
-/// An environment variable that is set and not empty.
-fn setting(name: &str) -> Option<String> {
-    std::env::var(name).ok().filter(|value| !value.is_empty())
-}
-
 fn is_set(name: &str) -> bool {
     setting(name).is_some_and(|value| ["1", "ON", "YES", "TRUE"].contains(&value.to_uppercase().as_str()))
 }
@@ -250,9 +256,7 @@ fn token(home: &Path) -> Option<String> {
 
 /// Splits `owner/name`; `None` with characters that the Hub does not allow or that could leave the cache's folder.
 fn split_id(id: &str) -> Option<(&str, &str)> {
-    let allowed = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
-    let good = |part: &str| !part.is_empty() && !part.starts_with('.') && part.chars().all(allowed);
-    id.split_once('/').filter(|(owner, name)| good(owner) && good(name))
+    id.split_once('/').filter(|(owner, name)| is_plain(owner) && is_plain(name))
 }
 
 /// Refuses a name from a repository that would leave its directory.
@@ -344,13 +348,17 @@ fn model_files(names: &[String], dir: &Path, others: &[&str]) -> Choice {
     if has(ADAPTER) && !dir.join(ADAPTER).exists() {
         return Ok(vec![ADAPTER.into()]); // it names its base model
     }
-    if let Some(kind) = model::unsupported(names, &dir.join(ADAPTER)) {
+    if has(ADAPTER) && has(ADAPTER_WEIGHTS) {
+        let own = ["tokenizer.json"].into_iter().chain(OPTIONAL).filter(|name| has(name));
+        return Ok([ADAPTER, ADAPTER_WEIGHTS].into_iter().chain(own).map(Into::into).collect()); // the base has the rest
+    }
+    if let Some(kind) = directory::unsupported(names, &dir.join(ADAPTER)) {
         return Err(kind);
     }
     if has(CONFIG) && !dir.join(CONFIG).exists() {
         return Ok(vec![CONFIG.into()]); // another architecture may lack other files too
     }
-    if has(CONFIG) && !others.contains(&model::model_type(dir).as_str()) {
+    if has(CONFIG) && !others.contains(&directory::model_type(dir).as_str()) {
         Config::read(&dir.join(CONFIG)).map_err(|err| match err {
             Error::Model { what, .. } => format!("{CONFIG}: {what}"),
             other => other.to_string(),

@@ -8,8 +8,8 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::directory;
 use super::rope::RopeParameters;
+use crate::directory;
 use crate::error::{Error, Result};
 use file::File;
 
@@ -78,7 +78,7 @@ impl Config {
     /// directory is not a model's.
     pub fn load(dir: &Path) -> Result<Self> {
         directory::check(dir)?;
-        Self::read(&dir.join(directory::CONFIG))
+        Self::read(&directory::file_in(dir, directory::CONFIG))
     }
 
     /// Reads a `config.json` without looking at the rest of its directory.

@@ -143,6 +143,8 @@ impl WeightPart<'_> {
 pub struct Operands {
     left: Tiles,
     right: Tiles,
+    /// What passes through an adapter, `(M, r)`.
+    pub narrow: AlignedVec<f32>,
 }
 
 /// The input of linear layers, `(M, K)`, as the layers' weights need it.

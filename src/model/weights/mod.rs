@@ -16,9 +16,9 @@ use memmap2::UncheckedAdvice;
 use rayon::prelude::*;
 
 use super::config::Config;
-use super::directory;
 use super::matmul::Bf16Weight;
 use super::parameters::Parameter;
+use crate::directory;
 use crate::error::{Error, Result};
 use crate::numbers::aligned::{AlignedVec, Number};
 use crate::numbers::dtype::Dtype;
@@ -252,9 +252,17 @@ pub fn random(config: &Config, seed: u64) -> Vec<ParameterValues> {
     config.stored().iter().enumerate().map(random).collect()
 }
 
+/// A number from 0 to 1, which depends on (seed, tensor, index) alone.
+pub fn uniform(seed: u64, tensor: usize, index: usize) -> f32 {
+    unit(mix(mix(seed ^ mix(tensor as u64 + 1)) ^ mix(index as u64)))
+}
+
+fn unit(x: u64) -> f32 {
+    ((x >> 40) as f32 + 0.5) / (1u64 << 24) as f32
+}
+
 /// A standard normal number, by the Box-Muller transform of two hashes.
 fn normal(stream: u64, index: u64) -> f32 {
-    let unit = |x: u64| ((x >> 40) as f32 + 0.5) / (1u64 << 24) as f32;
     let radius = (-2.0 * unit(mix(stream ^ mix(2 * index))).ln()).sqrt();
     radius * (std::f32::consts::TAU * unit(mix(stream ^ mix(2 * index + 1)))).cos()
 }

@@ -5,9 +5,10 @@ mod publish;
 use std::path::{Path, PathBuf};
 
 use crate::checkpoint::{self, Identity, State};
+use crate::directory::{self, has_weights};
 use crate::error::{Error, Result};
 use crate::grpo::metrics::Metrics;
-use crate::model::{Config, Model, ParameterList, Slope, TokenStats, has_weights};
+use crate::model::{Config, Model, ParameterList, Slope, TokenStats};
 use crate::numbers::aligned;
 use crate::optim::{self, LossScale, Moments, OptimizerConfig, Rule};
 use crate::process::cancel::Stop;
@@ -88,7 +89,15 @@ impl Trainer {
         let mut state = state.unwrap_or_else(|| start(identity.policy_id));
         state.files.clear(); // those of `dir`
         state.seed = seed.unwrap_or(state.seed);
-        Ok(Self::new(open(Model::load(dir)?)?, state, config, dir))
+        let backend = open(Model::load(dir)?)?;
+        if backend.adapter().is_some() && directory::base_of(dir)?.is_none() {
+            let what = "a checkpoint; copy it without {} to start an adapter of it";
+            state.base_policy_id = Some(match state.step {
+                0 => state.policy_id.clone(),
+                _ => return Err(Error::model(dir, what.replace("{}", checkpoint::STATE))),
+            });
+        }
+        Ok(Self::new(backend, state, config, dir))
     }
 
     /// Starts from random weights of the shape in `dir`'s `config.json`.
@@ -213,7 +222,7 @@ impl Trainer {
     /// that has none is not connected to the loss.
     fn grad_norm(&mut self, learned: bool) -> Result<Option<f64>> {
         let norms = self.backend.gradient_norms()?;
-        for ((name, _), norm) in self.backend.config().trainable().named().iter().zip(&norms) {
+        for ((name, _), norm) in self.backend.trained().iter().zip(&norms) {
             if !norm.is_finite() {
                 let at = match self.backend.loss_scale() {
                     Some(scale) if scale.after_overflow().is_some() => return Ok(None),
@@ -224,7 +233,8 @@ impl Trainer {
                     "the gradient of {name} is not finite{at}; nothing was published"
                 )));
             }
-            if learned && self.state.optimizer_steps == 0 && *norm == 0.0 {
+            // That of an adapter's A is a product with B, which begins at zero.
+            if learned && self.state.optimizer_steps == 0 && *norm == 0.0 && !name.ends_with("lora_A.weight") {
                 return Err(Error::Numerics(format!(
                     "{name} got no gradient in the first step; nothing was published"
                 )));
@@ -289,13 +299,9 @@ impl Trainer {
         self.config.learning_rate_at(self.state.optimizer_steps)
     }
 
-    fn with_moments(&self) -> Vec<(String, Vec<usize>)> {
-        self.backend.config().with_moments().named()
-    }
-
     fn load_moments(&self) -> Result<Moments> {
         let held_in = self.config.optimizer_state;
-        let parameters = self.with_moments();
+        let parameters = self.backend.trained();
         if self.state.step == 0 {
             return Ok(Moments::zeros(&parameters, held_in));
         }
@@ -315,7 +321,8 @@ impl Trainer {
     pub(super) fn advance(&mut self, records: &[u8], numbers: StepNumbers<'_>, trained: Trained) {
         let parent = std::mem::take(&mut self.state.policy_id);
         let (optimizer, compute_dtype) = (&self.config, self.backend.compute_dtype());
-        let step = StepIdentity { parent: &parent, records, numbers, optimizer, compute_dtype };
+        let adapter = self.backend.adapter().map(|config| (config, self.state.seed));
+        let step = StepIdentity { parent: &parent, records, numbers, optimizer, compute_dtype, adapter };
         self.state.policy_id = step.policy_id();
         self.state.parent_policy_id = parent;
         self.state.step += 1;
@@ -329,8 +336,8 @@ impl Trainer {
 fn refuse_too_large(shape: &Config, dir: &Path) -> Result<()> {
     let numbers = |(_, shape): (_, &[usize])| shape.iter().product::<usize>();
     let bytes = |list: &ParameterList| list.iter().map(numbers).fold(0, usize::saturating_add).saturating_mul(4);
-    let (weights, gradients, moments) = (shape.stored(), shape.trainable(), shape.with_moments());
-    let bytes = [&weights, &gradients, &moments, &moments].map(bytes).into_iter().fold(0, usize::saturating_add);
+    let (weights, trained) = (shape.stored(), shape.trainable());
+    let bytes = [&weights, &trained, &trained, &trained].map(bytes).into_iter().fold(0, usize::saturating_add);
     if aligned::is_room_for(bytes) {
         return Ok(());
     }

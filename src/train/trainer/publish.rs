@@ -37,7 +37,7 @@ impl Trainer {
         let publication = Publication::begin(out)?;
         let dir = publication.dir();
         write_model(dir, &self.source, self.backend.weights()?)?;
-        let parameters = self.with_moments();
+        let parameters = self.backend.trained();
         if let Some(moments) = self.backend.moments()? {
             self.state.sign(command_line);
             write_training(dir, &moments, &parameters, older)?;
@@ -59,7 +59,7 @@ impl Trainer {
     pub fn snapshot(&mut self, command_line: Vec<String>) -> Result<Option<Snapshot>> {
         let Some(moments) = self.backend.moments()?.map(Cow::into_owned) else { return Ok(None) };
         self.state.sign(command_line);
-        let (parameters, state, source) = (self.with_moments(), self.state.clone(), self.source.clone());
+        let (parameters, state, source) = (self.backend.trained(), self.state.clone(), self.source.clone());
         Ok(Some(Snapshot { model: self.backend.weights()?.clone(), moments, parameters, state, source }))
     }
 
@@ -111,7 +111,7 @@ impl Snapshot {
 fn write_model(dir: &Path, source: &Path, weights: &Model) -> Result<()> {
     checkpoint::copy_companions(source, dir, Dtype::F32.torch_name())?;
     refuse_not_finite(weights)?;
-    weights.save(&dir.join(checkpoint::WEIGHTS), Dtype::F32)
+    weights.save_trained(dir)
 }
 
 fn write_training(dir: &Path, moments: &Moments, parameters: &[(String, Vec<usize>)], older: &[PathBuf]) -> Result<()> {

@@ -127,7 +127,7 @@ fn small_model(dir: &Path) -> Vec<(&'static str, Vec<u8>)> {
     fs::write(dir.join("config.json"), serde_json::to_vec(&config).unwrap()).unwrap();
     let model = Model::random(config.clone(), 1);
     model.save(&dir.join(checkpoint::WEIGHTS), Dtype::F32).unwrap();
-    let parameters = config.with_moments().named();
+    let parameters = config.trainable().named();
     Moments::zeros(&parameters, Dtype::F32).save(&dir.join(checkpoint::OPTIMIZER), &parameters).unwrap();
     State { step: 3, policy_id: "p".into(), ..State::default() }.seal(dir).unwrap();
     FILES.map(|name| (name, fs::read(dir.join(name)).unwrap())).to_vec()
@@ -281,7 +281,7 @@ fn weights(place: &mut Place, dice: &mut Dice) {
         let header = mutate(dice, &[good[8..8 + length].to_vec()], &words);
         [&(header.len() as u64).to_le_bytes()[..], &header, &good[8 + length..]].concat()
     };
-    let parameters = place.config.with_moments().named();
+    let parameters = place.config.trainable().named();
     place.with(name, &bytes, |dir| {
         if name == checkpoint::OPTIMIZER {
             refused(Moments::load(&dir.join(name), &parameters, Dtype::F32));

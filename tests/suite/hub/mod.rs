@@ -4,11 +4,13 @@ mod push;
 mod server;
 mod writes;
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Output};
 use std::sync::atomic::Ordering;
 
+use serde_json::Value;
 use server::Hub;
 
 fn stderr(output: &Output) -> String {
@@ -278,7 +280,7 @@ fn a_repository_without_a_model_that_is_read_says_what_it_has_before_weights_are
     let tokenizer = MODEL[2];
     let large = |name: &'static str| (name, &b"large"[..]);
     let cases = [
-        (vec![adapter, tokenizer, large("adapter_model.safetensors")], "a LoRA adapter of Qwen/Qwen2.5-0.5B, "),
+        (vec![adapter, tokenizer, large("adapter_model.bin")], "a LoRA adapter of Qwen/Qwen2.5-0.5B without "),
         (
             vec![large("README.md"), large("model-q4_0.gguf")],
             "model-q4_0.gguf is GGUF: `rollout` samples from it with --file",
@@ -303,6 +305,40 @@ fn a_repository_without_a_model_that_is_read_says_what_it_has_before_weights_are
         assert!(said.starts_with(&format!("hub: own/er: {want}")), "{said}");
         assert_eq!(hub.downloads(), 0, "{want}");
     }
+}
+
+#[test]
+fn an_adapter_and_its_base_model_are_each_found_on_the_hub_or_here() {
+    let tests = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
+    let files = |name: &str| -> BTreeMap<String, Vec<u8>> {
+        let paths = fs::read_dir(tests.join(name)).unwrap().map(|entry| entry.unwrap().path());
+        paths.map(|path| (path.file_name().unwrap().to_str().unwrap().to_owned(), fs::read(&path).unwrap())).collect()
+    };
+    let adapter_of = |base: &str| {
+        let mut files = files("tiny-adapter");
+        let mut config: Value = serde_json::from_slice(&files["adapter_config.json"]).unwrap();
+        config["base_model_name_or_path"] = base.into();
+        files.insert("adapter_config.json".into(), config.to_string().into());
+        files
+    };
+    let sampled = |hub: &Hub, model: &str| {
+        let mut command = hub.command(env!("CARGO_BIN_EXE_rollout"));
+        fs::write(hub.home.path().join("questions"), "2 + 2?\n").unwrap();
+        command.args(["--text", "--device", "cpu", "--max-completion-tokens", "8", "--model", model]);
+        let done = command.arg(hub.home.path().join("questions")).output().unwrap();
+        assert!(done.status.success(), "{}", stderr(&done));
+        done.stdout
+    };
+    let want = sampled(&Hub::start(&[]), tests.join("tiny-adapter").to_str().unwrap());
+
+    let hub = Hub::start(&[]);
+    *hub.state.files.lock().unwrap() = adapter_of(tests.join("tiny-qwen2").to_str().unwrap());
+    assert_eq!(sampled(&hub, "own/er"), want);
+
+    let (hub, here) = (Hub::start(&[]), tempfile::tempdir().unwrap());
+    adapter_of("own/er").iter().for_each(|(name, bytes)| fs::write(here.path().join(name), bytes).unwrap());
+    *hub.state.files.lock().unwrap() = files("tiny-qwen2");
+    assert_eq!(sampled(&hub, here.path().to_str().unwrap()), want);
 }
 
 #[test]

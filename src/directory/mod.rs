@@ -1,8 +1,10 @@
 //! Recognises what a model directory contains: its weights, or something else, which it names together with a remedy.
 
+pub mod hub_cache;
+
 use std::path::{Component, Path, PathBuf};
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use crate::error::{Error, Result};
 
@@ -14,17 +16,71 @@ pub const WEIGHTS: &str = "model.safetensors";
 pub const INDEX: &str = "model.safetensors.index.json";
 /// The file that PEFT writes beside an adapter.
 pub const ADAPTER: &str = "adapter_config.json";
+/// The adapter.
+pub const ADAPTER_WEIGHTS: &str = "adapter_model.safetensors";
 
 /// Whether a directory has weights that this program reads.
 #[must_use]
 pub fn has_weights(dir: &Path) -> bool {
-    dir.join(WEIGHTS).exists() || dir.join(INDEX).exists()
+    [WEIGHTS, INDEX, ADAPTER].iter().any(|name| dir.join(name).exists())
+}
+
+/// The directory of the model that `dir` holds an adapter of: one beside it, a path, or a snapshot of the Hub's repository in the cache.
+/// `None` if it holds no adapter.
+///
+/// # Errors
+/// [`Error::Model`] when the base is not there, or is an adapter itself; [`Error::Io`].
+pub fn base_of(dir: &Path) -> Result<Option<PathBuf>> {
+    let Some(name) = base_name(dir)? else { return Ok(None) };
+    let places = [Some(dir.join(&name)), Some(PathBuf::from(&name)), hub_cache::snapshot(&name)];
+    let path = dir.join(ADAPTER);
+    let Some(base) = places.into_iter().flatten().find(|place| place.is_dir()) else {
+        let what =
+            format!("its base model {name} is neither a directory nor in the Hub's cache, {}", hub_cache::shown());
+        return Err(Error::model(path, what));
+    };
+    match base.join(ADAPTER).exists() {
+        true => Err(Error::model(path, format!("its base model {} is an adapter, too", base.display()))),
+        false => base.canonicalize().map(Some).map_err(Error::io(base)),
+    }
+}
+
+/// What the adapter in `dir` calls its base model; `None` if it holds no adapter.
+///
+/// # Errors
+/// [`Error::Model`] when it names none, [`Error::Io`].
+pub fn base_name(dir: &Path) -> Result<Option<String>> {
+    let path = dir.join(ADAPTER);
+    if !path.exists() {
+        return Ok(None);
+    }
+    let name = adapter_entries(dir)?.get("base_model_name_or_path").and_then(Value::as_str).map(str::to_owned);
+    let name = name.filter(|name| !name.is_empty());
+    name.map(Some).ok_or_else(|| Error::model(path, "no base_model_name_or_path: which model is it an adapter of?"))
+}
+
+/// The entries of an adapter's config.
+///
+/// # Errors
+/// [`Error::Io`] when it cannot be read, [`Error::Model`] when it is damaged.
+pub fn adapter_entries(dir: &Path) -> Result<Map<String, Value>> {
+    let path = dir.join(ADAPTER);
+    let text = std::fs::read_to_string(&path).map_err(Error::io(&path))?;
+    serde_json::from_str(&text).map_err(|err| Error::model(&path, err.to_string()))
+}
+
+/// The path of a file of a model; an adapter that lacks it has that of its base.
+#[must_use]
+pub fn file_in(dir: &Path, name: &str) -> PathBuf {
+    let own = dir.join(name);
+    let of_base = || base_of(dir).ok().flatten().map(|base| base.join(name)).filter(|path| path.exists());
+    if own.exists() { own } else { of_base().unwrap_or(own) }
 }
 
 /// The `model_type` in the config of a directory; empty if there is none.
 #[must_use]
 pub fn model_type(dir: &Path) -> String {
-    let text = std::fs::read_to_string(dir.join(CONFIG)).unwrap_or_default();
+    let text = std::fs::read_to_string(file_in(dir, CONFIG)).unwrap_or_default();
     let config: Value = serde_json::from_str(&text).unwrap_or_default();
     config["model_type"].as_str().unwrap_or_default().to_owned()
 }
@@ -48,16 +104,23 @@ pub fn check(dir: &Path) -> Result<()> {
     if names.iter().any(|name| name == CONFIG) {
         return Ok(());
     }
+    if base_of(dir)?.is_some() {
+        return Ok(());
+    }
     let inside = model_within(dir).map(|path| format!("; {} has one", path.display()));
     Err(Error::model(dir, format!("no {CONFIG}, so it is no model directory{}", inside.unwrap_or_default())))
 }
 
-/// The files of the weights.
+/// The files of the weights; those of an adapter come before those of its base.
 ///
 /// # Errors
 /// As [`check`]; [`Error::Model`] when there are no weights, or the index is damaged.
 pub fn weight_files(dir: &Path) -> Result<Vec<PathBuf>> {
     let (single, index) = (dir.join(WEIGHTS), dir.join(INDEX));
+    if let Some(base) = base_of(dir)? {
+        check(dir)?;
+        return Ok([vec![dir.join(ADAPTER_WEIGHTS)], weight_files(&base)?].concat());
+    }
     if single.exists() {
         return Ok(vec![single]);
     }
@@ -82,10 +145,11 @@ pub fn weight_files(dir: &Path) -> Result<Vec<PathBuf>> {
 /// adapter's config, which need not exist.
 #[must_use]
 pub fn unsupported(names: &[String], adapter: &Path) -> Option<String> {
-    if names.iter().any(|name| name == ADAPTER || name.starts_with("adapter_model.")) {
-        return Some(of_adapter(adapter));
+    let has = |wanted: &str| names.iter().any(|name| name == wanted);
+    if has(ADAPTER) || names.iter().any(|name| name.starts_with("adapter_model.")) {
+        return if has(ADAPTER) && has(ADAPTER_WEIGHTS) { None } else { Some(of_adapter(adapter)) };
     }
-    if names.iter().any(|name| name == WEIGHTS || name == INDEX) {
+    if has(WEIGHTS) || has(INDEX) {
         return None;
     }
     let convert = "in Python, AutoModelForCausalLM.from_pretrained(DIR).save_pretrained(NEW) writes model.safetensors";
@@ -140,7 +204,7 @@ fn of_adapter(config: &Path) -> String {
     let kind = if kind.eq_ignore_ascii_case("lora") { "LoRA" } else { kind };
     let of = base.map(|base| format!(" of {base}")).unwrap_or_default();
     format!(
-        "a {kind} adapter{of}, which is not read by itself: merge it in Python, AutoPeftModelForCausalLM.from_pretrained(DIR).merge_and_unload().save_pretrained(NEW)"
+        "a {kind} adapter{of} without {ADAPTER} and {ADAPTER_WEIGHTS}: merge it in Python, AutoPeftModelForCausalLM.from_pretrained(DIR).merge_and_unload().save_pretrained(NEW)"
     )
 }
 
