@@ -13,6 +13,7 @@ variants() {
 }
 
 STUDY='correctness-alone|REWARDS=correctness=1
+seed-semantics|SCORER=score --semantics seed
 scale-batch|SCALE_REWARDS=batch
 scale-none|SCALE_REWARDS=none
 bnpo|LOSS=bnpo
@@ -26,6 +27,7 @@ kl-k3|BETA=0.04|KL_ESTIMATOR=k3
 kl-k3-weighted|BETA=0.04|KL_ESTIMATOR=k3-weighted
 learning-rate-0.3|LEARNING_RATE=6e-5
 learning-rate-3|LEARNING_RATE=6e-4
+lora|LORA_RANK=8|LEARNING_RATE=2e-3
 generations-4|NUM_GENERATIONS=4
 generations-8|NUM_GENERATIONS=8
 placebo|SCORER=score --placebo 1'
