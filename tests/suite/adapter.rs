@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::Path;
+use std::process::Command;
 
 use clap::Parser;
 use grpo_pipes::checkpoint;
@@ -231,6 +232,19 @@ fn a_checkpoint_of_an_adapter_goes_on_is_sampled_from_and_is_exported_merged_and
     assert_eq!(config["base_model_name_or_path"], json!(fs::canonicalize(tiny()).unwrap()));
     assert!(fs::read_to_string(folder.path("alone/adapter/README.md")).unwrap().contains("library_name: peft"));
     assert_eq!(greedy(&folder.path("alone/adapter"), "f32"), greedy(&folder.path("twice"), "f32"));
+    peft_answers_alike(&folder.path("alone/adapter"), &folder.sample(&folder.path("twice"), &["--temperature", "0"]));
+}
+
+/// PEFT, where there is one, loads the adapter and answers greedily with the same tokens. `PYTHON` names another Python than `python3`.
+fn peft_answers_alike(adapter: &str, records: &[Value]) {
+    let python = std::env::var("PYTHON").unwrap_or_else(|_| "python3".into());
+    let has = Command::new(&python).args(["-c", "import peft, transformers"]).output();
+    if !has.is_ok_and(|done| done.status.success()) {
+        return eprintln!("test of adapters against PEFT skipped: {python} has no peft");
+    }
+    let check = directory().join("check_export.py").display().to_string();
+    let done = run(&python, &[&check, adapter], &lines(records));
+    assert_eq!(done.stdout, format!("{} answers equal, token for token\n", records.len()), "{}", done.stderr);
 }
 
 #[test]
