@@ -7,7 +7,7 @@ use crate::error::Result;
 use crate::grpo::health::METRIC;
 use crate::grpo::metrics::{self, Read};
 use crate::lines::jsonl::Input;
-use crate::run::Run;
+use crate::run::{HELD_OUT, Run};
 
 /// The most metrics that are shown; a program of the user's may name rewards at will.
 const MAX_CURVES: usize = 500;
@@ -55,7 +55,19 @@ impl History {
                 added => added?,
             }
         }
+        history.add_held_out(run);
         Ok(history)
+    }
+
+    /// Adds the evaluations so far, over optimizer steps like the rest.
+    fn add_held_out(&mut self, run: &Run) {
+        let updates = self.curve("step").and_then(Curve::newest).unwrap_or_default();
+        let updates_per_step = if self.step > 0 { updates / self.step as f64 } else { 1.0 };
+        for (step, accuracy) in run.held_out() {
+            if let Some(place) = self.place(HELD_OUT) {
+                self.curves[place].1.add(step as f64 * updates_per_step, accuracy);
+            }
+        }
     }
 
     fn add(&mut self, line: &str) -> serde_json::Result<()> {

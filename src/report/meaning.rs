@@ -1,5 +1,7 @@
 //! What each metric means, and which course of it is a bad sign.
 
+use crate::run::HELD_OUT;
+
 /// A part of the page with the metrics that it shows.
 pub struct Section {
     /// Its heading.
@@ -29,7 +31,13 @@ pub const SECTIONS: [Section; 6] = [
 ];
 
 /// Metrics by name; `*` stands for a reward's name. They come in this order within their section.
-const MEANINGS: [(&str, usize, &str, &str); 37] = [
+const MEANINGS: [(&str, usize, &str, &str); 38] = [
+    (
+        HELD_OUT,
+        0,
+        "Strict accuracy of sampled completions of held-out problems: before, after, and with EVALUATE_EVERY in between.",
+        "It does not follow the reward: what is rewarded is not the answer, or the training problems are learned by heart.",
+    ),
     ("reward", 0, "Mean reward of the step's completions.", "It stays flat for hundreds of steps, or falls."),
     (
         "rewards/*/mean",

@@ -5,6 +5,7 @@
 
 mod fork;
 mod gpu_handover;
+mod held_out;
 mod live_weights;
 mod lock;
 mod newest_checkpoint;
@@ -25,6 +26,7 @@ use crate::error::{Error, Result};
 
 pub use fork::fork;
 pub use gpu_handover::HandoverOffers;
+pub use held_out::HELD_OUT;
 pub use live_weights::LiveWeights;
 pub use lock::{Lock, PeerState, Role};
 pub use peer_watch::PeerWatch;

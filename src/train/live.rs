@@ -8,6 +8,7 @@ use console::style;
 use crate::grpo::metrics::Metrics;
 use crate::process::panel::{Panel, padded, sparkline};
 use crate::process::stopwatch::Stopwatch;
+use crate::run::{HELD_OUT, Run};
 use crate::train::COMMAND;
 use crate::train::step_line::StepLines;
 
@@ -25,7 +26,8 @@ const VALUE: usize = 9;
 const BAR: usize = 24;
 
 /// Metrics with a line of their own after the rewards, and their names there.
-const SHOWN: [(&str, &str); 3] = [("kl", "KL"), ("entropy", "entropy"), ("completions/mean_length", "length")];
+const SHOWN: [(&str, &str); 4] =
+    [(HELD_OUT, "held-out"), ("kl", "KL"), ("entropy", "entropy"), ("completions/mean_length", "length")];
 
 /// Tells how far the run is.
 pub struct Live {
@@ -35,10 +37,11 @@ pub struct Live {
 }
 
 impl Live {
-    /// Starts the clock. `total` are the steps of the whole run, where they are known.
+    /// Starts the clock. `total` are the steps of the whole run, where they are known; `run` may have been evaluated already.
     #[must_use]
-    pub fn new(total: Option<u64>) -> Self {
-        let panel = Panel::open(COMMAND).map(|panel| (panel, Course::new(total)));
+    pub fn new(total: Option<u64>, run: &Run) -> Self {
+        let held_out = || run.held_out().into_iter().map(|(_, accuracy)| accuracy).collect();
+        let panel = Panel::open(COMMAND).map(|panel| (panel, Course::new(total, held_out())));
         let live = Self { lines: StepLines::new(total), newest: None, panel };
         if let Some((panel, _)) = &live.panel {
             panel.show(&["waiting for the first step".into()]);
@@ -92,8 +95,9 @@ struct Course {
 }
 
 impl Course {
-    fn new(total: Option<u64>) -> Self {
-        Self { total, newest: None, values: Vec::new(), ends: VecDeque::new() }
+    fn new(total: Option<u64>, held_out: Vec<f64>) -> Self {
+        let values = if held_out.is_empty() { Vec::new() } else { vec![(HELD_OUT.to_owned(), held_out)] };
+        Self { total, newest: None, values, ends: VecDeque::new() }
     }
 
     fn see(&mut self, line: &Metrics) {
@@ -185,7 +189,7 @@ mod tests {
     use super::*;
 
     fn course(steps: u64) -> Course {
-        let mut course = Course::new(Some(100));
+        let mut course = Course::new(Some(100), vec![0.25, 0.5]);
         for step in 1..=steps {
             let mut line = Metrics::default();
             line.count("policy_step", step);
@@ -208,16 +212,17 @@ mod tests {
     fn the_panel_has_a_line_per_number_with_its_course() {
         let lines = plain(&course(8).lines(77, &Stopwatch::new(["training"])));
         assert!(lines[0].starts_with("step 8/100  ━━━━━━") && lines[0].contains(" left, "), "{lines:?}");
-        assert_eq!(lines[1], "reward              8.000  ▁▂▃▄▅▆▇█");
-        assert_eq!(lines[2], "  correctness       2.000  ▁▁▁▁▁▁▁▁");
-        assert!(lines[3].starts_with("entropy             0.125  █"), "{lines:?}");
-        assert!(lines[4].ends_with(" tokens/s") && lines.len() == 5, "{lines:?}");
+        assert_eq!(lines[1], "held-out            0.500  ▁█");
+        assert_eq!(lines[2], "reward              8.000  ▁▂▃▄▅▆▇█");
+        assert_eq!(lines[3], "  correctness       2.000  ▁▁▁▁▁▁▁▁");
+        assert!(lines[4].starts_with("entropy             0.125  █"), "{lines:?}");
+        assert!(lines[5].ends_with(" tokens/s") && lines.len() == 6, "{lines:?}");
     }
 
     #[test]
     fn a_long_run_keeps_the_newest_values() {
         let course = course(200);
-        assert!(course.values.iter().all(|(_, values)| values.len() == KEPT) && course.ends.len() == RECENT + 1);
+        assert!(course.values[1..].iter().all(|(_, values)| values.len() == KEPT) && course.ends.len() == RECENT + 1);
         let lines = plain(&course.lines(40, &Stopwatch::new(["training"])));
         assert!(lines[1].chars().count() <= 40, "{lines:?}");
     }

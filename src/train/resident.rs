@@ -149,7 +149,8 @@ fn train_steps(
 ) -> Outcome {
     let mut is_written = true;
     let updates_per_step = writer.job.grpo.num_iterations;
-    let mut live = Live::new(writer.job.optimizer.total_steps.map(|updates| updates / updates_per_step));
+    let mut live =
+        Live::new(writer.job.optimizer.total_steps.map(|updates| updates / updates_per_step), &writer.job.run);
     let taken = in_steps(groups, Some(writer.job.groups_per_step), &mut |groups| {
         let (mut lines, updates) = (Vec::new(), grpo.trainer().updates());
         let mut line = |line: &Metrics| {
