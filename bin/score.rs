@@ -97,8 +97,10 @@ fn main() -> ExitCode {
     let args = Args::parse();
     run_filter("score", &args.output, |out| {
         let (scorer, input) = (args.scorer()?, Input::open(&args.input.file)?);
+        let command = scorer.command.clone();
+        let finish = || command.map_or(Ok(()), |command| command.finish());
         if let Some(seed) = args.placebo {
-            return Placebo { scorer, seed }.score(input, out);
+            return Placebo { scorer, seed }.score(input, out).and_then(|()| finish());
         }
         // A program may take its time for a record: as many threads wait as there are copies of it.
         let lines = if scorer.command.is_some() { 1 } else { LINES_PER_TASK };
@@ -106,6 +108,6 @@ fn main() -> ExitCode {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(jobs.into());
             pool.build_global().map_err(|err| Error::Usage(format!("--jobs: {err}")))?;
         }
-        map_lines(input, out, lines, |line, json| scorer.score_line(line, json))
+        map_lines(input, out, lines, |line, json| scorer.score_line(line, json)).and_then(|()| finish())
     })
 }

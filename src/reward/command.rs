@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::lines::record::Line;
 
 /// The name under which a lone number is recorded.
@@ -66,6 +66,15 @@ impl Workers {
         Ok(answer)
     }
 
+    /// Ends the copies that are there. What one still says belongs to no record, so that answers before may have gone to the wrong ones.
+    ///
+    /// # Errors
+    /// [`Error::Data`] when one says something.
+    pub fn finish(&self) -> Result<()> {
+        let said = std::mem::take(&mut *self.lock()).into_iter().find_map(Worker::last_words);
+        said.map_or(Ok(()), |line| Err(Error::Data(format!("the command {}", one_too_many(&line)))))
+    }
+
     fn lock(&self) -> std::sync::MutexGuard<'_, Vec<Worker>> {
         self.idle.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
@@ -87,10 +96,7 @@ impl Worker {
 
     fn ask(&mut self, record: &str, limit: Duration) -> std::result::Result<String, String> {
         if let Ok(Ok(line)) = self.from.try_recv() {
-            let quoted: String = line.chars().take(QUOTED).collect();
-            return Err(format!(
-                "answered an earlier record with a second line, \"{quoted}\": it must write one per record"
-            ));
+            return Err(one_too_many(&line));
         }
         // If nobody takes it, there will be no answer either.
         let _ = self.to.as_ref().expect("taken when it is dropped").send(format!("{record}\n"));
@@ -104,6 +110,19 @@ impl Worker {
             }
         }
     }
+}
+
+impl Worker {
+    /// Ends its input, and waits for what it says nevertheless.
+    fn last_words(mut self) -> Option<String> {
+        self.to = None;
+        self.from.recv_timeout(GRACE).ok()?.ok()
+    }
+}
+
+fn one_too_many(line: &str) -> String {
+    let quoted: String = line.chars().take(QUOTED).collect();
+    format!("answered an earlier record with a second line, \"{quoted}\": it must write one per record")
 }
 
 impl Drop for Worker {

@@ -152,7 +152,7 @@ fn check_projections(adapted: &mut Model, whole: &Model, most: f64) {
         for (got, want) in [(&gradients[0].0[i], of_a.collect::<Vec<_>>()), (&gradients[0].0[i + 1], of_b.collect())] {
             let want: Vec<f32> = want.into_iter().map(|x| x as f32).collect();
             let off = distance(got, &want);
-            assert!(f64::from(off) < most, "{name}: {off:e}");
+            assert!(off < most, "{name}: {off:e}");
         }
     }
 }

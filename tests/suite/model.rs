@@ -180,7 +180,7 @@ fn check_gradients(model: &Model) {
     let mut plain = PlainTransformer::of(model);
     let sequence = tokens(21, 37, 2);
     let (batch, targets) = lay(&[(sequence[..6].to_vec(), sequence[6..].to_vec())]);
-    let mut gradients = Gradients::zeros(&model);
+    let mut gradients = Gradients::zeros(model);
     let weight = |i: usize| (i as f32 * 0.7).cos();
     model.accumulate_gradients(&batch, &targets, 0.9, &mut gradients, &|i, _| weight(i).into());
     let loss = |plain: &PlainTransformer| -> f64 {
@@ -388,7 +388,7 @@ fn training_in_bf16_has_the_bits_of_sampling_and_nearly_the_gradients_of_f32() {
         let packed = Packed { tokens: sequence.clone(), starts: vec![0, 24], prefixes: vec![None] };
         let targets: Vec<_> = (8..23).map(|row| Target { row, token: sequence[row + 1] }).collect();
         let learned = |model: &Model| {
-            let mut gradients = Gradients::zeros(&model);
+            let mut gradients = Gradients::zeros(model);
             let slope = |i: usize, _: f32| (0.3 - (i % 3) as f32 * 0.25).into();
             let stats = model.accumulate_gradients(&packed, &targets, 1.0, &mut gradients, &slope);
             (stats.iter().map(|stats| stats.logprob).collect::<Vec<_>>(), gradients)

@@ -231,6 +231,28 @@ fn a_file_is_published_whole_or_not_at_all() {
 }
 
 #[test]
+fn a_named_pipe_and_a_link_stay_what_they_are_and_get_the_output() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    assert!(Command::new("mkfifo").arg(path("pipe")).status().unwrap().success());
+    let reader = std::thread::spawn({
+        let pipe = path("pipe");
+        move || std::fs::read_to_string(pipe).unwrap()
+    });
+    let scored = run(SCORE, &["-o", path("pipe").to_str().unwrap()], &lines(&[rollout("7")]));
+    assert_eq!(scored.code, Some(0), "{}", scored.stderr);
+    let want = run(SCORE, &[], &lines(&[rollout("7")])).stdout;
+    assert_eq!(reader.join().unwrap(), want);
+    assert!(!path("pipe").metadata().unwrap().is_file());
+
+    std::fs::write(path("file"), "old").unwrap();
+    std::os::unix::fs::symlink("file", path("link")).unwrap();
+    assert_eq!(run(SCORE, &["-o", path("link").to_str().unwrap()], &lines(&[rollout("7")])).code, Some(0));
+    assert!(path("link").is_symlink());
+    assert_eq!(std::fs::read_to_string(path("file")).unwrap(), want);
+}
+
+#[test]
 fn a_placebo_deals_rewards_within_whole_groups_and_the_same_again() {
     let record = |group: &str, sample: usize| {
         let right = if sample < 3 { "7" } else { "8" };
@@ -393,15 +415,15 @@ fn a_command_that_fails_names_the_record_and_what_came_before_is_kept() {
             done.stderr
         );
     }
-    // Of one line too many for a record, a later record would get what is left over.
-    let twice = "while read -r _; do echo 1; echo 2; sleep 0.2; done";
-    let done = run(SCORE, &["--command", twice, "--jobs", "1"], &lines(&numbered()[..5]));
-    assert_eq!((done.code, done.records().len()), (Some(3), 1), "{}", done.stderr);
-    assert!(
-        done.stderr.contains("-:2: the command answered an earlier record with a second line, \"2\""),
-        "{}",
-        done.stderr
-    );
+    // Of one line too many for a record, a later record would get what is left over. It shows before the next record, or at the end.
+    for (twice, place) in [
+        ("while read -r _; do echo 1; echo 2; sleep 0.2; done", "the command "),
+        ("while read -r _; do echo 1; done; echo 2", "score: the command "),
+    ] {
+        let done = run(SCORE, &["--command", twice, "--jobs", "1"], &lines(&numbered()[..5]));
+        let said = format!("{place}answered an earlier record with a second line, \"");
+        assert!(done.code == Some(3) && done.stderr.contains(&said), "{:?}: {}", done.code, done.stderr);
+    }
     let done = run(SCORE, &["--command", "cat", "--timeout", "0"], "");
     assert_eq!((done.code, done.stderr.contains("--timeout must be above 0")), (Some(2), true), "{}", done.stderr);
 }

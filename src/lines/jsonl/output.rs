@@ -52,8 +52,8 @@ enum FileWriter {
 }
 
 impl Output {
-    /// Opens standard output for `None` and `-`, else a temporary file beside `path` that [`Output::finish`] renames to it. A name that
-    /// ends in `.zst` or `.gz` is compressed.
+    /// Opens standard output for `None` and `-`; a device or a named pipe as it is; else a temporary file beside `path`, or beside what it
+    /// is a link to, that [`Output::finish`] renames to it. A name that ends in `.zst` or `.gz` is compressed.
     ///
     /// # Errors
     /// [`Error::Io`] when the file cannot be created.
@@ -61,12 +61,20 @@ impl Output {
         let sink = match path {
             None => Sink::Stdout(BufWriter::with_capacity(1 << 16, io::stdout().lock())),
             Some(path) if path.as_os_str() == "-" => return Self::create(None),
-            Some(path) => Sink::File { target: path.to_path_buf(), writer: FileWriter::create(path)? },
+            Some(path) if is_device(path) => {
+                let file = std::fs::File::options().write(true).open(path).map_err(Error::io(path))?;
+                return Ok(Self::growing(path, file));
+            }
+            Some(path) => {
+                let target = if path.is_symlink() { path.canonicalize().ok() } else { None };
+                let target = target.unwrap_or_else(|| path.to_path_buf());
+                Sink::File { writer: FileWriter::create(&target)?, target }
+            }
         };
         Ok(Self { sink })
     }
 
-    /// Writes to the end of a file, which shows each batch at once.
+    /// Writes to the end of a file, a device or a pipe, which shows each batch at once.
     #[must_use]
     pub fn growing(path: &Path, file: std::fs::File) -> Self {
         Self { sink: Sink::Growing { path: path.into(), writer: BufWriter::with_capacity(1 << 16, file) } }
@@ -113,7 +121,11 @@ impl Output {
                 Ok(())
             }
             Sink::File { target, writer } => writer.publish(&target).map_err(Error::io(&target)),
-            Sink::Growing { path, writer } => writer.get_ref().sync_all().map_err(Error::io(&path)),
+            Sink::Growing { path, writer } => {
+                let file = writer.get_ref();
+                let is_on_a_disk = file.metadata().is_ok_and(|metadata| metadata.is_file());
+                if is_on_a_disk { file.sync_all().map_err(Error::io(&path)) } else { Ok(()) }
+            }
         }
     }
 
@@ -146,6 +158,11 @@ impl Output {
             Sink::File { target, writer: FileWriter::Zstd(writer) } => write(writer).map_err(Error::io(&*target)),
         }
     }
+}
+
+/// Whether there is something that is neither a file nor a directory, which a file must not replace.
+fn is_device(path: &Path) -> bool {
+    path.metadata().is_ok_and(|metadata| !metadata.is_file() && !metadata.is_dir())
 }
 
 impl FileWriter {
