@@ -197,17 +197,18 @@ impl RequestBuilder {
         if tokens.is_empty() {
             return Err(Error::Data(format!("prompt {prompt_id} has no tokens")));
         }
-        let (limit, reason) = if self.limits.prompt_tokens <= self.limits.positions {
-            (self.limits.prompt_tokens, "--max-prompt-tokens allows")
-        } else {
-            (self.limits.positions, "the model's positions leave beside --max-completion-tokens:")
-        };
+        let (asked, room) = (self.limits.prompt_tokens, self.limits.positions);
+        let limit = asked.min(room);
         match self.options.on_long {
             _ if tokens.len() <= limit => Ok(Some(tokens)),
             LongPrompt::Skip => Ok(None),
             LongPrompt::TruncateLeft => Ok(Some(tokens[tokens.len() - limit..].to_vec())),
             LongPrompt::Refuse => {
-                let what = format!("prompt {prompt_id} has {} tokens, {reason} {limit}", tokens.len());
+                let most = match asked <= room {
+                    true => format!("--max-prompt-tokens allows {asked}"),
+                    false => format!("beside --max-completion-tokens the model has room for {room}"),
+                };
+                let what = format!("prompt {prompt_id} has {} tokens, and {most}", tokens.len());
                 Err(Error::Data(format!("{what}; see --on-long-prompt")))
             }
         }

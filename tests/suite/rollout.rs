@@ -156,7 +156,11 @@ fn a_long_prompt_is_refused_left_out_or_cut() {
     let done = rollout(&limit, &input);
     assert_eq!((done.code, done.records().len()), (Some(3), 1));
     assert!(done.stderr.contains("rollout: -:2: prompt a/1 has "), "{}", done.stderr);
-    assert!(done.stderr.contains(" tokens, --max-prompt-tokens allows 90; see --on-long-prompt"), "{}", done.stderr);
+    assert!(
+        done.stderr.contains(" tokens, and --max-prompt-tokens allows 90; see --on-long-prompt"),
+        "{}",
+        done.stderr
+    );
 
     let done = rollout(&[&limit[..], &["--on-long-prompt", "skip"]].concat(), &input);
     assert_eq!((done.code, done.records().len()), (Some(0), 2));
@@ -176,7 +180,7 @@ fn the_models_positions_bound_prompt_and_completion_together() {
     };
     let done = with("500");
     assert_eq!(done.code, Some(3));
-    assert!(done.stderr.contains("the model's positions leave beside --max-completion-tokens: 12;"), "{}", done.stderr);
+    assert!(done.stderr.contains("and beside --max-completion-tokens the model has room for 12;"), "{}", done.stderr);
     let refused = with("512");
     let message = "rollout: --max-completion-tokens 512 leaves no room for a prompt: the model has 512 positions, so at most 511 fit\n";
     assert_eq!((refused.code, refused.stderr.as_str()), (Some(2), message));
