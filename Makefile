@@ -78,9 +78,9 @@ fuzz:
 
 check:
 	cargo fmt --check
-	cargo clippy --all-targets $(FEATURES) -- -D warnings
-	cargo clippy $(FEATURES) --no-default-features -- -D warnings
-	RUSTDOCFLAGS='-D warnings' cargo doc --no-deps $(FEATURES)
+	cargo clippy --release --all-targets $(FEATURES) -- -D warnings
+	cargo clippy --release $(FEATURES) --no-default-features -- -D warnings
+	RUSTDOCFLAGS='-D warnings' cargo doc --release --no-deps $(FEATURES)
 
 # Compiles and links everything for GPUs, without a GPU; without nvcc it first fetches one into target/.
 check-cuda:

@@ -9,8 +9,7 @@ use super::head_norms::{BeforeNorms, head_norms_backward};
 use super::matmul::{MatrixRows, StartFrom, input_gradient};
 use super::ops::{bias_gradient, rms_norm_again, rms_norm_backward, swiglu_backward};
 use super::rope::Turn;
-use super::{Model, Parameter};
-use crate::numbers::aligned::AlignedVec;
+use super::{GradientSum, Model, Parameter};
 
 /// The rows a backward runs over.
 pub struct PackedRows<'a> {
@@ -25,7 +24,7 @@ pub struct PackedRows<'a> {
 /// Gradients of one layer's parameters, found by name.
 struct LayerGradients<'a> {
     model: &'a Model,
-    all: &'a mut [AlignedVec<f32>],
+    all: &'a mut [GradientSum],
     layer: usize,
 }
 
@@ -38,7 +37,7 @@ impl LayerGradients<'_> {
     /// That of a vector; empty if the layer lacks it, or it is not trained.
     fn vector(&mut self, parameter: Parameter) -> &mut [f32] {
         match self.place(parameter) {
-            Some(place) => &mut self.all[place],
+            Some(place) => self.all[place].begun(),
             None => &mut [],
         }
     }
@@ -48,7 +47,7 @@ impl LayerGradients<'_> {
         let Some(places) = self.place(Parameter::QNorm).zip(self.place(Parameter::KNorm)) else {
             return [&mut [], &mut []];
         };
-        self.all.get_disjoint_mut([places.0, places.1]).expect("they are two").map(|gradient| &mut **gradient)
+        self.all.get_disjoint_mut([places.0, places.1]).expect("they are two").map(GradientSum::begun)
     }
 
     fn place(&self, parameter: Parameter) -> Option<usize> {
@@ -63,7 +62,7 @@ pub fn block(
     mut rows: PackedRows<'_>,
     kept: &mut Activations,
     scratch: &mut Scratch,
-    gradients: &mut [AlignedVec<f32>],
+    gradients: &mut [GradientSum],
 ) {
     let (config, t) = (model.config(), rows.positions.len());
     let mut gradients = LayerGradients { model, all: gradients, layer };

@@ -39,7 +39,7 @@ impl To {
 #[test]
 fn a_signal_ends_a_run_at_the_step_it_reached_and_it_goes_on_from_there() {
     let [whole, ahead] = ["0", "2"].map(|ahead| {
-        let whole = Root::new(&[("STEPS", "200"), ("SAVE_EVERY", "150"), ("MAX_STALENESS", ahead)]);
+        let whole = Root::new(&[("STEPS", "100"), ("SAVE_EVERY", "90"), ("MAX_STALENESS", ahead)]);
         whole.train_whole();
         whole
     });
@@ -65,7 +65,7 @@ fn a_signal_ends_a_run_at_the_step_it_reached_and_it_goes_on_from_there() {
         assert_eq!(Started::left_of(id), [], "{signal}");
         let reached = fs::read_link(root.run("policy")).unwrap();
         let step: u64 = reached.to_str().unwrap().rsplit('_').next().unwrap().parse().unwrap();
-        assert!((3..200).contains(&step), "{signal}: no checkpoint of the step reached: {step}");
+        assert!((3..100).contains(&step), "{signal}: no checkpoint of the step reached: {step}");
         let want =
             format!("runs/run was ended by signal {} at step {step}; the same command goes on from there", code - 128);
         assert_eq!(news(&said), [want], "{signal}");
