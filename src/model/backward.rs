@@ -9,7 +9,8 @@ use super::head_norms::{BeforeNorms, head_norms_backward};
 use super::matmul::{MatrixRows, StartFrom, input_gradient};
 use super::ops::{bias_gradient, rms_norm_again, rms_norm_backward, swiglu_backward};
 use super::rope::Turn;
-use super::{GradientSum, Model, Parameter};
+use super::{Model, Parameter};
+use crate::numbers::aligned::AlignedVec;
 
 /// The rows a backward runs over.
 pub struct PackedRows<'a> {
@@ -24,7 +25,7 @@ pub struct PackedRows<'a> {
 /// Gradients of one layer's parameters, found by name.
 struct LayerGradients<'a> {
     model: &'a Model,
-    all: &'a mut [GradientSum],
+    all: &'a mut [AlignedVec<f32>],
     layer: usize,
 }
 
@@ -37,7 +38,7 @@ impl LayerGradients<'_> {
     /// That of a vector; empty if the layer lacks it, or it is not trained.
     fn vector(&mut self, parameter: Parameter) -> &mut [f32] {
         match self.place(parameter) {
-            Some(place) => self.all[place].begun(),
+            Some(place) => &mut self.all[place],
             None => &mut [],
         }
     }
@@ -47,7 +48,7 @@ impl LayerGradients<'_> {
         let Some(places) = self.place(Parameter::QNorm).zip(self.place(Parameter::KNorm)) else {
             return [&mut [], &mut []];
         };
-        self.all.get_disjoint_mut([places.0, places.1]).expect("they are two").map(GradientSum::begun)
+        self.all.get_disjoint_mut([places.0, places.1]).expect("they are two").map(|gradient| &mut **gradient)
     }
 
     fn place(&self, parameter: Parameter) -> Option<usize> {
@@ -62,7 +63,7 @@ pub fn block(
     mut rows: PackedRows<'_>,
     kept: &mut Activations,
     scratch: &mut Scratch,
-    gradients: &mut [GradientSum],
+    gradients: &mut [AlignedVec<f32>],
 ) {
     let (config, t) = (model.config(), rows.positions.len());
     let mut gradients = LayerGradients { model, all: gradients, layer };

@@ -55,7 +55,7 @@ pub use matmul::WeightPart;
 pub use parameters::{Parameter, ParameterList};
 pub use rope::{Llama3, RopeParameters, Scaling, Yarn};
 pub use sampling::Sampling;
-pub use train::{GradientSum, Gradients};
+pub use train::Gradients;
 
 /// How products in this type are computed here: the type, and for bf16 the instructions.
 #[must_use]

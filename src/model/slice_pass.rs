@@ -6,7 +6,7 @@ use super::batch::{BatchSlice, Slope, Target, TokenStats};
 use super::block::{self, Activations, ResidualStream, Scratch};
 use super::head::{HeadGradients, HeadPass, HeadScratch};
 use super::ops::{rms_norm, rms_norm_backward};
-use super::{GradientSum, Model, Parameter};
+use super::{Model, Parameter};
 use crate::numbers::aligned::AlignedVec;
 
 /// A loss, by its derivative, and the gradients it is added to.
@@ -14,7 +14,7 @@ pub struct LossGradient<'a> {
     /// By the index of a target in the batch, not in the slice.
     pub slope: Slope<'a>,
     /// A buffer per parameter, in the order of [`Model::trained`].
-    pub gradients: &'a mut [GradientSum],
+    pub gradients: &'a mut [AlignedVec<f32>],
 }
 
 /// Memory to work in.
@@ -56,7 +56,7 @@ impl Workspace {
         // Without any slope (no group with signal) there is nothing to send back.
         if d_hidden.iter().any(|&d| d != 0.0) {
             let d_norm = model.trainable.of_model(Parameter::FinalNorm);
-            rows.backward(model, slice, &d_hidden, x, d_norm.map_or(&mut [], |place| gradients[place].begun()));
+            rows.backward(model, slice, &d_hidden, x, d_norm.map_or(&mut [], |place| &mut gradients[place]));
             for (layer, kept) in kept.iter_mut().enumerate().rev() {
                 if model.stop().is_requested() {
                     break;
@@ -65,7 +65,7 @@ impl Workspace {
                 backward::block(model, layer, rows, kept, scratch, gradients);
             }
             if let Some(place) = model.trainable.of_model(Parameter::EmbedTokens) {
-                embed_backward(model, &slice.packed.tokens, x, gradients[place].begun());
+                embed_backward(model, &slice.packed.tokens, x, &mut gradients[place]);
             }
         }
         rows.d_hidden = d_hidden;

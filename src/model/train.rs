@@ -4,89 +4,40 @@
 //! batch alone, and the slices' gradients are added in order, so the sums are the same bits on any number of threads. A larger model
 //! runs a batch as one slice, and threads share out each product.
 
-use std::ops::Deref;
 use std::sync::Mutex;
 
 use rayon::prelude::*;
 
 use super::Model;
-use super::matmul::StartFrom;
 use super::batch::{BatchSlice, Packed, Slope, Target, TokenStats};
 use super::slice_pass::{LossGradient, Workspace};
 use crate::numbers::aligned::AlignedVec;
 
-/// A gradient per parameter, in the order of [`Model::trained`]; and the memory that computing them takes, kept from batch to batch.
-pub struct Gradients(pub Vec<GradientSum>, Memory);
-
-/// The gradient of a parameter, a sum over batches. What begins it overwrites it: to set all gradients of a large model to zero first, and to
-/// read them again, would take a tenth of a step.
-pub struct GradientSum {
-    values: AlignedVec<f32>,
-    has_begun: bool,
-}
-
-impl GradientSum {
-    fn new(len: usize) -> Self {
-        Self { values: AlignedVec::zeros(len), has_begun: false }
-    }
-
-    /// The sum, to be added to; zeros if it has not begun.
-    pub(super) fn begun(&mut self) -> &mut [f32] {
-        if !std::mem::replace(&mut self.has_begun, true) {
-            self.values.fill(0.0);
-        }
-        &mut self.values
-    }
-
-    /// The numbers of the sum, and what to start from to add all of them: its numbers mean nothing before it has begun.
-    pub(super) fn next(&mut self) -> (StartFrom<'static>, &mut [f32]) {
-        let has_begun = std::mem::replace(&mut self.has_begun, true);
-        (if has_begun { StartFrom::Add } else { StartFrom::Zero }, &mut self.values)
-    }
-}
-
-impl Deref for GradientSum {
-    type Target = [f32];
-
-    fn deref(&self) -> &[f32] {
-        assert!(self.has_begun, "`Gradients::settle` begins all");
-        &self.values
-    }
-}
+/// A buffer per parameter, in the order of [`Model::trained`]; and the memory that filling them takes, kept from batch to batch.
+pub struct Gradients(pub Vec<AlignedVec<f32>>, Memory);
 
 #[derive(Default)]
 struct Memory {
     workspaces: Workspaces,
     /// Gradients of each slice.
-    parts: Vec<Vec<GradientSum>>,
+    parts: Vec<Vec<AlignedVec<f32>>>,
 }
 
 impl Gradients {
-    /// Sums that have not begun, in the shapes of what a model trains.
+    /// All zero, in the shapes of what a model trains.
     #[must_use]
-    pub fn new(model: &Model) -> Self {
+    pub fn zeros(model: &Model) -> Self {
         Self(buffers(model), Memory::default())
     }
 
-    /// Begins all sums anew and keeps the memory.
+    /// Sets them to zero and keeps the memory.
     pub fn clear(&mut self) {
-        clear(&mut self.0);
-    }
-
-    /// Sets those to zero that nothing was added to.
-    pub fn settle(&mut self) {
-        self.0.par_iter_mut().for_each(|gradient| {
-            gradient.begun();
-        });
+        self.0.par_iter_mut().for_each(|gradient| gradient.fill(0.0));
     }
 }
 
-fn clear(gradients: &mut [GradientSum]) {
-    gradients.iter_mut().for_each(|gradient| gradient.has_begun = false);
-}
-
-fn buffers(model: &Model) -> Vec<GradientSum> {
-    model.trained().iter().map(|(_, shape)| GradientSum::new(shape.iter().product())).collect()
+fn buffers(model: &Model) -> Vec<AlignedVec<f32>> {
+    model.trained().iter().map(|(_, shape)| AlignedVec::zeros(shape.iter().product())).collect()
 }
 
 /// One per thread that worked at the same time as others.
@@ -137,16 +88,15 @@ impl Model {
             parts.resize_with(slices.len(), || buffers(self));
         }
         let parts = &mut parts[..slices.len()];
-        let one = |(slice, part): (&BatchSlice, &mut Vec<GradientSum>)| {
-            clear(part);
+        let one = |(slice, part): (&BatchSlice, &mut Vec<AlignedVec<f32>>)| {
+            part.iter_mut().for_each(|gradient| gradient.fill(0.0));
             let loss = LossGradient { slope, gradients: part };
             workspaces.with(|workspace| workspace.forward_backward(self, slice, temperature, loss))
         };
         let stats: Vec<Vec<TokenStats>> = slices.par_iter().zip(&mut *parts).with_max_len(1).map(one).collect();
         whole.par_iter_mut().enumerate().for_each(|(i, sum)| {
-            let sum = sum.begun();
-            for part in parts.iter().map(|part| &part[i]).filter(|part| part.has_begun) {
-                sum.iter_mut().zip(&**part).for_each(|(sum, part)| *sum += part);
+            for part in &*parts {
+                sum.iter_mut().zip(&*part[i]).for_each(|(sum, part)| *sum += part);
             }
         });
         stats.concat()

@@ -1,6 +1,6 @@
 //! One update of AdamW, in chunks shared out to threads. What a number becomes depends on its index alone, not on the chunks.
 
-use std::ops::Deref;
+use std::ops::DerefMut;
 
 use half::bf16;
 use rayon::prelude::*;
@@ -114,7 +114,7 @@ struct Tensor<'a> {
     /// The factor that weight decay multiplies its weights by.
     keep: f32,
     weights: &'a mut [f32],
-    gradients: &'a [f32],
+    gradients: &'a mut [f32],
     then: (usize, Vec<Then<'a>>),
 }
 
@@ -128,14 +128,14 @@ struct Part<'a, T> {
     second: &'a mut [T],
 }
 
-/// Applies one AdamW update to all parameters.
+/// Applies one AdamW update to all parameters, and sets their gradients to zero.
 ///
 /// # Source
 /// Loshchilov and Hutter 2019, <https://arxiv.org/abs/1711.05101>, in the order of operations of `torch.optim.AdamW`.
-pub fn update<G: Deref<Target = [f32]> + Sync>(
+pub fn update<G: DerefMut<Target = [f32]> + Sync>(
     rule: &Rule,
     parameters: Vec<Trained<'_>>,
-    gradients: &[G],
+    gradients: &mut [G],
     moments: &mut Moments,
 ) {
     assert_eq!(parameters.len(), gradients.len(), "one gradient a parameter");
@@ -171,10 +171,11 @@ fn each_part<T: Number>(tensors: Vec<Tensor<'_>>, means: &mut Means<T>, apply: i
         assert!(then.is_empty() || then.len() == weights.len().div_ceil(size), "one for each chunk, or none");
         let mut then: Vec<Option<Then<'_>>> = then.into_iter().map(Some).collect();
         then.resize_with(weights.len().div_ceil(size), || None);
-        let chunks = weights.par_chunks_mut(size).zip(gradients.par_chunks(size));
+        let chunks = weights.par_chunks_mut(size).zip(gradients.par_chunks_mut(size));
         let chunks = chunks.zip(first.par_chunks_mut(size)).zip(second.par_chunks_mut(size)).zip(then).enumerate();
         chunks.for_each(|(i, ((((weights, gradients), first), second), then))| {
-            apply(Part { start: start + i * size, keep, weights, gradients, first, second });
+            apply(Part { start: start + i * size, keep, weights, gradients: &*gradients, first, second });
+            gradients.fill(0.0);
             if let Some(then) = then {
                 then(weights);
             }
@@ -212,10 +213,11 @@ mod tests {
         let gradient = |step: u64, index: usize| ((step * 7 + index as u64 * 3) % 11) as f32 / 10.0 - 0.45;
         let mut moments = Moments::zeros(&parameters(), Dtype::F32);
         for step in 0..5 {
-            let gradients =
+            let mut gradients =
                 [0, 1].map(|t| (0..weights[t].len()).map(|i| gradient(step, t + i)).collect::<Vec<_>>());
             let views = weights.iter_mut().zip([true, false]).map(|(weights, decays)| Trained::new(weights, decays));
-            update(&Rule::new(&config, 1.0, step + 1, 1), views.collect(), &gradients, &mut moments);
+            update(&Rule::new(&config, 1.0, step + 1, 1), views.collect(), &mut gradients, &mut moments);
+            assert!(gradients.concat().iter().all(|g| *g == 0.0));
         }
         for (tensor, decay) in [(0, 0.1), (1, 0.0)] {
             for (index, (found, first)) in weights[tensor].iter().zip(&start[tensor]).enumerate() {
@@ -254,9 +256,9 @@ mod tests {
         let mut moments = Moments::zeros(&[("a".into(), vec![64, 64])], Dtype::Bf16);
         let mut weights = vec![0.0f32; 4096];
         for step in 1..=steps + 1 {
-            let gradients = [vec![if step == 1 { 1.0 } else { 0.0 }; 4096]];
+            let mut gradients = [vec![if step == 1 { 1.0 } else { 0.0 }; 4096]];
             let rule = Rule::new(&config, 1.0, step, seed);
-            update(&rule, vec![Trained::new(&mut weights, true)], &gradients, &mut moments);
+            update(&rule, vec![Trained::new(&mut weights, true)], &mut gradients, &mut moments);
         }
         moments
     }

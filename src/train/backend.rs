@@ -99,7 +99,7 @@ impl Cpu {
     #[must_use]
     pub fn new(model: Model, dtype: Dtype) -> Self {
         let model = if dtype == Dtype::Bf16 { model.with_bf16_products() } else { model };
-        Self { gradients: Gradients::new(&model), model, dtype, reference: None, moments: None }
+        Self { gradients: Gradients::zeros(&model), model, dtype, reference: None, moments: None }
     }
 }
 
@@ -169,7 +169,6 @@ impl Backend for Cpu {
     }
 
     fn gradient_norms(&mut self) -> Result<Vec<f64>> {
-        self.gradients.settle();
         Ok(optim::norms(&self.gradients.0))
     }
 
@@ -206,8 +205,7 @@ impl Backend for Cpu {
             }
             trained
         });
-        optim::update(&rule, trained.collect(), &self.gradients.0, moments);
-        self.gradients.clear();
+        optim::update(&rule, trained.collect(), &mut self.gradients.0, moments);
         self.model.merge_adapter();
         Ok(())
     }

@@ -64,7 +64,7 @@ fn log_probabilities_with_an_adapter_equal_peft() {
 fn gradients_of_an_adapter_equal_peft_and_the_base_model_has_none() {
     let (reference, model) = (Reference::of_adapters(), Model::load(&directory().join("tiny-adapter")).unwrap());
     let (batch, targets) = lay(&Reference::load().sequences());
-    let mut gradients = Gradients::new(&model);
+    let mut gradients = Gradients::zeros(&model);
     let slope = -1.0 / targets.len() as f32;
     model.accumulate_gradients(&batch, &targets, 1.0, &mut gradients, &|_, _| slope.into());
     assert_eq!(gradients.0.len(), 2 * 5 * model.config().num_hidden_layers);
@@ -128,7 +128,7 @@ fn check_projections(adapted: &mut Model, whole: &Model, most: f64) {
     let (batch, targets) = lay(&Reference::load().sequences());
     let slope = |i: usize, _: f32| ((i as f32 * 0.7).cos() / 20.0).into();
     let gradients = [&*adapted, whole].map(|model| {
-        let mut gradients = Gradients::new(model);
+        let mut gradients = Gradients::zeros(model);
         model.accumulate_gradients(&batch, &targets, 1.0, &mut gradients, &slope);
         gradients
     });

@@ -68,7 +68,7 @@ fn greedy_tokens_equal_transformers() {
 fn gradients_equal_torch() {
     each(|name, model, family, reference| {
         let (batch, targets) = lay(&reference.sequences());
-        let mut gradients = Gradients::new(model);
+        let mut gradients = Gradients::zeros(model);
         let slope = -1.0 / targets.len() as f32;
         let stats = model.accumulate_gradients(&batch, &targets, 1.0, &mut gradients, &|_, _| slope.into());
         let loss: f64 = stats.iter().map(|s| f64::from(slope * s.logprob)).sum();

@@ -242,7 +242,7 @@ pub fn by_hand(config: &LossConfig, groups: &[Group], known: [&[f32]; 2], temper
         SequenceLoss::new(config, known, Some(Survey { tokens: &survey[member], least_entropy }))
     };
     let losses: Vec<_> = (0..16).map(|member| counts(member).then(|| of(member))).collect();
-    let (mut tally, mut gradients) = (PassStats::new(16), Gradients::new(&model));
+    let (mut tally, mut gradients) = (PassStats::new(16), Gradients::zeros(&model));
     let part = |target: usize, logprob: f32| {
         let (member, index) = batch.origins[target];
         losses[member].as_ref().map(|loss| loss.token(index, logprob))

@@ -138,7 +138,7 @@ fn greedy_tokens_equal_transformers() {
 fn supervised_gradients_equal_torch() {
     let (reference, model) = (Reference::load(), tiny());
     let (batch, targets) = lay(&reference.sequences());
-    let mut gradients = Gradients::new(&model);
+    let mut gradients = Gradients::zeros(&model);
     let slope = -1.0 / targets.len() as f32;
     let stats = model.accumulate_gradients(&batch, &targets, 1.0, &mut gradients, &|_, _| slope.into());
     let loss: f32 = stats.iter().map(|s| slope * s.logprob).sum();
@@ -180,7 +180,7 @@ fn check_gradients(model: &Model) {
     let mut plain = PlainTransformer::of(model);
     let sequence = tokens(21, 37, 2);
     let (batch, targets) = lay(&[(sequence[..6].to_vec(), sequence[6..].to_vec())]);
-    let mut gradients = Gradients::new(model);
+    let mut gradients = Gradients::zeros(model);
     let weight = |i: usize| (i as f32 * 0.7).cos();
     model.accumulate_gradients(&batch, &targets, 0.9, &mut gradients, &|i, _| weight(i).into());
     let loss = |plain: &PlainTransformer| -> f64 {
@@ -215,7 +215,7 @@ fn the_row_of_the_padding_token_learns_only_from_a_tied_head() {
             let row = model.parameters()[0][2 * 30..3 * 30].to_vec();
             assert_eq!(row.iter().all(|x| *x == 0.0), padding.is_some(), "as transformers starts it");
             model.parameters_mut()[0][2 * 30..3 * 30].fill(0.1);
-            let mut gradients = Gradients::new(&model);
+            let mut gradients = Gradients::zeros(&model);
             model.accumulate_gradients(&batch, &targets, 1.0, &mut gradients, &|_, _| 1.0.into());
             gradients.0[0].to_vec()
         };
@@ -305,7 +305,7 @@ fn a_prompt_run_once_gives_the_bits_and_the_gradient_of_one_run_for_each_complet
         assert!(once.packed.prefixes.iter().any(Option::is_some));
         let of = |run: &[usize]| -> (Vec<f32>, Vec<f32>) {
             let batch = microbatch::pack(&sequences, run);
-            let mut gradients = Gradients::new(&model);
+            let mut gradients = Gradients::zeros(&model);
             let slope = |i: usize, _| (0.1 * (once_index(&once, batch.origins[i]) as f32 * 0.37).sin()).into();
             let stats = model.accumulate_gradients(&batch.packed, &batch.targets, 0.9, &mut gradients, &slope);
             assert_eq!(
@@ -333,7 +333,7 @@ fn order_and_cut_of_the_batch_leave_the_gradient_unchanged() {
     let model = tiny();
     let sequences: Vec<_> = (0..7).map(|i| (tokens(4 + i, 300, i), tokens(9 + 5 * i, 300, i + 9))).collect();
     let gradient_of = |parts: Vec<Vec<(Vec<u32>, Vec<u32>)>>| -> Vec<f32> {
-        let mut gradients = Gradients::new(&model);
+        let mut gradients = Gradients::zeros(&model);
         for part in parts {
             let (batch, targets) = lay(&part);
             let slope = |i: usize| 0.1 * (targets[i].token as f32 * 0.37).sin();
@@ -388,7 +388,7 @@ fn training_in_bf16_has_the_bits_of_sampling_and_nearly_the_gradients_of_f32() {
         let packed = Packed { tokens: sequence.clone(), starts: vec![0, 24], prefixes: vec![None] };
         let targets: Vec<_> = (8..23).map(|row| Target { row, token: sequence[row + 1] }).collect();
         let learned = |model: &Model| {
-            let mut gradients = Gradients::new(model);
+            let mut gradients = Gradients::zeros(model);
             let slope = |i: usize, _: f32| (0.3 - (i % 3) as f32 * 0.25).into();
             let stats = model.accumulate_gradients(&packed, &targets, 1.0, &mut gradients, &slope);
             (stats.iter().map(|stats| stats.logprob).collect::<Vec<_>>(), gradients)

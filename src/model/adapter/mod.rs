@@ -15,7 +15,7 @@ use super::matmul::{
     Input, MatrixRows, MatrixRowsMut, Operands, StartFrom, Weight, input_gradient, linear, weight_gradient,
 };
 use super::weights::{ParameterValues, StoredArray, uniform};
-use super::{Config, FORMAT, GradientSum, Model, Parameter, ParameterList};
+use super::{Config, FORMAT, Model, Parameter, ParameterList};
 use crate::directory::ADAPTER_WEIGHTS;
 use crate::error::{Error, Result};
 use crate::numbers::aligned::AlignedVec;
@@ -142,7 +142,7 @@ impl Adapter {
 /// Where the gradient of a matrix goes.
 pub(super) enum MatrixGradient<'a> {
     /// To that of all its numbers, `(out, in)`.
-    Whole(&'a mut GradientSum),
+    Whole(&'a mut [f32]),
     /// To those of its adapter.
     LowRank {
         /// `(r, in)`.
@@ -171,10 +171,7 @@ impl MatrixGradient<'_> {
         operands: &mut Operands,
     ) {
         let (a, b, factor, [d_a, d_b]) = match self {
-            Self::Whole(gradient) => {
-                let (start, gradient) = if m == 0 { return } else { gradient.next() };
-                return weight_gradient(dy, x, w, (m, n, k), start, gradient, operands);
-            }
+            Self::Whole(gradient) => return weight_gradient(dy, x, w, (m, n, k), gradient, operands),
             Self::LowRank { a, b, factor, gradients } => (*a, *b, *factor, gradients),
             Self::Frozen => return,
         };
@@ -184,10 +181,10 @@ impl MatrixGradient<'_> {
         narrow.reuse(m * rank);
         linear(Input::F32(&x[..m * k]), a, (m, rank, k), StartFrom::Zero, MatrixRowsMut::new(&mut narrow, rank, 0));
         narrow.iter_mut().for_each(|u| *u *= factor);
-        weight_gradient(dy, &narrow, b, (m, n, rank), StartFrom::Add, d_b, operands);
+        weight_gradient(dy, &narrow, b, (m, n, rank), d_b, operands);
         input_gradient(dy, b, (m, n, rank), StartFrom::Zero, &mut narrow, operands);
         narrow.iter_mut().for_each(|v| *v *= factor);
-        weight_gradient(MatrixRows::new(&narrow, rank, 0), x, a, (m, rank, k), StartFrom::Add, d_a, operands);
+        weight_gradient(MatrixRows::new(&narrow, rank, 0), x, a, (m, rank, k), d_a, operands);
         operands.narrow = narrow;
     }
 }
@@ -250,7 +247,7 @@ impl Model {
     }
 
     /// Where the gradient of the LM head goes, among `all` of what is trained.
-    pub(super) fn head_gradient<'a>(&self, all: &'a mut [GradientSum]) -> MatrixGradient<'a> {
+    pub(super) fn head_gradient<'a>(&self, all: &'a mut [AlignedVec<f32>]) -> MatrixGradient<'a> {
         match self.trainable.of_head() {
             Some(place) => MatrixGradient::Whole(&mut all[place]),
             None => MatrixGradient::Frozen,
@@ -261,7 +258,7 @@ impl Model {
     pub(super) fn matrix_gradient<'a>(
         &'a self,
         (layer, target): (usize, Parameter),
-        all: &'a mut [GradientSum],
+        all: &'a mut [AlignedVec<f32>],
     ) -> MatrixGradient<'a> {
         if let Some(place) = self.trainable.of_layer(layer, target) {
             return MatrixGradient::Whole(&mut all[place]);
@@ -270,6 +267,6 @@ impl Model {
         let Some(place) = adapter.place(layer, target) else { return MatrixGradient::Frozen };
         let Pair { a, b, .. } = &adapter.pairs[place / 2];
         let [d_a, d_b] = all.get_disjoint_mut([place, place + 1]).expect("they are two");
-        MatrixGradient::LowRank { a, b, factor: adapter.config.factor(), gradients: [d_a.begun(), d_b.begun()] }
+        MatrixGradient::LowRank { a, b, factor: adapter.config.factor(), gradients: [d_a, d_b] }
     }
 }

@@ -250,7 +250,7 @@ pub fn input_gradient(
     unsafe { OuterProduct { a, b, shape: (m, n, k), start, c, c_stride: k }.run() }
 }
 
-/// dw = start + dy^T x: the gradient of a linear layer's weight `w`.
+/// dw += dy^T x: the gradient of a linear layer's weight `w`.
 ///
 /// # Shapes
 /// - `dy`: `(M, N)` rows, `x`: `(M, K)`, `dw`: `(N, K)`
@@ -259,7 +259,6 @@ pub fn weight_gradient(
     x: &[f32],
     w: Weight<'_>,
     (m, n, k): (usize, usize, usize),
-    start: StartFrom<'_>,
     dw: &mut [f32],
     operands: &mut Operands,
 ) {
@@ -269,11 +268,11 @@ pub fn weight_gradient(
     if let Weight::Bf16(_) = w {
         operands.left.pack(Side::Left, Source::Across { data: dy.data, stride: dy.stride, shape: (n, m) });
         operands.right.pack(Side::Right, Source::Across { data: x, stride: k, shape: (k, m) });
-        return tiles::multiply(&operands.left, &operands.right, start, MatrixRowsMut::new(dw, k, 0));
+        return tiles::multiply(&operands.left, &operands.right, StartFrom::Add, MatrixRowsMut::new(dw, k, 0));
     }
     assert!(dy.data.len() >= (m - 1) * dy.stride + n && x.len() >= m * k && dw.len() >= n * k);
     let a = Left { data: dy.data.as_ptr(), row: 1, depth: dy.stride };
     let (b, c) = (Right::RowMajor(x.as_ptr()), dw.as_mut_ptr());
     // SAFETY: bounds asserted above.
-    unsafe { OuterProduct { a, b, shape: (n, m, k), start, c, c_stride: k }.run() }
+    unsafe { OuterProduct { a, b, shape: (n, m, k), start: StartFrom::Add, c, c_stride: k }.run() }
 }

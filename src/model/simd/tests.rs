@@ -44,7 +44,7 @@ fn computed_on(level: Level, hidden: usize) -> [Vec<f32>; 2] {
 
         let packed = Packed { tokens: tokens.to_vec(), starts: vec![0, 7], prefixes: vec![None] };
         let targets: Vec<_> = (0..6).map(|row| Target { row, token: tokens[row + 1] }).collect();
-        let mut gradients = Gradients::new(&model);
+        let mut gradients = Gradients::zeros(&model);
         let stats = model.accumulate_gradients(&packed, &targets, 0.9, &mut gradients, &|i, _| (1.0 + i as f32).into());
         let learned = stats.iter().flat_map(|stats| [stats.logprob, stats.entropy]);
         [logits, learned.chain(gradients.0.iter().flat_map(|gradient| gradient.to_vec())).collect()]

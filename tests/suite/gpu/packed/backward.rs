@@ -161,7 +161,7 @@ fn on_gpu(
 }
 
 fn on_cpu(model: &Model, packed: &Packed) -> (Vec<Vec<f32>>, Vec<TokenStats>) {
-    let mut gradients = model::Gradients::new(model);
+    let mut gradients = model::Gradients::zeros(model);
     let stats = model.accumulate_gradients(packed, &targets(packed), 0.9, &mut gradients, &slope);
     (gradients.0.iter().map(|gradient| gradient.to_vec()).collect(), stats)
 }

@@ -151,7 +151,7 @@ fn adamw_has_the_bits_of_the_cpus(gpu: &Arc<dyn Driver>, dtype: Dtype, state: Dt
             optimizer = new(&model, &optimizer.moments(model.config()).unwrap().unwrap()); // as from a checkpoint
         }
         let lengths = parameters.iter().map(|(_, shape)| shape.iter().product::<usize>());
-        let on_cpu: Vec<Vec<f32>> =
+        let mut on_cpu: Vec<Vec<f32>> =
             lengths.enumerate().map(|(i, len)| numbers(step * 100 + i as u64, len)).collect();
         for (numbers, at) in on_cpu.iter().zip(&gradients.layout.at) {
             gradients.numbers.upload(*at, numbers).unwrap();
@@ -162,7 +162,7 @@ fn adamw_has_the_bits_of_the_cpus(gpu: &Arc<dyn Driver>, dtype: Dtype, state: Dt
         optimizer.update(&rule, &gradients, &weights).unwrap();
         let trained = model.trainable_mut().into_iter().zip(&decays);
         let trained = trained.map(|(weights, decays)| Trained::new(weights, *decays)).collect();
-        optim::update(&rule, trained, &on_cpu, &mut moments);
+        optim::update(&rule, trained, &mut on_cpu, &mut moments);
         assert!(gradients.numbers.to_vec().unwrap().iter().all(|gradient| *gradient == 0.0));
     }
     let mut trained = super::model([2, 1, 16], false);
