@@ -17,12 +17,18 @@ measure_families() {
         note "$name.sampling" "$(calculate "16 * 64 / $taken")"
         note "$name.sampling.peak" "${peak:-0}"
         made_up_rewards <"$WORK/output" >"$WORK/$name.scored"
-        run grpo-step "$WORK/$name.scored" --policy "$WORK/$name" --out "$WORK/trained" --max-staleness any --weights-only \
-            --optimizer-state bf16
-        note "$name.training" "$taken"
-        note "$name.training.peak" "${peak:-0}"
-        rm -rf "$WORK/trained" "${WORK:?}/$name"
+        measure_step "$name" training --optimizer-state bf16
+        measure_step "$name" adapter --lora-rank 16
+        rm -rf "${WORK:?}/$name"
     done
+}
+
+# measure_step NAME WHAT OPTION...
+measure_step() {
+    run grpo-step "$WORK/$1.scored" --policy "$WORK/$1" --out "$WORK/trained" --max-staleness any --weights-only "${@:3}"
+    note "$1.$2" "$taken"
+    note "$1.$2.peak" "${peak:-0}"
+    rm -rf "$WORK/trained"
 }
 
 families_table() {
@@ -31,12 +37,14 @@ families_table() {
     cat <<END
 
 Other recipes' shapes, random weights: sampling 16 sequences (4 prompts x 4) of 64 tokens, and one GRPO step on them from start to end,
-loading and writing included, moments in bf16.
+loading and writing included: of all weights, with moments in bf16, and of an adapter of rank 16.
 
-| shape | sampling [tokens/s] | peak [MiB] | step [s] | peak [MiB] |
-|---|---|---|---|---|
+| shape | sampling [tokens/s] | peak [MiB] | step [s] | peak [MiB] | adapter: step [s] | peak [MiB] |
+|---|---|---|---|---|---|---|
 END
     for name in $FAMILIES; do
-        echo "| $name | $(cell "$name.sampling") | $(cell "$name.sampling.peak") | $(cell "$name.training") | $(cell "$name.training.peak") |"
+        echo -n "| $name "
+        for part in sampling training adapter; do echo -n "| $(cell "$name.$part") | $(cell "$name.$part.peak") "; done
+        echo "|"
     done
 }
