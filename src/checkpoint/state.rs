@@ -129,7 +129,8 @@ impl State {
     }
 }
 
-/// Refuses a checkpoint whose files are not as they were written, or an adapter whose base model has changed. A starting model has no checksums to compare.
+/// Refuses a checkpoint whose files are not as they were written, or an adapter whose base model has changed. A starting model has no
+/// checksums to compare.
 ///
 /// # Errors
 /// As [`State::load`] and [`State::verify`].

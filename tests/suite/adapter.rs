@@ -271,6 +271,7 @@ fn what_does_not_fit_is_refused_by_name() {
         (json!({"an_entry_of_later": 1}), "an_entry_of_later = 1 is not supported"),
         (json!({"r": 0}), "r is not a whole number above 0"),
         (json!({"r": 4}), "lora_A.weight has shape [3, "),
+        (json!({"r": 1_000_000_000_000_000_000_u64}), "lora_A.weight has shape [3, "),
         (
             json!({"base_model_name_or_path": "../elsewhere"}),
             "its base model ../elsewhere is neither a directory nor in the Hub's",

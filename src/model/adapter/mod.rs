@@ -60,16 +60,16 @@ impl Pair {
     }
 }
 
-/// Pairs of zeros.
+/// Pairs without numbers.
 fn pairs(shape: &Config, config: &AdapterConfig) -> Vec<Pair> {
     let list = shape.stored();
     let adapted = list.places().filter_map(|(layer, target, shape)| match *shape {
         [out, width] if config.targets.contains(&target) => Some((layer?, target, (out, width))),
         _ => None,
     });
-    let pair = |(layer, target, (out, width))| {
-        let (a, b) = (AlignedVec::zeros(config.rank * width), AlignedVec::zeros(out * config.rank));
-        Pair { layer, target, shape: (out, width), a, b, base: None }
+    let pair = |(layer, target, shape)| {
+        let (a, b) = (AlignedVec::default(), AlignedVec::default());
+        Pair { layer, target, shape, a, b, base: None }
     };
     adapted.map(pair).collect()
 }
@@ -79,7 +79,9 @@ impl Adapter {
     fn new(shape: &Config, config: AdapterConfig, seed: u64) -> Self {
         let mut pairs = pairs(shape, &config);
         for (i, pair) in pairs.iter_mut().enumerate() {
-            let limit = 1.0 / (pair.shape.1 as f32).sqrt();
+            let (out, width) = pair.shape;
+            (pair.a, pair.b) = (AlignedVec::zeros(config.rank * width), AlignedVec::zeros(out * config.rank));
+            let limit = 1.0 / (width as f32).sqrt();
             pair.a.iter_mut().enumerate().for_each(|(j, a)| *a = limit * (2.0 * uniform(seed, i, j) - 1.0));
         }
         Self { config, pairs }

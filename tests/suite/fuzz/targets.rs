@@ -7,6 +7,7 @@ use std::sync::Arc;
 #[cfg(feature = "candle")]
 use grpo_pipes::checkpoint::export::{self, Card};
 use grpo_pipes::checkpoint::{self, State};
+use grpo_pipes::directory::{ADAPTER, ADAPTER_WEIGHTS};
 use grpo_pipes::error::Result;
 use grpo_pipes::eval::{Fold, Judge};
 #[cfg(feature = "candle")]
@@ -18,7 +19,7 @@ use grpo_pipes::gsm8k::columns::AskedColumns;
 use grpo_pipes::gsm8k::source;
 use grpo_pipes::lines::jsonl::Input;
 use grpo_pipes::lines::record::Message;
-use grpo_pipes::model::{Config, Model};
+use grpo_pipes::model::{AdapterConfig, Config, Model, TARGETS as TARGETS_OF_ADAPTERS};
 use grpo_pipes::numbers::dtype::Dtype;
 #[cfg(feature = "candle")]
 use grpo_pipes::numbers::quantization::Quantization;
@@ -42,11 +43,12 @@ pub struct Target {
     pub take: fn(&mut Place, &mut Dice),
 }
 
-pub const TARGETS: [Target; 7] = [
+pub const TARGETS: [Target; 8] = [
     Target { name: "texts", share: 6_000, take: texts },
     Target { name: "records", share: 3_000, take: records },
     Target { name: "configs", share: 400, take: configs },
     Target { name: "weights", share: 300, take: weights },
+    Target { name: "adapters", share: 200, take: adapters },
     Target { name: "states", share: 200, take: states },
     Target { name: "gguf", share: 50, take: gguf },
     Target { name: "tokenizers", share: 50, take: tokenizers },
@@ -61,6 +63,8 @@ pub struct Place {
     records: Vec<Vec<u8>>,
     /// Files of a model that takes a few kilobytes.
     files: Vec<(&'static str, Vec<u8>)>,
+    /// Files of an adapter of it, which lies in a folder beside them.
+    adapter: [Vec<u8>; 2],
     /// The same as a GGUF file.
     #[cfg(feature = "candle")]
     gguf: Vec<u8>,
@@ -92,6 +96,7 @@ impl Place {
             texts: texts.map(|text| text.as_bytes().to_vec()).to_vec(),
             records: seeds(),
             files,
+            adapter: small_adapter(dir.path()),
             #[cfg(feature = "candle")]
             gguf: as_gguf(dir.path()),
             dir,
@@ -131,6 +136,17 @@ fn small_model(dir: &Path) -> Vec<(&'static str, Vec<u8>)> {
     Moments::zeros(&parameters, Dtype::F32).save(&dir.join(checkpoint::OPTIMIZER), &parameters).unwrap();
     State { step: 3, policy_id: "p".into(), ..State::default() }.seal(dir).unwrap();
     FILES.map(|name| (name, fs::read(dir.join(name)).unwrap())).to_vec()
+}
+
+const ADAPTER_FILES: [&str; 2] = [ADAPTER, ADAPTER_WEIGHTS];
+
+/// An adapter of the model in `dir`; its files as they are.
+fn small_adapter(dir: &Path) -> [Vec<u8>; 2] {
+    let (out, targets) = (dir.join("adapter"), TARGETS_OF_ADAPTERS.to_vec());
+    fs::create_dir(&out).unwrap();
+    let config = AdapterConfig { rank: 2, alpha: 4.0, is_rank_stabilized: false, targets };
+    Model::load(dir).unwrap().with_adapter(config, 1).save_trained(&out).unwrap();
+    ADAPTER_FILES.map(|name| fs::read(out.join(name)).unwrap())
 }
 
 #[cfg(feature = "candle")]
@@ -290,6 +306,19 @@ fn weights(place: &mut Place, dice: &mut Dice) {
             refused(Model::load_as(dir, Dtype::Bf16));
         }
     });
+}
+
+/// An adapter with a damaged config or damaged tensors, beside a whole base model.
+fn adapters(place: &mut Place, dice: &mut Dice) {
+    let which = dice.below(2) as usize;
+    let words =
+        ["1000000000000000000", "\"..\"", "\"r\":", "lora_B", "\"shape\":[4611686018427387904,2]", "true", "F64"];
+    let path = place.path("adapter").join(ADAPTER_FILES[which]);
+    fs::write(&path, mutate(dice, std::slice::from_ref(&place.adapter[which]), &words)).unwrap();
+    if let Some(model) = refused(Model::load(path.parent().unwrap())) {
+        assert!(model.trained().len() <= 2 * TARGETS_OF_ADAPTERS.len());
+    }
+    fs::write(&path, &place.adapter[which]).unwrap();
 }
 
 /// A file that `export-hf --gguf` wrote.
