@@ -310,7 +310,7 @@ fn weights(place: &mut Place, dice: &mut Dice) {
 
 /// An adapter with a damaged config or damaged tensors, beside a whole base model.
 fn adapters(place: &mut Place, dice: &mut Dice) {
-    let which = dice.below(2) as usize;
+    let which = dice.below(2);
     let words =
         ["1000000000000000000", "\"..\"", "\"r\":", "lora_B", "\"shape\":[4611686018427387904,2]", "true", "F64"];
     let path = place.path("adapter").join(ADAPTER_FILES[which]);
