@@ -25,6 +25,6 @@ say "training steps $first to $last again"
 for step in $(seq "$first" "$last"); do cat "$(records_of "$step")"; done >"$work/records.jsonl.zst"
 (train_on "$work/records.jsonl.zst" --policy "$from" --out "$work/policy" >/dev/null) || exit
 for file in model.safetensors adapter_model.safetensors optimizer.safetensors; do
-    [ ! -f "$to/$file" ] || cmp "$work/policy/$file" "$to/$file" >&2 || die "$to/$file is not what the recorded rollouts train" 4
+    [ ! -f "$work/policy/$file" ] || cmp "$work/policy/$file" "$to/$file" >&2 || die "$to/$file is not what the recorded rollouts train" 4
 done
 echo "$RUN: the recorded rollouts of steps $first to $last train $FROM to $TO, byte for byte"

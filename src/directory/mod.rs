@@ -147,7 +147,8 @@ pub fn weight_files(dir: &Path) -> Result<Vec<PathBuf>> {
 pub fn unsupported(names: &[String], adapter: &Path) -> Option<String> {
     let has = |wanted: &str| names.iter().any(|name| name == wanted);
     if has(ADAPTER) || names.iter().any(|name| name.starts_with("adapter_model.")) {
-        return if has(ADAPTER) && has(ADAPTER_WEIGHTS) { None } else { Some(of_adapter(adapter)) };
+        let missing = [ADAPTER, ADAPTER_WEIGHTS].into_iter().find(|name| !has(name));
+        return missing.map(|missing| of_adapter(adapter, missing));
     }
     if has(WEIGHTS) || has(INDEX) {
         return None;
@@ -196,7 +197,7 @@ pub fn not_a_directory(path: &Path) -> String {
     format!("a file; a model is a directory with {CONFIG}, {WEIGHTS} and tokenizer.json")
 }
 
-fn of_adapter(config: &Path) -> String {
+fn of_adapter(config: &Path, missing: &str) -> String {
     let text = std::fs::read_to_string(config).unwrap_or_default();
     let json: Value = serde_json::from_str(&text).unwrap_or_default();
     let kind = json["peft_type"].as_str().unwrap_or("LORA");
@@ -204,7 +205,7 @@ fn of_adapter(config: &Path) -> String {
     let kind = if kind.eq_ignore_ascii_case("lora") { "LoRA" } else { kind };
     let of = base.map(|base| format!(" of {base}")).unwrap_or_default();
     format!(
-        "a {kind} adapter{of} without {ADAPTER} and {ADAPTER_WEIGHTS}: merge it in Python, AutoPeftModelForCausalLM.from_pretrained(DIR).merge_and_unload().save_pretrained(NEW)"
+        "a {kind} adapter{of} without {missing}: merge it in Python, AutoPeftModelForCausalLM.from_pretrained(DIR).merge_and_unload().save_pretrained(NEW)"
     )
 }
 

@@ -71,7 +71,9 @@ impl Workers {
     /// # Errors
     /// [`Error::Data`] when one says something.
     pub fn finish(&self) -> Result<()> {
-        let said = std::mem::take(&mut *self.lock()).into_iter().find_map(Worker::last_words);
+        let mut workers = std::mem::take(&mut *self.lock());
+        workers.iter_mut().for_each(|worker| worker.to = None); // the end of their inputs, for all before waiting for one
+        let said = workers.into_iter().find_map(Worker::last_words);
         said.map_or(Ok(()), |line| Err(Error::Data(format!("the command {}", one_too_many(&line)))))
     }
 
@@ -113,9 +115,8 @@ impl Worker {
 }
 
 impl Worker {
-    /// Ends its input, and waits for what it says nevertheless.
-    fn last_words(mut self) -> Option<String> {
-        self.to = None;
+    /// What it says after the end of its input.
+    fn last_words(self) -> Option<String> {
         self.from.recv_timeout(GRACE).ok()?.ok()
     }
 }

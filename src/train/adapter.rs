@@ -45,7 +45,9 @@ impl AdapterArgs {
         }
         let is_target = |one: &Parameter| self.lora_targets.is_empty() || self.lora_targets.contains(one);
         let targets = TARGETS.into_iter().filter(is_target).collect();
-        let wanted = AdapterConfig { rank: rank as usize, alpha, is_rank_stabilized: false, targets };
+        // No option: an adapter of PEFT's that is so stays so.
+        let is_rank_stabilized = model.adapter().is_some_and(|there| there.is_rank_stabilized);
+        let wanted = AdapterConfig { rank: rank as usize, alpha, is_rank_stabilized, targets };
         match model.adapter() {
             None => Ok(model.with_adapter(wanted, seed)),
             Some(there) if *there == wanted => Ok(model),

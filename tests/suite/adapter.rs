@@ -4,19 +4,15 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use clap::Parser;
 use grpo_pipes::checkpoint;
 use grpo_pipes::model::{AdapterConfig, Gradients, Model, TARGETS};
 use grpo_pipes::numbers::aligned::AlignedVec;
 use grpo_pipes::numbers::dtype::Dtype;
-use grpo_pipes::optim::OptimizerConfig;
-use grpo_pipes::train::config::SupervisedConfig;
-use grpo_pipes::train::supervised::{self, Example};
-use grpo_pipes::train::trainer::Trainer;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::fixtures::{Reference, directory, distance, on_cpu, worst};
+use crate::families::trained;
+use crate::fixtures::{Reference, directory, distance, worst};
 use crate::grpo_step::SCORED;
 use crate::model::lay;
 use crate::process::{Finished, lines, run};
@@ -74,26 +70,10 @@ fn gradients_of_an_adapter_equal_peft_and_the_base_model_has_none() {
     }
 }
 
-#[derive(Parser)]
-struct Numbers {
-    #[command(flatten)]
-    optimizer: OptimizerConfig,
-}
-
 #[test]
 fn an_adapter_after_five_steps_equals_torch() {
     let reference = Reference::of_adapters();
-    let options = "test --learning-rate 1e-3 --adam-beta2 0.99 --weight-decay 0.1 --max-grad-norm 0";
-    let optimizer = Numbers::parse_from(options.split(' ')).optimizer;
-    let mut trainer = Trainer::open(&directory().join("tiny-adapter"), optimizer, None, &on_cpu).unwrap();
-    let example = |(prompt, completion)| Example { prompt, completion, digest: [0; 32] };
-    let examples: Vec<Example> = Reference::load().sequences().into_iter().map(example).collect();
-    for want in reference.json["losses"].as_array().unwrap() {
-        let config = SupervisedConfig { loss_on_prompt: false, micro_batch_tokens: 1000 };
-        let line = supervised::step(&mut trainer, config, &examples).unwrap().to_json();
-        let loss = serde_json::from_slice::<Value>(&line).unwrap()["loss"].as_f64().unwrap();
-        assert!((loss / want.as_f64().unwrap() - 1.0).abs() < 1e-4, "{loss} for {want}");
-    }
+    let mut trainer = trained("tiny-adapter", Reference::load().sequences(), &reference.json["losses"]);
     let mut model = trainer.weights().unwrap().clone();
     let names: Vec<String> = model.trained().into_iter().map(|(name, _)| name).collect();
     for (name, part) in names.iter().zip(model.trainable_parts()) {
@@ -294,11 +274,16 @@ fn an_adapter_is_not_trained_on_with_another_base_model() {
     let dir = copied(&json!({}));
     let base = dir.path().join("tiny-qwen2").display().to_string();
     assert_eq!(folder.train(&base, "one", "--lora-rank 2", &SCORED).code, Some(0));
+    let theirs = dir.path().join("tiny-adapter").display().to_string(); // as PEFT wrote it, without our state
+    let done = folder.train(&theirs, "goes-on", "--max-staleness any", &SCORED);
+    assert_eq!(done.code, Some(0), "{}", done.stderr);
     let weights = dir.path().join("tiny-qwen2/model.safetensors");
     let mut bytes = fs::read(&weights).unwrap();
     *bytes.last_mut().unwrap() ^= 1;
     fs::write(&weights, bytes).unwrap();
-    let refused = folder.train(&folder.path("one"), "two", "--max-staleness any", &SCORED);
-    assert_eq!(refused.code, Some(1), "{}", refused.stderr);
-    assert!(refused.stderr.contains("is not the one that it was trained on"), "{}", refused.stderr);
+    for name in ["one", "goes-on"] {
+        let refused = folder.train(&folder.path(name), "two", "--max-staleness any", &SCORED);
+        assert_eq!(refused.code, Some(1), "{}", refused.stderr);
+        assert!(refused.stderr.contains("is not the one that it was trained on"), "{}", refused.stderr);
+    }
 }

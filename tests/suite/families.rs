@@ -90,20 +90,27 @@ struct Numbers {
     optimizer: OptimizerConfig,
 }
 
+/// Trains the model `name` of the fixtures by torch's AdamW on the cross-entropy of the completions, a step for each of `losses`, which
+/// these must be.
+pub fn trained(name: &str, sequences: Vec<(Vec<u32>, Vec<u32>)>, losses: &Value) -> Trainer {
+    let options = "test --learning-rate 1e-3 --adam-beta2 0.99 --weight-decay 0.1 --max-grad-norm 0";
+    let optimizer = Numbers::parse_from(options.split(' ')).optimizer;
+    let mut trainer = Trainer::open(&directory().join(name), optimizer, None, &on_cpu).unwrap();
+    let example = |(prompt, completion)| Example { prompt, completion, digest: [0; 32] };
+    let examples: Vec<Example> = sequences.into_iter().map(example).collect();
+    for want in losses.as_array().unwrap() {
+        let config = SupervisedConfig { loss_on_prompt: false, micro_batch_tokens: 1000 };
+        let line = supervised::step(&mut trainer, config, &examples).unwrap().to_json();
+        let loss = serde_json::from_slice::<Value>(&line).unwrap()["loss"].as_f64().unwrap();
+        assert!((loss / want.as_f64().unwrap() - 1.0).abs() < 1e-4, "{name}: {loss} for {want}");
+    }
+    trainer
+}
+
 #[test]
 fn weights_after_five_steps_equal_torch() {
     each(|name, _, family, reference| {
-        let options = "test --learning-rate 1e-3 --adam-beta2 0.99 --weight-decay 0.1 --max-grad-norm 0";
-        let optimizer = Numbers::parse_from(options.split(' ')).optimizer;
-        let mut trainer = Trainer::open(&directory().join(format!("tiny-{name}")), optimizer, None, &on_cpu).unwrap();
-        let example = |(prompt, completion)| Example { prompt, completion, digest: [0; 32] };
-        let examples: Vec<Example> = reference.sequences().into_iter().map(example).collect();
-        for want in family["losses"].as_array().unwrap() {
-            let config = SupervisedConfig { loss_on_prompt: false, micro_batch_tokens: 1000 };
-            let line = supervised::step(&mut trainer, config, &examples).unwrap().to_json();
-            let loss = serde_json::from_slice::<Value>(&line).unwrap()["loss"].as_f64().unwrap();
-            assert!((loss / want.as_f64().unwrap() - 1.0).abs() < 1e-4, "{name}: {loss} for {want}");
-        }
+        let mut trainer = trained(&format!("tiny-{name}"), reference.sequences(), &family["losses"]);
         let model = trainer.weights().unwrap();
         let got = strided(model.config(), model.parameters().into_iter(), &reference.json["weight_stride"]);
         let off = distance(&got, &reference.tensor(&format!("weights.{name}")));

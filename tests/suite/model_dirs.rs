@@ -207,7 +207,7 @@ fn each_command_says_alike_what_a_directory_has_instead_of_weights() {
     let cases: [(&[&str], &str); 8] = [
         (
             &["adapter_config.json", "model.safetensors"],
-            "a LoRA adapter of gone without adapter_config.json and adapter_model.safetensors: merge it",
+            "a LoRA adapter of gone without adapter_model.safetensors: merge it",
         ),
         (&["pytorch_model.bin"], "the weights are a pickle, pytorch_model.bin, which is not read: in Python, "),
         (&["pytorch_model.bin.index.json"], "the weights are a pickle, pytorch_model.bin.index.json"),

@@ -90,11 +90,14 @@ impl Trainer {
         state.files.clear(); // those of `dir`
         state.seed = seed.unwrap_or(state.seed);
         let backend = open(Model::load(dir)?)?;
-        if backend.adapter().is_some() && directory::base_of(dir)?.is_none() {
-            let what = "a checkpoint; copy it without {} to start an adapter of it";
-            state.base_policy_id = Some(match state.step {
-                0 => state.policy_id.clone(),
-                _ => return Err(Error::model(dir, what.replace("{}", checkpoint::STATE))),
+        if backend.adapter().is_some() && state.base_policy_id.is_none() {
+            state.base_policy_id = Some(match directory::base_of(dir)? {
+                Some(base) => checkpoint::identity(&base)?.policy_id,
+                None if state.step == 0 => state.policy_id.clone(),
+                None => {
+                    let what = format!("a checkpoint; copy it without {} to start an adapter of it", checkpoint::STATE);
+                    return Err(Error::model(dir, what));
+                }
             });
         }
         Ok(Self::new(backend, state, config, dir))
