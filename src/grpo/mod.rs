@@ -3,6 +3,7 @@
 //! Knows no model, device or directory; of the model only the log-probability and entropy of a token.
 
 pub mod advantage;
+pub mod completion;
 pub mod groups;
 pub mod health;
 pub mod limits;

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use crate::grpo::advantage::AdvantageConfig;
-use crate::grpo::groups::Staleness;
+use crate::grpo::completion::Staleness;
 use crate::grpo::loss::LossConfig;
 use crate::optim::OptimizerConfig;
 use crate::process::cancel::Stop;

@@ -228,7 +228,7 @@ fn optimizer(config: &OptimizerConfig) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::grpo::groups::Staleness;
+    use crate::grpo::completion::Staleness;
     use crate::numbers::dtype::Dtype;
 
     /// The policy id that a supervised step of version 0.1.0 gave, and the parent of the steps below.

@@ -13,7 +13,8 @@ use std::path::Path;
 
 use crate::checkpoint::State;
 use crate::error::{Error, Result};
-use crate::grpo::groups::{CheckOrder, Group, Groups, Staleness};
+use crate::grpo::completion::Staleness;
+use crate::grpo::groups::{CheckOrder, Group, Groups};
 use crate::grpo::health::Health;
 use crate::grpo::metrics::Metrics;
 use crate::lines::jsonl::Input;

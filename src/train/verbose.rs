@@ -1,6 +1,7 @@
 //! Prints a sample of a step: a question, its answer, a response and what was extracted, as the notebooks do.
 
-use crate::grpo::groups::{Group, ScoredCompletion};
+use crate::grpo::completion::ScoredCompletion;
+use crate::grpo::groups::Group;
 use crate::lines::prompt;
 use crate::lines::record::Record;
 

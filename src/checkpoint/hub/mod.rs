@@ -7,24 +7,23 @@
 //! here each is checked first.
 
 mod api;
+mod cache;
+mod choose;
 mod lfs;
 pub mod push;
 mod upload;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::fs::File;
-use std::io::ErrorKind;
 use std::path::{Component, Path, PathBuf};
 
-use serde::Deserialize;
-
-use crate::checkpoint;
 use crate::directory::hub_cache::{self, is_plain, setting};
-use crate::directory::{self, ADAPTER, ADAPTER_WEIGHTS, CONFIG, INDEX, WEIGHTS, is_gguf};
+use crate::directory::{self, is_gguf};
 use crate::error::{Error, Result};
-use crate::model::Config;
 use crate::process::message::one_line;
 use api::{Api, Fault, Object};
+use cache::{cached, length, put, write_ref};
+use choose::model_files;
 
 pub use api::RepoKind;
 
@@ -265,144 +264,9 @@ fn plain(name: &str) -> std::result::Result<&str, String> {
     if inside && !name.is_empty() && !name.contains('\\') { Ok(name) } else { Err(format!("bad file name {name:?}")) }
 }
 
-impl Object {
-    fn is_whole(&self, path: &Path) -> bool {
-        length(path) == Some(self.size)
-    }
-
-    fn blob(&self, folder: &Path) -> PathBuf {
-        folder.join("blobs").join(&self.id)
-    }
-
-    /// Makes the file in a snapshot a relative link to its content, as Python does.
-    fn link(&self, folder: &Path, snapshot: &Path, name: &str) -> Result<()> {
-        let link = snapshot.join(name);
-        let inside = link.strip_prefix(folder).expect("a snapshot is in the folder").components().count();
-        let target = Path::new(&"../".repeat(inside - 1)).join("blobs").join(&self.id);
-        make_parent(&link)?;
-        match std::fs::remove_file(&link) {
-            Err(err) if err.kind() != ErrorKind::NotFound => Err(Error::io(&link)(err)),
-            _ => std::os::unix::fs::symlink(target, &link).map_err(Error::io(&link)),
-        }
-    }
-}
-
 /// Whether this can be the id of a commit or a content, for Git or for the Hub.
 fn is_object_id(id: &str) -> bool {
     !id.is_empty() && id.bytes().all(|byte| byte.is_ascii_hexdigit())
-}
-
-fn length(path: &Path) -> Option<u64> {
-    std::fs::metadata(path).ok().map(|found| found.len())
-}
-
-fn put(from: &Path, to: &Path) -> Result<()> {
-    make_parent(to)?;
-    std::fs::rename(from, to).map_err(Error::io(to))
-}
-
-fn make_parent(path: &Path) -> Result<()> {
-    let parent = path.parent().expect("a path below the cache");
-    std::fs::create_dir_all(parent).map_err(Error::io(parent))
-}
-
-/// Records which snapshot `main` is, for offline use: writes beside the file and renames.
-fn write_ref(folder: &Path, commit: &str) -> Result<()> {
-    let refs = folder.join("refs");
-    std::fs::create_dir_all(&refs).map_err(Error::io(&refs))?;
-    let file = tempfile::NamedTempFile::new_in(&refs).map_err(Error::io(&refs))?;
-    std::fs::write(file.path(), commit).map_err(Error::io(&refs))?;
-    file.persist(refs.join("main")).map_err(|err| Error::io(&refs)(err.error))?;
-    Ok(())
-}
-
-/// The snapshot that `refs/main` names, if it has all chosen files.
-fn cached(folder: &Path, choose: Choose<'_>) -> std::result::Result<(PathBuf, Vec<String>), String> {
-    let commit = std::fs::read_to_string(folder.join("refs/main")).map_err(|_| "nothing is there".to_owned())?;
-    let dir = folder.join("snapshots").join(plain(commit.trim())?);
-    let mut names = Vec::new();
-    list(&dir, "", &mut names);
-    let chosen = choose(&names, &dir)?;
-    match chosen.iter().find(|name| !names.contains(name)) {
-        Some(missing) => Err(format!("no {missing}")),
-        None => Ok((dir, chosen)),
-    }
-}
-
-/// Lists the files of a snapshot, without links whose content was removed.
-fn list(dir: &Path, prefix: &str, names: &mut Vec<String>) {
-    for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
-        let name = format!("{prefix}{}", entry.file_name().to_string_lossy());
-        match std::fs::metadata(entry.path()) {
-            Ok(found) if found.is_dir() => list(&entry.path(), &format!("{name}/"), names),
-            Ok(_) => names.push(name),
-            Err(_) => {}
-        }
-    }
-}
-
-/// Chooses the files of one model in a repository: small files first, then the shards that the index names. Refuses a repository that
-/// holds another kind of model, not of one of the types `others`, as soon as the names or the first files show it.
-fn model_files(names: &[String], dir: &Path, others: &[&str]) -> Choice {
-    let has = |wanted: &str| names.iter().any(|name| name == wanted);
-    if has(ADAPTER) && !dir.join(ADAPTER).exists() {
-        return Ok(vec![ADAPTER.into()]); // it names its base model
-    }
-    if has(ADAPTER) && has(ADAPTER_WEIGHTS) {
-        let own = ["tokenizer.json"].into_iter().chain(OPTIONAL).filter(|name| has(name));
-        return Ok([ADAPTER, ADAPTER_WEIGHTS].into_iter().chain(own).map(Into::into).collect()); // the base has the rest
-    }
-    if let Some(kind) = directory::unsupported(names, &dir.join(ADAPTER)) {
-        return Err(kind);
-    }
-    if has(CONFIG) && !dir.join(CONFIG).exists() {
-        return Ok(vec![CONFIG.into()]); // another architecture may lack other files too
-    }
-    if has(CONFIG) && !others.contains(&directory::model_type(dir).as_str()) {
-        Config::read(&dir.join(CONFIG)).map_err(|err| match err {
-            Error::Model { what, .. } => format!("{CONFIG}: {what}"),
-            other => other.to_string(),
-        })?;
-    }
-    let mut chosen = Vec::new();
-    for required in [CONFIG, "tokenizer.json"] {
-        if !has(required) {
-            return Err(format!("has no {required}"));
-        }
-        chosen.push(required.to_owned());
-    }
-    chosen.extend(OPTIONAL.into_iter().filter(|name| has(name)).map(Into::into));
-    if has(WEIGHTS) {
-        chosen.push(WEIGHTS.into());
-    } else if has(INDEX) {
-        chosen.push(INDEX.into());
-        chosen.extend(shards(&dir.join(INDEX))?);
-    } else {
-        return Err(format!("has no {WEIGHTS}"));
-    }
-    Ok(chosen)
-}
-
-/// Files of a model that it may lack.
-const OPTIONAL: [&str; 5] = [
-    "generation_config.json",
-    "tokenizer_config.json",
-    "chat_template.jinja",
-    "chat_template.json",
-    checkpoint::SYSTEM_PROMPT,
-];
-
-/// The shards that an index names; none before the index is downloaded.
-fn shards(index: &Path) -> std::result::Result<BTreeSet<String>, String> {
-    #[derive(Deserialize)]
-    struct Index {
-        weight_map: BTreeMap<String, String>,
-    }
-    let Ok(text) = std::fs::read_to_string(index) else {
-        return Ok(BTreeSet::new());
-    };
-    let index: Index = serde_json::from_str(&text).map_err(|err| format!("{INDEX}: {err}"))?;
-    Ok(index.weight_map.into_values().collect())
 }
 
 #[cfg(test)]

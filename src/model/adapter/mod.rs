@@ -14,8 +14,9 @@ use std::sync::OnceLock;
 use super::matmul::{
     Input, MatrixRows, MatrixRowsMut, Operands, StartFrom, Weight, input_gradient, linear, weight_gradient,
 };
+use super::stored::FORMAT;
 use super::weights::{ParameterValues, StoredArray, uniform};
-use super::{Config, FORMAT, Model, Parameter, ParameterList};
+use super::{Config, Model, Parameter, ParameterList};
 use crate::directory::ADAPTER_WEIGHTS;
 use crate::error::{Error, Result};
 use crate::numbers::aligned::AlignedVec;
