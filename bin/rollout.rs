@@ -51,7 +51,13 @@ pub struct Args {
     #[arg(long, value_name = "N", requires = "follow", conflicts_with = "model", default_value_t = 0,
           value_parser = clap::value_parser!(u64).range(..=MAX_STEPS_AHEAD))]
     max_staleness: u64,
-    /// Sample at most N steps for --follow. A single step needs no trainer at the end of the pipe, unless --max-staleness is given
+    /// Let the trainer of --follow, which must have the same BUDGET, ask for more groups of a step, up to BUDGET times --groups-per-step
+    /// in all
+    #[arg(long, value_name = "BUDGET", requires = "follow", conflicts_with_all = ["model", "max_staleness"],
+          value_parser = clap::value_parser!(u64).range(2..))]
+    dynamic_sampling: Option<u64>,
+    /// Sample at most N steps for --follow. A single step needs no trainer at the end of the pipe, unless --max-staleness or
+    /// --dynamic-sampling is given
     #[arg(long, value_name = "N", requires = "follow", conflicts_with = "model", value_parser = clap::value_parser!(u64).range(1..))]
     steps: Option<u64>,
     /// Answer the requests of programs written for OpenAI's API at ADDRESS, HOST:PORT or a PORT of this machine alone, until a signal
@@ -166,6 +172,7 @@ impl Args {
                     groups_per_step: groups.get(),
                     max_staleness: self.max_staleness,
                     max_steps: self.steps,
+                    dynamic_sampling: self.dynamic_sampling,
                 };
                 Policy::Run(dir.clone(), options)
             }

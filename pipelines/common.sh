@@ -52,6 +52,9 @@ set_all() {
     done <<<"$1"
 }
 
+# The prompts of a step, of which dynamic sampling may pass over some.
+prompts_per_step() { echo $((PROMPTS_PER_STEP * ${DYNAMIC_SAMPLING:-1})); }
+
 reached_step() {
     local STEP=0
     [ ! -L "$RUN/policy" ] || set_all "$(grpo-step --status "$RUN")"
@@ -150,8 +153,9 @@ measure() {
 }
 
 sample_steps() {
+    [ "$MAX_STALENESS" = 0 ] || set -- --max-staleness "$MAX_STALENESS" "$@"
     sample "$RUN/prompts.jsonl" --follow "$RUN" -n "$NUM_GENERATIONS" --groups-per-step "$PROMPTS_PER_STEP" \
-        --max-staleness "$MAX_STALENESS" --temperature "$TEMPERATURE" --log "$RUN/rollout.log" "$@"
+        ${DYNAMIC_SAMPLING:+--dynamic-sampling "$DYNAMIC_SAMPLING"} --temperature "$TEMPERATURE" --log "$RUN/rollout.log" "$@"
 }
 
 # A stage of the user's takes the place of score: SCORER='./my_reward.py'.
@@ -165,9 +169,11 @@ learn() { train_on --follow "$RUN" --save-every "$SAVE_EVERY" --keep "$KEEP" ${V
 
 # grpo-step with this recipe's numbers.
 train_on() {
-    options LOSS EPSILON EPSILON_HIGH BETA KL_ESTIMATOR SCALE_REWARDS IMPORTANCE_SAMPLING_CLIP_MAX MAX_COMPLETION_TOKENS MAX_STALENESS \
-        LEARNING_RATE SCHEDULE WARMUP_RATIO MAX_GRAD_NORM ADAM_BETA1 ADAM_BETA2 WEIGHT_DECAY OPTIMIZER_STATE LORA_RANK LORA_ALPHA \
-        LORA_TARGETS DTYPE SEED
+    local option
+    options LOSS EPSILON EPSILON_HIGH BETA KL_ESTIMATOR SCALE_REWARDS IMPORTANCE_SAMPLING_CLIP_MAX MAX_COMPLETION_TOKENS \
+        DYNAMIC_SAMPLING MAX_STALENESS LEARNING_RATE SCHEDULE WARMUP_RATIO MAX_GRAD_NORM ADAM_BETA1 ADAM_BETA2 WEIGHT_DECAY \
+        OPTIMIZER_STATE LORA_RANK LORA_ALPHA LORA_TARGETS DTYPE SEED
+    for option in $GRPO_OPTIONS; do OPTIONS+=("--$option"); done
     [ "$BETA" = 0 ] || OPTIONS+=(--reference "$RUN/checkpoints/step_000000")
     exec grpo-step --groups-per-step "$PROMPTS_PER_STEP" --total-steps "$STEPS" "${OPTIONS[@]}" "$@"
 }

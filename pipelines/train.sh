@@ -8,10 +8,11 @@ began=$SECONDS
 
 # The training order.
 make_prompts() {
-    local wanted=$((STEPS * PROMPTS_PER_STEP))
+    local per_step wanted
+    per_step=$(prompts_per_step) wanted=$((STEPS * per_step))
     [ ! -f "$RUN/prompts.jsonl" ] || return 0
     say "prompts: $wanted from $DATA"
-    prepare train "$wanted" --shuffle --epochs "$EPOCHS" --steps "$STEPS" --groups-per-step "$PROMPTS_PER_STEP" -o "$RUN/prompts.jsonl"
+    prepare train "$wanted" --shuffle --epochs "$EPOCHS" --steps "$STEPS" --groups-per-step "$per_step" -o "$RUN/prompts.jsonl"
 }
 
 # Step 0: a supervised start, or the model as it is. Either way a directory of its own, whose optimizer starts afresh.

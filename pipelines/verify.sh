@@ -15,9 +15,10 @@ records_of() { printf "$RUN/rollouts/step_%06d.jsonl.zst" "$1"; }
 # Differs only if weights, prompts, seed or recipe are others than those that sampled. `score` gives both sides their rewards.
 if [ "$MAX_STALENESS" = 0 ] && [ -z "$SCORER" ]; then
     say "sampling step $first again"
-    sed -n "$(((first - 1) * PROMPTS_PER_STEP + 1)),$((first * PROMPTS_PER_STEP))p" "$RUN/prompts.jsonl" >"$work/prompts.jsonl"
-    (sample "$work/prompts.jsonl" --model "$from" -n "$NUM_GENERATIONS" --temperature "$TEMPERATURE") | score --reward "$REWARDS" >"$work/again"
     score --reward "$REWARDS" "$(records_of "$first")" >"$work/recorded"
+    begun=$(((first - 1) * $(prompts_per_step))) groups=$(($(wc -l <"$work/recorded") / NUM_GENERATIONS))
+    sed -n "$((begun + 1)),$((begun + groups))p" "$RUN/prompts.jsonl" >"$work/prompts.jsonl"
+    (sample "$work/prompts.jsonl" --model "$from" -n "$NUM_GENERATIONS" --temperature "$TEMPERATURE") | score --reward "$REWARDS" >"$work/again"
     cmp "$work/again" "$work/recorded" >&2 || die "$(records_of "$first") is not what the weights of $from sample" 4
 fi
 

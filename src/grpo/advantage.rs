@@ -1,5 +1,6 @@
 //! Turns rewards into advantages: how much better a completion did than the others of its group.
 
+use std::borrow::Borrow;
 use std::str::FromStr;
 
 use crate::error::Result;
@@ -76,8 +77,8 @@ impl AdvantageConfig {
     ///
     /// # Errors
     /// [`crate::Error::Record`] when a completion with a reward has none of the parts that [`AdvantageConfig::normalize_then_sum`] names.
-    pub fn of(&self, groups: &[Group]) -> Result<Advantages> {
-        let rewards = Self::by_group(groups, groups.iter().flat_map(|group| &group.completions).map(|one| one.reward));
+    pub fn of<G: Borrow<Group>>(&self, groups: &[G]) -> Result<Advantages> {
+        let rewards = Self::by_group(groups, groups::completions(groups).map(|one| one.reward));
         let Some(PartWeights(weights)) = &self.normalize_then_sum else {
             return Ok(advantages(&rewards, self.scale_rewards, self.leave_one_out));
         };
@@ -88,7 +89,7 @@ impl AdvantageConfig {
             weighted.push((Self::by_group(groups, values.unwrap_or_default().into_iter()), *weight));
         }
         let has_part = |group: usize, one: usize| weighted.iter().any(|(values, _)| values[group][one].is_some());
-        for (group, completions) in groups.iter().map(|group| &group.completions).enumerate() {
+        for (group, completions) in groups.iter().map(|group| &group.borrow().completions).enumerate() {
             let bare = completions.iter().enumerate().find(|(one, it)| it.reward.is_some() && !has_part(group, *one));
             if let Some((_, completion)) = bare {
                 let names = weights.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>().join(", ");
@@ -100,8 +101,12 @@ impl AdvantageConfig {
         Ok(normalized_then_summed(&rewards, &weighted))
     }
 
-    fn by_group(groups: &[Group], mut values: impl Iterator<Item = Option<f64>>) -> Vec<Vec<Option<f64>>> {
-        groups.iter().map(|group| group.completions.iter().map(|_| values.next().flatten()).collect()).collect()
+    fn by_group<G: Borrow<Group>>(
+        groups: &[G],
+        mut values: impl Iterator<Item = Option<f64>>,
+    ) -> Vec<Vec<Option<f64>>> {
+        let of_group = |group: &G| group.borrow().completions.iter().map(|_| values.next().flatten()).collect();
+        groups.iter().map(of_group).collect()
     }
 }
 

@@ -1,5 +1,6 @@
 //! Reads scored rollouts as complete groups that fit the model, and refuses others by file and line.
 
+use std::borrow::Borrow;
 use std::collections::{HashSet, VecDeque};
 
 use crate::error::{Error, Result};
@@ -114,12 +115,17 @@ fn incomplete(open: &OpenGroup) -> Error {
     )
 }
 
+/// The completions of these groups, in their order.
+pub fn completions<G: Borrow<Group>>(groups: &[G]) -> impl Iterator<Item = &ScoredCompletion> {
+    groups.iter().flat_map(|group| &group.borrow().completions)
+}
+
 /// The temperature of a step's completions; 1 when there are none.
 ///
 /// # Errors
 /// [`Error::Record`] when they differ: the loss of a step assumes one distribution.
-pub fn temperature(groups: &[Group]) -> Result<f32> {
-    let mut all = groups.iter().flat_map(|group| &group.completions);
+pub fn temperature<G: Borrow<Group>>(groups: &[G]) -> Result<f32> {
+    let mut all = completions(groups);
     let Some(first) = all.next() else {
         return Ok(1.0);
     };
@@ -134,9 +140,9 @@ pub fn temperature(groups: &[Group]) -> Result<f32> {
 
 /// Digest of a step's records, independent of their order within a group.
 #[must_use]
-pub fn digest(groups: &[Group]) -> blake3::Hash {
+pub fn digest<G: Borrow<Group>>(groups: &[G]) -> blake3::Hash {
     let mut hasher = blake3::Hasher::new();
-    for completion in groups.iter().flat_map(|group| &group.completions) {
+    for completion in completions(groups) {
         hasher.update(blake3::hash(completion.line.text.as_bytes()).as_bytes());
     }
     hasher.finalize()
@@ -144,8 +150,8 @@ pub fn digest(groups: &[Group]) -> blake3::Hash {
 
 /// The values of each part of the rewards, one per completion, in the order of first appearance; `None` where one lacks it.
 #[must_use]
-pub fn parts(groups: &[Group]) -> Vec<(String, Vec<Option<f64>>)> {
-    let completions: Vec<_> = groups.iter().flat_map(|group| &group.completions).collect();
+pub fn parts<G: Borrow<Group>>(groups: &[G]) -> Vec<(String, Vec<Option<f64>>)> {
+    let completions: Vec<_> = completions(groups).collect();
     let mut parts: Vec<(String, Vec<Option<f64>>)> = Vec::new();
     for (index, (name, value)) in
         completions.iter().enumerate().flat_map(|(index, one)| one.parts.iter().map(move |part| (index, part)))
@@ -162,6 +168,7 @@ pub fn parts(groups: &[Group]) -> Vec<(String, Vec<Option<f64>>)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::grpo::completion::Staleness;
     use std::io::Write;
 
     const LIMITS: SequenceLimits = SequenceLimits { vocab_size: 50, positions: 16 };

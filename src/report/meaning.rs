@@ -31,7 +31,7 @@ pub const SECTIONS: [Section; 6] = [
 ];
 
 /// Metrics by name; `*` stands for a reward's name. They come in this order within their section.
-const MEANINGS: [(&str, usize, &str, &str); 38] = [
+const MEANINGS: [(&str, usize, &str, &str); 40] = [
     (
         HELD_OUT,
         0,
@@ -201,6 +201,18 @@ const MEANINGS: [(&str, usize, &str, &str); 38] = [
         4,
         "The most steps by which the sampling weights are older.",
         "It is more than MAX_STALENESS.",
+    ),
+    (
+        "dynamic_sampling/groups_sampled",
+        4,
+        "Groups that the step sampled to find enough whose rewards differ.",
+        "It stays at the budget: the problems are too easy or too hard.",
+    ),
+    (
+        "dynamic_sampling/groups_trained",
+        4,
+        "Groups that it was trained on.",
+        "It is below PROMPTS_PER_STEP: the budget was too small.",
     ),
     ("mean_token_accuracy", 5, "Fraction of tokens that the model finds likeliest.", "It stays flat."),
     ("epoch", 5, "Passes over the prompts.", "It is above 10: prompts are learned by heart."),

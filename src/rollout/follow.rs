@@ -22,7 +22,7 @@ use crate::process::message::{detail, note};
 use crate::process::progress::Progress;
 use crate::process::read_ahead::ReadAhead;
 use crate::process::stopwatch::Stopwatch;
-use crate::run::{HandoverOffers, Lock, PeerWatch, Role, Run, TrainerWatch, sampled_from};
+use crate::run::{HandoverOffers, Lock, PeerWatch, Role, Run, TrainerWatch, prompts_per_step, sampled_from};
 
 /// How the prompts of a run become steps.
 #[derive(Debug, Clone, Copy)]
@@ -33,6 +33,30 @@ pub struct FollowOptions {
     pub max_staleness: u64,
     /// The most steps to sample.
     pub max_steps: Option<u64>,
+    /// How many times `groups_per_step` a step may sample in all, as its trainer asks for more.
+    pub dynamic_sampling: Option<u64>,
+}
+
+impl FollowOptions {
+    fn prompts_per_step(&self) -> usize {
+        prompts_per_step(self.groups_per_step, self.dynamic_sampling)
+    }
+
+    fn check_top_up(&self, due: usize) -> Result<()> {
+        let most = self.prompts_per_step();
+        if due <= most {
+            return Ok(());
+        }
+        let what = format!(
+            "the trainer asks for {due} groups of a step, and --dynamic-sampling here allows {most}; give both the same"
+        );
+        Err(Error::Usage(what))
+    }
+
+    /// A single step is sampled from the policy as it is, and needs no trainer meanwhile.
+    fn needs_trainer(&self) -> bool {
+        self.max_steps != Some(1) || self.max_staleness > 0 || self.dynamic_sampling.is_some()
+    }
 }
 
 /// Samples the rest of a run's prompts, until they or the steps asked for end.
@@ -53,16 +77,14 @@ fn sample(job: RolloutJob, run: &Run, options: FollowOptions, mut input: Input, 
     input.skip_consumed(State::load(&dir)?.map_or(0, |state| state.prompts_consumed))?;
     let stop = job.stop.clone();
     let Ready { mut backend, mut settings, mut origin, tokenizer, mut requests } =
-        Ready::new(job, &Source::open(&dir)?, Some(options.groups_per_step))?;
+        Ready::new(job, &Source::open(&dir)?, Some(options.prompts_per_step()))?;
     let mut requests = read_ahead(input, move |line| requests.build(line));
     let say = |words: &str| note(NAME, words);
     let _trainer = PeerWatch::start(run, Role::Train, &stop);
-    // A single step is sampled from the policy as it is, and needs no trainer meanwhile.
-    let needs_trainer = options.max_steps != Some(1) || options.max_staleness > 0;
-    let mut watch = TrainerWatch::of(run, &say, &stop, needs_trainer);
+    let mut watch = TrainerWatch::of(run, &say, &stop, options.needs_trainer());
     let mut progress = Progress::new(NAME);
-    let mut batch = next_batch(&mut requests, options.groups_per_step)?;
-    if needs_trainer && !batch.is_empty() {
+    let mut batch = next_batch(&mut requests, options.prompts_per_step())?;
+    if options.needs_trainer() && !batch.is_empty() {
         watch.wait_for_start(start + 1)?;
     }
     let mut offers = HandoverOffers::of(run);
@@ -78,14 +100,25 @@ fn sample(job: RolloutJob, run: &Run, options: FollowOptions, mut input: Input, 
         }
         origin.step = settings.step;
         accept_offer(&mut offers, &mut backend, &say)?;
-        let records = RecordWriter::new(origin.clone(), Arc::clone(&tokenizer), out, &mut progress);
-        let mut sink = Watched { records, watch: &mut watch };
-        let sample = || backend.sample(&settings, ReadAhead::ready(batch), &mut sink);
-        stopwatch.time("sampling", sample).map_err(|err| in_a_pipe(err, &stop))?;
+        let (mut due, mut sampled) = (options.groups_per_step, 0);
+        while sampled < due {
+            let part = batch.drain(..(due - sampled).min(batch.len())).collect();
+            let records = RecordWriter::new(origin.clone(), Arc::clone(&tokenizer), out, &mut progress);
+            let mut sink = Watched { records, watch: &mut watch };
+            let sample = || backend.sample(&settings, ReadAhead::ready(part), &mut sink);
+            stopwatch.time("sampling", sample).map_err(|err| in_a_pipe(err, &stop))?;
+            sampled = due;
+            if !batch.is_empty() {
+                let waited = watch.waited();
+                due = watch.wait_for_top_up(settings.step, sampled)?.unwrap_or(due);
+                stopwatch.add("waiting for weights", watch.waited() - waited);
+                options.check_top_up(due)?;
+            }
+        }
         stopwatch.end_round();
         settings.step += 1;
         let is_last = options.max_steps.is_some_and(|steps| settings.step >= start + steps);
-        batch = if is_last { Vec::new() } else { next_batch(&mut requests, options.groups_per_step)? };
+        batch = if is_last { Vec::new() } else { next_batch(&mut requests, options.prompts_per_step())? };
     }
     progress.detail(&format!("done in {:.1} s", progress.seconds()));
     stopwatch.report(&|words| detail(NAME, words));

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use super::recipe::{FORK, PROMPTS_PER_STEP, Recipe, STEPS, variable};
+use super::recipe::{DYNAMIC_SAMPLING, FORK, PROMPTS_PER_STEP, Recipe, STEPS, variable};
 use super::recover::cut_metrics;
 use super::{Run, step_name, step_of};
 use crate::checkpoint::{State, entries};
@@ -56,7 +56,9 @@ fn prompts_left(old: &Run, step: u64, from: &str, recipe: &Recipe) -> Result<Vec
         let value: &str = recipe.get(name);
         value.parse::<u64>().map_err(|_| Error::Usage(format!("{name}={value}: not a whole number")))
     };
-    let (steps, per_step) = (count(STEPS)?, count(PROMPTS_PER_STEP)?);
+    let (steps, groups) = (count(STEPS)?, count(PROMPTS_PER_STEP)?);
+    let budget = if recipe.get(DYNAMIC_SAMPLING).is_empty() { 1 } else { count(DYNAMIC_SAMPLING)? };
+    let per_step = groups.saturating_mul(budget);
     if steps <= step {
         return Err(Error::Usage(format!("STEPS={steps}: nothing is left to do after {from}")));
     }

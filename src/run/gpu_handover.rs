@@ -56,7 +56,7 @@ impl HandoverOffers {
 }
 
 /// Writes a file that is complete as soon as it exists.
-fn write_whole(dir: &Path, name: &str, bytes: &[u8]) -> Result<()> {
+pub(super) fn write_whole(dir: &Path, name: &str, bytes: &[u8]) -> Result<()> {
     let (unfinished, whole) = (dir.join(format!("{name}.unfinished")), dir.join(name));
     fs::write(&unfinished, bytes).and_then(|()| fs::rename(&unfinished, &whole)).map_err(Error::io(whole))
 }

@@ -14,6 +14,7 @@ pub mod recipe;
 pub mod record_order;
 mod recover;
 mod status;
+mod top_up;
 mod wait_for_weights;
 
 use std::ffi::OsStr;
@@ -31,6 +32,7 @@ pub use live_weights::LiveWeights;
 pub use lock::{Lock, PeerState, Role};
 pub use peer_watch::PeerWatch;
 pub use recover::Retention;
+pub use top_up::TopUps;
 pub use wait_for_weights::TrainerWatch;
 
 /// The directory of a run.
@@ -196,6 +198,14 @@ fn remove_if_there(removed: std::io::Result<()>, path: &Path) -> Result<()> {
         Err(err) if err.kind() != ErrorKind::NotFound => Err(Error::io(path)(err)),
         _ => Ok(()),
     }
+}
+
+/// The prompts that a step of so many groups has to itself: with dynamic sampling it may take up to a multiple of them. Those that it does
+/// not need are passed over, so that where a step begins depends on no other.
+#[must_use]
+pub fn prompts_per_step(groups: usize, dynamic_sampling: Option<u64>) -> usize {
+    let budget = dynamic_sampling.unwrap_or(1);
+    usize::try_from(budget).unwrap_or(usize::MAX).saturating_mul(groups)
 }
 
 /// The most steps that sampling may be ahead of training.

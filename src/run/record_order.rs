@@ -20,6 +20,12 @@ pub struct RecordOrder {
     prompt_id: String,
     /// The next sample; 0 between groups.
     sample: u64,
+    prompts_per_step: usize,
+    /// Prompts of the current step so far.
+    begun: usize,
+    /// The step of the weights that sampled the current step, where steps may pass over their last prompts.
+    sampled_from: Option<u64>,
+    may_end_early: bool,
 }
 
 impl RecordOrder {
@@ -27,11 +33,27 @@ impl RecordOrder {
     ///
     /// # Errors
     /// [`Error::Io`] when the file cannot be read, [`Error::Data`] when it has fewer prompts.
-    pub fn new(prompts: &Path, consumed: u64, groups_per_step: usize) -> Result<Self> {
+    pub fn new(prompts: &Path, consumed: u64, prompts_per_step: usize) -> Result<Self> {
         let mut prompts = Input::open(prompts)?;
         prompts.skip_consumed(consumed)?;
         let next = prompts.next().transpose()?;
-        Ok(Self { prompts, next, names: Names::new(Some(groups_per_step)), prompt_id: String::new(), sample: 0 })
+        Ok(Self {
+            prompts,
+            next,
+            names: Names::new(Some(prompts_per_step)),
+            prompt_id: String::new(),
+            sample: 0,
+            prompts_per_step,
+            begun: 0,
+            sampled_from: None,
+            may_end_early: false,
+        })
+    }
+
+    /// Lets a step pass over its last prompts: records of other weights are those of the next step.
+    #[must_use]
+    pub fn with_steps_that_may_end_early(self) -> Self {
+        Self { may_end_early: true, ..self }
     }
 
     /// Whether the last prompt is complete.
@@ -46,9 +68,11 @@ impl RecordOrder {
     /// [`Error::Record`] naming the record that came and the one expected.
     pub fn check(&mut self, record: &Record<'_>, sample: u64, group_size: usize) -> Result<()> {
         if self.sample == 0 {
+            self.find_step(record)?;
             let next = self.next.take().ok_or_else(|| self.no_more(record))?;
             self.prompt_id = self.names.name_of(&next.record()?)?;
             self.next = self.prompts.next().transpose()?;
+            self.begun = self.begun % self.prompts_per_step + 1;
         }
         let prompt_id: String = record.get("prompt_id")?;
         if (&prompt_id, sample) != (&self.prompt_id, self.sample) {
@@ -59,6 +83,23 @@ impl RecordOrder {
             )));
         }
         self.sample = (sample + 1) % group_size.max(1) as u64;
+        Ok(())
+    }
+
+    /// Passes over the rest of a step's prompts when a record is the next step's.
+    fn find_step(&mut self, record: &Record<'_>) -> Result<()> {
+        if !self.may_end_early {
+            return Ok(());
+        }
+        let sampled_from = record.get_optional("policy_step")?;
+        if sampled_from != self.sampled_from {
+            let passed_over = if self.begun == 0 { 0 } else { self.prompts_per_step - self.begun };
+            for _ in 0..passed_over {
+                self.next = self.prompts.next().transpose()?;
+            }
+            (self.begun, self.sampled_from) = (0, sampled_from);
+            self.names = Names::new(Some(self.prompts_per_step));
+        }
         Ok(())
     }
 
@@ -102,6 +143,27 @@ mod tests {
         }
         let message = refusal(&[("a", 0), ("a", 1), ("b", 0), ("b", 1), ("c", 0)]).unwrap();
         assert!(message.starts_with("-:1: a record after the last prompt of "), "{message}");
+    }
+
+    #[test]
+    fn a_step_may_pass_over_its_last_prompts_and_no_others() {
+        let dir = tempfile::tempdir().unwrap();
+        let prompts = dir.path().join("prompts.jsonl");
+        let lines: String = ["a", "b", "c", "d", "e", "f"].map(|id| format!("{{\"prompt_id\":\"{id}\"}}\n")).concat();
+        std::fs::write(&prompts, lines).unwrap();
+        let refused = |records: &[(u64, &str)]| {
+            let mut order = RecordOrder::new(&prompts, 0, 3).unwrap().with_steps_that_may_end_early();
+            records.iter().find_map(|(step, prompt)| {
+                let text = format!("{{\"prompt_id\":\"{prompt}\",\"policy_step\":{step}}}");
+                let line = Line { path: "-".into(), number: 1, text };
+                order.check(&line.record().unwrap(), 0, 1).err().map(|err| err.to_string())
+            })
+        };
+        assert_eq!(refused(&[(0, "a"), (1, "d"), (1, "e")]), None);
+        assert_eq!(refused(&[(0, "a"), (0, "b"), (0, "c"), (1, "d")]), None);
+        assert!(refused(&[(0, "a"), (0, "c")]).unwrap().contains("where prompt b"));
+        assert!(refused(&[(0, "a"), (1, "b")]).unwrap().contains("where prompt d"));
+        assert!(refused(&[(0, "a"), (1, "d"), (2, "a")]).unwrap().contains("after the last prompt"));
     }
 
     #[test]

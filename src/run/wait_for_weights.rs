@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use super::{Lock, Role, Run};
+use super::{Lock, Role, Run, TopUps};
 use crate::error::{Error, Result};
 use crate::lines::jsonl::stdout_is_closed;
 use crate::process::cancel::Stop;
@@ -64,14 +64,15 @@ impl<'a> TrainerWatch<'a> {
         Ok(())
     }
 
-    /// Waits until the trainer has removed weights of `step` that a killed run left.
+    /// Waits until the trainer has removed weights of `step`, and wishes for it, that a killed run left.
     ///
     /// # Errors
     /// As [`TrainerWatch::check`].
     pub fn wait_for_start(&mut self, step: u64) -> Result<()> {
         let (place, dir) = (self.run.live(step), self.run.dir().display());
         let reason = || format!("waiting for grpo-step --follow {dir} to start, and to remove {}", place.display());
-        self.wait(&reason, &|| !place.exists())
+        let top_ups = TopUps::of(self.run);
+        self.wait(&reason, &|| !place.exists() && top_ups.asked(step - 1).is_none())
     }
 
     /// Waits for the weights of a step, and returns their directory.
@@ -88,6 +89,24 @@ impl<'a> TrainerWatch<'a> {
         };
         self.wait(&reason, &|| place.exists())?;
         Ok(place)
+    }
+
+    /// Waits until the trainer has taken a step, of which `sampled` groups are written, or asks for more of them: returns how many, in
+    /// all, from the weights of `step`.
+    ///
+    /// # Errors
+    /// As [`TrainerWatch::check`].
+    pub fn wait_for_top_up(&mut self, step: u64, sampled: usize) -> Result<Option<usize>> {
+        let (next, top_ups) = (self.run.live(step + 1), TopUps::of(self.run));
+        let asked = || top_ups.asked(step).filter(|asked| *asked > sampled);
+        let reason = || {
+            format!(
+                "waiting for the trainer to take {sampled} groups or to ask for more: all their rollouts are written, so it is still \
+                 at work, or a stage in between buffers its output or lost records"
+            )
+        };
+        self.wait(&reason, &|| next.exists() || asked().is_some())?;
+        Ok(asked())
     }
 
     fn wait(&mut self, reason: &dyn Fn() -> String, is_over: &dyn Fn() -> bool) -> Result<()> {

@@ -24,10 +24,20 @@ pub struct GrpoConfig {
     /// Model directory of the reference policy, from which --beta penalises the KL divergence
     #[arg(long, value_name = "DIR")]
     pub reference: Option<PathBuf>,
+    /// Mix the policy into the reference after every N updates (TR-DPO). Checkpoints then hold the reference, and training goes on with it
+    #[arg(long, value_name = "N", requires = "reference", value_parser = clap::value_parser!(u64).range(1..))]
+    pub reference_sync_steps: Option<u64>,
+    /// The policy's share in that mixture; with 1 it becomes the reference
+    #[arg(long, value_name = "ALPHA", requires = "reference_sync_steps", default_value_t = 0.6)]
+    pub reference_mixup_alpha: f64,
     /// Accept rollouts sampled by weights up to N steps older than those in training, or `any` for records made elsewhere. With
     /// --follow, give `rollout` the same N
     #[arg(long, value_name = "N|any", default_value = "0")]
     pub max_staleness: Staleness,
+    /// Dynamic sampling: train a step on --groups-per-step groups in which rewards differ, and sample up to BUDGET times as many to find
+    /// them. With --follow, give `rollout` the same BUDGET, and the scorer must not hold records back
+    #[arg(long, value_name = "BUDGET", value_parser = clap::value_parser!(u64).range(2..))]
+    pub dynamic_sampling: Option<u64>,
     /// Refuse a step where log-probabilities recorded by the sampler and recomputed with the same weights differ by more than this on
     /// average (nats)
     #[arg(long, value_name = "NATS", default_value_t = 0.05)]

@@ -117,6 +117,7 @@ impl Backend for Gpu {
             return Err(Error::Usage(what.into()));
         }
         let dtype = self.weights.matrices.dtype();
+        self.reference = None; // it may be replaced, and there is no room for two
         self.reference = Some(DeviceWeights::new(&self.driver, &model, dtype, model.config().positions())?);
         Ok(())
     }

@@ -13,6 +13,7 @@ use crate::grpo::pass_stats::PassStats;
 use crate::model::{Model, TokenSlope, TokenStats};
 use crate::train::backend::Which;
 use crate::train::config::GrpoConfig;
+use crate::train::dynamic::DynamicSampling;
 use crate::train::identity::StepNumbers;
 use crate::train::microbatch::{self, MicroBatch, Sequence};
 use crate::train::trainer::{Trained, Trainer, Update};
@@ -26,7 +27,22 @@ impl GrpoConfig {
         if (self.loss.beta > 0.0) != self.reference.is_some() {
             return Err(Error::Usage("--beta above 0 needs --reference, and --reference needs --beta above 0".into()));
         }
+        if !(self.reference_mixup_alpha > 0.0 && self.reference_mixup_alpha <= 1.0) {
+            return Err(Error::Usage("--reference-mixup-alpha must be above 0 and at most 1".into()));
+        }
         self.loss.check()
+    }
+
+    /// How steps of so many groups gather them, if not just those that come.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] without a number of groups.
+    pub fn dynamic_sampling(&self, groups_per_step: Option<usize>) -> Result<Option<DynamicSampling>> {
+        match (self.dynamic_sampling, groups_per_step) {
+            (None, _) => Ok(None),
+            (Some(budget), Some(groups)) => Ok(Some(DynamicSampling::new(&self.advantage, groups, budget))),
+            (Some(_), None) => Err(Error::Usage("--dynamic-sampling needs --groups-per-step, which it fills".into())),
+        }
     }
 }
 
@@ -38,6 +54,8 @@ pub struct GrpoTrainer<'a> {
     reference: Option<String>,
     micro_batch_tokens: usize,
     dry_run: bool,
+    /// How the groups of a step are chosen, if not all are trained on.
+    dynamic: Option<DynamicSampling>,
 }
 
 /// The data of a step.
@@ -73,14 +91,20 @@ impl<'t> GrpoTrainer<'t> {
         config.check()?;
         let mut reference = None;
         if let Some(dir) = &config.reference {
-            let model = Model::load(dir)?;
+            let model = Model::load(trainer.own_reference().as_deref().unwrap_or(dir))?;
             if model.config().vocab_size != trainer.model_config().vocab_size {
                 return Err(Error::Usage("--reference has another vocabulary than --policy".into()));
             }
-            trainer.hold_reference(model)?;
+            trainer.hold_reference(model, config.reference_sync_steps.is_some())?;
             reference = Some(checkpoint::identity(dir)?.policy_id);
         }
-        Ok(Self { trainer, config, reference, micro_batch_tokens, dry_run })
+        Ok(Self { trainer, config, reference, micro_batch_tokens, dry_run, dynamic: None })
+    }
+
+    /// Trains on those groups of a step that `dynamic` chooses; without it on all.
+    #[must_use]
+    pub fn choosing_groups(self, dynamic: Option<DynamicSampling>) -> Self {
+        Self { dynamic, ..self }
     }
 
     /// The policy in training.
@@ -88,28 +112,37 @@ impl<'t> GrpoTrainer<'t> {
         self.trainer
     }
 
-    /// Trains on `groups`: `num_iterations` optimizer steps, the metrics of each passed to `emit`. A dry run measures one, and changes
-    /// nothing.
+    /// Trains on `groups`, or those of them that are chosen: `num_iterations` optimizer steps, the metrics of each passed to `emit`.
+    /// Rewards and lengths are reported of all. A dry run measures one step, and changes nothing.
     ///
     /// # Errors
     /// [`Error::Record`] when these weights may not be trained on a record, [`Error::Numerics`] when numbers are not finite or sampler
     /// and trainer disagree: the weights must then not be published. That of the model's [`crate::process::cancel::Stop`].
     pub fn step(&mut self, groups: &[Group], emit: &mut dyn FnMut(&Metrics)) -> Result<()> {
-        let advantages = self.config.advantage.of(groups)?;
-        let plan = self.plan(groups, &advantages)?;
-        let trained = plan.trained(groups);
+        let learned = match &self.dynamic {
+            Some(dynamic) => dynamic.choose(groups)?,
+            None => groups.iter().collect(),
+        };
+        let plan = self.plan(&learned)?;
+        let sampled = self.config.advantage.of(groups)?;
+        let trained = plan.trained(self.dynamic.as_ref().map_or(groups.len(), DynamicSampling::prompts));
         let mut first: Option<Vec<Vec<f32>>> = None;
         for _ in 0..if self.dry_run { 1 } else { self.config.num_iterations } {
             let mut stats = self.pass(&plan, first.as_deref())?;
             stats.check(&|member| plan.members[member].completion.place(), self.config.logprob_band)?;
             let update = self.update(stats.learned)?;
+            self.refresh_reference()?;
             let mut line = self.lead(&stats, update, trained);
-            rewards_of(&mut line, groups, &advantages);
+            rewards_of(&mut line, groups, &sampled);
             stats.report(&mut line, self.reference.is_some());
             if self.config.max_staleness != Staleness::Steps(0) {
                 metrics::staleness(&mut line, groups, self.trainer.policy_step());
             }
             metrics::completions(&mut line, groups);
+            if self.dynamic.is_some() {
+                line.count("dynamic_sampling/groups_sampled", groups.len() as u64);
+                line.count("dynamic_sampling/groups_trained", learned.len() as u64);
+            }
             emit(&line);
             first.get_or_insert_with(|| std::mem::take(&mut stats.logprobs));
         }
@@ -119,13 +152,14 @@ impl<'t> GrpoTrainer<'t> {
                 reference: self.reference.as_deref(),
                 micro_batch_tokens: self.micro_batch_tokens,
             };
-            self.trainer.advance(groups::digest(groups).as_bytes(), numbers, trained);
+            self.trainer.advance(groups::digest(&learned).as_bytes(), numbers, trained);
         }
         Ok(())
     }
 
-    fn plan<'a>(&mut self, groups: &'a [Group], advantages: &Advantages) -> Result<Plan<'a>> {
+    fn plan<'a>(&mut self, groups: &[&'a Group]) -> Result<Plan<'a>> {
         let held = self.trainer.identity();
+        let advantages = self.config.advantage.of(groups)?;
         let (mut members, mut sequences, mut counting) = (Vec::new(), Vec::new(), Vec::new());
         let completions = groups.iter().flat_map(|group| &group.completions);
         for (completion, advantage) in completions.zip(advantages.groups.iter().flatten()) {
@@ -221,6 +255,16 @@ impl<'t> GrpoTrainer<'t> {
         if self.dry_run { self.trainer.measure(learned) } else { self.trainer.update(learned) }
     }
 
+    /// The log-probabilities of a step's tokens under the reference stay those from before its first update.
+    fn refresh_reference(&mut self) -> Result<()> {
+        match self.config.reference_sync_steps {
+            Some(steps) if !self.dry_run && self.trainer.updates().is_multiple_of(steps) => {
+                self.trainer.mix_reference(self.config.reference_mixup_alpha)
+            }
+            _ => Ok(()),
+        }
+    }
+
     fn lead(&self, stats: &PassStats, update: Update, trained: Trained) -> Metrics {
         let mut line = Metrics::default();
         line.count("step", self.trainer.updates() + u64::from(self.dry_run));
@@ -283,9 +327,9 @@ impl Plan<'_> {
         self.members.iter().enumerate().map(one).collect()
     }
 
-    fn trained(&self, groups: &[Group]) -> Trained {
+    fn trained(&self, prompts: usize) -> Trained {
         let tokens: usize = self.sequences.iter().map(|one| one.prompt.len() + one.completion.len()).sum();
-        Trained { prompts: groups.len() as u64, tokens: tokens as u64 }
+        Trained { prompts: prompts as u64, tokens: tokens as u64 }
     }
 }
 

@@ -70,9 +70,20 @@ impl StepIdentity<'_> {
     }
 }
 
-/// `reference` enters by its policy id; `max_staleness` and `logprob_band` refuse steps and do not change any.
+/// `reference` enters by its policy id, and `dynamic_sampling` by the records that it chooses; `max_staleness` and `logprob_band` refuse
+/// steps and do not change any.
 fn grpo(config: &GrpoConfig) -> Value {
-    let GrpoConfig { loss, advantage, num_iterations, reference: _, max_staleness: _, logprob_band: _ } = config;
+    let GrpoConfig {
+        loss,
+        advantage,
+        num_iterations,
+        reference: _,
+        reference_sync_steps,
+        reference_mixup_alpha,
+        max_staleness: _,
+        dynamic_sampling: _,
+        logprob_band: _,
+    } = config;
     let AdvantageConfig { scale_rewards, leave_one_out, normalize_then_sum } = advantage;
     let scale_rewards = match scale_rewards {
         ScaleRewards::Group => "group",
@@ -82,6 +93,9 @@ fn grpo(config: &GrpoConfig) -> Value {
     let mut numbers =
         json!({"loss": loss_numbers(loss), "scale_rewards": scale_rewards, "num_iterations": num_iterations});
     // Absent in the ids of steps without them.
+    if let Some(steps) = reference_sync_steps {
+        numbers["reference_sync"] = json!([steps, reference_mixup_alpha]);
+    }
     if *leave_one_out {
         numbers["leave_one_out"] = json!(true);
     }
@@ -248,7 +262,10 @@ mod tests {
             advantage: advantage(ScaleRewards::Group),
             num_iterations: 1,
             reference: None,
+            reference_sync_steps: None,
+            reference_mixup_alpha: 0.6,
             max_staleness: Staleness::Any,
+            dynamic_sampling: None,
             logprob_band: 0.05,
         }
     }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use crate::checkpoint;
 use crate::command::Report;
 use crate::error::{Error, Result};
-use crate::grpo::groups::Groups;
+use crate::grpo::groups::{Group, Groups};
 use crate::grpo::health::Health;
 use crate::grpo::metrics::Metrics;
 use crate::lines::batches::read_ahead;
@@ -124,11 +124,15 @@ fn train_grpo(
 ) -> Result<Taken> {
     let groups = Groups::new(input, trainer.model_config().into());
     let tokens = trainer.micro_batch_tokens(job.micro_batch_tokens);
-    let mut grpo = GrpoTrainer::new(trainer, config.clone(), tokens, dry_run)?;
+    let dynamic = config.dynamic_sampling(job.groups_per_step)?;
+    let mut grpo = GrpoTrainer::new(trainer, config.clone(), tokens, dry_run)?.choosing_groups(dynamic.clone());
     let mut health = Health::of_steps(config.logprob_band);
-    in_steps(groups, job.groups_per_step, &mut |groups| {
+    let more = &mut |groups: &[Group]| dynamic.as_ref().map_or(Ok(0), |dynamic| dynamic.more(groups));
+    in_steps(groups, job.groups_per_step, more, &mut |groups| {
         grpo.step(groups, &mut |line| told.step(&health.mark(line, groups)))?;
         health.tell(&|words| told.progress.note(words));
+        let shortage = dynamic.as_ref().map(|dynamic| dynamic.shortage(grpo.trainer().policy_step(), groups));
+        shortage.transpose()?.flatten().iter().for_each(|words| told.progress.note(words));
         Ok(())
     })
 }
@@ -151,7 +155,7 @@ fn train_supervised(
         }
         Ok(Some(example))
     };
-    in_steps(read_ahead(input, example), job.groups_per_step, &mut |examples| {
+    in_steps(read_ahead(input, example), job.groups_per_step, &mut |_| Ok(0), &mut |examples| {
         told.step(&supervised::step(trainer, config, examples)?);
         Ok(())
     })

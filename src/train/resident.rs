@@ -21,8 +21,9 @@ use crate::lines::jsonl::Input;
 use crate::model::Config;
 use crate::process::read_ahead::ReadAhead;
 use crate::run::record_order::RecordOrder;
-use crate::run::{LiveWeights, Lock, MAX_STEPS_AHEAD, PeerState, PeerWatch, Role};
+use crate::run::{LiveWeights, Lock, MAX_STEPS_AHEAD, PeerState, PeerWatch, Role, TopUps, prompts_per_step};
 use crate::train::config::ResidentJob;
+use crate::train::dynamic::DynamicSampling;
 use crate::train::grpo_step::GrpoTrainer;
 use crate::train::live::Live;
 use crate::train::step_writer::StepWriter;
@@ -33,6 +34,11 @@ impl ResidentJob {
     /// Steps that sampling may be ahead of training.
     pub(super) fn steps_ahead(&self) -> u64 {
         self.grpo.max_staleness.ahead()
+    }
+
+    /// Prompts that a step has to itself.
+    fn prompts_per_step(&self) -> usize {
+        prompts_per_step(self.groups_per_step, self.grpo.dynamic_sampling)
     }
 }
 
@@ -56,6 +62,10 @@ pub fn train(job: &ResidentJob, input: Input, open: OpenBackend<'_>, listeners: 
     if ahead > MAX_STEPS_AHEAD {
         return Err(Error::Usage(format!("--max-staleness {ahead}: with --follow at most {MAX_STEPS_AHEAD}")));
     }
+    let dynamic = job.grpo.dynamic_sampling(Some(job.groups_per_step))?;
+    if dynamic.is_some() && job.grpo.max_staleness != Staleness::Steps(0) {
+        return Err(Error::Usage("--dynamic-sampling with --follow needs --max-staleness 0".into()));
+    }
     let _lock = Lock::take(run, Role::Train)?;
     let sampler = PeerWatch::start(run, Role::Sample, &job.stop);
     let step = recover(job, say)?;
@@ -75,8 +85,9 @@ pub fn train(job: &ResidentJob, input: Input, open: OpenBackend<'_>, listeners: 
     writer.publish_start(&mut trainer)?;
 
     let tokens = trainer.micro_batch_tokens(job.micro_batch_tokens);
-    let mut grpo = GrpoTrainer::new(&mut trainer, job.grpo.clone(), tokens, false)?;
-    let outcome = train_steps(&mut grpo, groups, &mut writer, health, listeners);
+    let grpo = GrpoTrainer::new(&mut trainer, job.grpo.clone(), tokens, false)?;
+    let mut grpo = grpo.choosing_groups(dynamic.clone());
+    let outcome = train_steps(&mut grpo, groups, dynamic.as_ref(), &mut writer, health, listeners);
     finish(outcome, is_complete, &mut writer, grpo.trainer(), &sampler)?;
     writer.stopwatch.report(say);
     Ok(())
@@ -96,7 +107,8 @@ fn recover(job: &ResidentJob, say: &dyn Fn(&str)) -> Result<u64> {
 /// The order of the records that follow the checkpoint `start`.
 fn record_order(job: &ResidentJob, start: &Path) -> Result<RecordOrder> {
     let consumed = State::load(start)?.map_or(0, |state| state.prompts_consumed);
-    RecordOrder::new(&job.run.prompts(), consumed, job.groups_per_step)
+    let order = RecordOrder::new(&job.run.prompts(), consumed, job.prompts_per_step())?;
+    Ok(if job.grpo.dynamic_sampling.is_some() { order.with_steps_that_may_end_early() } else { order })
 }
 
 /// Reads the run's groups on a thread of their own, so that a sampler that is ahead can write while a step is trained.
@@ -144,6 +156,7 @@ enum Outcome {
 fn train_steps(
     grpo: &mut GrpoTrainer<'_>,
     groups: impl Iterator<Item = Result<Group>>,
+    dynamic: Option<&DynamicSampling>,
     writer: &mut StepWriter<'_>,
     mut health: Health,
     listeners: Listeners<'_>,
@@ -152,7 +165,16 @@ fn train_steps(
     let updates_per_step = writer.job.grpo.num_iterations;
     let mut live =
         Live::new(writer.job.optimizer.total_steps.map(|updates| updates / updates_per_step), &writer.job.run);
-    let taken = in_steps(groups, Some(writer.job.groups_per_step), &mut |groups| {
+    let top_ups = TopUps::of(&writer.job.run);
+    let more = &mut |groups: &[Group]| {
+        let more = dynamic.map_or(Ok(0), |dynamic| dynamic.more(groups))?;
+        if more > 0 {
+            let sampled_from = groups[0].completions[0].policy_step.unwrap_or_default();
+            top_ups.ask(sampled_from, groups.len() + more)?;
+        }
+        Ok(more)
+    };
+    let taken = in_steps(groups, Some(writer.job.groups_per_step), more, &mut |groups| {
         let (mut lines, updates) = (Vec::new(), grpo.trainer().updates());
         let mut line = |line: &Metrics| {
             notice(line).iter().for_each(|words| live.say(words, listeners.say));
@@ -171,6 +193,8 @@ fn train_steps(
         }
         live.show(&writer.stopwatch, listeners.say);
         health.tell(&|words| live.say(words, listeners.say));
+        let shortage = dynamic.map(|dynamic| dynamic.shortage(grpo.trainer().policy_step(), groups));
+        shortage.transpose()?.flatten().iter().for_each(|words| live.say(words, listeners.say));
         writer.stopwatch.end_round();
         lines.iter().try_for_each(|line| (listeners.metrics)(line))
     });
@@ -203,8 +227,8 @@ fn finish(
         writer.commit(trainer)?;
     }
     let ended = match outcome {
-        Outcome::InputEnded(Taken { steps: 0, left_over: 0 }) if is_complete => Ok(()),
-        Outcome::InputEnded(taken) => refuse_rest(taken, writer.job.groups_per_step),
+        Outcome::InputEnded(Taken { steps: 0, left_over: 0, .. }) if is_complete => Ok(()),
+        Outcome::InputEnded(taken) => refuse_rest(taken),
         Outcome::Stopped(err) | Outcome::Broken(err) => Err(err),
     };
     ended.map_err(|err| cause(err, peer))
@@ -221,12 +245,12 @@ fn cause(err: Error, sampler: PeerState) -> Error {
 }
 
 /// Refuses an input that holds nothing, or does not end with a step.
-fn refuse_rest(taken: Taken, groups_per_step: usize) -> Result<()> {
+fn refuse_rest(taken: Taken) -> Result<()> {
     match (taken.steps, taken.left_over) {
         (0, 0) => Err(Error::Data("no records in the input".into())),
         (_, 0) => Ok(()),
         (_, found) => {
-            Err(Error::Data(format!("the input ended after {found} of the {groups_per_step} groups that a step takes")))
+            Err(Error::Data(format!("the input ended after {found} of the {} groups that a step takes", taken.due)))
         }
     }
 }

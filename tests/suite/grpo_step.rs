@@ -296,6 +296,84 @@ fn several_steps_in_one_call_are_the_same_steps_in_several_calls() {
     assert_eq!(folder.state("three")["prompts_consumed"], 3);
 }
 
+/// SCORED has four groups of three; those in `equal` get equal rewards.
+fn with_equal_rewards(equal: &[usize]) -> Vec<Value> {
+    let mut records = SCORED.clone();
+    let in_equal = |(at, record): (usize, &mut Value)| {
+        if equal.contains(&(at / 3)) {
+            record["reward"] = json!(1.0);
+        }
+    };
+    records.iter_mut().enumerate().for_each(in_equal);
+    records
+}
+
+#[test]
+fn dynamic_sampling_trains_on_the_groups_whose_rewards_differ_and_reports_all() {
+    let folder = Folder::new();
+    let records = with_equal_rewards(&[0, 2]);
+    let mut two = folder.step("two", "--groups-per-step 2 --dynamic-sampling 2", &records);
+    let wanted = [&records[3..6], &records[9..]].concat();
+    let plain = folder.step("plain", "", &wanted);
+    folder.assert_same_weights("two", "plain");
+    assert_eq!(folder.state("two")["policy_id"], folder.state("plain")["policy_id"]);
+    assert_eq!(
+        (&folder.state("two")["prompts_consumed"], &folder.state("plain")["prompts_consumed"]),
+        (&json!(4), &json!(2))
+    );
+    let line = two.records().remove(0);
+    assert_eq!(line["dynamic_sampling/groups_sampled"], 4);
+    assert_eq!(line["dynamic_sampling/groups_trained"], 2);
+    assert_eq!(
+        (&line["frac_reward_zero_std"], &plain.records()[0]["frac_reward_zero_std"]),
+        (&json!(0.5), &json!(0.0))
+    );
+    assert_eq!(line["grad_norm"], plain.records()[0]["grad_norm"]);
+    assert_ne!(line["reward"], plain.records()[0]["reward"]);
+
+    // One group short: it is trained on what there is. Without any, on the first, as always.
+    two = folder.step("short", "--groups-per-step 2 --dynamic-sampling 2", &with_equal_rewards(&[0, 1, 2]));
+    assert!(two.stderr.contains("step 1: rewards differ in 1 of 4 groups, not in 2; "), "{}", two.stderr);
+    folder.step("last", "", &records[9..]);
+    folder.assert_same_weights("short", "last");
+    let none = folder.step("none", "--groups-per-step 1 --dynamic-sampling 4", &with_equal_rewards(&[0, 1, 2, 3]));
+    assert_eq!(none.records()[0]["dynamic_sampling/groups_trained"], 1);
+
+    let refused = folder.train(&tiny(), "refused", "--dynamic-sampling 2", &lines(&records));
+    assert_eq!(refused.code, Some(2));
+    assert!(refused.stderr.contains("--dynamic-sampling needs --groups-per-step"), "{}", refused.stderr);
+    let ended = folder.train(&tiny(), "ended", "--groups-per-step 3 --dynamic-sampling 2", &lines(&records));
+    assert_eq!(ended.code, Some(3));
+    assert!(ended.stderr.contains("the input ended after 4 of the 6 that a step takes"), "{}", ended.stderr);
+}
+
+#[test]
+fn a_reference_that_changes_is_mixed_from_the_policy_and_goes_on_with_its_checkpoint() {
+    let folder = Folder::new();
+    let constant = format!("--groups-per-step 1 --max-staleness any --beta 0.5 --reference {}", tiny());
+    let options = format!("{constant} --reference-sync-steps 2 --reference-mixup-alpha 0.25");
+    let together = folder.step("together", &options, &SCORED);
+    let first = folder.step("half", &options, &SCORED[..6]);
+    let load = |dir: String| Model::load(Path::new(&dir)).unwrap();
+    let [start, policy, mixed] = [tiny(), folder.path("half"), folder.path("half/reference")].map(load);
+    let numbers = |model: &Model| model.parameters().concat();
+    let want: Vec<f32> = numbers(&start).iter().zip(numbers(&policy)).map(|(a, b)| 0.75 * a + 0.25 * b).collect();
+    assert!(numbers(&mixed) == want && want != numbers(&start));
+
+    let rest = folder.train(&folder.path("half"), "whole", &format!("{RATE} {options}"), &lines(&SCORED[6..]));
+    assert_eq!(together.stdout, first.stdout + &rest.stdout, "{}", rest.stderr);
+    folder.assert_same_weights("together", "whole");
+    let reference = |of: &str| folder.read(&format!("{of}/reference/{}", checkpoint::WEIGHTS));
+    assert!(reference("together") == reference("whole"));
+    let unchanged = folder.step("unchanged", &constant, &SCORED);
+    assert_ne!(unchanged.records()[3]["kl"], together.records()[3]["kl"]);
+    assert_ne!(folder.state("unchanged")["policy_id"], folder.state("together")["policy_id"]);
+
+    let refused = folder.train(&folder.path("half"), "refused", &constant, &lines(&SCORED[6..]));
+    assert_eq!(refused.code, Some(2));
+    assert!(refused.stderr.contains("half/reference: this reference has changed in training"), "{}", refused.stderr);
+}
+
 #[test]
 fn a_checkpoint_without_its_moments_does_not_go_on() {
     let folder = Folder::new();

@@ -81,6 +81,40 @@ fn a_run_that_samples_ahead_is_the_same_again_and_step_by_step() {
     }
 }
 
+#[test]
+fn a_run_that_tops_its_steps_up_is_the_same_again_step_by_step_and_after_a_kill() {
+    let numbers = [("STEPS", "8"), ("SAVE_EVERY", "3"), ("DYNAMIC_SAMPLING", "4"), ("REWARDS", "xmlcount=1")];
+    let resident = Root::new(&numbers);
+    resident.train_whole();
+    let metrics = fs::read_to_string(resident.run("metrics.jsonl")).unwrap();
+    let sampled = |line: &str| {
+        serde_json::from_str::<serde_json::Value>(line).unwrap()["dynamic_sampling/groups_sampled"].as_u64().unwrap()
+    };
+    let sampled: Vec<u64> = metrics.lines().map(sampled).collect();
+    assert!(sampled.iter().any(|groups| *groups > 2) && sampled.iter().any(|groups| *groups < 8), "{sampled:?}");
+    let state = fs::read_to_string(resident.run("policy/state.json")).unwrap();
+    assert!(state.contains("\"prompts_consumed\": 64"), "{state}");
+
+    let by_steps = resident.back_to_the_start();
+    for _ in 1..=8 {
+        let done = by_steps.script("step.sh", &[]).output().unwrap();
+        assert!(done.status.success(), "{}", text(&done.stderr));
+    }
+    by_steps.train_whole();
+    by_steps.assert_same_files(&resident);
+
+    let killed = resident.back_to_the_start();
+    let mut run = killed.start();
+    run.wait_for(&killed.run("rollouts/step_000002.jsonl.zst"));
+    run.kill_all();
+    killed.train_whole();
+    killed.assert_same_files(&resident);
+
+    let mut verified = resident.script("verify.sh", &[("RUN", "run"), ("FROM", "step_000003"), ("TO", "step_000006")]);
+    let done = verified.output().unwrap();
+    assert!(done.status.success(), "{}", text(&done.stderr));
+}
+
 /// Step 1 is handed on when step 2 is whole, and so on: no run whose sampling waits for training would come to an end.
 #[test]
 fn sampling_ahead_begins_a_step_before_the_one_before_it_is_trained() {

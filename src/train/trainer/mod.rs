@@ -1,6 +1,7 @@
 //! A policy in training: its weights, optimizer and lineage.
 
 mod publish;
+mod reference;
 
 use std::path::{Path, PathBuf};
 
@@ -26,6 +27,8 @@ pub struct Trainer {
     config: OptimizerConfig,
     /// The directory it was opened from, or its last checkpoint.
     source: PathBuf,
+    /// The reference model, if it changes.
+    reference: Option<Model>,
 }
 
 /// Makes the backend that trains a model.
@@ -124,7 +127,7 @@ impl Trainer {
         if let (Some(scale), Some(reached)) = (backend.loss_scale(), state.loss_scale) {
             *scale = reached;
         }
-        Self { backend, state, config, source: source.to_path_buf() }
+        Self { backend, state, config, source: source.to_path_buf(), reference: None }
     }
 
     /// The policy id and the step of the weights.
@@ -176,14 +179,6 @@ impl Trainer {
     /// Those of the backend.
     pub fn share_weights(&mut self) -> Result<Option<Vec<u8>>> {
         self.backend.share_weights()
-    }
-
-    /// See [`Backend::hold_reference`].
-    ///
-    /// # Errors
-    /// Those of the backend.
-    pub fn hold_reference(&mut self, model: Model) -> Result<()> {
-        self.backend.hold_reference(model)
     }
 
     /// See [`Backend::logprobs`].

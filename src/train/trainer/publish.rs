@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
 
-use super::Trainer;
+use super::{Trainer, reference};
 use crate::checkpoint::{self, Identity, Publication, State};
 use crate::error::{Error, Result};
 use crate::model::Model;
@@ -41,6 +41,7 @@ impl Trainer {
         if let Some(moments) = self.backend.moments()? {
             self.state.sign(command_line);
             write_training(dir, &moments, &parameters, older)?;
+            reference::write(self.reference.as_ref(), &self.source, dir)?;
             self.state.seal(dir)?;
         }
         publication.publish()
@@ -60,7 +61,8 @@ impl Trainer {
         let Some(moments) = self.backend.moments()?.map(Cow::into_owned) else { return Ok(None) };
         self.state.sign(command_line);
         let (parameters, state, source) = (self.backend.trained(), self.state.clone(), self.source.clone());
-        Ok(Some(Snapshot { model: self.backend.weights()?.clone(), moments, parameters, state, source }))
+        let (model, reference) = (self.backend.weights()?.clone(), self.reference.clone());
+        Ok(Some(Snapshot { model, reference, moments, parameters, state, source }))
     }
 
     /// Reads companions and moments from the checkpoint `out` from now on: the directory before may be removed.
@@ -88,6 +90,7 @@ impl Trainer {
 /// What a checkpoint holds, copied by [`Trainer::snapshot`].
 pub struct Snapshot {
     model: Model,
+    reference: Option<Model>,
     moments: Moments,
     parameters: Vec<(String, Vec<usize>)>,
     state: State,
@@ -103,6 +106,7 @@ impl Snapshot {
         let publication = Publication::begin(out)?;
         write_model(publication.dir(), &self.source, &self.model)?;
         write_training(publication.dir(), &self.moments, &self.parameters, &[])?;
+        reference::write(self.reference.as_ref(), &self.source, publication.dir())?;
         self.state.seal(publication.dir())?;
         publication.publish()
     }

@@ -69,7 +69,7 @@ fn a_damaged_or_hostile_recipe_runs_nothing() {
 #[test]
 fn a_run_whose_files_have_commands_in_them_runs_none() {
     let cases = [
-        ("EPOCHS=a[$(touch own)]\n", 3, "EPOCHS is a number, and not "),
+        ("EPOCHS=a[$(touch own)]\n", 3, "EPOCHS is a whole number, and not "),
         ("b[$(touch own)]=1\n", 3, "not NAME=VALUE"),
         ("DATA=--output=own\n", 3, "DATA begins with a minus"),
         ("SCORER=touch own\n", 2, "now: SCORER="),

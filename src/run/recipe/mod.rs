@@ -3,6 +3,8 @@
 //! A recipe is a file of lines `NAME=VALUE  # comment`; an environment variable of the same name overrides it. A recipe is data,
 //! wherever it comes from: every line must hold a known name and a value of its kind.
 
+mod names;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -10,67 +12,7 @@ use super::{Run, step_name, step_of};
 use crate::checkpoint::entries;
 use crate::error::{Error, Result};
 use crate::lines::jsonl::Output;
-
-/// What a value must look like.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kind {
-    Number,
-    /// A number or nothing.
-    Optional,
-    /// Any text that does not begin like an option.
-    Text,
-}
-use Kind::{Number, Optional, Text};
-
-/// The names that a recipe may have, the kind of each, and its meaning.
-const NAMES: [(&str, Kind, &str); 46] = [
-    (FORK, Text, "run and checkpoint that a fork began from"),
-    (SEED, Number, "seed of everything random"),
-    (SCORER, Text, "command in the place of score; empty: score"),
-    ("MODEL", Text, "model directory or Hub id; without weights: starts at random"),
-    ("SYSTEM_PROMPT", Text, "file with the system prompt; empty: the XML format"),
-    ("CHAT_TEMPLATE_ARG", Text, "NAME=VALUE for the chat template; empty: none"),
-    ("DTYPE", Text, "numbers that are multiplied"),
-    ("DATA", Text, "`generate`, or a data set"),
-    ("MAX_NUMBER", Number, "largest number in a generated problem"),
-    ("EPOCHS", Number, "passes over the problems"),
-    ("TEST_PROMPTS", Number, "held-out problems of an evaluation"),
-    ("TEST_SAMPLES", Number, "completions per problem in the sampled evaluation"),
-    ("SUPERVISED_STEPS", Number, "optimizer steps of the supervised start; 0: none"),
-    ("SUPERVISED_BATCH", Number, "demonstrations per step"),
-    ("SUPERVISED_LEARNING_RATE", Number, "learning rate of the supervised start"),
-    ("SLOPPY_FORMAT", Number, "fraction of demonstrations in a broken format"),
-    ("SLOPPY_ARITHMETIC", Number, "fraction of demonstrations with a wrong result"),
-    (PROMPTS_PER_STEP, Number, "groups per step"),
-    ("NUM_GENERATIONS", Number, "completions per group"),
-    ("TEMPERATURE", Number, "sampling temperature"),
-    ("MAX_PROMPT_TOKENS", Number, "longest prompt (tokens)"),
-    ("MAX_COMPLETION_TOKENS", Number, "longest completion (tokens)"),
-    (STEPS, Number, "steps of the run"),
-    ("LOSS", Text, "grpo, bnpo, dr_grpo, dapo, cispo, sapo, gspo or luspo"),
-    ("BETA", Number, "weight of the KL divergence from the start"),
-    ("KL_ESTIMATOR", Text, "of that divergence: k1, k2, k3 or k3-weighted"),
-    ("EPSILON", Number, "clip range of the ratio"),
-    ("EPSILON_HIGH", Text, "upper clip range; empty: EPSILON"),
-    ("LEARNING_RATE", Number, "largest learning rate"),
-    ("SCHEDULE", Text, "constant, linear or cosine"),
-    ("WARMUP_RATIO", Number, "fraction of the steps in which the learning rate rises"),
-    ("ADAM_BETA1", Number, "decay of AdamW's first moment"),
-    ("ADAM_BETA2", Number, "decay of AdamW's second moment"),
-    ("WEIGHT_DECAY", Number, "weight decay of matrices"),
-    ("OPTIMIZER_STATE", Text, "type of AdamW's moments"),
-    ("LORA_RANK", Optional, "rank of an adapter that is trained in the place of the weights; empty: none"),
-    ("LORA_ALPHA", Optional, "what the adapter adds is multiplied by this / LORA_RANK; empty: 2 LORA_RANK"),
-    ("LORA_TARGETS", Text, "matrices that get an adapter; empty: all of each layer"),
-    ("MAX_GRAD_NORM", Number, "gradients are clipped to this norm; 0: never"),
-    ("REWARDS", Text, "weights of score's rewards"),
-    ("SCALE_REWARDS", Text, "what advantages are divided by: group, batch or none"),
-    ("MAX_STALENESS", Number, "steps that sampling is ahead of training"),
-    ("IMPORTANCE_SAMPLING_CLIP_MAX", Text, "largest weight of a token for weights that differ; empty: off"),
-    ("EVALUATE_EVERY", Optional, "steps between evaluations during training; empty: none"),
-    ("SAVE_EVERY", Number, "steps between checkpoints"),
-    ("KEEP", Number, "checkpoints kept besides the start"),
-];
+use names::{NAMES, check};
 
 /// Where a fork began: a run and its checkpoint.
 pub const FORK: &str = "FORK";
@@ -81,6 +23,7 @@ pub const SCORER: &str = "SCORER";
 /// The steps of a run.
 pub const STEPS: &str = "STEPS";
 pub(super) const PROMPTS_PER_STEP: &str = "PROMPTS_PER_STEP";
+pub(super) const DYNAMIC_SAMPLING: &str = "DYNAMIC_SAMPLING";
 
 /// Names with their values, in the order of the file.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -270,34 +213,6 @@ fn split(line: &str) -> Option<(&str, &str)> {
     (is_name && !value.contains(char::is_control)).then_some((name, value))
 }
 
-/// Says what is wrong with a value. One that begins with a minus would be taken for an option.
-fn check(name: &str, value: &str) -> std::result::Result<(), String> {
-    let kind = NAMES.iter().find(|(known, ..)| *known == name).map(|(_, kind, _)| *kind);
-    let is_number = kind == Some(Number) || kind == Some(Optional) && !value.is_empty();
-    if is_number && !looks_like_a_number(value) {
-        return Err(format!("{name} is a number, and not \"{value}\""));
-    }
-    if value.starts_with('-') {
-        return Err(format!("{name} begins with a minus"));
-    }
-    if value.contains(char::is_control) {
-        return Err(format!("{name} has a control character"));
-    }
-    if value.contains(char::REPLACEMENT_CHARACTER) {
-        return Err(format!("{name} is not UTF-8 text"));
-    }
-    Ok(())
-}
-
-/// Digits, a point, digits, and an exponent: the form that shells and commands read alike.
-fn looks_like_a_number(text: &str) -> bool {
-    let digits = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit());
-    let (mantissa, exponent) = text.split_once('e').unwrap_or((text, "0"));
-    let (whole, fraction) = mantissa.split_once('.').unwrap_or(("", mantissa));
-    let exponent = exponent.strip_prefix(['-', '+']).unwrap_or(exponent);
-    digits(whole) && [fraction, exponent].iter().all(|part| !part.is_empty() && digits(part))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -308,16 +223,6 @@ mod tests {
         fs::write(file.path(), b"LOSS=grpo # caf\xe9\nMODEL=caf\xe9\n").unwrap();
         let error = Recipe::read(file.path(), &|_| None).unwrap_err();
         assert!(matches!(&error, Error::Record { line: 2, what, .. } if what == "MODEL is not UTF-8 text"), "{error}");
-    }
-
-    #[test]
-    fn numbers_have_one_form() {
-        for text in ["1", "0.5", ".5", "3e-3", "1e+4", "12.25e3"] {
-            assert!(looks_like_a_number(text), "{text}");
-        }
-        for text in ["", ".", "1.", "-1", "1e", "e3", "0x1", "1,0", "a[$(x)]", "1e-", "1.5.2", "inf"] {
-            assert!(!looks_like_a_number(text), "{text}");
-        }
     }
 
     #[test]
@@ -334,7 +239,7 @@ mod tests {
             ("STEPS=5\nsteps=5", ":2: not NAME=VALUE"),
             (" STEPS=5", ":1: not NAME=VALUE"),
             ("STEP=5", ":1: a recipe has no STEP; "),
-            ("STEPS=a[$(touch own)]", ":1: STEPS is a number, and not \"a[$(touch own)]\""),
+            ("STEPS=a[$(touch own)]", ":1: STEPS is a whole number, and not \"a[$(touch own)]\""),
             ("DATA=--output=own", ":1: DATA begins with a minus"),
             ("DATA=a\tb", ":1: not NAME=VALUE"),
         ];
