@@ -15,7 +15,7 @@ use grpo_pipes::process::memory_limit::CountingAllocator;
 use grpo_pipes::process::message::log_to;
 use grpo_pipes::rollout::{
     BackendOptions, FollowOptions, LineFormat, LongPrompt, Policy, PromptOptions, RequestedSizes, RolloutJob,
-    ServeOptions, Shard, converse, run, serve,
+    ServeOptions, ServerOptions, Shard, converse, run, serve,
 };
 use grpo_pipes::run::MAX_STEPS_AHEAD;
 use grpo_pipes::tokenizer::TemplateArgs;
@@ -33,8 +33,8 @@ pub struct Args {
     input: InputArgs,
     #[command(flatten)]
     output: OutputArgs,
-    /// Model directory, checkpoint or GGUF file, or a Hub id like Qwen/Qwen2.5-0.5B-Instruct
-    #[arg(long, value_name = "DIR|GGUF|HUB_ID", required_unless_present = "follow")]
+    /// Model directory, checkpoint or GGUF file, or a Hub id like Qwen/Qwen2.5-0.5B-Instruct; with --server, the server's name for it
+    #[arg(long, value_name = "DIR|GGUF|HUB_ID", required_unless_present_any = ["follow", "server"])]
     model: Option<String>,
     /// The GGUF file to take from the directory or Hub repository of --model
     #[arg(long = "file", id = "file_of_model", value_name = "NAME", requires = "model")]
@@ -65,7 +65,13 @@ pub struct Args {
     #[arg(long, value_name = "ADDRESS", requires = "model",
           conflicts_with_all = ["file", "follow", "text", "raw", "shard", "output", "num_generations"])]
     serve: Option<String>,
-    /// What clients of --serve must send as their API key; an address that other machines can reach needs one
+    /// Sample from a server that speaks OpenAI's API, like http://localhost:8000: vLLM, llama.cpp, SGLang, or `rollout --serve`, whose
+    /// records are those of rollout. The server has the chat template, the limits and the device. A server that returns token ids and
+    /// log-probabilities gives records to train on, with --max-staleness any
+    #[arg(long, value_name = "URL", conflicts_with_all = ["follow", "serve", "jsonl", "file_of_model", "chat_template",
+          "chat_template_arg", "batch_invariant"])]
+    server: Option<String>,
+    /// What clients of --serve must send as their API key, and what --server is sent; an address that other machines can reach needs one
     #[arg(long, value_name = "KEY", env = "GRPO_PIPES_API_KEY", hide_env_values = true)]
     api_key: Option<String>,
     /// Append the records to FILE, each group as soon as it is complete, and do not sample prompts again whose completions FILE has: the
@@ -148,7 +154,7 @@ fn main() -> ExitCode {
             let options = ServeOptions { address: address.clone(), api_key: args.api_key.clone() };
             report("rollout", log().and_then(|()| serve(model, file, args.job()?, &options)))
         }
-        (Some(model), None) if args.is_conversation() => {
+        (Some(model), None) if args.is_conversation() && args.server.is_none() => {
             report("rollout", log().and_then(|()| converse(model, file, args.job()?)))
         }
         _ => run_filter("rollout", &args.output, |out| {
@@ -166,6 +172,9 @@ impl Args {
     }
 
     fn policy(&self) -> Policy {
+        if let Some(url) = self.server.clone() {
+            return Policy::Server(ServerOptions { url, model: self.model.clone(), api_key: self.api_key.clone() });
+        }
         match (&self.follow, self.groups_per_step, &self.model) {
             (Some(dir), Some(groups), _) => {
                 let options = FollowOptions {

@@ -47,6 +47,14 @@ pub enum Error {
         /// What happened, and the remedy where there is one.
         what: String,
     },
+    /// A server of completions cannot be used.
+    #[error("server: {address}: {what}")]
+    Server {
+        /// Its address.
+        address: String,
+        /// What happened, and the remedy where there is one.
+        what: String,
+    },
     /// The machine cannot do what was asked: its device, memory or threads.
     #[error("{0}")]
     Device(String),
@@ -115,7 +123,7 @@ impl Error {
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Io { .. } | Self::Output(_) | Self::Model { .. } | Self::Run { .. } => 1,
-            Self::Hub { .. } | Self::Device(_) | Self::Signals(_) | Self::Panicked(_) => 1,
+            Self::Hub { .. } | Self::Server { .. } | Self::Device(_) | Self::Signals(_) | Self::Panicked(_) => 1,
             Self::Usage(_) => 2,
             Self::Record { .. } | Self::Data(_) => 3,
             Self::Numerics(_) => 4,

@@ -10,6 +10,7 @@ mod grown;
 mod records;
 mod requests;
 mod serve;
+mod server;
 mod shard;
 mod sizes;
 mod source;
@@ -30,6 +31,7 @@ use crate::model::Sampling;
 use crate::process::cancel::Stop;
 use crate::process::message::detail;
 use crate::process::progress::Progress;
+use crate::process::read_ahead::ReadAhead;
 use crate::run::Run;
 use crate::tokenizer::{TemplateArgs, Tokenizer};
 
@@ -42,6 +44,7 @@ use grown::GrownFile;
 pub use records::{Origin, RecordWriter};
 pub use requests::{LineFormat, LongPrompt, ModelLimits, PromptOptions, RequestBuilder};
 pub use serve::{ServeOptions, serve};
+pub use server::ServerOptions;
 pub use shard::Shard;
 pub use sizes::RequestedSizes;
 pub use source::Source;
@@ -58,6 +61,8 @@ pub enum Policy {
     Model(String, Option<String>),
     /// Those of each step of the run in this directory.
     Run(PathBuf, FollowOptions),
+    /// Those behind a server.
+    Server(ServerOptions),
 }
 
 /// What to sample, and how.
@@ -93,7 +98,7 @@ pub fn run(policy: &Policy, mut job: RolloutJob, file: &Path, out: &mut Output) 
     // Signals are handled only after a download, which they should end at once.
     let model = match policy {
         Policy::Model(spec, file) => Some(Source::open(&hub::model(spec, file.as_deref(), &Source::other_types())?)?),
-        Policy::Run(..) => None,
+        Policy::Run(..) | Policy::Server(_) => None,
     };
     job.stop = Stop::on_signals()?;
     let lines = job.shard.map_or(Ok(0..u64::MAX), |shard| shard.lines_of(file))?;
@@ -104,6 +109,7 @@ pub fn run(policy: &Policy, mut job: RolloutJob, file: &Path, out: &mut Output) 
             "--on-long-prompt skip does not go with --follow: each step takes a fixed range of prompts".into(),
         )),
         (Policy::Run(dir, options), _) => follow(job, &Run::new(dir), *options, input, out),
+        (Policy::Server(options), _) => server::sample_from(options, job, (input, lines), out),
         (Policy::Model(..), None) => unreachable!("opened above"),
     }
 }
@@ -115,7 +121,7 @@ pub fn run(policy: &Policy, mut job: RolloutJob, file: &Path, out: &mut Output) 
 /// written first), and the errors of the model, the device, the output and the stop.
 pub fn sample(job: RolloutJob, model: &Source, (input, lines): (Input, Range<u64>), out: &mut Output) -> Result<()> {
     let (path, grown) = (job.jsonl.clone(), job.jsonl.as_deref().map(GrownFile::open).transpose()?);
-    let Ready { mut backend, settings, origin, tokenizer, mut requests } = Ready::new(job, model, None)?;
+    let Ready { mut backend, settings, origin, tokenizer, requests } = Ready::new(job, model, None)?;
     let mut growing = None;
     let mut is_done: IsDone = Box::new(|_| Ok(false));
     if let (Some(path), Some(grown)) = (&path, grown) {
@@ -129,22 +135,32 @@ pub fn sample(job: RolloutJob, model: &Source, (input, lines): (Input, Range<u64
     let out = growing.as_mut().unwrap_or(out);
     let skipped = requests.skipped();
     let mut progress = Progress::new(NAME);
+    let requests = requests_of(input, lines, requests, is_done);
+    let mut records = RecordWriter::new(origin, tokenizer, out, &mut progress);
+    let work = backend.sample(&settings, requests, &mut records)?;
+    records.finish(work, skipped.load(Ordering::Relaxed));
+    growing.map_or(Ok(()), Output::finish)
+}
+
+/// The requests of these lines of an input, except for those that are done.
+fn requests_of(
+    input: Input,
+    lines: Range<u64>,
+    mut builder: RequestBuilder,
+    is_done: IsDone,
+) -> ReadAhead<Request<Line>> {
     let mut place = 0;
-    let requests = read_ahead(input, move |line| {
+    read_ahead(input, move |line| {
         place += 1;
         if place > lines.end {
             return Ok(None);
         }
         // Lines before the part are requests too: how often a prompt has occurred is part of its name.
-        match requests.build(line)?.filter(|_| place > lines.start) {
+        match builder.build(line)?.filter(|_| place > lines.start) {
             Some(request) if is_done(&request)? => Ok(None),
             request => Ok(request),
         }
-    });
-    let mut records = RecordWriter::new(origin, tokenizer, out, &mut progress);
-    let work = backend.sample(&settings, requests, &mut records)?;
-    records.finish(work, skipped.load(Ordering::Relaxed));
-    growing.map_or(Ok(()), Output::finish)
+    })
 }
 
 /// A job on the model it is for.

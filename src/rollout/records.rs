@@ -99,7 +99,7 @@ impl Sink<Line> for RecordWriter<'_> {
     }
 }
 
-fn speed(work: Work, seconds: f64) -> String {
+pub(super) fn speed(work: Work, seconds: f64) -> String {
     let rate = work.tokens as f64 / seconds.max(1e-9);
     format!("{} sequences, {} tokens, {seconds:.1} s, {rate:.0} tokens/s", work.sequences, work.tokens)
 }

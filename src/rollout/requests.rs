@@ -80,8 +80,8 @@ pub struct ModelLimits {
 pub struct RequestBuilder {
     options: PromptOptions,
     system: String,
-    limits: ModelLimits,
-    tokenizer: Arc<Tokenizer>,
+    /// What makes tokens, and how many; a server does that itself.
+    model: Option<(ModelLimits, Arc<Tokenizer>)>,
     names: Names,
     has_left_off: bool,
     skipped: Arc<AtomicUsize>,
@@ -97,8 +97,14 @@ impl RequestBuilder {
         tokenizer: Arc<Tokenizer>,
         unique_among: Option<usize>,
     ) -> Self {
-        let names = Names::new(unique_among);
-        Self { options, system, limits, tokenizer, names, has_left_off: false, skipped: Arc::default() }
+        let (names, model) = (Names::new(unique_among), Some((limits, tokenizer)));
+        Self { options, system, model, names, has_left_off: false, skipped: Arc::default() }
+    }
+
+    /// Builds requests without tokens, for a server.
+    #[must_use]
+    pub fn for_a_server(options: PromptOptions, system: String) -> Self {
+        Self { options, system, model: None, names: Names::new(None), has_left_off: false, skipped: Arc::default() }
     }
 
     /// The number of prompts left out so far, for another thread to read.
@@ -125,12 +131,17 @@ impl RequestBuilder {
         if prompt.answer.is_some() && !std::mem::replace(&mut self.has_left_off, true) {
             note("rollout", "the assistant's last message is left off: it is what is sampled");
         }
-        let tokens = self.tokens(&record, &prompt)?;
-        let fitted = self.fit(&prompt_id, tokens).map_err(|err| match err {
-            Error::Data(what) => record.error(what),
-            other => other,
-        });
-        let Some(tokens) = fitted? else {
+        let fitted = match &self.model {
+            None => Some(Vec::new()),
+            Some((limits, tokenizer)) => {
+                let tokens = self.tokens(&record, &prompt, tokenizer)?;
+                self.fit(&prompt_id, tokens, *limits).map_err(|err| match err {
+                    Error::Data(what) => record.error(what),
+                    other => other,
+                })?
+            }
+        };
+        let Some(tokens) = fitted else {
             self.skipped.fetch_add(1, Ordering::Relaxed);
             return Ok(None);
         };
@@ -151,21 +162,22 @@ impl RequestBuilder {
     /// [`Error::Data`] when they are no prompt, or too long; [`Error::Usage`] as for a line.
     pub fn chat(&self, messages: serde_json::Value) -> Result<(String, Prompt, Vec<u32>)> {
         let prompt = Prompt::of_value(messages).map_err(Error::Data)?;
-        let text = self.tokenizer.chat(&prompt.messages);
-        let tokens = self.tokenizer.encode(&text.map_err(|what| Error::Data(format!("chat template: {what}")))?)?;
+        let (limits, tokenizer) = self.model.as_ref().expect("only a model answers chats");
+        let text = tokenizer.chat(&prompt.messages);
+        let tokens = tokenizer.encode(&text.map_err(|what| Error::Data(format!("chat template: {what}")))?)?;
         let prompt_id = prompt.name();
-        let tokens = self.fit(&prompt_id, tokens)?;
+        let tokens = self.fit(&prompt_id, tokens, *limits)?;
         let too_long = || Error::Data(format!("prompt {prompt_id} is too long"));
         Ok((prompt.name(), prompt, tokens.ok_or_else(too_long)?))
     }
 
-    fn tokens(&self, record: &Record<'_>, prompt: &Prompt) -> Result<Vec<u32>> {
+    fn tokens(&self, record: &Record<'_>, prompt: &Prompt, tokenizer: &Tokenizer) -> Result<Vec<u32>> {
         if !self.options.raw {
-            let chat = self.tokenizer.chat(&prompt.messages);
-            return self.tokenizer.encode(&chat.map_err(|what| record.error(format!("chat template: {what}")))?);
+            let chat = tokenizer.chat(&prompt.messages);
+            return tokenizer.encode(&chat.map_err(|what| record.error(format!("chat template: {what}")))?);
         }
         match record.get_text("prompt") {
-            Ok(Some(text)) => self.tokenizer.encode_raw(&text),
+            Ok(Some(text)) => tokenizer.encode_raw(&text),
             _ => Err(record.error("--raw takes a \"prompt\" that is a text, not messages")),
         }
     }
@@ -187,9 +199,9 @@ impl RequestBuilder {
     }
 
     /// Checks the tokens, and applies [`LongPrompt`] to those that are too many.
-    fn fit(&self, prompt_id: &str, tokens: Vec<u32>) -> Result<Option<Vec<u32>>> {
-        if let Some(id) = tokens.iter().find(|id| **id as usize >= self.limits.vocabulary) {
-            let rows = self.limits.vocabulary;
+    fn fit(&self, prompt_id: &str, tokens: Vec<u32>, limits: ModelLimits) -> Result<Option<Vec<u32>>> {
+        if let Some(id) = tokens.iter().find(|id| **id as usize >= limits.vocabulary) {
+            let rows = limits.vocabulary;
             return Err(Error::Usage(format!(
                 "the tokenizer gives token {id}, and the model has rows for {rows} only"
             )));
@@ -197,7 +209,7 @@ impl RequestBuilder {
         if tokens.is_empty() {
             return Err(Error::Data(format!("prompt {prompt_id} has no tokens")));
         }
-        let (asked, room) = (self.limits.prompt_tokens, self.limits.positions);
+        let (asked, room) = (limits.prompt_tokens, limits.positions);
         let limit = asked.min(room);
         match self.options.on_long {
             _ if tokens.len() <= limit => Ok(Some(tokens)),

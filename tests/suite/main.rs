@@ -4,6 +4,7 @@
 
 mod adapter;
 mod board;
+mod borrowed;
 mod chaos;
 mod config_fields;
 mod conversation;

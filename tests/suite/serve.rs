@@ -15,14 +15,15 @@ use crate::runs::send;
 
 const ROLLOUT: &str = env!("CARGO_BIN_EXE_rollout");
 
-struct Server {
+/// `rollout --serve` on a tiny model.
+pub struct Server {
     child: Child,
-    address: String,
-    model: String,
+    pub address: String,
+    pub model: String,
 }
 
 impl Server {
-    fn start(more: &[&str]) -> Self {
+    pub fn start(more: &[&str]) -> Self {
         let model = directory().join("tiny-qwen2").display().to_string();
         let mut command = Command::new(ROLLOUT);
         command.args(["--model", &model, "--serve", "0", "--device", "cpu"]).args(more);

@@ -85,6 +85,10 @@ pub struct ChatRequest {
     pub stream_usage: bool,
     /// Whether each token comes with its log-probability.
     pub logprobs: bool,
+    /// Whether the tokens come by their ids, the end token included. A field of vLLM's.
+    pub token_ids: bool,
+    /// What seeds the draws beside `seed`, in place of the messages. A field of our own.
+    pub prompt_id: Option<String>,
 }
 
 /// Fields that change no completion.
@@ -115,9 +119,15 @@ impl ChatRequest {
         let mut sampling = defaults.sampling;
         sampling.temperature = number(&mut fields, "temperature")?.unwrap_or(sampling.temperature);
         sampling.top_p = number(&mut fields, "top_p")?.unwrap_or(sampling.top_p);
+        sampling.min_p = number(&mut fields, "min_p")?.unwrap_or(sampling.min_p);
+        sampling.top_k =
+            whole(&mut fields, "top_k", 0, u64::from(u32::MAX))?.map_or(sampling.top_k, |top_k| top_k as usize);
         sampling.check().map_err(|err| {
             let what = err.to_string();
-            Refusal::of(if what.starts_with("top-p") { "top_p" } else { "temperature" }, what)
+            let names = [("top-p", "top_p"), ("min-p", "min_p")];
+            let name =
+                names.into_iter().find(|(option, _)| what.starts_with(option)).map_or("temperature", |(_, name)| name);
+            Refusal::of(name, what)
         })?;
         check_model(fields.remove("model"), &defaults.model)?;
         let request = Self {
@@ -130,7 +140,12 @@ impl ChatRequest {
             stream: flag(&mut fields, "stream")?,
             stream_usage: fields.get("stream_options").is_some_and(|options| options["include_usage"] == true),
             logprobs: flag(&mut fields, "logprobs")?,
+            token_ids: flag(&mut fields, "return_token_ids")?,
+            prompt_id: text(&mut fields, "prompt_id")?,
         };
+        if request.token_ids && request.stream {
+            return Err(Refusal::of("return_token_ids", "does not go with \"stream\""));
+        }
         match fields.iter().find(|(name, value)| !IGNORED.contains(&name.as_str()) && !is_neutral(name, value)) {
             Some((name, _)) if name == "top_logprobs" => {
                 Err(Refusal::of(name, "is not supported above 0; \"logprobs\" gives the sampled token's"))
@@ -182,6 +197,14 @@ fn whole(fields: &mut Map<String, Value>, name: &str, least: u64, most: u64) -> 
     let Some(value) = fields.remove(name) else { return Ok(None) };
     let number = value.as_u64().filter(|number| (least..=most).contains(number));
     number.map(Some).ok_or_else(|| Refusal::of(name, format!("is not a whole number from {least} to {most}")))
+}
+
+fn text(fields: &mut Map<String, Value>, name: &str) -> Result<Option<String>, Refusal> {
+    match fields.remove(name) {
+        None => Ok(None),
+        Some(Value::String(text)) => Ok(Some(text)),
+        Some(_) => Err(Refusal::of(name, "is not a text")),
+    }
 }
 
 fn flag(fields: &mut Map<String, Value>, name: &str) -> Result<bool, Refusal> {
@@ -255,7 +278,10 @@ mod tests {
             json!({ "logit_bias": { "5": 1 } }),
             json!({ "response_format": { "type": "json_object" } }),
             json!({ "tools": [{}] }),
-            json!({ "top_k": 5 }),
+            json!({ "top_k": -1 }),
+            json!({ "min_p": 2 }),
+            json!({ "return_token_ids": true, "stream": true }),
+            json!({ "prompt_id": 7 }),
             json!({ "reasoning_effort": "low" }),
             json!({ "never_heard_of": false }),
             json!({ "temperature": "hot" }),

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 
+use super::api::ChatRequest;
 use crate::engine::Heard;
 use crate::error::Result;
 use crate::tokenizer::{TextStream, Tokenizer, unfinished_mark};
@@ -20,6 +21,8 @@ pub struct Choice {
     sent: usize,
     /// Log-probabilities that were not sent yet, if they are wanted.
     logprobs: Option<Vec<Value>>,
+    /// The tokens, if they are wanted.
+    token_ids: Option<Vec<u32>>,
     /// Tokens sampled.
     pub tokens: usize,
     /// Why it ended: `stop` or `length`.
@@ -29,7 +32,7 @@ pub struct Choice {
 impl Choice {
     /// Starts with no token.
     #[must_use]
-    pub fn new(tokenizer: &Arc<Tokenizer>, stops: &Arc<[String]>, with_logprobs: bool) -> Self {
+    pub fn new(tokenizer: &Arc<Tokenizer>, stops: &Arc<[String]>, chat: &ChatRequest) -> Self {
         Self {
             tokenizer: Arc::clone(tokenizer),
             decoder: TextStream::new(tokenizer),
@@ -37,7 +40,8 @@ impl Choice {
             text: String::new(),
             safe: 0,
             sent: 0,
-            logprobs: with_logprobs.then(Vec::new),
+            logprobs: chat.logprobs.then(Vec::new),
+            token_ids: chat.token_ids.then(Vec::new),
             tokens: 0,
             finish_reason: None,
         }
@@ -54,9 +58,15 @@ impl Choice {
         self.tokens += 1;
         if heard.end != Some(true) {
             self.text += &self.decoder.push(heard.token)?;
+        }
+        // OpenAI's end token has none; with ids each token has one.
+        if heard.end != Some(true) || self.token_ids.is_some() {
             if let Some(logprobs) = &mut self.logprobs {
                 logprobs.push(logprob(&self.tokenizer.decode(&[heard.token])?, heard.logprob));
             }
+        }
+        if let Some(ids) = &mut self.token_ids {
+            ids.push(heard.token);
         }
         if heard.end.is_some() {
             self.text += &self.decoder.finish()?;
@@ -76,6 +86,11 @@ impl Choice {
     pub fn take_text(&mut self) -> &str {
         let from = std::mem::replace(&mut self.sent, self.safe);
         &self.text[from..self.safe]
+    }
+
+    /// The ids of all tokens, if they are wanted.
+    pub fn token_ids(&self) -> Option<&[u32]> {
+        self.token_ids.as_deref()
     }
 
     /// The log-probabilities that were not sent yet, in OpenAI's form; null if none are wanted.

@@ -25,8 +25,8 @@ pub struct Completions<'a> {
     pub model: &'a str,
     /// The id of its weights.
     pub policy_id: &'a str,
-    /// Length of the prompt (tokens).
-    pub prompt_tokens: usize,
+    /// The prompt's tokens.
+    pub prompt: Vec<u32>,
 }
 
 impl Completions<'_> {
@@ -41,13 +41,22 @@ impl Completions<'_> {
     ) -> Result<(), Broken> {
         follow(&answers, connection, &mut choices, |_, _| Ok(()))?;
         let usage = self.usage(&choices);
+        let with_ids = choices.iter().any(|choice| choice.token_ids().is_some());
         let choices = choices.iter_mut().enumerate().map(|(index, choice)| {
             let logprobs = choice.take_logprobs();
             let finish_reason = choice.finish_reason;
             let message = json!({ "role": "assistant", "content": choice.take_text(), "refusal": null });
-            json!({ "index": index, "message": message, "logprobs": logprobs, "finish_reason": finish_reason })
+            let mut body =
+                json!({ "index": index, "message": message, "logprobs": logprobs, "finish_reason": finish_reason });
+            if let Some(ids) = choice.token_ids() {
+                body["token_ids"] = ids.into();
+            }
+            body
         });
         let mut body = self.head("chat.completion", choices.collect());
+        if with_ids {
+            body["prompt_token_ids"] = json!(self.prompt);
+        }
         body["usage"] = usage;
         Ok(connection.respond(200, &[], body.to_string().as_bytes())?)
     }
@@ -118,7 +127,7 @@ impl Completions<'_> {
     }
 
     fn usage(&self, choices: &[Choice]) -> Value {
-        let (prompt, completion) = (self.prompt_tokens, choices.iter().map(|choice| choice.tokens).sum::<usize>());
+        let (prompt, completion) = (self.prompt.len(), choices.iter().map(|choice| choice.tokens).sum::<usize>());
         json!({ "prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion })
     }
 }

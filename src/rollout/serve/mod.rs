@@ -66,8 +66,7 @@ pub fn serve(spec: &str, file: Option<&str>, mut job: RolloutJob, options: &Serv
     let defaults = Defaults { model: spec.to_owned(), sampling, max_completion_tokens };
     let (queue, arrivals) = Queue::new();
     let key = options.api_key.as_ref().map(|key| blake3::hash(key.as_bytes()));
-    let service =
-        Arc::new(Service::new(queue, (requests, tokenizer), (defaults, seed), origin.identity.policy_id, key));
+    let service = Arc::new(Service::new(queue, (requests, tokenizer), (defaults, seed), origin.identity, key));
     let place = listener.local_addr().map_err(Error::io(&options.address))?;
     detail(NAME, &format!("serving {spec} at http://{place}/v1"));
     let doors = {

@@ -13,6 +13,7 @@ use super::api::{ChatRequest, Defaults, Refusal};
 use super::choice::Choice;
 use super::completions::Completions;
 use super::http::{Connection, HttpRequest};
+use crate::checkpoint::Identity;
 use crate::engine::{OwnSettings, Request};
 use crate::error::Error;
 use crate::rollout::RequestBuilder;
@@ -24,8 +25,8 @@ pub struct Service {
     builder: Mutex<RequestBuilder>,
     tokenizer: Arc<Tokenizer>,
     defaults: Defaults,
-    /// The weights, by their id.
-    policy_id: String,
+    /// The weights.
+    identity: Identity,
     key: Option<blake3::Hash>,
     /// The seed of the next request that has none.
     next_seed: AtomicU64,
@@ -62,7 +63,7 @@ impl Service {
         queue: Queue,
         (builder, tokenizer): (RequestBuilder, Arc<Tokenizer>),
         (defaults, seed): (Defaults, u64),
-        policy_id: String,
+        identity: Identity,
         key: Option<blake3::Hash>,
     ) -> Self {
         Self {
@@ -70,7 +71,7 @@ impl Service {
             builder: Mutex::new(builder),
             tokenizer,
             defaults,
-            policy_id,
+            identity,
             key,
             next_seed: AtomicU64::new(seed),
             requests: AtomicU64::new(0),
@@ -153,8 +154,8 @@ impl Service {
             let refusal = Refusal::new(405, format!("{path} takes {method}"));
             return Ok(connection.respond(405, &[("Allow", method)], &refusal.body())?);
         }
-        let model =
-            json!({ "id": self.defaults.model, "object": "model", "created": self.began, "owned_by": "grpo-pipes" });
+        let model = json!({ "id": self.defaults.model, "object": "model", "created": self.began, "owned_by": "grpo-pipes",
+                    "policy_id": self.identity.policy_id, "policy_step": self.identity.step });
         let body = match path {
             "/v1/chat/completions" => return self.complete(&request.body, connection),
             "/health" => json!({ "status": "ok" }),
@@ -179,17 +180,17 @@ impl Service {
 
     fn complete(&self, body: &[u8], connection: &mut Connection) -> Result<(), Broken> {
         let chat = ChatRequest::parse(body, &self.defaults).map_err(Broken::Refused)?;
-        let (answers, prompt_tokens) = self.submit(&chat)?;
+        let (answers, prompt) = self.submit(&chat)?;
         let id = self.requests.fetch_add(1, Ordering::Relaxed);
         let answer = Completions {
             id: format!("chatcmpl-{:x}-{id}", self.began),
             created: now(),
             model: &self.defaults.model,
-            policy_id: &self.policy_id,
-            prompt_tokens,
+            policy_id: &self.identity.policy_id,
+            prompt,
         };
         let stops: Arc<[String]> = chat.stops.clone().into();
-        let choices = (0..chat.samples).map(|_| Choice::new(&self.tokenizer, &stops, chat.logprobs)).collect();
+        let choices = (0..chat.samples).map(|_| Choice::new(&self.tokenizer, &stops, &chat)).collect();
         if chat.stream {
             answer.send_events(&chat, choices, (answers, connection))
         } else {
@@ -198,7 +199,7 @@ impl Service {
     }
 
     /// Hands a request to the engine.
-    fn submit(&self, chat: &ChatRequest) -> Result<(Answers, usize), Broken> {
+    fn submit(&self, chat: &ChatRequest) -> Result<(Answers, Vec<u32>), Broken> {
         let built = self.builder.lock().unwrap_or_else(PoisonError::into_inner).chat(chat.messages.clone());
         let (prompt_id, _, tokens) = built.map_err(|err| match err {
             Error::Data(what) if what.contains("--on-long-prompt") => {
@@ -215,8 +216,8 @@ impl Service {
             seed: chat.seed.unwrap_or_else(|| self.next_seed.fetch_add(1, Ordering::Relaxed)),
             listener,
         };
-        let prompt_tokens = tokens.len();
-        let request = Request { prompt_id, tokens, payload: (), own: Some(own) };
+        let prompt_id = chat.prompt_id.clone().unwrap_or(prompt_id);
+        let request = Request { prompt_id, tokens: tokens.clone(), payload: (), own: Some(own) };
         let refused = |why| {
             Broken::Refused(match why {
                 NotQueued::Full => Refusal::new(503, "too many requests wait already"),
@@ -224,7 +225,7 @@ impl Service {
             })
         };
         self.queue.add(request, &answers).map_err(refused)?;
-        Ok((answers, prompt_tokens))
+        Ok((answers, tokens))
     }
 }
 
