@@ -49,6 +49,7 @@ mod score;
 mod serve;
 mod signals;
 mod slow_disk;
+mod slurm;
 mod study;
 #[cfg(feature = "candle")]
 mod teachers;
