@@ -28,6 +28,7 @@ mod grpo_step;
 mod gsm8k_prep;
 mod health;
 mod hub;
+mod k8s;
 mod layering;
 mod lm_eval;
 mod losses;
