@@ -115,6 +115,11 @@ struct ManageArgs {
 /// The option that only prints more.
 const VERBOSE: &str = "--verbose";
 
+/// This command with its arguments, for checkpoints, which must not depend on where the command was found.
+fn command_line() -> impl Iterator<Item = String> {
+    std::iter::once("grpo-step".to_owned()).chain(std::env::args().skip(1))
+}
+
 // Limits the memory of chat templates and tokenizers. tests/install reads the options of several commands in one program.
 #[cfg_attr(not(test), global_allocator)]
 #[cfg_attr(test, allow(dead_code))]
@@ -191,7 +196,7 @@ impl Args {
             seed: self.seed,
             verbose: self.verbose,
             // It changes nothing in the run, whose checkpoints must not depend on it.
-            command_line: std::env::args().filter(|arg| arg != VERBOSE).collect(),
+            command_line: command_line().filter(|arg| arg != VERBOSE).collect(),
             stop,
         }
     }
@@ -213,7 +218,7 @@ impl Args {
                 false => Objective::Grpo { config: self.grpo.clone(), dry_run: self.dry_run },
             },
             optimizer: self.optimizer.clone(),
-            command_line: std::env::args().collect(),
+            command_line: command_line().collect(),
         })
     }
 }

@@ -129,11 +129,12 @@ name_the_cause() {
     die "$RUN stopped at step $(reached_step): ${ended#, }; the same command goes on from there"
 }
 
-# rollout with this recipe's lengths. It takes the place of the shell, as the other stages of a pipe do, so that no shell stands between
-# a stage and what becomes of it.
+# rollout with this recipe's lengths, on the machines that SAMPLER_RUN brings it to ('srun -n 1'). It takes the place of the shell, as the
+# other stages of a pipe do, so that no shell stands between a stage and what becomes of it.
 sample() {
     options MAX_PROMPT_TOKENS MAX_COMPLETION_TOKENS CHAT_TEMPLATE_ARG DTYPE SEED
-    exec rollout --on-long-prompt truncate-left "${OPTIONS[@]}" "$@"
+    # shellcheck disable=SC2086 # a command and its arguments
+    exec ${SAMPLER_RUN:-} rollout --on-long-prompt truncate-left "${OPTIONS[@]}" "$@"
 }
 
 # evaluate_as NAME MODEL: greedy and sampled accuracy on held-out problems, and the scored records, in $RUN/eval.
@@ -167,7 +168,7 @@ reward() {
 # The same arguments whether the steps come one by one or all in a row: checkpoints remember them.
 learn() { train_on --follow "$RUN" --save-every "$SAVE_EVERY" --keep "$KEEP" ${VERBOSE:+--verbose}; }
 
-# grpo-step with this recipe's numbers.
+# grpo-step with this recipe's numbers, on the machines that TRAINER_RUN brings it to.
 train_on() {
     local option
     options LOSS EPSILON EPSILON_HIGH BETA KL_ESTIMATOR SCALE_REWARDS IMPORTANCE_SAMPLING_CLIP_MAX MAX_COMPLETION_TOKENS \
@@ -175,7 +176,8 @@ train_on() {
         OPTIMIZER_STATE LORA_RANK LORA_ALPHA LORA_TARGETS DTYPE SEED
     for option in $GRPO_OPTIONS; do OPTIONS+=("--$option"); done
     [ "$BETA" = 0 ] || OPTIONS+=(--reference "$RUN/checkpoints/step_000000")
-    exec grpo-step --groups-per-step "$PROMPTS_PER_STEP" --total-steps "$STEPS" "${OPTIONS[@]}" "$@"
+    # shellcheck disable=SC2086 # a command and its arguments
+    exec ${TRAINER_RUN:-} grpo-step --groups-per-step "$PROMPTS_PER_STEP" --total-steps "$STEPS" "${OPTIONS[@]}" "$@"
 }
 
 # A stage of the user's may be far from reading or writing, and so from noticing that the trainer is gone.

@@ -26,9 +26,10 @@ make_start() {
         rm -rf "$model"
         options CHAT_TEMPLATE_ARG OPTIMIZER_STATE DTYPE SEED
         [ ! -d "$MODEL" ] || compgen -G "$MODEL/model.safetensors*" >/dev/null || OPTIONS+=(--init)
+        # shellcheck disable=SC2086 # a command and its arguments
         prepare train $((SUPERVISED_STEPS * SUPERVISED_BATCH)) --demonstrations \
             --sloppy-format "$SLOPPY_FORMAT" --sloppy-arithmetic "$SLOPPY_ARITHMETIC" |
-            grpo-step --supervised --policy "$MODEL" --out "$model" --loss-on-prompt --groups-per-step "$SUPERVISED_BATCH" \
+            ${TRAINER_RUN:-} grpo-step --supervised --policy "$MODEL" --out "$model" --loss-on-prompt --groups-per-step "$SUPERVISED_BATCH" \
                 --learning-rate "$SUPERVISED_LEARNING_RATE" --schedule linear --warmup-ratio 0.02 --total-steps "$SUPERVISED_STEPS" \
                 --max-grad-norm 1 "${OPTIONS[@]}" >"$RUN/supervised.jsonl"
     fi

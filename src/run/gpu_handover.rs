@@ -71,13 +71,13 @@ mod tests {
         let run = Run::new(dir.path());
         let mut offers = HandoverOffers::of(&run);
         assert_eq!(offers.look(), None);
-        let mut live = LiveWeights::create(&run, 0, 0, &|_| ()).unwrap();
+        let mut live = LiveWeights::create(&run, 0, 0, None, &|_| ()).unwrap();
         live.offer(b"first".to_vec()).unwrap();
         assert_eq!((offers.look(), live.is_taken()), (Some(&b"first"[..]), false));
         offers.take().unwrap();
         assert_eq!((offers.look(), live.is_taken()), (None, true));
         drop(live);
-        let mut live = LiveWeights::create(&run, 0, 0, &|_| ()).unwrap();
+        let mut live = LiveWeights::create(&run, 0, 0, None, &|_| ()).unwrap();
         assert!(!live.is_taken());
         live.offer(b"second".to_vec()).unwrap();
         offers.take().unwrap(); // of the first

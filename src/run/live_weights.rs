@@ -36,29 +36,36 @@ pub struct LiveWeights {
 
 impl LiveWeights {
     /// Makes an empty place for weights of this size (bytes), with sampling up to `ahead` steps ahead. When memory has no room for them,
-    /// tells `say` so and uses the run's directory.
+    /// tells `say` so and uses the run's directory, which also serves a sampler on another machine, `elsewhere`.
     ///
     /// # Errors
     /// [`Error::Io`].
-    pub fn create(run: &Run, bytes: u64, ahead: u64, say: &dyn Fn(&str)) -> Result<Self> {
-        Self::create_in(Path::new(MEMORY), run, bytes, KEPT + ahead, say)
+    pub fn create(run: &Run, bytes: u64, ahead: u64, elsewhere: Option<&str>, say: &dyn Fn(&str)) -> Result<Self> {
+        let kept = KEPT + ahead;
+        match elsewhere {
+            None => Self::create_in(Path::new(MEMORY), run, bytes, kept, say),
+            Some(machine) => Self::create_on_disk(run, kept, &format!("the sampler is on {machine}"), say),
+        }
     }
 
     fn create_in(memory: &Path, run: &Run, bytes: u64, kept: u64, say: &dyn Fn(&str)) -> Result<Self> {
         let link = run.live_link();
         remove(&link)?;
-        let (dir, owner) = match in_memory(memory, run, kept.saturating_mul(bytes)) {
+        match in_memory(memory, run, kept.saturating_mul(bytes)) {
             Ok((dir, owner)) => {
                 symlink(&dir, &link).map_err(Error::io(&link))?;
-                (dir, Some(owner))
+                Ok(Self { link, dir, kept, offered: None, _owner: Some(owner) })
             }
-            Err(why) => {
-                say(&format!("{}: {why}; the weights of each step go through {}", memory.display(), link.display()));
-                fs::create_dir(&link).map_err(Error::io(&link))?;
-                (link.clone(), None)
-            }
-        };
-        Ok(Self { link, dir, kept, offered: None, _owner: owner })
+            Err(why) => Self::create_on_disk(run, kept, &format!("{}: {why}", memory.display()), say),
+        }
+    }
+
+    fn create_on_disk(run: &Run, kept: u64, why: &str, say: &dyn Fn(&str)) -> Result<Self> {
+        let link = run.live_link();
+        remove(&link)?;
+        say(&format!("{why}; the weights of each step go through {}", link.display()));
+        fs::create_dir(&link).map_err(Error::io(&link))?;
+        Ok(Self { dir: link.clone(), link, kept, offered: None, _owner: None })
     }
 
     /// Publishes the weights of a step. `fill` writes them into the directory it is given, where it may find a file of older weights to
@@ -228,5 +235,17 @@ mod tests {
         let live = LiveWeights::create_in(Path::new("/no/such/place"), &run, 1, KEPT, &|_| ()).unwrap();
         publish(&live, 1);
         assert!(run.live(1).join("x").exists() && run.live_link().is_dir() && !run.live_link().is_symlink());
+    }
+
+    #[test]
+    fn a_sampler_on_another_machine_gets_them_through_the_directory_of_the_run() {
+        let dir = tempfile::tempdir().unwrap();
+        let run = Run::new(dir.path());
+        symlink("/no/such/place", run.live_link()).unwrap(); // in the memory of a machine that went down
+        let said = std::cell::RefCell::new(String::new());
+        let live = LiveWeights::create(&run, 1, 0, Some("n2"), &|words| *said.borrow_mut() = words.into()).unwrap();
+        publish(&live, 1);
+        assert!(run.live(1).join("x").exists() && !run.live_link().is_symlink());
+        assert!(said.borrow().starts_with("the sampler is on n2; "), "{}", said.borrow());
     }
 }

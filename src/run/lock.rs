@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::thread::sleep;
 use std::time::Duration;
 
-use super::Run;
+use super::{Run, look_again};
 use crate::error::{Error, Result};
 
 /// Testing whether a lock is held takes it briefly, so taking it retries.
@@ -47,10 +47,10 @@ const DONE: &str = "done";
 const NUMERICS: &str = "numerics";
 
 impl Lock {
-    /// Takes the lock, and writes the id of this process into its file.
+    /// Takes the lock, and writes into its file the id of this process and the name of its machine.
     ///
     /// # Errors
-    /// [`Error::Usage`] with the id of the process that has it, [`Error::Io`] when there is no such directory.
+    /// [`Error::Usage`] with what the process that has it wrote, [`Error::Io`] when there is no such directory.
     pub fn take(run: &Run, role: Role) -> Result<Self> {
         let path = path(run, role);
         // Opening must not truncate the file: it holds the id of the process that has the lock.
@@ -59,8 +59,10 @@ impl Lock {
         for _ in 0..TRIES {
             match file.try_lock() {
                 Ok(()) => {
-                    let written = file.set_len(0).and_then(|()| writeln!(file, "{}", std::process::id()));
-                    written.map_err(Error::io(&path))?;
+                    let written =
+                        file.set_len(0).and_then(|()| writeln!(file, "{}{ON}{}", std::process::id(), machine()));
+                    // Other machines see what is on the disk.
+                    written.and_then(|()| file.sync_data()).map_err(Error::io(&path))?;
                     return Ok(Self { file });
                 }
                 Err(TryLockError::WouldBlock) => sleep(BETWEEN_TRIES),
@@ -92,23 +94,41 @@ impl Lock {
     /// # Errors
     /// [`Error::Io`].
     pub fn state(run: &Run, role: Role) -> Result<PeerState> {
+        Ok(Self::look(run, role)?.0)
+    }
+
+    /// The machine of the process that has the role, if one has it.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn machine(run: &Run, role: Role) -> Result<Option<String>> {
+        let (state, written) = Self::look(run, role)?;
+        let holder = written.trim().split_once(ON).filter(|_| state == PeerState::Working);
+        Ok(holder.map(|(_, machine)| machine.to_owned()))
+    }
+
+    /// The state, and what is written in the file.
+    fn look(run: &Run, role: Role) -> Result<(PeerState, String)> {
         let path = path(run, role);
+        look_again(run.dir());
         let mut file = match File::open(&path) {
-            Err(err) if err.kind() == ErrorKind::NotFound => return Ok(PeerState::Absent),
+            Err(err) if err.kind() == ErrorKind::NotFound => return Ok((PeerState::Absent, String::new())),
             opened => opened.map_err(Error::io(&path))?,
         };
-        match file.try_lock_shared() {
-            Err(TryLockError::WouldBlock) => return Ok(PeerState::Working),
+        let locked = match file.try_lock_shared() {
+            Err(TryLockError::WouldBlock) => true,
             Err(TryLockError::Error(err)) => return Err(Error::io(&path)(err)),
-            Ok(()) => {}
-        }
-        let mut left = String::new();
-        file.read_to_string(&mut left).map_err(Error::io(&path))?;
-        Ok(match left.trim() {
+            Ok(()) => false,
+        };
+        let mut written = String::new();
+        file.read_to_string(&mut written).map_err(Error::io(&path))?;
+        let state = match written.trim() {
+            _ if locked => PeerState::Working,
             DONE => PeerState::Done,
             NUMERICS => PeerState::FoundNumerics,
             _ => PeerState::Gone,
-        })
+        };
+        Ok((state, written))
     }
 
     /// Whether a process has the role.
@@ -118,6 +138,14 @@ impl Lock {
     pub fn is_held(run: &Run, role: Role) -> Result<bool> {
         Ok(Self::state(run, role)? == PeerState::Working)
     }
+}
+
+/// Stands between the two in a lock file.
+const ON: &str = " on ";
+
+/// What this machine, or container, is called.
+pub(super) fn machine() -> String {
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
 }
 
 fn path(run: &Run, role: Role) -> PathBuf {
@@ -140,10 +168,15 @@ mod tests {
         assert!(Lock::is_held(&run, Role::Train).unwrap());
         let error = Lock::take(&run, Role::Train).err().unwrap();
         assert_eq!(error.exit_code(), 2);
-        assert!(error.to_string().contains(&format!("process {} trains", std::process::id())), "{error}");
+        assert!(
+            error.to_string().contains(&format!("process {} on {} trains", std::process::id(), machine())),
+            "{error}"
+        );
+        assert_eq!(Lock::machine(&run, Role::Train).unwrap(), Some(machine()));
         let _sampler = Lock::take(&run, Role::Sample).unwrap();
         drop(lock);
         assert!(!Lock::is_held(&run, Role::Train).unwrap());
+        assert_eq!(Lock::machine(&run, Role::Train).unwrap(), None);
         let _lock = Lock::take(&run, Role::Train).unwrap();
     }
 

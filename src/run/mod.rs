@@ -13,6 +13,7 @@ mod peer_watch;
 pub mod recipe;
 pub mod record_order;
 mod recover;
+mod sampler_host;
 mod status;
 mod top_up;
 mod wait_for_weights;
@@ -32,6 +33,7 @@ pub use live_weights::LiveWeights;
 pub use lock::{Lock, PeerState, Role};
 pub use peer_watch::PeerWatch;
 pub use recover::Retention;
+pub use sampler_host::sampler_elsewhere;
 pub use top_up::TopUps;
 pub use wait_for_weights::TrainerWatch;
 
@@ -149,6 +151,7 @@ impl Run {
     /// # Errors
     /// [`Error::Run`] when there is none.
     pub fn policy(&self) -> Result<PathBuf> {
+        look_again(&self.dir);
         match fs::read_link(self.policy_link()) {
             Ok(target) => Ok(self.dir.join(target)),
             Err(err) => Err(Error::run(&self.dir, format!("no link `policy` to a checkpoint: {err}"))),
@@ -190,6 +193,12 @@ fn step_of(path: &Path) -> Option<u64> {
 /// The name of a step's directories and files.
 fn step_name(step: u64) -> String {
     format!("step_{step:06}")
+}
+
+/// Makes the next look into a directory on a network file system see what other machines have done there. NFS believes for up to a minute
+/// that a name is still there, or still is not, unless somebody opens the directory.
+fn look_again(dir: &Path) {
+    let _ = fs::File::open(dir); // that there is none is for the look to find
 }
 
 /// Accepts that what should be removed is not there.

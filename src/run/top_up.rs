@@ -49,12 +49,12 @@ mod tests {
         let run = Run::new(dir.path());
         let top_ups = TopUps::of(&run);
         assert_eq!(top_ups.asked(3), None);
-        let live = LiveWeights::create(&run, 0, 0, &|_| ()).unwrap();
+        let live = LiveWeights::create(&run, 0, 0, None, &|_| ()).unwrap();
         top_ups.ask(3, 12).unwrap();
         top_ups.ask(3, 14).unwrap();
         assert_eq!((top_ups.asked(3), top_ups.asked(4)), (Some(14), None));
         drop(live);
-        let _next = LiveWeights::create(&run, 0, 0, &|_| ()).unwrap();
+        let _next = LiveWeights::create(&run, 0, 0, None, &|_| ()).unwrap();
         assert_eq!(top_ups.asked(3), None);
     }
 }

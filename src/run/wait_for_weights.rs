@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use super::{Lock, Role, Run, TopUps};
+use super::{Lock, Role, Run, TopUps, look_again};
 use crate::error::{Error, Result};
 use crate::lines::jsonl::stdout_is_closed;
 use crate::process::cancel::Stop;
@@ -112,6 +112,11 @@ impl<'a> TrainerWatch<'a> {
     fn wait(&mut self, reason: &dyn Fn() -> String, is_over: &dyn Fn() -> bool) -> Result<()> {
         let began = Instant::now();
         let (mut probed, mut explained) = (None::<Instant>, false);
+        let is_over = || {
+            look_again(self.run.dir());
+            look_again(&self.run.live_link());
+            is_over()
+        };
         while !is_over() {
             if probed.is_none_or(|probed| probed.elapsed() >= PROBE) {
                 self.check()?;

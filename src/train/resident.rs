@@ -21,7 +21,9 @@ use crate::lines::jsonl::Input;
 use crate::model::Config;
 use crate::process::read_ahead::ReadAhead;
 use crate::run::record_order::RecordOrder;
-use crate::run::{LiveWeights, Lock, MAX_STEPS_AHEAD, PeerState, PeerWatch, Role, TopUps, prompts_per_step};
+use crate::run::{
+    LiveWeights, Lock, MAX_STEPS_AHEAD, PeerState, PeerWatch, Role, TopUps, prompts_per_step, sampler_elsewhere,
+};
 use crate::train::config::ResidentJob;
 use crate::train::dynamic::DynamicSampling;
 use crate::train::grpo_step::GrpoTrainer;
@@ -74,14 +76,17 @@ pub fn train(job: &ResidentJob, input: Input, open: OpenBackend<'_>, listeners: 
     let shape = Config::load(&start)?;
     let order = record_order(job, &start)?;
     let is_complete = order.is_over();
-    let live = LiveWeights::create(run, shape.weight_bytes(), ahead, say)?;
+    let elsewhere = sampler_elsewhere(run, &|| input.is_ready(), &job.stop)?;
+    let live = LiveWeights::create(run, shape.weight_bytes(), ahead, elsewhere.as_deref(), say)?;
     let mut writer = StepWriter::new(job, &sampler, live, step)?;
     let groups = open_groups(job, input, &shape, order);
     let mut trainer = Trainer::open(&start, job.optimizer.clone(), job.seed, open)?;
     trainer.stop_with(&job.stop);
     let health = open_health(job)?;
 
-    share_weights(&mut trainer, job, &mut writer.live, say)?;
+    if elsewhere.is_none() {
+        share_weights(&mut trainer, job, &mut writer.live, say)?;
+    }
     writer.publish_start(&mut trainer)?;
 
     let tokens = trainer.micro_batch_tokens(job.micro_batch_tokens);

@@ -195,6 +195,13 @@ fn the_notebook_for_colab_has_commands_that_exist() {
     assert!(project().join(format!("pipelines/recipes/{recipe}.env")).is_file(), "{recipe}");
 }
 
+#[test]
+fn the_tables_about_more_machines_are_what_the_script_computes() {
+    let done = Command::new("bash").arg(project().join("pipelines/bench/scaling.sh")).output().unwrap();
+    let (page, tables) = (fs::read_to_string(project().join("docs/scaling.md")).unwrap(), text(&done.stdout));
+    assert!(tables.contains("\n| 1024 | ") && page.contains(&tables), "{tables}{}", text(&done.stderr));
+}
+
 /// Links between pages, and to files and headings.
 #[test]
 fn links_lead_somewhere() {

@@ -29,6 +29,7 @@ mod grpo_step;
 mod gsm8k_prep;
 mod health;
 mod hub;
+mod k8s;
 mod layering;
 mod lm_eval;
 mod losses;
@@ -50,6 +51,7 @@ mod score;
 mod serve;
 mod signals;
 mod slow_disk;
+mod slurm;
 mod study;
 #[cfg(feature = "candle")]
 mod teachers;

@@ -285,7 +285,7 @@ fn a_followed_run_is_sampled_step_by_step_as_each_step_alone_would_be() {
     std::thread::sleep(std::time::Duration::from_millis(100));
     let _lock = Lock::take(&run, Role::Train).unwrap();
     fs::remove_dir_all(run.dir().join("live")).unwrap();
-    let live = LiveWeights::create(&run, 1, 0, &|_| ()).unwrap();
+    let live = LiveWeights::create(&run, 1, 0, None, &|_| ()).unwrap();
     let mut stdout = BufReader::new(child.stdout.take().unwrap());
     let mut first = String::new();
     for _ in 0..4 {

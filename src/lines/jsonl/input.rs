@@ -84,6 +84,12 @@ impl Input {
         self.reader.buffer().trim_ascii_start().contains(&b'\n')
     }
 
+    /// Whether reading from it would not wait: standard input has something to read or has ended, a file always.
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        &*self.name != "-" || is_ready(io::stdin(), PollFlags::IN, 0).unwrap_or(true)
+    }
+
     /// Detects compression, and refuses other formats, by the first bytes.
     fn begin(&mut self) -> Result<()> {
         let start = self.reader.fill_buf().map_err(Error::io(&*self.name))?.to_vec();
