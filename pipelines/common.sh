@@ -169,7 +169,10 @@ train_on() {
         LEARNING_RATE SCHEDULE WARMUP_RATIO MAX_GRAD_NORM ADAM_BETA1 ADAM_BETA2 WEIGHT_DECAY OPTIMIZER_STATE LORA_RANK LORA_ALPHA \
         LORA_TARGETS DTYPE SEED
     [ "$BETA" = 0 ] || OPTIONS+=(--reference "$RUN/checkpoints/step_000000")
-    exec grpo-step --groups-per-step "$PROMPTS_PER_STEP" --total-steps "$STEPS" "${OPTIONS[@]}" "$@"
+    # mpirun's own words about an end come after those of the rank that knows why.
+    local launch=(env OMPI_MCA_orte_execute_quiet=1 mpirun -n "${RANKS:-1}" --bind-to none)
+    [ "${RANKS:-1}" -gt 1 ] || launch=()
+    exec "${launch[@]}" grpo-step --groups-per-step "$PROMPTS_PER_STEP" --total-steps "$STEPS" "${OPTIONS[@]}" "$@"
 }
 
 # A stage of the user's may be far from reading or writing, and so from noticing that the trainer is gone.

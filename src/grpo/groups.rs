@@ -76,6 +76,17 @@ impl std::str::FromStr for Staleness {
     }
 }
 
+impl Group {
+    /// Reads again what [`Groups`] has read: a whole group, by its lines in their order.
+    ///
+    /// # Errors
+    /// Those of [`Groups`] for a line.
+    pub fn of(id: String, lines: &[Line], limits: SequenceLimits) -> Result<Self> {
+        let completion = |line: &Line| ScoredCompletion::parse(line, &line.record()?, limits);
+        Ok(Self { id, completions: lines.iter().map(completion).collect::<Result<_>>()? })
+    }
+}
+
 impl ScoredCompletion {
     fn parse(line: &Line, record: &Record<'_>, limits: SequenceLimits) -> Result<Self> {
         if !record.has("reward") {

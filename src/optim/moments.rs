@@ -1,5 +1,6 @@
 //! The state of AdamW in memory and in its file.
 
+use std::ops::Range;
 use std::path::Path;
 
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
@@ -66,6 +67,15 @@ impl Moments {
     /// # Errors
     /// [`Error::Io`] or [`Error::Model`] when the file cannot be read or belongs to other parameters.
     pub fn load(path: &Path, parameters: &Parameters, dtype: Dtype) -> Result<Self> {
+        let whole: Vec<_> = parameters.iter().map(|(_, shape)| 0..shape.iter().product()).collect();
+        Self::load_parts(path, parameters, &whole, dtype)
+    }
+
+    /// Reads the moments of these numbers of each parameter, as [`Moments::load`].
+    ///
+    /// # Errors
+    /// As [`Moments::load`].
+    pub fn load_parts(path: &Path, parameters: &Parameters, parts: &[Range<usize>], dtype: Dtype) -> Result<Self> {
         let file = TensorFile::open(path)?;
         let steps = file.note("step").and_then(|step| step.parse().ok());
         let steps = steps.ok_or_else(|| Error::model(path, "no step in its metadata"))?;
@@ -75,11 +85,30 @@ impl Moments {
             }
         }
         let held = match dtype {
-            Dtype::F32 => Held::F32(Means::read(&file, parameters)?),
-            Dtype::Bf16 => Held::Bf16(Means::read(&file, parameters)?),
+            Dtype::F32 => Held::F32(Means::read(&file, parameters, parts)?),
+            Dtype::Bf16 => Held::Bf16(Means::read(&file, parameters, parts)?),
             Dtype::F16 => unreachable!("{NO_F16}"),
         };
         Ok(Self { steps, held })
+    }
+
+    /// The means of the gradients, then those of their squares: of all numbers in a row.
+    #[must_use]
+    pub fn numbers(&self) -> [Box<dyn Iterator<Item = f32> + '_>; 2] {
+        match &self.held {
+            Held::F32(means) => means.numbers(),
+            Held::Bf16(means) => means.numbers(),
+        }
+    }
+
+    /// The moments of more numbers, given as [`Moments::numbers`] gives them, held in the same type after as many updates.
+    #[must_use]
+    pub fn with_numbers(&self, parameters: &Parameters, numbers: [Vec<f32>; 2]) -> Self {
+        let held = match &self.held {
+            Held::F32(_) => Held::F32(Means::of(parameters, &numbers)),
+            Held::Bf16(_) => Held::Bf16(Means::of(parameters, &numbers)),
+        };
+        Self { steps: self.steps, held }
     }
 
     /// Writes both moments of each parameter in their own type, and the count of updates to the file's metadata.
@@ -101,11 +130,27 @@ impl<T: Number> Means<T> {
         Self { first: zeros(), second: zeros() }
     }
 
-    fn read(file: &TensorFile, parameters: &Parameters) -> Result<Self> {
+    fn read(file: &TensorFile, parameters: &Parameters, parts: &[Range<usize>]) -> Result<Self> {
         let read = |prefix: &str| -> Result<Vec<AlignedVec<T>>> {
-            parameters.iter().map(|(name, _)| file.read(&format!("{prefix}{name}"))).collect()
+            let parts = parameters.iter().zip(parts);
+            parts.map(|((name, _), part)| file.read_part(&format!("{prefix}{name}"), part.clone())).collect()
         };
         Ok(Self { first: read(FIRST)?, second: read(SECOND)? })
+    }
+
+    fn numbers(&self) -> [Box<dyn Iterator<Item = f32> + '_>; 2] {
+        [&self.first, &self.second].map(|means| -> Box<dyn Iterator<Item = f32> + '_> {
+            Box::new(means.iter().flat_map(|tensor| tensor.iter().map(|number| number.widen())))
+        })
+    }
+
+    fn of(parameters: &Parameters, numbers: &[Vec<f32>; 2]) -> Self {
+        let mut means = Self::zeros(parameters);
+        for (tensors, numbers) in [&mut means.first, &mut means.second].into_iter().zip(numbers) {
+            let places = tensors.iter_mut().flat_map(|tensor| tensor.iter_mut());
+            places.zip(numbers).for_each(|(place, number)| *place = T::of(*number));
+        }
+        means
     }
 
     fn tensors(&self, parameters: &Parameters) -> Vec<Tensor<'_, T>> {
