@@ -46,6 +46,9 @@ pub(super) fn state_type() -> impl TypedValueParser<Value = Dtype> {
 /// Name and shape of each parameter with moments.
 type Parameters = [(String, Vec<usize>)];
 
+/// Makes a row of all numbers from one of those that are held here.
+pub type Gather<'a> = &'a mut dyn FnMut(&mut dyn Iterator<Item = f32>) -> Vec<f32>;
+
 /// Prefixes that turn a parameter's name into a moment's.
 const FIRST: &str = "exp_avg.";
 const SECOND: &str = "exp_avg_sq.";
@@ -92,21 +95,12 @@ impl Moments {
         Ok(Self { steps, held })
     }
 
-    /// The means of the gradients, then those of their squares: of all numbers in a row.
+    /// The moments of all of the parameters' numbers, where these are of some. `gather` is given these, in a row, and returns all; twice.
     #[must_use]
-    pub fn numbers(&self) -> [Box<dyn Iterator<Item = f32> + '_>; 2] {
-        match &self.held {
-            Held::F32(means) => means.numbers(),
-            Held::Bf16(means) => means.numbers(),
-        }
-    }
-
-    /// The moments of more numbers, given as [`Moments::numbers`] gives them, held in the same type after as many updates.
-    #[must_use]
-    pub fn with_numbers(&self, parameters: &Parameters, numbers: [Vec<f32>; 2]) -> Self {
+    pub fn whole(&self, parameters: &Parameters, gather: Gather<'_>) -> Self {
         let held = match &self.held {
-            Held::F32(_) => Held::F32(Means::of(parameters, &numbers)),
-            Held::Bf16(_) => Held::Bf16(Means::of(parameters, &numbers)),
+            Held::F32(means) => Held::F32(means.whole(parameters, gather)),
+            Held::Bf16(means) => Held::Bf16(means.whole(parameters, gather)),
         };
         Self { steps: self.steps, held }
     }
@@ -138,19 +132,14 @@ impl<T: Number> Means<T> {
         Ok(Self { first: read(FIRST)?, second: read(SECOND)? })
     }
 
-    fn numbers(&self) -> [Box<dyn Iterator<Item = f32> + '_>; 2] {
-        [&self.first, &self.second].map(|means| -> Box<dyn Iterator<Item = f32> + '_> {
-            Box::new(means.iter().flat_map(|tensor| tensor.iter().map(|number| number.widen())))
-        })
-    }
-
-    fn of(parameters: &Parameters, numbers: &[Vec<f32>; 2]) -> Self {
-        let mut means = Self::zeros(parameters);
-        for (tensors, numbers) in [&mut means.first, &mut means.second].into_iter().zip(numbers) {
-            let places = tensors.iter_mut().flat_map(|tensor| tensor.iter_mut());
-            places.zip(numbers).for_each(|(place, number)| *place = T::of(*number));
+    fn whole(&self, parameters: &Parameters, gather: Gather<'_>) -> Self {
+        let mut whole = Self::zeros(parameters);
+        for (held, whole) in [(&self.first, &mut whole.first), (&self.second, &mut whole.second)] {
+            let row = gather(&mut held.iter().flat_map(|tensor| tensor.iter().map(|number| number.widen())));
+            let places = whole.iter_mut().flat_map(|tensor| tensor.iter_mut());
+            places.zip(row).for_each(|(place, number)| *place = T::of(number));
         }
-        means
+        whole
     }
 
     fn tensors(&self, parameters: &Parameters) -> Vec<Tensor<'_, T>> {

@@ -251,9 +251,9 @@ impl Backend for Cpu {
             return Ok(Some(Cow::Borrowed(moments)));
         }
         ranks::send(&*self.ranks, || Order::Moments);
-        let numbers = moments.numbers().map(|mut numbers| self.shards.collect(&*self.ranks, &mut numbers));
-        let is_first = self.ranks.rank() == 0;
-        Ok(is_first.then(|| Cow::Owned(moments.with_numbers(&self.model.trained(), numbers))))
+        let gather = &mut |held: &mut dyn Iterator<Item = f32>| self.shards.collect(&*self.ranks, held);
+        let whole = moments.whole(&self.model.trained(), gather);
+        Ok((self.ranks.rank() == 0).then_some(Cow::Owned(whole)))
     }
 
     fn update(&mut self, rule: Rule) -> Result<()> {

@@ -80,6 +80,7 @@ impl<'t> GrpoTrainer<'t> {
     /// # Errors
     /// [`Error::Usage`] when options contradict each other or the reference has another vocabulary, else as [`Model::load`].
     pub fn new(trainer: &'t mut Trainer, config: GrpoConfig, micro_batch_tokens: usize, dry_run: bool) -> Result<Self> {
+        ranks::send(trainer.ranks(), || Order::Begin);
         config.check()?;
         let mut reference = None;
         if let Some(dir) = &config.reference {

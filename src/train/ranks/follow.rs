@@ -45,6 +45,9 @@ pub fn follow(job: &FollowJob, ranks: &dyn Ranks, open: OpenBackend<'_>) -> Resu
         Err(err) => return end_together(ranks, err),
     };
     trainer.stop_with(&job.stop);
+    if matches!(job.objective, Objective::Grpo { .. }) && !matches!(Order::hear(ranks), Order::Begin) {
+        return Ok(());
+    }
     match Follower::new(job, &mut trainer) {
         Ok(mut follower) => follower.obey(ranks),
         Err(err) => end_together(ranks, err),

@@ -35,18 +35,21 @@ impl Launched {
 /// [`Error::Usage`] when there are others that this program cannot reach: each would train the policy for itself, and write the same
 /// files.
 pub fn join(launched: Launched) -> Result<Arc<dyn Ranks>> {
-    match (launched.count, start()) {
-        (1, None) => Ok(Arc::new(One)),
-        (_, Some(ranks)) if ranks.count() > 1 || launched.count == 1 => Ok(ranks),
-        (count, None) => Err(Error::Usage(format!(
-            "started as {count} processes, but built without MPI: `cargo build --release --features mpi` makes one that trains on them \
-             together"
-        ))),
-        (count, Some(_)) => Err(Error::Usage(format!(
-            "started as {count} processes that cannot reach one another: the launcher is not of the MPI that this program was built with; \
-             with Slurm, `srun --mpi=list` names what it knows"
-        ))),
+    let count = launched.count;
+    if count == 1 {
+        return Ok(Arc::new(One));
     }
+    let why = match start() {
+        Some(ranks) if ranks.count() > 1 => return Ok(ranks),
+        Some(_) => {
+            "which cannot reach one another: the launcher is not of the MPI that this program was built with; `srun --mpi=list` names \
+             those that Slurm knows"
+        }
+        None => {
+            "but built without MPI: `cargo build --release --features mpi` makes a program that trains in all of them together"
+        }
+    };
+    Err(Error::Usage(format!("started as {count} processes, {why}")))
 }
 
 #[cfg(feature = "mpi")]

@@ -19,6 +19,8 @@ pub enum Order {
         /// The weights that the first rank found there.
         policy_id: String,
     },
+    /// Get ready for GRPO steps.
+    Begin,
     /// Make a GRPO step on these groups: the id and the records of each, as file, line and text.
     Groups(Vec<(String, Vec<SentLine>)>),
     /// Make a supervised step on these demonstrations.
