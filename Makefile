@@ -1,10 +1,12 @@
 # What a user runs. `make train` and `make test` need Rust and a C compiler alone; with CUDA=1 all is built for NVIDIA GPUs, too,
 # which is the default where there is one and nvcc.
-.PHONY: all lean train step fork verify evaluate data ask placebo study sweep report board test install dist push test-gpu chaos fuzz check check-cuda \
+.PHONY: all lean train step fork verify evaluate data ask placebo study sweep report board test install dist push test-gpu test-mpi chaos fuzz check check-cuda \
 	bench bench-gpu
 
 CUDA ?= $(shell command -v nvcc >/dev/null && nvidia-smi >/dev/null 2>&1 && echo 1)
-FEATURES = $(if $(filter 1,$(CUDA)),--features cuda)
+# train and step: RANKS=N trains in N processes of mpirun, for which grpo-step is built with MPI (docs/scaling.md).
+MPI = $(filter-out 0 1,$(RANKS))
+FEATURES = $(if $(filter 1,$(CUDA)),--features cuda) $(if $(MPI),--features mpi)
 # candle reads GGUF and runs teachers, and is two fifths of the build: a first `make train` goes without, until something else built it.
 LEAN = $(if $(wildcard target/release/deps/libcandle_core-*.rlib),,--no-default-features)
 
@@ -67,6 +69,10 @@ push: lean
 # The GPU's tests on the GPU of this machine; without one they say so and pass.
 test-gpu:
 	cargo test --release --features cuda --test suite gpu:: -- --nocapture
+
+# The tests of training in several processes, started by mpirun. They need an MPI to build with, its mpirun, and libclang.
+test-mpi:
+	cargo test --release --features mpi --test suite ranks::
 
 # Kills the tiny run N times, all of it or one stage, and compares every file with those of a run that was left alone.
 chaos:

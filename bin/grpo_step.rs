@@ -2,12 +2,14 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use clap::Parser;
 use grpo_pipes::checkpoint::{self, hub};
 use grpo_pipes::command::{self, InputArgs, OutputArgs, Report};
 use grpo_pipes::error::{Error, Result};
 use grpo_pipes::lines::jsonl::Input;
+use grpo_pipes::model::Model;
 use grpo_pipes::optim::OptimizerConfig;
 use grpo_pipes::process::cancel::Stop;
 use grpo_pipes::process::memory_limit::CountingAllocator;
@@ -16,9 +18,11 @@ use grpo_pipes::run::{Retention, Run, fork, recipe};
 use grpo_pipes::tokenizer::TemplateArgs;
 use grpo_pipes::train::COMMAND;
 use grpo_pipes::train::adapter::AdapterArgs;
+use grpo_pipes::train::backend::Backend;
 use grpo_pipes::train::config::{GrpoConfig, ResidentJob};
-use grpo_pipes::train::device::{MemoryNeeds, TrainDeviceArgs};
+use grpo_pipes::train::device::{MemoryNeeds, OpenDevice, TrainDeviceArgs};
 use grpo_pipes::train::once::{self, Objective, OnceJob};
+use grpo_pipes::train::ranks::{self, FollowJob, Launched, Ranks};
 use grpo_pipes::train::resident::{self, Listeners};
 
 /// Train a policy on scored rollouts: groups, advantages, loss, AdamW, and the next checkpoint directory.
@@ -126,12 +130,51 @@ fn command_line() -> impl Iterator<Item = String> {
 static ALLOCATOR: CountingAllocator = CountingAllocator;
 
 fn main() -> ExitCode {
-    let args = Args::parse();
+    let variable = |name: &str| std::env::var(name).ok();
+    let launched = Launched::find(&variable);
+    let ranks = match ranks::join(launched) {
+        Ok(ranks) => ranks,
+        Err(err) if launched.rank == 0 => return command::report(COMMAND, Err(err)),
+        Err(err) => return ExitCode::from(err.exit_code()), // said once
+    };
+    let args = match Args::try_parse() {
+        Ok(args) => args,
+        Err(err) if ranks.rank() == 0 => return answer(&err),
+        Err(_) => return ExitCode::SUCCESS,
+    };
+    if variable("RAYON_NUM_THREADS").is_none() {
+        ranks::share_cores(&*ranks);
+    }
     // On a thread of the pool, where the many short parallel loops of a small model start without a switch of threads.
-    rayon::scope(|_| command::report(COMMAND, run(&args)))
+    rayon::scope(|_| if ranks.rank() == 0 { lead(&args, &ranks) } else { follow(&args, &ranks) })
 }
 
-fn run(args: &Args) -> Result<()> {
+/// Prints what clap has to say: help, or what is wrong with the options.
+fn answer(err: &clap::Error) -> ExitCode {
+    let _ = err.print(); // there is nowhere else to say it
+    ExitCode::from(err.exit_code() as u8)
+}
+
+/// The only rank, or the first of several.
+fn lead(args: &Args, ranks: &Arc<dyn Ranks>) -> ExitCode {
+    let code = command::report(COMMAND, run(args, ranks));
+    ranks::dismiss(&**ranks);
+    code
+}
+
+fn follow(args: &Args, ranks: &Arc<dyn Ranks>) -> ExitCode {
+    let quiet = |_: &str| (); // the first rank says it
+    let open = |model| args.backend(&args.device.open(&quiet)?, model, ranks, &quiet);
+    match args.follow_job().and_then(|job| ranks::follow(&job, &**ranks, &open)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(err) => {
+            say(&format!("rank {}: {err}", ranks.rank()));
+            ranks.abort(err.exit_code())
+        }
+    }
+}
+
+fn run(args: &Args, ranks: &Arc<dyn Ranks>) -> Result<()> {
     if let Some(lines) = args.manage()? {
         let mut report = Report::create(&args.output)?;
         lines.iter().for_each(|line| report.write(line.as_bytes()));
@@ -143,13 +186,7 @@ fn run(args: &Args) -> Result<()> {
     args.optimizer.check()?;
     args.out.as_deref().map_or(Ok(()), checkpoint::refuse_existing)?;
     let device = args.device.open(&say)?;
-    let needs = MemoryNeeds {
-        reference: args.grpo.reference.is_some(),
-        tokens: args.micro_batch_tokens,
-        optimizer_state: args.optimizer.optimizer_state,
-    };
-    let seed = args.seed.unwrap_or_default();
-    let open = |model| device.backend(args.adapter.apply(model, seed)?, needs, &say);
+    let open = |model| args.backend(&device, model, ranks, &say);
     let mut report = Report::create(&args.output)?;
     if let Some(dir) = &args.follow {
         let job = args.resident(Run::new(dir), Stop::on_signals()?);
@@ -185,6 +222,43 @@ impl Args {
         }
     }
 
+    fn backend(
+        &self,
+        device: &OpenDevice,
+        model: Model,
+        ranks: &Arc<dyn Ranks>,
+        say: &dyn Fn(&str),
+    ) -> Result<Box<dyn Backend>> {
+        let needs = MemoryNeeds {
+            reference: self.grpo.reference.is_some(),
+            tokens: self.micro_batch_tokens,
+            optimizer_state: self.optimizer.optimizer_state,
+        };
+        device.backend(self.adapter.apply(model, self.seed.unwrap_or_default())?, needs, ranks, say)
+    }
+
+    /// What a rank after the first does. It knows the policy from the first one.
+    fn follow_job(&self) -> Result<FollowJob> {
+        Ok(FollowJob {
+            init: self.init,
+            objective: self.objective(),
+            optimizer: self.optimizer.clone(),
+            micro_batch_tokens: self.micro_batch_tokens,
+            seed: self.seed,
+            stop: if self.follow.is_some() { Stop::on_signals()? } else { Stop::default() },
+        })
+    }
+
+    fn objective(&self) -> Objective {
+        match self.supervised {
+            true => {
+                let template = self.template.clone();
+                Objective::Supervised { loss_on_prompt: self.loss_on_prompt, template }
+            }
+            false => Objective::Grpo { config: self.grpo.clone(), dry_run: self.dry_run },
+        }
+    }
+
     fn resident(&self, run: Run, stop: Stop) -> ResidentJob {
         ResidentJob {
             run,
@@ -210,13 +284,7 @@ impl Args {
             groups_per_step: self.groups_per_step.map(|groups| groups as usize),
             micro_batch_tokens: self.micro_batch_tokens,
             seed: self.seed,
-            objective: match self.supervised {
-                true => {
-                    let template = self.template.clone();
-                    Objective::Supervised { loss_on_prompt: self.loss_on_prompt, template }
-                }
-                false => Objective::Grpo { config: self.grpo.clone(), dry_run: self.dry_run },
-            },
+            objective: self.objective(),
             optimizer: self.optimizer.clone(),
             command_line: command_line().collect(),
         })

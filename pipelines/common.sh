@@ -176,8 +176,12 @@ train_on() {
         OPTIMIZER_STATE LORA_RANK LORA_ALPHA LORA_TARGETS DTYPE SEED
     for option in $GRPO_OPTIONS; do OPTIONS+=("--$option"); done
     [ "$BETA" = 0 ] || OPTIONS+=(--reference "$RUN/checkpoints/step_000000")
-    # shellcheck disable=SC2086 # a command and its arguments
-    exec ${TRAINER_RUN:-} grpo-step --groups-per-step "$PROMPTS_PER_STEP" --total-steps "$STEPS" "${OPTIONS[@]}" "$@"
+    # mpirun's own words about an end come after those of the rank that knows why.
+    local launch=(env OMPI_MCA_orte_execute_quiet=1 mpirun -n "${RANKS:-1}" --bind-to none)
+    [ "${RANKS:-1}" -gt 1 ] || launch=()
+    # shellcheck disable=SC2206 # a command and its arguments
+    [ -z "${TRAINER_RUN:-}" ] || launch=($TRAINER_RUN)
+    exec ${launch[@]+"${launch[@]}"} grpo-step --groups-per-step "$PROMPTS_PER_STEP" --total-steps "$STEPS" "${OPTIONS[@]}" "$@"
 }
 
 # A stage of the user's may be far from reading or writing, and so from noticing that the trainer is gone.

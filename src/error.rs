@@ -83,6 +83,16 @@ pub enum Error {
         /// Its number.
         signal: i32,
     },
+    /// Another of the processes that train together cannot go on.
+    #[error("rank {rank}: {what}")]
+    Rank {
+        /// Which one, from 0.
+        rank: usize,
+        /// The exit code of its error.
+        code: u8,
+        /// Its message.
+        what: String,
+    },
     /// Another command of the pipe ended before the work was done.
     #[error("another command of the pipe ended first; its message says why")]
     Abandoned,
@@ -127,6 +137,7 @@ impl Error {
             Self::Usage(_) => 2,
             Self::Record { .. } | Self::Data(_) => 3,
             Self::Numerics(_) => 4,
+            Self::Rank { code, .. } => *code,
             Self::Abandoned => 5,
             Self::Interrupted { signal } => 128 + *signal as u8,
         }

@@ -18,6 +18,17 @@ pub struct Group {
     pub completions: Vec<ScoredCompletion>,
 }
 
+impl Group {
+    /// Reads again what [`Groups`] has read: a whole group, by its lines in their order.
+    ///
+    /// # Errors
+    /// Those of [`Groups`] for a line.
+    pub fn of(id: String, lines: &[Line], limits: SequenceLimits) -> Result<Self> {
+        let completion = |line: &Line| ScoredCompletion::parse(line, &line.record()?, limits);
+        Ok(Self { id, completions: lines.iter().map(completion).collect::<Result<_>>()? })
+    }
+}
+
 /// Checks that a record, given with its sample index and group size, is the one that comes next.
 pub type CheckOrder = Box<dyn FnMut(&Record<'_>, u64, usize) -> Result<()> + Send>;
 

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
@@ -100,6 +101,14 @@ impl TensorFile {
     /// # Errors
     /// [`Error::Model`] when the file has no tensor of that name in f32, bf16 or f16; [`Error::Io`] when it cannot be read.
     pub fn read<T: Number>(&self, name: &str) -> Result<AlignedVec<T>> {
+        self.read_part(name, 0..self.shape(name)?.iter().product())
+    }
+
+    /// Reads these numbers of a tensor, as [`TensorFile::read`].
+    ///
+    /// # Errors
+    /// As [`TensorFile::read`].
+    pub fn read_part<T: Number>(&self, name: &str, part: Range<usize>) -> Result<AlignedVec<T>> {
         let info = self.info(name)?;
         let unread =
             |stored| Error::model(&self.path, format!("{name} is {stored}; this program reads f32, bf16 and f16"));
@@ -109,8 +118,9 @@ impl TensorFile {
             Dtype::Bf16 => |from, to| convert(from, to, |bytes| bf16::from_le_bytes(bytes).widen()),
             Dtype::F16 => |from, to| convert(from, to, |bytes| f16::from_le_bytes(bytes).to_f32()),
         };
-        let (width, start) = (dtype.size(), self.data_start + info.data_offsets.0 as u64);
-        let mut numbers = AlignedVec::zeros(info.shape.iter().product());
+        let width = dtype.size();
+        let start = self.data_start + (info.data_offsets.0 + width * part.start) as u64;
+        let mut numbers = AlignedVec::zeros(part.len());
         numbers.par_chunks_mut(CHUNK).enumerate().try_for_each(|(i, chunk)| {
             let mut bytes = vec![0; width * chunk.len()];
             self.file.read_exact_at(&mut bytes, start + (i * width * CHUNK) as u64).map_err(Error::io(&self.path))?;

@@ -1,5 +1,6 @@
 //! The state of AdamW in memory and in its file.
 
+use std::ops::Range;
 use std::path::Path;
 
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
@@ -45,6 +46,9 @@ pub(super) fn state_type() -> impl TypedValueParser<Value = Dtype> {
 /// Name and shape of each parameter with moments.
 type Parameters = [(String, Vec<usize>)];
 
+/// Makes a row of all numbers from one of those that are held here.
+pub type Gather<'a> = &'a mut dyn FnMut(&mut dyn Iterator<Item = f32>) -> Vec<f32>;
+
 /// Prefixes that turn a parameter's name into a moment's.
 const FIRST: &str = "exp_avg.";
 const SECOND: &str = "exp_avg_sq.";
@@ -66,6 +70,15 @@ impl Moments {
     /// # Errors
     /// [`Error::Io`] or [`Error::Model`] when the file cannot be read or belongs to other parameters.
     pub fn load(path: &Path, parameters: &Parameters, dtype: Dtype) -> Result<Self> {
+        let whole: Vec<_> = parameters.iter().map(|(_, shape)| 0..shape.iter().product()).collect();
+        Self::load_parts(path, parameters, &whole, dtype)
+    }
+
+    /// Reads the moments of these numbers of each parameter, as [`Moments::load`].
+    ///
+    /// # Errors
+    /// As [`Moments::load`].
+    pub fn load_parts(path: &Path, parameters: &Parameters, parts: &[Range<usize>], dtype: Dtype) -> Result<Self> {
         let file = TensorFile::open(path)?;
         let steps = file.note("step").and_then(|step| step.parse().ok());
         let steps = steps.ok_or_else(|| Error::model(path, "no step in its metadata"))?;
@@ -75,11 +88,21 @@ impl Moments {
             }
         }
         let held = match dtype {
-            Dtype::F32 => Held::F32(Means::read(&file, parameters)?),
-            Dtype::Bf16 => Held::Bf16(Means::read(&file, parameters)?),
+            Dtype::F32 => Held::F32(Means::read(&file, parameters, parts)?),
+            Dtype::Bf16 => Held::Bf16(Means::read(&file, parameters, parts)?),
             Dtype::F16 => unreachable!("{NO_F16}"),
         };
         Ok(Self { steps, held })
+    }
+
+    /// The moments of all of the parameters' numbers, where these are of some. `gather` is given these, in a row, and returns all; twice.
+    #[must_use]
+    pub fn whole(&self, parameters: &Parameters, gather: Gather<'_>) -> Self {
+        let held = match &self.held {
+            Held::F32(means) => Held::F32(means.whole(parameters, gather)),
+            Held::Bf16(means) => Held::Bf16(means.whole(parameters, gather)),
+        };
+        Self { steps: self.steps, held }
     }
 
     /// Writes both moments of each parameter in their own type, and the count of updates to the file's metadata.
@@ -101,11 +124,22 @@ impl<T: Number> Means<T> {
         Self { first: zeros(), second: zeros() }
     }
 
-    fn read(file: &TensorFile, parameters: &Parameters) -> Result<Self> {
+    fn read(file: &TensorFile, parameters: &Parameters, parts: &[Range<usize>]) -> Result<Self> {
         let read = |prefix: &str| -> Result<Vec<AlignedVec<T>>> {
-            parameters.iter().map(|(name, _)| file.read(&format!("{prefix}{name}"))).collect()
+            let parts = parameters.iter().zip(parts);
+            parts.map(|((name, _), part)| file.read_part(&format!("{prefix}{name}"), part.clone())).collect()
         };
         Ok(Self { first: read(FIRST)?, second: read(SECOND)? })
+    }
+
+    fn whole(&self, parameters: &Parameters, gather: Gather<'_>) -> Self {
+        let mut whole = Self::zeros(parameters);
+        for (held, whole) in [(&self.first, &mut whole.first), (&self.second, &mut whole.second)] {
+            let row = gather(&mut held.iter().flat_map(|tensor| tensor.iter().map(|number| number.widen())));
+            let places = whole.iter_mut().flat_map(|tensor| tensor.iter_mut());
+            places.zip(row).for_each(|(place, number)| *place = T::of(number));
+        }
+        whole
     }
 
     fn tensors(&self, parameters: &Parameters) -> Vec<Tensor<'_, T>> {

@@ -1,6 +1,6 @@
 //! One update of AdamW, in chunks shared out to threads. What a number becomes depends on its index alone, not on the chunks.
 
-use std::ops::DerefMut;
+use std::ops::{DerefMut, Range};
 
 use half::bf16;
 use rayon::prelude::*;
@@ -96,14 +96,16 @@ pub struct Trained<'a> {
     pub weights: &'a mut [f32],
     /// Whether it has weight decay, as matrices do.
     pub decays: bool,
-    /// What uses its updated weights, and how many numbers each is called with; one for each chunk, or none.
+    /// Those of its numbers that have moments, and are updated.
+    pub held: Range<usize>,
+    /// What uses its updated weights, and how many numbers each is called with; one for each chunk of those held, or none.
     pub then: (usize, Vec<Then<'a>>),
 }
 
 impl<'a> Trained<'a> {
     /// A parameter whose updated weights nothing waits for.
     pub fn new(weights: &'a mut [f32], decays: bool) -> Self {
-        Self { weights, decays, then: (CHUNK, Vec::new()) }
+        Self { held: 0..weights.len(), weights, decays, then: (CHUNK, Vec::new()) }
     }
 }
 
@@ -128,7 +130,7 @@ struct Part<'a, T> {
     second: &'a mut [T],
 }
 
-/// Applies one AdamW update to all parameters, and sets their gradients to zero.
+/// Applies one AdamW update to all numbers with moments, and sets their gradients to zero.
 ///
 /// # Source
 /// Loshchilov and Hutter 2019, <https://arxiv.org/abs/1711.05101>, in the order of operations of `torch.optim.AdamW`.
@@ -141,9 +143,10 @@ pub fn update<G: DerefMut<Target = [f32]> + Sync>(
     assert_eq!(parameters.len(), gradients.len(), "one gradient a parameter");
     let places = places(&parameters);
     let tensors = parameters.into_iter().zip(gradients).zip(places);
-    let tensors = tensors.map(|((Trained { weights, decays, then }, gradients), start)| {
+    let tensors = tensors.map(|((Trained { weights, decays, held, then }, gradients), place)| {
         let keep = if decays { rule.keep } else { 1.0 };
-        Tensor { start, keep, weights, gradients, then }
+        let (start, gradients) = (place + held.start, &mut gradients[held.clone()]);
+        Tensor { start, keep, weights: &mut weights[held], gradients, then }
     });
     match &mut moments.held {
         Held::F32(means) => each_part(tensors.collect(), means, |part| rule.apply(part)),

@@ -1,6 +1,10 @@
 //! Where a policy is trained: the calls that a step makes on the CPU or on a GPU.
 
 use std::borrow::Cow;
+use std::ops::Range;
+use std::sync::Arc;
+
+use rayon::prelude::*;
 
 use crate::error::Result;
 use crate::model::{AdapterConfig, Config, Gradients, Model, Slope, TokenStats};
@@ -8,6 +12,7 @@ use crate::numbers::dtype::Dtype;
 use crate::optim::{self, LossScale, Moments, Rule, Then, Trained};
 use crate::process::cancel::Stop;
 use crate::train::microbatch::MicroBatch;
+use crate::train::ranks::{self, One, Order, Ranks, Shards};
 
 /// Selects one of the two models that a step uses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -62,6 +67,16 @@ pub trait Backend {
     /// Log-probability and entropy of each target under the policy; adds to the gradients those of the loss with these slopes.
     fn accumulate(&mut self, batch: &MicroBatch, temperature: f32, slope: Slope<'_>) -> Result<Vec<TokenStats>>;
 
+    /// The processes that train together. All of them make the calls from [`Backend::gradient_norms`] on.
+    fn ranks(&self) -> &dyn Ranks {
+        &One
+    }
+
+    /// Those numbers of each trained parameter whose moments are held here.
+    fn held(&self) -> Vec<Range<usize>> {
+        self.trained().iter().map(|(_, shape)| 0..shape.iter().product()).collect()
+    }
+
     /// The norm of each gradient, in the order of [`Backend::trained`].
     fn gradient_norms(&mut self) -> Result<Vec<f64>>;
 
@@ -75,23 +90,25 @@ pub trait Backend {
     /// Whether [`Backend::take_moments`] was called.
     fn has_moments(&self) -> bool;
 
-    /// Takes the optimizer's moments, before the first update.
+    /// Takes the optimizer's moments of the numbers that are [`Backend::held`], before the first update.
     fn take_moments(&mut self, moments: Moments) -> Result<()>;
 
-    /// The current moments; `None` before [`Backend::take_moments`].
+    /// The current moments of all numbers; `None` before [`Backend::take_moments`], and on ranks after the first.
     fn moments(&mut self) -> Result<Option<Cow<'_, Moments>>>;
 
     /// Updates the weights by the gradients, and sets these to zero.
     fn update(&mut self, rule: Rule) -> Result<()>;
 }
 
-/// Trains on the CPU.
+/// Trains on the CPU, alone or as one of several ranks.
 pub struct Cpu {
     model: Model,
     dtype: Dtype,
     reference: Option<Model>,
     gradients: Gradients,
     moments: Option<Moments>,
+    ranks: Arc<dyn Ranks>,
+    shards: Shards,
 }
 
 impl Cpu {
@@ -99,7 +116,29 @@ impl Cpu {
     #[must_use]
     pub fn new(model: Model, dtype: Dtype) -> Self {
         let model = if dtype == Dtype::Bf16 { model.with_bf16_products() } else { model };
-        Self { gradients: Gradients::zeros(&model), model, dtype, reference: None, moments: None }
+        let (gradients, shards) = (Gradients::zeros(&model), Shards::new(&model.trained(), 1));
+        Self { gradients, model, dtype, reference: None, moments: None, ranks: Arc::new(One), shards }
+    }
+
+    /// Trains together with others, each of which has the same model.
+    #[must_use]
+    pub fn among(self, ranks: Arc<dyn Ranks>) -> Self {
+        Self { shards: Shards::new(&self.model.trained(), ranks.count()), ranks, ..self }
+    }
+
+    fn is_alone(&self) -> bool {
+        self.ranks.count() == 1
+    }
+
+    /// Brings the weights that each rank has updated to all of them.
+    fn spread_weights(&mut self) {
+        let mut parameters = self.model.trainable_parts();
+        let mut values: Vec<&mut [f32]> = parameters.iter_mut().map(|parameter| &mut *parameter.values).collect();
+        self.shards.spread(&*self.ranks, &mut values);
+        for parameter in parameters.into_iter().filter(|parameter| !parameter.parts.is_empty()) {
+            let rows = parameter.values.par_chunks(parameter.numbers_of_a_part);
+            parameter.parts.into_par_iter().zip(rows).for_each(|(part, rows)| part.pack(rows));
+        }
     }
 }
 
@@ -168,8 +207,24 @@ impl Backend for Cpu {
         model.stop().check().map(|()| stats)
     }
 
+    fn ranks(&self) -> &dyn Ranks {
+        &*self.ranks
+    }
+
+    fn held(&self) -> Vec<Range<usize>> {
+        self.shards.of(self.ranks.rank())
+    }
+
     fn gradient_norms(&mut self) -> Result<Vec<f64>> {
-        Ok(optim::norms(&self.gradients.0))
+        if self.is_alone() {
+            return Ok(optim::norms(&self.gradients.0));
+        }
+        self.shards.sum(&*self.ranks, &mut self.gradients.0);
+        let held = self.gradients.0.iter().zip(self.held()).map(|(gradient, held)| &gradient[held]);
+        let of_ranks = self.ranks.gather(bytemuck::cast_slice(&optim::norms(&held.collect::<Vec<_>>())));
+        let of_ranks: Vec<Vec<f64>> = of_ranks.iter().map(|norms| ranks::numbers(norms)).collect();
+        let of_parameter = |i| optim::global_norm(&of_ranks.iter().map(|norms| norms[i]).collect::<Vec<_>>());
+        Ok((0..self.gradients.0.len()).map(of_parameter).collect())
     }
 
     fn loss_scale(&mut self) -> Option<&mut LossScale> {
@@ -191,21 +246,34 @@ impl Backend for Cpu {
     }
 
     fn moments(&mut self) -> Result<Option<Cow<'_, Moments>>> {
-        Ok(self.moments.as_ref().map(Cow::Borrowed))
+        let Some(moments) = &self.moments else { return Ok(None) };
+        if self.is_alone() {
+            return Ok(Some(Cow::Borrowed(moments)));
+        }
+        ranks::send(&*self.ranks, || Order::Moments);
+        let gather = &mut |held: &mut dyn Iterator<Item = f32>| self.shards.collect(&*self.ranks, held);
+        let whole = moments.whole(&self.model.trained(), gather);
+        Ok((self.ranks.rank() == 0).then_some(Cow::Owned(whole)))
     }
 
     fn update(&mut self, rule: Rule) -> Result<()> {
+        let (alone, held) = (self.is_alone(), self.held());
         let moments = self.moments.as_mut().expect("moments are taken before the first update");
         let decays: Vec<bool> = self.model.trained().iter().map(|(_, shape)| shape.len() == 2).collect();
-        let trained = self.model.trainable_parts().into_iter().zip(decays).map(|(parameter, decays)| {
-            let mut trained = Trained::new(parameter.values, decays);
-            if !parameter.parts.is_empty() {
+        let parameters = self.model.trainable_parts().into_iter().zip(decays).zip(held);
+        let trained = parameters.map(|((parameter, decays), held)| {
+            let mut trained = Trained { held, ..Trained::new(parameter.values, decays) };
+            // Several ranks pack weights when they have those of all.
+            if alone && !parameter.parts.is_empty() {
                 let then = parameter.parts.into_iter().map(|part| Box::new(|rows: &[f32]| part.pack(rows)) as Then<'_>);
                 trained.then = (parameter.numbers_of_a_part, then.collect());
             }
             trained
         });
         optim::update(&rule, trained.collect(), &mut self.gradients.0, moments);
+        if !alone {
+            self.spread_weights();
+        }
         self.model.merge_adapter();
         Ok(())
     }

@@ -11,6 +11,7 @@ use crate::model::{Model, compute_name};
 use crate::numbers::dtype::Dtype;
 use crate::train::backend::{Backend, Cpu};
 use crate::train::gpu::Gpu;
+use crate::train::ranks::Ranks;
 
 /// Options of `grpo-step` that choose the device.
 #[derive(Debug, Clone, clap::Args)]
@@ -87,13 +88,24 @@ impl TrainDeviceArgs {
 }
 
 impl OpenDevice {
-    /// Makes the backend that trains `model`. On a GPU this plans its memory first, and tells `say` the plan.
+    /// Makes the backend that trains `model` on this one of `ranks`. On a GPU this plans its memory first, and tells `say` the plan.
     ///
     /// # Errors
-    /// [`Error::Device`] when the model does not fit.
-    pub fn backend(&self, model: Model, needs: MemoryNeeds, say: &dyn Fn(&str)) -> Result<Box<dyn Backend>> {
+    /// [`Error::Device`] when the model does not fit, [`Error::Usage`] for what is done on the CPU only.
+    pub fn backend(
+        &self,
+        model: Model,
+        needs: MemoryNeeds,
+        ranks: &Arc<dyn Ranks>,
+        say: &dyn Fn(&str),
+    ) -> Result<Box<dyn Backend>> {
         let dtype = self.dtype;
-        let Some(driver) = &self.gpu else { return Ok(Box::new(Cpu::new(model, dtype))) };
+        let Some(driver) = &self.gpu else { return Ok(Box::new(Cpu::new(model, dtype).among(Arc::clone(ranks)))) };
+        if ranks.count() > 1 {
+            return Err(Error::Usage(
+                "several processes train together on CPUs: --device cpu, or one process on the GPU".into(),
+            ));
+        }
         if model.adapter().is_some() {
             return Err(Error::Usage(
                 "adapters (LoRA) are trained on the CPU: --device cpu, or train all weights".into(),

@@ -1,6 +1,6 @@
 //! Makes one GRPO step: from groups to advantages, gradients, updated weights, and metrics.
 
-use std::sync::OnceLock;
+use std::path::Path;
 
 use crate::checkpoint;
 use crate::error::{Error, Result};
@@ -15,8 +15,10 @@ use crate::train::backend::Which;
 use crate::train::config::GrpoConfig;
 use crate::train::dynamic::DynamicSampling;
 use crate::train::identity::StepNumbers;
-use crate::train::microbatch::{self, MicroBatch, Sequence};
+use crate::train::microbatch::{MicroBatch, Sequence};
+use crate::train::ranks::{self, Order, agree};
 use crate::train::trainer::{Trained, Trainer, Update};
+use crate::train::work::Work;
 
 impl GrpoConfig {
     /// Refuses options that contradict each other.
@@ -58,6 +60,13 @@ pub struct GrpoTrainer<'a> {
     dynamic: Option<DynamicSampling>,
 }
 
+/// The index of the silent members' list among [`Plan::lists`].
+const SILENT: usize = 1;
+
+/// What a token that has a slope costs, as a multiple of one that is only measured: a backward pass is twice the products of a forward
+/// pass.
+const TEACHING_COST: usize = 3;
+
 /// The data of a step.
 struct Plan<'a> {
     members: Vec<Member<'a>>,
@@ -68,6 +77,8 @@ struct Plan<'a> {
     teaching: Vec<usize>,
     /// Indices of the others, which are only measured.
     silent: Vec<usize>,
+    /// The rank of each member's group.
+    owners: Vec<usize>,
 }
 
 /// A completion in a step.
@@ -88,15 +99,12 @@ impl<'t> GrpoTrainer<'t> {
     /// # Errors
     /// [`Error::Usage`] when options contradict each other or the reference has another vocabulary, else as [`Model::load`].
     pub fn new(trainer: &'t mut Trainer, config: GrpoConfig, micro_batch_tokens: usize, dry_run: bool) -> Result<Self> {
+        ranks::send(trainer.ranks(), || Order::Begin);
         config.check()?;
         let mut reference = None;
         if let Some(dir) = &config.reference {
-            let model = Model::load(trainer.own_reference().as_deref().unwrap_or(dir))?;
-            if model.config().vocab_size != trainer.model_config().vocab_size {
-                return Err(Error::Usage("--reference has another vocabulary than --policy".into()));
-            }
-            trainer.hold_reference(model, config.reference_sync_steps.is_some())?;
-            reference = Some(checkpoint::identity(dir)?.policy_id);
+            let opened = hold_reference(trainer, dir, config.reference_sync_steps.is_some());
+            reference = Some(agree(trainer.ranks(), opened)?);
         }
         Ok(Self { trainer, config, reference, micro_batch_tokens, dry_run, dynamic: None })
     }
@@ -123,6 +131,7 @@ impl<'t> GrpoTrainer<'t> {
             Some(dynamic) => dynamic.choose(groups)?,
             None => groups.iter().collect(),
         };
+        ranks::send(self.trainer.ranks(), || Order::step(&learned));
         let plan = self.plan(&learned)?;
         let sampled = self.config.advantage.of(groups)?;
         let trained = plan.trained(self.dynamic.as_ref().map_or(groups.len(), DynamicSampling::prompts));
@@ -185,7 +194,8 @@ impl<'t> GrpoTrainer<'t> {
             let has_slope = member.weight.is_some() && (member.advantage != 0.0 || always);
             if has_slope { teaching.push(index) } else { silent.push(index) }
         }
-        let mut plan = Plan { members, sequences, temperature, teaching, silent };
+        let mut plan = Plan { members, sequences, temperature, teaching, silent, owners: Vec::new() };
+        plan.deal(groups, self.trainer.ranks().count());
         if self.reference.is_some() {
             self.add_reference_logprobs(&mut plan)?;
         }
@@ -194,12 +204,12 @@ impl<'t> GrpoTrainer<'t> {
 
     fn add_reference_logprobs(&mut self, plan: &mut Plan<'_>) -> Result<()> {
         let all: Vec<usize> = (0..plan.sequences.len()).collect();
-        for run in microbatch::cut(&plan.sequences, &all, self.micro_batch_tokens) {
-            let batch = microbatch::pack(&plan.sequences, &run);
-            let stats = self.trainer.logprobs(Which::Reference, &batch, plan.temperature)?;
-            for ((member, _), stats) in batch.origins.iter().zip(stats) {
-                plan.members[*member].reference.push(stats.logprob);
-            }
+        let work = plan.work(self.micro_batch_tokens);
+        let stats = work.run(self.trainer, &[&all], &mut |trainer, _, batch| {
+            trainer.logprobs(Which::Reference, batch, plan.temperature)
+        })?;
+        for (member, stats) in plan.members.iter_mut().zip(stats) {
+            member.reference = stats.iter().map(|token| token.logprob).collect();
         }
         Ok(())
     }
@@ -209,28 +219,30 @@ impl<'t> GrpoTrainer<'t> {
     fn pass(&mut self, plan: &Plan<'_>, first: Option<&[Vec<f32>]>) -> Result<PassStats> {
         let survey = self.survey(plan, first)?;
         let sequences = plan.losses(&self.config.loss, first, survey.as_deref());
-        let mut pass = PassStats::new(plan.sequences.len());
-        for (batch, learn) in plan.batches(self.micro_batch_tokens) {
-            // The backward pass needs a token's loss before its statistics are complete; it is kept for them.
-            let losses: Vec<OnceLock<Option<TokenLoss>>> = vec![OnceLock::new(); batch.targets.len()];
-            let loss = |target: usize, logprob| {
+        let loss = |member: usize, index, logprob| Some(sequences[member].as_ref()?.token(index, logprob));
+        let work = plan.work(self.micro_batch_tokens);
+        let stats = work.run(self.trainer, &plan.lists(), &mut |trainer, list, batch| {
+            if list == SILENT {
+                return trainer.logprobs(Which::Policy, batch, plan.temperature);
+            }
+            let slope = |target: usize, logprob| {
                 let (member, index) = batch.origins[target];
-                *losses[target].get_or_init(|| Some(sequences[member].as_ref()?.token(index, logprob)))
+                loss(member, index, logprob).map_or(
+                    TokenSlope::default(),
+                    |TokenLoss { slope, entropy_slope, .. }| TokenSlope {
+                        logprob: slope as f32,
+                        entropy: entropy_slope as f32,
+                    },
+                )
             };
-            let stats = if learn {
-                let slope = |target, logprob| {
-                    loss(target, logprob).map_or(TokenSlope::default(), |TokenLoss { slope, entropy_slope, .. }| {
-                        TokenSlope { logprob: slope as f32, entropy: entropy_slope as f32 }
-                    })
-                };
-                self.trainer.accumulate(&batch, plan.temperature, &slope)?
-            } else {
-                self.trainer.logprobs(Which::Policy, &batch, plan.temperature)?
-            };
-            for (target, (&(member, index), stats)) in batch.origins.iter().zip(&stats).enumerate() {
-                let Member { completion, is_fresh, .. } = &plan.members[member];
+            trainer.accumulate(batch, plan.temperature, &slope)
+        })?;
+        let mut pass = PassStats::new(plan.sequences.len());
+        for &member in plan.lists().into_iter().flatten() {
+            let Member { completion, is_fresh, .. } = &plan.members[member];
+            for (index, stats) in stats[member].iter().enumerate() {
                 let recorded = (*is_fresh && first.is_none()).then(|| completion.logprobs[index]);
-                pass.add(member, stats, recorded, loss(target, stats.logprob));
+                pass.add(member, stats, recorded, loss(member, index, stats.logprob));
             }
         }
         Ok(pass)
@@ -243,12 +255,11 @@ impl<'t> GrpoTrainer<'t> {
         if !loss.needs_survey(first.is_some() || has_old) {
             return Ok(None);
         }
-        let mut all = vec![Vec::new(); plan.members.len()];
-        for (batch, _) in plan.batches(self.micro_batch_tokens) {
-            let stats = self.trainer.logprobs(Which::Policy, &batch, plan.temperature)?;
-            batch.origins.iter().zip(stats).for_each(|((member, _), stats)| all[*member].push(stats));
-        }
-        Ok(Some(all))
+        let work = plan.work(self.micro_batch_tokens);
+        let measure = &mut |trainer: &mut Trainer, _, batch: &MicroBatch| {
+            trainer.logprobs(Which::Policy, batch, plan.temperature)
+        };
+        work.run(self.trainer, &plan.lists(), measure).map(Some)
     }
 
     fn update(&mut self, learned: bool) -> Result<Update> {
@@ -286,12 +297,27 @@ impl Member<'_> {
 }
 
 impl Plan<'_> {
-    /// The micro-batches of all members, and whether they are to learn from.
-    fn batches(&self, tokens: usize) -> impl Iterator<Item = (MicroBatch, bool)> {
-        let runs = [(&self.teaching, true), (&self.silent, false)].into_iter().flat_map(move |(members, learn)| {
-            microbatch::cut(&self.sequences, members, tokens).into_iter().map(move |run| (run, learn))
-        });
-        runs.map(|(run, learn)| (microbatch::pack(&self.sequences, &run), learn))
+    /// All members: those to learn from, and those that are [`SILENT`].
+    fn lists(&self) -> [&[usize]; 2] {
+        [&self.teaching, &self.silent]
+    }
+
+    fn work(&self, max_tokens: usize) -> Work<'_> {
+        Work { sequences: &self.sequences, owners: &self.owners, max_tokens }
+    }
+
+    /// Deals the groups out to `ranks`, by what they cost.
+    fn deal(&mut self, groups: &[&Group], ranks: usize) {
+        let mut costs: Vec<usize> = self.sequences.iter().map(|one| one.completion.len()).collect();
+        self.teaching.iter().for_each(|&member| costs[member] *= TEACHING_COST);
+        let (mut of_groups, mut start) = (Vec::new(), 0);
+        for group in groups {
+            let members = start..start + group.completions.len();
+            start = members.end;
+            of_groups.push(self.sequences[members.start].prompt.len() + costs[members].iter().sum::<usize>());
+        }
+        let owners = ranks::deal(&of_groups, ranks).into_iter().zip(groups);
+        self.owners = owners.flat_map(|(owner, group)| std::iter::repeat_n(owner, group.completions.len())).collect();
     }
 
     /// The losses of each member's tokens; `None` where it does not count. `first` are the log-probabilities of the step's first
@@ -331,6 +357,16 @@ impl Plan<'_> {
         let tokens: usize = self.sequences.iter().map(|one| one.prompt.len() + one.completion.len()).sum();
         Trained { prompts: prompts as u64, tokens: tokens as u64 }
     }
+}
+
+/// Loads the reference model, as far as training has changed it, and returns the policy id that it began with.
+fn hold_reference(trainer: &mut Trainer, dir: &Path, changes: bool) -> Result<String> {
+    let model = Model::load(trainer.own_reference().as_deref().unwrap_or(dir))?;
+    if model.config().vocab_size != trainer.model_config().vocab_size {
+        return Err(Error::Usage("--reference has another vocabulary than --policy".into()));
+    }
+    trainer.hold_reference(model, changes)?;
+    Ok(checkpoint::identity(dir)?.policy_id)
 }
 
 fn rewards_of(line: &mut Metrics, groups: &[Group], advantages: &Advantages) {

@@ -47,6 +47,8 @@ pub struct StepIdentity<'a> {
     pub compute_dtype: Option<&'a str>,
     /// The adapter that is trained in the place of the weights, and the seed that it began from.
     pub adapter: Option<(&'a AdapterConfig, u64)>,
+    /// Processes that trained together: gradients are summed over each one's groups, and then over them.
+    pub ranks: usize,
 }
 
 impl StepIdentity<'_> {
@@ -63,6 +65,8 @@ impl StepIdentity<'_> {
         let mut parts = vec![self.parent.as_bytes(), self.records, numbers.as_bytes()];
         let adapter = self.adapter.map(|(config, seed)| json!([adapter(config), seed]).to_string());
         parts.extend(adapter.as_ref().map(|adapter| adapter.as_bytes()));
+        let ranks = (self.ranks > 1).then(|| format!("{} ranks", self.ranks));
+        parts.extend(ranks.as_ref().map(|ranks| ranks.as_bytes()));
         if FORMAT > 1 {
             parts.push(&[FORMAT]);
         }
@@ -304,7 +308,8 @@ mod tests {
     }
 
     fn step(numbers: StepNumbers<'_>, records: &[u8], optimizer: &OptimizerConfig, dtype: Option<&str>) -> String {
-        StepIdentity { parent: PARENT, records, numbers, optimizer, compute_dtype: dtype, adapter: None }.policy_id()
+        let (compute_dtype, adapter) = (dtype, None);
+        StepIdentity { parent: PARENT, records, numbers, optimizer, compute_dtype, adapter, ranks: 1 }.policy_id()
     }
 
     /// The ids of version 0.1.0, which hashed serde's field names:
@@ -322,10 +327,11 @@ mod tests {
         };
         let numbers = StepNumbers::Supervised(SupervisedConfig { loss_on_prompt: true, micro_batch_tokens: 512 });
         let parent = "47b6c770709e39d86759cdc5b6c9aacb";
-        let (compute_dtype, adapter) = (None, None);
+        let (compute_dtype, adapter, ranks) = (None, None, 1);
         let identity =
-            StepIdentity { parent, records: &records, numbers, optimizer: &optimizer, compute_dtype, adapter };
+            StepIdentity { parent, records: &records, numbers, optimizer: &optimizer, compute_dtype, adapter, ranks };
         assert_eq!(identity.policy_id(), PARENT);
+        assert_ne!(StepIdentity { ranks: 2, ..identity }.policy_id(), PARENT, "its sums are of other bits");
     }
 
     /// `grpo-step --policy a --out b --max-staleness any --epsilon-high 0.28 --micro-batch-tokens 512`, then with `--loss dr_grpo

@@ -12,12 +12,14 @@ mod identity;
 mod live;
 pub mod microbatch;
 pub mod once;
+pub mod ranks;
 pub mod resident;
 mod step_line;
 mod step_writer;
 pub mod supervised;
 pub mod trainer;
 mod verbose;
+mod work;
 
 use crate::error::{Error, Result};
 use crate::grpo::limits::SequenceLimits;

@@ -2,6 +2,8 @@
 
 use std::borrow::Cow;
 
+use serde::{Deserialize, Serialize};
+
 use crate::error::{Error, Result};
 use crate::grpo::limits::SequenceLimits;
 use crate::grpo::metrics::Metrics;
@@ -10,14 +12,16 @@ use crate::lines::record::{Line, Message};
 use crate::numbers::mean::Mean;
 use crate::train::config::SupervisedConfig;
 use crate::train::identity::StepNumbers;
-use crate::train::microbatch::{self, Sequence};
+use crate::train::microbatch::Sequence;
+use crate::train::ranks::{self, Order};
 use crate::train::trainer::{Trained, Trainer};
+use crate::train::work::Work;
 
 /// Encodes a prompt, as a chat in which the assistant speaks next, and its completion, with the token that ends the turn.
 pub type Encode = dyn Fn(&[Message], &str) -> Result<(Vec<u32>, Vec<u32>)> + Send;
 
 /// A tokenized demonstration.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Example {
     /// At least one token.
     pub prompt: Vec<u32>,
@@ -49,6 +53,7 @@ pub fn example(line: &Line, limits: SequenceLimits, encode: &Encode) -> Result<E
 /// # Errors
 /// [`Error::Numerics`] when loss or gradients are not finite, and as [`Trainer::update`].
 pub fn step(trainer: &mut Trainer, config: SupervisedConfig, examples: &[Example]) -> Result<Metrics> {
+    ranks::send(trainer.ranks(), || Order::Examples(examples.to_vec()));
     let joined: Vec<Vec<u32>> = examples.iter().map(|one| [&one.prompt[..], &one.completion].concat()).collect();
     let mut sequences: Vec<Sequence<'_>> = Vec::with_capacity(examples.len());
     for (example, tokens) in examples.iter().zip(&joined) {
@@ -59,14 +64,14 @@ pub fn step(trainer: &mut Trainer, config: SupervisedConfig, examples: &[Example
     let weight = 1.0 / targets as f64;
     let (mut loss, mut entropy) = (0.0, Mean::default());
     let members: Vec<usize> = (0..sequences.len()).collect();
-    for run in microbatch::cut(&sequences, &members, config.micro_batch_tokens) {
-        let batch = microbatch::pack(&sequences, &run);
-        let slope = |_: usize, _: f32| (-weight as f32).into();
-        let stats = trainer.accumulate(&batch, 1.0, &slope)?;
-        for stats in stats {
-            loss -= weight * f64::from(stats.logprob);
-            entropy.add(f64::from(stats.entropy));
-        }
+    let costs: Vec<usize> = joined.iter().map(Vec::len).collect();
+    let owners = ranks::deal(&costs, trainer.ranks().count());
+    let slope = |_: usize, _: f32| (-weight as f32).into();
+    let work = Work { sequences: &sequences, owners: &owners, max_tokens: config.micro_batch_tokens };
+    let stats = work.run(trainer, &[&members], &mut |trainer, _, batch| trainer.accumulate(batch, 1.0, &slope))?;
+    for stats in stats.iter().flatten() {
+        loss -= weight * f64::from(stats.logprob);
+        entropy.add(f64::from(stats.entropy));
     }
     if !loss.is_finite() {
         return Err(Error::Numerics("the loss is not finite; nothing was published".into()));

@@ -40,6 +40,7 @@ mod phrasings;
 mod pipeline;
 mod plain_transformer;
 mod process;
+mod ranks;
 mod report;
 mod resident;
 mod rollout;

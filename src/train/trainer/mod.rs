@@ -16,6 +16,7 @@ use crate::process::cancel::Stop;
 use crate::train::backend::{Backend, Which};
 use crate::train::identity::{StepIdentity, StepNumbers};
 use crate::train::microbatch::MicroBatch;
+use crate::train::ranks::{self, Ranks, agree};
 
 pub use publish::Snapshot;
 
@@ -103,7 +104,7 @@ impl Trainer {
                 }
             });
         }
-        Ok(Self::new(backend, state, config, dir))
+        Self::new(backend, state, config, dir)
     }
 
     /// Starts from random weights of the shape in `dir`'s `config.json`.
@@ -120,14 +121,26 @@ impl Trainer {
         let text = serde_json::to_vec(&shape).expect("plain data serialises");
         let mut state = start(checkpoint::derive_id(&[b"random", &text, &seed.to_le_bytes()]));
         state.seed = seed;
-        Ok(Self::new(open(Model::random(shape, seed))?, state, config, dir))
+        Self::new(open(Model::random(shape, seed))?, state, config, dir)
     }
 
-    fn new(mut backend: Box<dyn Backend>, state: State, config: OptimizerConfig, source: &Path) -> Self {
+    fn new(mut backend: Box<dyn Backend>, state: State, config: OptimizerConfig, source: &Path) -> Result<Self> {
+        ranks::announce_policy(backend.ranks(), source, &state.policy_id)?;
         if let (Some(scale), Some(reached)) = (backend.loss_scale(), state.loss_scale) {
             *scale = reached;
         }
-        Self { backend, state, config, source: source.to_path_buf(), reference: None }
+        Ok(Self { backend, state, config, source: source.to_path_buf(), reference: None })
+    }
+
+    /// The processes that train together.
+    #[must_use]
+    pub fn ranks(&self) -> &dyn Ranks {
+        self.backend.ranks()
+    }
+
+    /// Gives the first rank the moments that are held here.
+    pub(super) fn share_moments(&mut self) -> Result<()> {
+        self.backend.moments().map(drop)
     }
 
     /// The policy id and the step of the weights.
@@ -262,7 +275,7 @@ impl Trainer {
         // Moments are read only now, because until here activations use their memory. A skipped update reads them too: they are zero,
         // and part of the next checkpoint.
         if !self.backend.has_moments() {
-            let moments = self.load_moments()?;
+            let moments = agree(self.ranks(), self.load_moments())?;
             self.backend.take_moments(moments)?;
         }
         let learning_rate = self.learning_rate();
@@ -299,12 +312,13 @@ impl Trainer {
 
     fn load_moments(&self) -> Result<Moments> {
         let held_in = self.config.optimizer_state;
-        let parameters = self.backend.trained();
+        let (parameters, held) = (self.backend.trained(), self.backend.held());
         if self.state.step == 0 {
-            return Ok(Moments::zeros(&parameters, held_in));
+            let shapes = parameters.into_iter().zip(held).map(|((name, _), held)| (name, vec![held.len()]));
+            return Ok(Moments::zeros(&shapes.collect::<Vec<_>>(), held_in));
         }
         let path = self.source.join(checkpoint::OPTIMIZER);
-        let moments = Moments::load(&path, &parameters, held_in)?;
+        let moments = Moments::load_parts(&path, &parameters, &held, held_in)?;
         if moments.steps != self.state.optimizer_steps {
             let (found, expected) = (moments.steps, self.state.optimizer_steps);
             return Err(Error::model(
@@ -320,7 +334,8 @@ impl Trainer {
         let parent = std::mem::take(&mut self.state.policy_id);
         let (optimizer, compute_dtype) = (&self.config, self.backend.compute_dtype());
         let adapter = self.backend.adapter().map(|config| (config, self.state.seed));
-        let step = StepIdentity { parent: &parent, records, numbers, optimizer, compute_dtype, adapter };
+        let ranks = self.ranks().count();
+        let step = StepIdentity { parent: &parent, records, numbers, optimizer, compute_dtype, adapter, ranks };
         self.state.policy_id = step.policy_id();
         self.state.parent_policy_id = parent;
         self.state.step += 1;
