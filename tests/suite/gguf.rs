@@ -3,7 +3,8 @@
 use std::fs::{self, File};
 use std::io::BufReader;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use candle_core::quantized::gguf_file::Content;
 use candle_core::{DType, Device, Tensor};
@@ -137,19 +138,47 @@ fn candles_own_models_answer_the_same_from_the_file() {
     }
 }
 
-/// Whether Python has llama.cpp; `PYTHON` names another one than `python3`.
-fn python_with_llama() -> Option<String> {
+/// Whether Python has this module of llama.cpp; `PYTHON` names another one than `python3`.
+fn python_with(module: &str) -> Option<String> {
     let python = std::env::var("PYTHON").unwrap_or_else(|_| "python3".into());
-    let found = Command::new(&python).args(["-c", "import llama_cpp"]).output().is_ok_and(|out| out.status.success());
+    let import = format!("import {module}");
+    let found = Command::new(&python).args(["-c", &import]).output().is_ok_and(|out| out.status.success());
     if !found {
-        note("test of GGUF against llama.cpp skipped", &format!("{python} has no llama_cpp"));
+        note("test of GGUF against llama.cpp skipped", &format!("{python} has no {module}"));
     }
     found.then_some(python)
 }
 
+/// The server of llama.cpp's Python package returns no token ids.
+#[test]
+fn a_server_of_llama_cpp_gives_records_and_the_same_again() {
+    let Some(python) = python_with("llama_cpp.server.app") else { return };
+    let dir = model_dir(FAMILIES[0]);
+    let file = exported(dir.path(), &dir.path().join("out"), "f32");
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let mut command = Command::new(python);
+    command.args(["-m", "llama_cpp.server", "--logits_all", "true", "--port", &free.port().to_string(), "--model"]);
+    let mut server = command.arg(&file).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let began = Instant::now();
+    while std::net::TcpStream::connect(free).is_err() {
+        assert!(began.elapsed() < Duration::from_secs(60) && server.try_wait().unwrap().is_none(), "it does not serve");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    let prompts: Vec<Value> = (0..3).map(|i| serde_json::json!({ "prompt": format!("{i} + 2?") })).collect();
+    let url = format!("http://{free}");
+    let sample = || run(ROLLOUT, &["--server", &url, "-n", "2", "--max-completion-tokens", "8"], &lines(&prompts));
+    let (first, again) = (sample(), sample());
+    server.kill().unwrap();
+    server.wait().unwrap();
+    let texts: Vec<Value> = first.records().iter().map(|record| record["completion"].clone()).collect();
+    assert!(texts.len() == 6 && texts[0] != texts[1], "{} {texts:?}", first.stderr);
+    assert!(first.stderr.contains("this server returns no token ids"), "{}", first.stderr);
+    assert_eq!(first.stdout, again.stdout);
+}
+
 #[test]
 fn llama_cpp_has_the_same_tokens_and_the_same_answers() {
-    let Some(python) = python_with_llama() else { return };
+    let Some(python) = python_with("llama_cpp") else { return };
     let script = directory().join("llama_answers.py").display().to_string();
     for family in FAMILIES {
         let dir = model_dir(family);
