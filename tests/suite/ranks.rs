@@ -85,7 +85,7 @@ impl Trained {
 
 /// Trains the policy in `from` on `steps`, as so many threads; the checkpoint after them.
 fn train(count: usize, from: &Path, options: &str, way: Way, steps: &[&[Group]]) -> Trained {
-    let numbers = Numbers::of(&format!("--max-staleness any --learning-rate 1e-4 --num-iterations 2 {options}"));
+    let numbers = Numbers::of(&format!("--max-staleness any --learning-rate 1e-4 {options}"));
     let dir = tempfile::tempdir().unwrap();
     let job = FollowJob {
         init: false,
@@ -131,18 +131,30 @@ fn steps_of(reference: &Reference) -> Vec<Group> {
     old_groups(reference, "1.0")
 }
 
-/// The first step is equal to the last digit, because the log-probabilities of a token depend on no other.
-fn assert_equal(name: &str, got: &Trained, want: &Trained, bound: f64) {
-    for ((got, want), what) in got.numbers().iter().zip(want.numbers()).zip(["weights", "moments"]) {
+/// How far weights and moments may be off after one update, as the norm of the difference over the norm.
+const AFTER_ONE: [f64; 2] = [1e-6, 1e-6];
+
+/// And after several: Adam brings every gradient to one size, also one that is rounding alone, as of what all keys share and no softmax
+/// sees. The next gradients are those of weights that differ by it.
+const AFTER_MORE: [f64; 2] = [1e-6, 1e-5];
+
+fn assert_close(name: &str, got: &Trained, want: &Trained, bounds: [f64; 2]) {
+    for (((got, want), what), bound) in got.numbers().iter().zip(want.numbers()).zip(["weights", "moments"]).zip(bounds)
+    {
         let off = distance(got, &want);
         assert!(off <= bound, "{name}: {what} are {off:e} off");
     }
+}
+
+/// The first step is equal to the last digit, because the log-probabilities of a token depend on no other.
+fn assert_equal(name: &str, got: &Trained, want: &Trained, bounds: [f64; 2]) {
+    assert_close(name, got, want, bounds);
     assert_eq!(got.lines.len(), want.lines.len());
     assert_eq!(got.lines[0]["loss"], want.lines[0]["loss"], "{name}");
     assert_eq!(got.lines[0]["entropy"], want.lines[0]["entropy"], "{name}");
     for (got, want) in got.lines.iter().zip(&want.lines) {
         let (got, want) = (got["grad_norm"].as_f64().unwrap(), want["grad_norm"].as_f64().unwrap());
-        assert!((got - want).abs() <= 1e2 * bound * want, "{name}: a norm of {got} for {want}");
+        assert!((got - want).abs() <= 1e-5_f64.max(bounds[1]) * want, "{name}: a norm of {got} for {want}");
     }
 }
 
@@ -154,18 +166,19 @@ fn two_and_four_ranks_train_as_one_with_every_loss_and_to_the_same_bytes_each_ti
     for options in known.chain(MORE) {
         let with_reference =
             if options.contains("--beta") { format!("--reference {}", tiny().display()) } else { String::new() };
-        let options = format!("{options} {with_reference}");
-        let train = |count| train(count, &tiny(), &options, PLAIN, &[&groups]);
-        let one = train(1);
-        let bf16 = options.contains("bf16");
-        for count in [2, 4] {
-            let many = train(count);
-            if bf16 {
-                assert_rounded_by_the_same_chance(&many, &one);
-            } else {
-                assert_equal(&format!("{count} ranks, {options}"), &many, &one, 1e-6);
+        for (updates, bounds) in [(1, AFTER_ONE), (2, AFTER_MORE)] {
+            let options = format!("{options} --num-iterations {updates} {with_reference}");
+            let train = |count| train(count, &tiny(), &options, PLAIN, &[&groups]);
+            let one = train(1);
+            for count in [2, 4] {
+                let (many, name) = (train(count), format!("{count} ranks, {options}"));
+                if options.contains("bf16") {
+                    assert_rounded_by_the_same_chance(&many, &one);
+                } else {
+                    assert_equal(&name, &many, &one, bounds);
+                }
+                assert!(many.bytes() == train(count).bytes(), "{name}");
             }
-            assert!(many.bytes() == train(count).bytes(), "{count} ranks, {options}");
         }
     }
 }
@@ -182,9 +195,9 @@ fn adapters_and_products_in_bf16_are_trained_as_by_one() {
     let groups = steps_of(&Reference::load());
     let small = Way { micro_batch_tokens: 60, ..PLAIN };
     let ways = [
-        ("adapter", Way { adapter: true, ..PLAIN }, 1e-6),
-        ("bf16", Way { dtype: Dtype::Bf16, ..PLAIN }, 3e-3),
-        ("micro-batches", small, 1e-6),
+        ("adapter", Way { adapter: true, ..PLAIN }, AFTER_MORE),
+        ("bf16", Way { dtype: Dtype::Bf16, ..PLAIN }, [1e-5, 3e-3]),
+        ("micro-batches", small, AFTER_MORE),
     ];
     for (name, way, bound) in ways {
         let train = |count| train(count, &tiny(), "", way, &[&groups, &groups]);
@@ -199,7 +212,7 @@ fn adapters_and_products_in_bf16_are_trained_as_by_one() {
 fn more_ranks_than_groups_train_too() {
     let groups = &steps_of(&Reference::load())[..2];
     let train = |count| train(count, &tiny(), "", PLAIN, &[groups]);
-    assert_equal("3 ranks", &train(3), &train(1), 1e-6);
+    assert_equal("3 ranks", &train(3), &train(1), AFTER_ONE);
 }
 
 #[test]
@@ -209,10 +222,7 @@ fn a_checkpoint_goes_on_with_any_number_of_ranks() {
     for [first, then] in [[2, 3], [4, 1], [1, 2]] {
         let begun = train(first, &tiny(), "", PLAIN, &[&groups]);
         let ended = train(then, &begun.out(), "", PLAIN, &[&groups]);
-        for (got, want) in ended.numbers().iter().zip(whole.numbers()) {
-            let off = distance(got, &want);
-            assert!(off <= 1e-6, "{first} ranks, then {then}: {off:e}");
-        }
+        assert_close(&format!("{first} ranks, then {then}"), &ended, &whole, AFTER_MORE);
     }
 }
 
@@ -246,7 +256,7 @@ fn supervised_steps_are_those_of_one() {
     };
     let one = train(1);
     for count in [2, 4] {
-        assert_equal(&format!("{count} ranks"), &train(count), &one, 1e-6);
+        assert_equal(&format!("{count} ranks"), &train(count), &one, AFTER_MORE);
     }
 }
 
@@ -278,10 +288,8 @@ fn a_stop_of_one_rank_ends_the_step_on_all_and_the_moments_are_still_there() {
     };
     let lines = as_ranks(3, lead, |ranks| follow(&job, &**ranks, &|model| PLAIN.open(model, ranks)).unwrap());
     let trained = Trained { dir, lines };
-    let want = train(1, &tiny(), "--num-iterations 1", PLAIN, &[&groups]);
-    for (got, want) in trained.numbers().iter().zip(want.numbers()) {
-        assert!(distance(got, &want) <= 1e-6);
-    }
+    let want = train(1, &tiny(), "", PLAIN, &[&groups]);
+    assert_close("one update", &trained, &want, AFTER_ONE);
 }
 
 /// What one rank cannot do is said by the first, with the rank's number.
