@@ -255,7 +255,7 @@ impl Args {
                 let template = self.template.clone();
                 Objective::Supervised { loss_on_prompt: self.loss_on_prompt, template }
             }
-            false => Objective::Grpo { config: self.grpo.clone(), dry_run: self.dry_run },
+            false => Objective::Grpo { config: Box::new(self.grpo.clone()), dry_run: self.dry_run },
         }
     }
 

@@ -53,7 +53,7 @@ pub enum Objective {
     /// The clipped surrogate loss on scored rollouts.
     Grpo {
         /// Numbers of the step.
-        config: GrpoConfig,
+        config: Box<GrpoConfig>,
         /// Measure each step, and change nothing.
         dry_run: bool,
     },

@@ -89,7 +89,7 @@ fn train(count: usize, from: &Path, options: &str, way: Way, steps: &[&[Group]])
     let dir = tempfile::tempdir().unwrap();
     let job = FollowJob {
         init: false,
-        objective: Objective::Grpo { config: numbers.grpo.clone(), dry_run: false },
+        objective: Objective::Grpo { config: Box::new(numbers.grpo.clone()), dry_run: false },
         optimizer: numbers.optimizer.clone(),
         micro_batch_tokens: Some(way.micro_batch_tokens),
         seed: None,
@@ -268,7 +268,7 @@ fn a_stop_of_one_rank_ends_the_step_on_all_and_the_moments_are_still_there() {
     let stop = Stop::default();
     let job = FollowJob {
         init: false,
-        objective: Objective::Grpo { config: numbers.grpo.clone(), dry_run: false },
+        objective: Objective::Grpo { config: Box::new(numbers.grpo.clone()), dry_run: false },
         optimizer: numbers.optimizer.clone(),
         micro_batch_tokens: None,
         seed: None,
@@ -297,7 +297,7 @@ fn a_stop_of_one_rank_ends_the_step_on_all_and_the_moments_are_still_there() {
 fn what_a_rank_cannot_open_ends_all_with_its_message() {
     let job = FollowJob {
         init: false,
-        objective: Objective::Grpo { config: Numbers::of("").grpo, dry_run: false },
+        objective: Objective::Grpo { config: Box::new(Numbers::of("").grpo), dry_run: false },
         optimizer: Numbers::of("").optimizer,
         micro_batch_tokens: None,
         seed: None,

@@ -60,10 +60,10 @@ impl Choice {
             self.text += &self.decoder.push(heard.token)?;
         }
         // OpenAI's end token has none; with ids each token has one.
-        if heard.end != Some(true) || self.token_ids.is_some() {
-            if let Some(logprobs) = &mut self.logprobs {
-                logprobs.push(logprob(&self.tokenizer.decode(&[heard.token])?, heard.logprob));
-            }
+        if let Some(logprobs) = &mut self.logprobs
+            && (heard.end != Some(true) || self.token_ids.is_some())
+        {
+            logprobs.push(logprob(&self.tokenizer.decode(&[heard.token])?, heard.logprob));
         }
         if let Some(ids) = &mut self.token_ids {
             ids.push(heard.token);

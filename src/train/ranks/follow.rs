@@ -88,7 +88,7 @@ impl<'t> Follower<'t> {
         let micro_batch_tokens = trainer.micro_batch_tokens(job.micro_batch_tokens);
         Ok(match &job.objective {
             Objective::Grpo { config, dry_run } => {
-                Self::Grpo(Box::new(GrpoTrainer::new(trainer, config.clone(), micro_batch_tokens, *dry_run)?))
+                Self::Grpo(Box::new(GrpoTrainer::new(trainer, (**config).clone(), micro_batch_tokens, *dry_run)?))
             }
             Objective::Supervised { loss_on_prompt, .. } => {
                 Self::Supervised(trainer, SupervisedConfig { loss_on_prompt: *loss_on_prompt, micro_batch_tokens })
