@@ -73,7 +73,8 @@ pub struct Args {
     #[arg(long)]
     weights_only: bool,
     /// Train with cross-entropy on demonstrations, which are records with `prompt` and `completion`
-    #[arg(long)]
+    #[arg(long, conflicts_with_all = ["LossConfig", "AdvantageConfig", "num_iterations", "reference", "max_staleness", "dynamic_sampling",
+          "logprob_band"])]
     supervised: bool,
     /// Train on the tokens of the prompt too
     #[arg(long, requires = "supervised")]

@@ -513,6 +513,21 @@ fn supervised_steps_learn_demonstrations() {
 }
 
 #[test]
+fn a_supervised_step_has_no_use_for_the_numbers_of_grpo() {
+    let folder = Folder::new();
+    let (input, reference) = (lines(&demonstrations()), format!("--reference {}", tiny()));
+    let of_grpo =
+        ["--epsilon 0.3", "--scale-rewards none", "--num-iterations 2", "--max-staleness 1", "--dynamic-sampling 2"];
+    for option in of_grpo.into_iter().chain(["--logprob-band 1", &reference]) {
+        let refused = folder.train(&tiny(), "refused", &format!("--supervised {option}"), &input);
+        assert_eq!(refused.code, Some(2), "{option}: {}", refused.stderr);
+        let name = option.split(' ').next().unwrap();
+        assert!(refused.stderr.contains(name) && refused.stderr.contains("--supervised"), "{}", refused.stderr);
+        assert!(!Path::new(&folder.path("refused")).exists());
+    }
+}
+
+#[test]
 fn random_weights_are_made_by_their_seed_with_and_without_a_first_step() {
     let folder = Folder::new();
     let shape = folder.path("shape");
