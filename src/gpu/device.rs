@@ -82,6 +82,8 @@ pub struct DeviceArgs {
 pub struct ComputeDevice {
     /// `None` for the CPU.
     pub gpu: Option<Arc<dyn Driver>>,
+    /// The number of that GPU, counted from 0.
+    pub ordinal: usize,
     /// Whether the user named it, so that nothing else will do.
     pub is_named: bool,
     /// Why this machine's GPU is not used, if it has one.
@@ -122,11 +124,16 @@ impl Device {
         has_gpu: bool,
     ) -> Result<ComputeDevice> {
         match self {
-            Self::Cpu => Ok(ComputeDevice { gpu: None, is_named: true, why_not: None }),
-            Self::Cuda(ordinal) => Ok(ComputeDevice { gpu: Some(open_gpu(ordinal)?), is_named: true, why_not: None }),
+            Self::Cpu => Ok(ComputeDevice { gpu: None, ordinal: 0, is_named: true, why_not: None }),
+            Self::Cuda(ordinal) => {
+                Ok(ComputeDevice { gpu: Some(open_gpu(ordinal)?), ordinal, is_named: true, why_not: None })
+            }
             Self::Auto => match open_gpu(0) {
-                Ok(gpu) => Ok(ComputeDevice { gpu: Some(gpu), is_named: false, why_not: None }),
-                Err(why) => Ok(ComputeDevice { gpu: None, is_named: false, why_not: has_gpu.then(|| why.to_string()) }),
+                Ok(gpu) => Ok(ComputeDevice { gpu: Some(gpu), ordinal: 0, is_named: false, why_not: None }),
+                Err(why) => {
+                    let why_not = has_gpu.then(|| why.to_string());
+                    Ok(ComputeDevice { gpu: None, ordinal: 0, is_named: false, why_not })
+                }
             },
         }
     }

@@ -143,10 +143,12 @@ impl Loaded {
         if !matches!(options.dtype, DtypeChoice::Auto | DtypeChoice::F32) {
             return Err(Error::Usage("--dtype: candle computes in f32, from weights as they are stored".into()));
         }
-        if options.device.is_named && options.device.gpu.is_some() {
-            return Err(Error::Usage("--device: this model is run by candle, which computes on the CPU".into()));
+        match &options.device.gpu {
+            Some(gpu) if teacher.is_on_gpu() => {
+                say(&format!("{}, by candle", ComputeDevice::on_gpu(&**gpu, Dtype::F32)))
+            }
+            _ => say(&options.device.on_cpu("by candle, in f32")),
         }
-        say(&options.device.on_cpu("by candle, in f32"));
         Ok(Self::Candle(Arc::clone(teacher)))
     }
 

@@ -28,7 +28,7 @@ const RESET: &str = "/reset";
 /// # Errors
 /// Those of [`super::sample`], and of the terminal.
 pub fn converse(spec: &str, file: Option<&str>, mut job: RolloutJob) -> Result<()> {
-    let source = Source::open(&hub::model(spec, file, &Source::other_types())?)?;
+    let source = Source::open(&hub::model(spec, file, &Source::other_types())?, &job.backend.device)?;
     job.sizes.sequences = Some(1);
     job.sizes = job.sizes.for_chats();
     let kept = match &job.jsonl {

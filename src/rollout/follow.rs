@@ -76,8 +76,9 @@ fn sample(job: RolloutJob, run: &Run, options: FollowOptions, mut input: Input, 
     let (dir, oldest) = (run.checkpoint(start), run.oldest_weights(start)?);
     input.skip_consumed(State::load(&dir)?.map_or(0, |state| state.prompts_consumed))?;
     let stop = job.stop.clone();
+    let source = Source::open(&dir, &job.backend.device)?;
     let Ready { mut backend, mut settings, mut origin, tokenizer, mut requests } =
-        Ready::new(job, &Source::open(&dir)?, Some(options.prompts_per_step()))?;
+        Ready::new(job, &source, Some(options.prompts_per_step()))?;
     let mut requests = read_ahead(input, move |line| requests.build(line));
     let say = |words: &str| note(NAME, words);
     let _trainer = PeerWatch::start(run, Role::Train, &stop);

@@ -97,7 +97,9 @@ pub struct RolloutJob {
 pub fn run(policy: &Policy, mut job: RolloutJob, file: &Path, out: &mut Output) -> Result<()> {
     // Signals are handled only after a download, which they should end at once.
     let model = match policy {
-        Policy::Model(spec, file) => Some(Source::open(&hub::model(spec, file.as_deref(), &Source::other_types())?)?),
+        Policy::Model(spec, file) => {
+            Some(Source::open(&hub::model(spec, file.as_deref(), &Source::other_types())?, &job.backend.device)?)
+        }
         Policy::Run(..) | Policy::Server(_) => None,
     };
     job.stop = Stop::on_signals()?;

@@ -14,6 +14,7 @@ use crate::error::Error;
 use crate::error::Result;
 #[cfg(feature = "candle")]
 use crate::gguf::Gguf;
+use crate::gpu::device::ComputeDevice;
 use crate::model::{Config, Model};
 use crate::numbers::dtype::Dtype;
 use crate::tokenizer::{TemplateArgs, Tokenizer, stop_ids};
@@ -55,18 +56,19 @@ impl Source {
         Vec::new()
     }
 
-    /// A model directory, or a GGUF file.
+    /// A model directory, or a GGUF file. What candle runs is loaded to `device`.
     ///
     /// # Errors
     /// [`crate::Error::Model`] for a file of another kind, and those of [`crate::engine::Teacher`].
     #[cfg(feature = "candle")]
-    pub fn open(path: &Path) -> Result<Self> {
+    pub fn open(path: &Path, device: &ComputeDevice) -> Result<Self> {
         if path.is_file() {
             let file = Gguf::open(path)?;
-            let teacher = if file.is_of_the_engine() { None } else { Some(Arc::new(Teacher::of_gguf(&file)?)) };
+            let teacher = if file.is_of_the_engine() { None } else { Some(Arc::new(Teacher::of_gguf(&file, device)?)) };
             return Ok(Self { files: Files::Gguf(file), teacher });
         }
-        let teacher = if Teacher::has(&model_type(path)) { Some(Arc::new(Teacher::of_directory(path)?)) } else { None };
+        let teacher =
+            if Teacher::has(&model_type(path)) { Some(Arc::new(Teacher::of_directory(path, device)?)) } else { None };
         Ok(Self { files: Files::Directory(path.into()), teacher })
     }
 
@@ -75,7 +77,7 @@ impl Source {
     /// # Errors
     /// [`Error::Model`] for a file.
     #[cfg(not(feature = "candle"))]
-    pub fn open(path: &Path) -> Result<Self> {
+    pub fn open(path: &Path, _: &ComputeDevice) -> Result<Self> {
         match path.is_file() {
             true => Err(Error::model(
                 path,

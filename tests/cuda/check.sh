@@ -17,4 +17,7 @@ for file in "${CARGO_TARGET_DIR:-target}"/release/build/grpo-pipes-*/out/kernels
     if [ "$file" -nt "$newest" ]; then newest=$file; fi
 done
 awk -f tests/cuda/kernels.awk "$newest"
+# candle's kernels, for the newest GPU of ours: only compiled, because the binary would be linked with libraries that are not here.
+CUDA_COMPUTE_CAP=${CUDA_COMPUTE_CAP:-90} PATH=$PATH${CUDA_HOME:+:$CUDA_HOME/bin} \
+    cargo clippy --release --features candle-cuda -- -D warnings
 cargo test --release --features cuda --lib --test suite -- cuda device real_gpu

@@ -8,6 +8,7 @@ use candle_core::quantized::{GgmlDType, QTensor};
 use candle_core::{DType, Device};
 use grpo_pipes::engine::{CandleDecoder, Settings, Teacher};
 use grpo_pipes::gguf::Gguf;
+use grpo_pipes::gpu::device::{self, ComputeDevice};
 use grpo_pipes::model::Sampling;
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -27,12 +28,16 @@ fn teacher(kind: &str) -> PathBuf {
     directory().join("teachers").join(kind)
 }
 
+fn cpu() -> ComputeDevice {
+    device::Device::Cpu.open().unwrap()
+}
+
 #[test]
 fn each_architecture_answers_as_transformers_does() {
     let reference = reference();
     assert_eq!(reference.keys().collect::<Vec<_>>(), Teacher::names()[0].iter().collect::<Vec<_>>());
     for (kind, cases) in reference {
-        check(&kind, &Teacher::of_directory(&teacher(&kind)).unwrap(), &cases);
+        check(&kind, &Teacher::of_directory(&teacher(&kind), &cpu()).unwrap(), &cases);
     }
 }
 
@@ -116,10 +121,10 @@ fn files_of_other_architectures_answer_as_transformers_does() {
     let phi3 = [("rope.dimension_count", Number::U32(8))];
     let dir = as_gguf("phi3", "phi3", &phi3);
     let file = Gguf::open(&dir.path().join("x.gguf")).unwrap();
-    check("phi3", &Teacher::of_gguf(&file).unwrap(), &reference["phi3"]);
+    check("phi3", &Teacher::of_gguf(&file, &cpu()).unwrap(), &reference["phi3"]);
     let dir =
         as_gguf("phi3", "phi3", &[("rope.dimension_count", Number::U32(8)), ("rope.freq_base", Number::F32(5e5))]);
-    let said = Teacher::of_gguf(&Gguf::open(&dir.path().join("x.gguf")).unwrap()).err().unwrap().to_string();
+    let said = Teacher::of_gguf(&Gguf::open(&dir.path().join("x.gguf")).unwrap(), &cpu()).err().unwrap().to_string();
     assert!(said.contains("a rope that is not Phi-3's plain one"), "{said}");
 }
 
@@ -177,7 +182,11 @@ fn a_sequence_is_no_longer_than_the_window_that_candle_would_give_to_other_layer
         ("phi3", json!({"sliding_window": 47}), 47),
         ("qwen2_moe", json!({"use_sliding_window": false, "sliding_window": 4}), 256),
     ] {
-        assert_eq!(Teacher::of_directory(with_tokenizer(kind, &entries).path()).unwrap().positions, want, "{kind}");
+        assert_eq!(
+            Teacher::of_directory(with_tokenizer(kind, &entries).path(), &cpu()).unwrap().positions,
+            want,
+            "{kind}"
+        );
     }
 }
 
@@ -195,7 +204,7 @@ fn what_candle_would_ignore_is_refused_by_name() {
         ("qwen3_moe", json!({"mlp_only_layers": [1]}), "mlp_only_layers = [1]"),
         ("olmo2", json!({"quantization_config": {"quant_method": "gptq"}}), "quantization_config = {"),
     ] {
-        let said = Teacher::of_directory(with_tokenizer(kind, &entries).path()).err().unwrap().to_string();
+        let said = Teacher::of_directory(with_tokenizer(kind, &entries).path(), &cpu()).err().unwrap().to_string();
         assert!(said.contains(want) && said.contains("not supported") && !said.contains('\n'), "{said}");
     }
 }

@@ -50,7 +50,7 @@ pub(super) type NewSequence = Box<dyn Fn() -> Outcome<Box<dyn Sequence>> + Send 
 pub(super) type FromDirectory = fn(&Value, VarBuilder<'static>) -> Outcome<NewSequence>;
 
 /// Reads a GGUF file.
-pub(super) type FromFile = fn(&Path) -> Outcome<NewSequence>;
+pub(super) type FromFile = fn(&Path, &Device) -> Outcome<NewSequence>;
 
 /// An architecture in model directories.
 pub(super) struct Architecture {
@@ -99,8 +99,8 @@ pub(super) const DIRECTORIES: [Architecture; 9] = [
 ];
 
 /// Architectures in GGUF files, by `general.architecture`. candle's Gemma 3 does not compute what transformers does from such a file.
-pub(super) const FILES: [(&str, FromFile); 1] = [("phi3", |path| {
-    of_file(path, |header, file| quantized_phi3::ModelWeights::from_gguf(false, header, file, &Device::Cpu))
+pub(super) const FILES: [(&str, FromFile); 1] = [("phi3", |path, device| {
+    of_file(path, |header, file| quantized_phi3::ModelWeights::from_gguf(false, header, file, device))
 })];
 
 fn each<C, M>(
@@ -118,7 +118,7 @@ where
 
 fn of_file<M: Sequence + Clone + Sync + 'static>(
     path: &Path,
-    read: fn(Content, &mut BufReader<File>) -> Outcome<M>,
+    read: impl FnOnce(Content, &mut BufReader<File>) -> Outcome<M>,
 ) -> Outcome<NewSequence> {
     let mut file = BufReader::new(File::open(path)?);
     let header = Content::read(&mut file)?;

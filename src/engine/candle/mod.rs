@@ -21,6 +21,7 @@ use super::scheduler::Start;
 use crate::directory::{self, CONFIG};
 use crate::error::{Error, Result};
 use crate::gguf::{Gguf, first_line};
+use crate::gpu::device::ComputeDevice;
 use crate::model::Sampling;
 use crate::numbers::rng::Stream;
 use architectures::{DIRECTORIES, FILES, NewSequence, Sequence};
@@ -30,6 +31,7 @@ type Outcome<T> = candle_core::Result<T>;
 /// A model of candle.
 pub struct Teacher {
     new_sequence: NewSequence,
+    device: Device,
     token_by_token: bool,
     /// The longest sequence (tokens).
     pub positions: usize,
@@ -53,8 +55,9 @@ impl Teacher {
     /// Loads a model directory.
     ///
     /// # Errors
-    /// [`Error::Io`] when a file cannot be read, [`Error::Model`] when candle does not take the config or the weights.
-    pub fn of_directory(dir: &Path) -> Result<Self> {
+    /// [`Error::Io`] when a file cannot be read, [`Error::Model`] when candle does not take the config or the weights,
+    /// [`Error::Device`] when it cannot use the GPU.
+    pub fn of_directory(dir: &Path, device: &ComputeDevice) -> Result<Self> {
         if directory::base_of(dir)?.is_some() {
             return Err(Error::model(
                 dir,
@@ -88,19 +91,20 @@ impl Teacher {
         });
         let [positions, vocabulary] = sizes;
         let positions = positions.map(|positions| positions.min(exact_within(&kind, &config)));
+        let device = device_of_candle(device)?;
         let mut tensors = HashMap::new();
         for file in directory::weight_files(dir)? {
-            let read = candle_core::safetensors::load(&file, &Device::Cpu);
+            let read = candle_core::safetensors::load(&file, &device);
             for (name, tensor) in read.map_err(|err| Error::model(&file, first_line(&err)))? {
                 let tensor = tensor.to_dtype(DType::F32).map_err(|err| Error::model(&file, first_line(&err)))?;
                 tensors.insert(name, tensor);
             }
         }
-        let weights = VarBuilder::from_tensors(tensors, DType::F32, &Device::Cpu);
+        let weights = VarBuilder::from_tensors(tensors, DType::F32, &device);
         let new_sequence = (architecture.read)(&Value::Object(config), weights);
         let new_sequence = new_sequence.map_err(|err| Error::model(&path, first_line(&err)))?;
         let token_by_token = architecture.token_by_token;
-        Self { new_sequence, token_by_token, positions: positions?, vocabulary: vocabulary? }.checked(dir)
+        Self { new_sequence, device, token_by_token, positions: positions?, vocabulary: vocabulary? }.checked(dir)
     }
 
     /// Whether candle has the architecture of a GGUF file.
@@ -113,14 +117,15 @@ impl Teacher {
     ///
     /// # Errors
     /// As [`Teacher::of_directory`].
-    pub fn of_gguf(file: &Gguf) -> Result<Self> {
+    pub fn of_gguf(file: &Gguf, device: &ComputeDevice) -> Result<Self> {
         let path = file.path();
         let read = FILES.iter().find(|(name, _)| *name == file.architecture()).map(|(_, read)| read);
         let read = read.ok_or_else(|| {
             let known = Self::names()[1].join(", ");
             Error::model(path, format!("architecture \"{}\" is not one of {known}", file.architecture()))
         })?;
-        let new_sequence = read(path).map_err(|err| Error::model(path, first_line(&err)))?;
+        let device = device_of_candle(device)?;
+        let new_sequence = read(path, &device).map_err(|err| Error::model(path, first_line(&err)))?;
         // What candle's Phi-3 takes for granted.
         let theta = file.number("phi3.rope.freq_base").unwrap_or(10_000.0);
         if theta != 10_000.0 || file.has_tensor("rope_factors_long.weight") {
@@ -128,7 +133,13 @@ impl Teacher {
         }
         let window = file.number("phi3.attention.sliding_window").map_or(usize::MAX, |window| window as usize);
         let (positions, vocabulary) = (file.positions()?.min(window), file.vocabulary()?);
-        Self { new_sequence, token_by_token: false, positions, vocabulary }.checked(path)
+        Self { new_sequence, device, token_by_token: false, positions, vocabulary }.checked(path)
+    }
+
+    /// Whether it computes on a GPU.
+    #[must_use]
+    pub fn is_on_gpu(&self) -> bool {
+        !self.device.is_cpu()
     }
 
     /// Makes one sequence, to find what is wrong with the weights before sampling begins.
@@ -136,6 +147,24 @@ impl Teacher {
         (self.new_sequence)().map_err(|err| Error::model(path, first_line(&err)))?;
         Ok(self)
     }
+}
+
+/// Where candle computes: on the GPU if this build has candle's kernels.
+#[cfg(feature = "candle-cuda")]
+fn device_of_candle(chosen: &ComputeDevice) -> Result<Device> {
+    if chosen.gpu.is_none() {
+        return Ok(Device::Cpu);
+    }
+    Device::new_cuda(chosen.ordinal).map_err(|err| Error::Device(first_line(&err)))
+}
+
+#[cfg(not(feature = "candle-cuda"))]
+fn device_of_candle(chosen: &ComputeDevice) -> Result<Device> {
+    if chosen.is_named && chosen.gpu.is_some() {
+        let what = "--device: candle runs this model, in this build on the CPU alone; --features candle-cuda has its kernels for GPUs";
+        return Err(Error::Usage(what.into()));
+    }
+    Ok(Device::Cpu)
 }
 
 /// Gives a config of transformers 5 the entries of version 4, which candle reads.
@@ -216,12 +245,19 @@ impl<'t> CandleDecoder<'t> {
 
     /// Runs the sequences that `due` selects up to their last token, and draws one more for each.
     fn draw(&mut self, due: impl Fn(&Running) -> bool + Sync, drawn: &mut Vec<Drawn>) -> Result<()> {
-        let token_by_token = self.teacher.token_by_token;
-        let running = self.slots.par_iter_mut().enumerate().filter_map(|(i, slot)| Some((i, slot.as_mut()?)));
+        let teacher = self.teacher;
+        // A GPU's work has one order, whichever thread hands it over.
+        let in_turn = if self.teacher.device.is_cpu() { 1 } else { self.slots.len() };
+        let running = self
+            .slots
+            .par_iter_mut()
+            .with_min_len(in_turn)
+            .enumerate()
+            .filter_map(|(i, slot)| Some((i, slot.as_mut()?)));
         let all: Vec<Outcome<Drawn>> = running
             .filter(|(_, running)| due(running))
             .map_init(Sampler::default, |sampler, (slot, running)| {
-                Ok(Drawn { slot, drawn: running.draw(sampler, token_by_token)? })
+                Ok(Drawn { slot, drawn: running.draw(sampler, teacher)? })
             })
             .collect();
         for one in all {
@@ -233,15 +269,15 @@ impl<'t> CandleDecoder<'t> {
 
 impl Running {
     /// Runs what the model has not seen yet, and draws the next token.
-    fn draw(&mut self, sampler: &mut Sampler, token_by_token: bool) -> Outcome<Option<(u32, f32)>> {
+    fn draw(&mut self, sampler: &mut Sampler, teacher: &Teacher) -> Outcome<Option<(u32, f32)>> {
         let prompt = &self.prompt.tokens;
         let (next, mut position) = match self.tokens.last() {
             None => (&prompt[..], 0),
             Some(last) => (std::slice::from_ref(last), prompt.len() + self.tokens.len() - 1),
         };
-        let (mut logits, together) = (None, if token_by_token { 1 } else { next.len() });
+        let (mut logits, together) = (None, if teacher.token_by_token { 1 } else { next.len() });
         for tokens in next.chunks(together) {
-            let tokens = Tensor::new(tokens, &Device::Cpu)?.unsqueeze(0)?;
+            let tokens = Tensor::new(tokens, &teacher.device)?.unsqueeze(0)?;
             logits = Some(self.model.forward(&tokens, position)?);
             position += together;
         }

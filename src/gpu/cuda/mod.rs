@@ -3,6 +3,7 @@
 #![allow(unsafe_code)] // calls the driver with handles that this directory makes, and with addresses that `Driver` makes the caller answer for
 
 mod context;
+#[cfg(not(feature = "candle-cuda"))] // which links them
 mod libraries;
 mod products;
 mod recorded;
@@ -78,6 +79,7 @@ unsafe impl Sync for Cuda {}
 /// # Errors
 /// [`Error::Device`] when the driver, a library or the GPU is missing, or with the driver's error.
 pub fn open(ordinal: usize) -> Result<Arc<dyn Driver>> {
+    #[cfg(not(feature = "candle-cuda"))]
     libraries::open()?;
     let context = Arc::new(Context::new(ordinal)?);
     let (name, capability) = (context.name()?, context.capability()?);

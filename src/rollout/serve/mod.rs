@@ -57,7 +57,7 @@ pub fn serve(spec: &str, file: Option<&str>, mut job: RolloutJob, options: &Serv
         ));
     }
     let listener = listen(options)?;
-    let source = Source::open(&hub::model(spec, file, &Source::other_types())?)?;
+    let source = Source::open(&hub::model(spec, file, &Source::other_types())?, &job.backend.device)?;
     let signals = Stop::on_signals()?;
     job.sizes = job.sizes.for_chats();
     let (seed, sampling, stop) = (job.seed, job.sampling, job.stop.clone());

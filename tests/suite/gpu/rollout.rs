@@ -31,7 +31,7 @@ fn sampled(
     std::fs::write(&prompts, lines(&(0..2).map(prompt).collect::<Vec<_>>())).unwrap();
     let job = RolloutJob {
         backend: BackendOptions {
-            device: ComputeDevice { gpu, is_named: true, why_not: None },
+            device: ComputeDevice { gpu, ordinal: 0, is_named: true, why_not: None },
             dtype,
             batch_invariant: false,
             gpu_memory_fraction,
@@ -47,7 +47,8 @@ fn sampled(
         stop: Stop::default(),
     };
     let mut out = Output::create(Some(&rollouts))?;
-    sample(job, &Source::open(&directory().join("tiny-qwen2"))?, (Input::open(&prompts)?, 0..u64::MAX), &mut out)?;
+    let source = Source::open(&directory().join("tiny-qwen2"), &job.backend.device)?;
+    sample(job, &source, (Input::open(&prompts)?, 0..u64::MAX), &mut out)?;
     out.finish()?;
     let text = std::fs::read_to_string(&rollouts).unwrap();
     Ok(text.lines().map(|line| serde_json::from_str(line).unwrap()).collect())
