@@ -21,8 +21,10 @@ begin_run() {
         choose_recipe
     fi
     NAME=${NAME:-$RECIPE-${SEED:-1}}
-    begin "runs/$NAME" --recipe "${home:+$home/}pipelines/recipes/$RECIPE.env"
+    begin "runs/$NAME" --recipe "$(recipe_file "$RECIPE")"
 }
+
+recipe_file() { echo "${home:+$home/}pipelines/recipes/$1.env"; }
 
 # `auto` is the reference job where it can run fast, else the recipe that runs everywhere.
 choose_recipe() {

@@ -3,7 +3,7 @@
 . "$(dirname "$0")/common.sh"
 [ -n "${MODEL:-}" ] || die "usage: make evaluate MODEL=... DATA=... RECIPE=..." 2
 numbers=$(dirname "$MODEL")/recipe.env
-[ -z "${RECIPE:-}" ] && [ -f "$numbers" ] || numbers=pipelines/recipes/${RECIPE:-qwen2.5-0.5b}.env
+[ -z "${RECIPE:-}" ] && [ -f "$numbers" ] || numbers=$(recipe_file "${RECIPE:-qwen2.5-0.5b}")
 begin "runs/${NAME:-evaluate-${MODEL//\//-}}" --recipe "$numbers"
 tell() { evaluate_as model "$MODEL"; evaluate "$RUN/eval/model.greedy.jsonl.zst"; evaluate "$RUN/eval/model.sampled.jsonl.zst"; }
 run_as_group tell

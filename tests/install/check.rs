@@ -27,6 +27,13 @@ pub fn all() {
     install(&prefix).unwrap();
     assert_eq!(files(&prefix), before, "a second time changes nothing");
 
+    let project = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let scripts =
+        entries(&project.join("pipelines")).unwrap().into_iter().filter(|path| path.extension() == Some("sh".as_ref()));
+    for script in scripts {
+        let name = script.file_name().unwrap();
+        assert!(prefix.join("share/grpo-pipes/pipelines").join(name).is_file(), "{name:?} is not installed");
+    }
     pages_and_completions_tell_of_every_option(&prefix);
     bash_completes(&prefix, &elsewhere);
     a_run_trains_and_resumes(&prefix, &elsewhere);
@@ -76,6 +83,12 @@ fn a_run_trains_and_resumes(prefix: &Path, elsewhere: &Path) {
     assert!(again.status.success(), "{}", text(&again.stderr));
     let fork = script("fork.sh", &[("RUN", "tiny-1"), ("FROM", "step_000000"), ("NAME", "new"), ("SEED", "1")]);
     assert!(fork.status.success(), "{}", text(&fork.stderr));
+    let done = script("evaluate.sh", &[("MODEL", "runs/tiny-1/export")]);
+    assert!(done.status.success(), "{}", text(&done.stderr));
+    let questions = elsewhere.join("runs/sums.jsonl");
+    fs::write(&questions, "{\"question\": \"1 + 2 = ?\", \"answer\": \"#### 3\"}\n").unwrap();
+    let done = script("data.sh", &[("QUESTIONS", "runs/sums.jsonl"), ("MODEL", "runs/tiny-1/export"), ("N", "2")]);
+    assert!(done.status.success(), "{}", text(&done.stderr));
     let names: Vec<String> = entries(elsewhere).unwrap().iter().map(|path| path.display().to_string()).collect();
     assert_eq!(names.len(), 1, "runs/ and nothing else: {names:?}");
 }

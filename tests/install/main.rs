@@ -18,12 +18,14 @@ use clap_complete::{Shell, generate};
 use clap_mangen::Man;
 
 /// What is installed of the project as it is, and where.
-const FILES: [(&str, &str); 11] = [
+const FILES: [(&str, &str); 13] = [
     ("pipelines/common.sh", "share/grpo-pipes/pipelines"),
     ("pipelines/train.sh", "share/grpo-pipes/pipelines"),
     ("pipelines/step.sh", "share/grpo-pipes/pipelines"),
     ("pipelines/fork.sh", "share/grpo-pipes/pipelines"),
     ("pipelines/verify.sh", "share/grpo-pipes/pipelines"),
+    ("pipelines/evaluate.sh", "share/grpo-pipes/pipelines"),
+    ("pipelines/data.sh", "share/grpo-pipes/pipelines"),
     ("pipelines/sample-shard.sh", "share/grpo-pipes/pipelines"),
     ("pipelines/merge-shards.sh", "share/grpo-pipes/pipelines"),
     ("pipelines/recipes", "share/grpo-pipes/pipelines"),
