@@ -16,6 +16,7 @@ use grpo_pipes::numbers::tensors::TensorFile;
 use grpo_pipes::process::cancel::Stop;
 use grpo_pipes::train::backend::{Backend, Cpu};
 use grpo_pipes::train::config::SupervisedConfig;
+use grpo_pipes::train::dynamic::DynamicSampling;
 use grpo_pipes::train::grpo_step::GrpoTrainer;
 use grpo_pipes::train::once::Objective;
 use grpo_pipes::train::ranks::{FollowJob, One, Ranks, dismiss, follow};
@@ -35,6 +36,9 @@ const MORE: [&str; 4] = [
     "--loss dapo --optimizer-state bf16",
     "--loss grpo --scale-rewards batch --weight-decay 0.1",
 ];
+
+/// Groups per step with --dynamic-sampling.
+const DYNAMIC_GROUPS: usize = 2;
 
 /// How a model is trained, besides by its options.
 #[derive(Clone, Copy)]
@@ -99,7 +103,10 @@ fn train(count: usize, from: &Path, options: &str, way: Way, steps: &[&[Group]])
         let mut lines = Vec::new();
         let mut trainer =
             Trainer::open(from, numbers.optimizer.clone(), None, &|model| way.open(model, ranks)).unwrap();
-        let mut grpo = GrpoTrainer::new(&mut trainer, numbers.grpo.clone(), way.micro_batch_tokens, false).unwrap();
+        let dynamic = numbers.grpo.dynamic_sampling;
+        let dynamic = dynamic.map(|budget| DynamicSampling::new(&numbers.grpo.advantage, DYNAMIC_GROUPS, budget));
+        let grpo = GrpoTrainer::new(&mut trainer, numbers.grpo.clone(), way.micro_batch_tokens, false).unwrap();
+        let mut grpo = grpo.choosing_groups(dynamic);
         steps.iter().for_each(|groups| grpo.step(groups, &mut |line| lines.push(parsed(line))).unwrap());
         trainer.publish(&dir.path().join("out"), &[], Vec::new()).unwrap();
         lines
@@ -206,6 +213,27 @@ fn adapters_and_products_in_bf16_are_trained_as_by_one() {
             assert_equal(&format!("{count} ranks, {name}"), &train(count), &one, bound);
         }
     }
+}
+
+#[test]
+fn a_reference_that_changes_and_groups_that_are_chosen_are_those_of_one() {
+    let groups = steps_of(&Reference::load());
+    let reference = format!("--beta 0.2 --reference {} --reference-sync-steps 2 --num-iterations 3", tiny().display());
+    for options in [&reference, "--dynamic-sampling 2"] {
+        let train = |count| train(count, &tiny(), options, PLAIN, &[&groups, &groups]);
+        let one = train(1);
+        for count in [2, 4] {
+            let (many, name) = (train(count), format!("{count} ranks, {options}"));
+            assert_equal(&name, &many, &one, AFTER_MORE);
+            assert_eq!(
+                many.lines[0]["dynamic_sampling/groups_trained"],
+                one.lines[0]["dynamic_sampling/groups_trained"]
+            );
+        }
+    }
+    let chosen = train(2, &tiny(), "--dynamic-sampling 2", PLAIN, &[&groups]);
+    let trained = chosen.lines[0]["dynamic_sampling/groups_trained"].as_u64().unwrap();
+    assert!(0 < trained && trained < groups.len() as u64, "{trained} of {} groups", groups.len());
 }
 
 #[test]
