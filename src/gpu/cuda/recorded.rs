@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use cudarc::driver::result::{event, graph};
 use cudarc::driver::sys;
+use libloading::Library;
 
 use super::context::{Context, failed};
 use crate::error::Result;
@@ -97,10 +98,12 @@ impl Event {
         let mut milliseconds = 0.0;
         self.context.bind()?;
         // cudarc's bindings for CUDA 13 know only the second version of this call, which drivers have since 12.8.
-        // SAFETY: cuda.h, cuEventElapsedTime; both events were made by `now`.
+        // SAFETY: the driver is open already; cuda.h, cuEventElapsedTime; both events were made by `now`.
         let said = unsafe {
-            let elapsed = sys::culib().get::<Elapsed>(b"cuEventElapsedTime");
-            elapsed.map(|elapsed| elapsed(&raw mut milliseconds, self.event, later.event))
+            Library::new("libcuda.so.1").and_then(|driver| {
+                let elapsed = driver.get::<Elapsed>(b"cuEventElapsedTime")?;
+                Ok(elapsed(&raw mut milliseconds, self.event, later.event))
+            })
         };
         let said = said.unwrap_or(sys::CUresult::CUDA_ERROR_NOT_FOUND);
         said.result().map_err(failed("reading the time between two events"))?;
