@@ -88,7 +88,7 @@ check:
 	cargo clippy --release $(FEATURES) --no-default-features -- -D warnings
 	RUSTDOCFLAGS='-D warnings' cargo doc --release --no-deps $(FEATURES)
 
-# Compiles and links everything for GPUs, without a GPU; without nvcc it first fetches one into target/.
+# Compiles everything for GPUs, without a GPU, and links all but candle's kernels; without nvcc it first fetches one into target/.
 check-cuda:
 	bash tests/cuda/check.sh
 

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Compiles, lints and links everything with CUDA on a machine without a GPU, prints what each kernel takes of a GPU, and runs the
-# tests that such a machine can run: the commands say in one line what is missing, and compute on the CPU.
+# tests that such a machine can run: the commands say in one line what is missing, and compute on the CPU. candle's kernels are only
+# compiled, for one GPU: a binary with them is linked with libraries that are not here.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 
@@ -17,7 +18,6 @@ for file in "${CARGO_TARGET_DIR:-target}"/release/build/grpo-pipes-*/out/kernels
     if [ "$file" -nt "$newest" ]; then newest=$file; fi
 done
 awk -f tests/cuda/kernels.awk "$newest"
-# candle's kernels, for the newest GPU of ours: only compiled, because the binary would be linked with libraries that are not here.
 CUDA_COMPUTE_CAP=${CUDA_COMPUTE_CAP:-90} PATH=$PATH${CUDA_HOME:+:$CUDA_HOME/bin} \
     cargo clippy --release --features candle-cuda -- -D warnings
 cargo test --release --features cuda --lib --test suite -- cuda device real_gpu
