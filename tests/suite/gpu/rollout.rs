@@ -76,6 +76,17 @@ fn what_does_not_fit_is_refused_with_the_numbers_on_a_gpu() {
     assert!(refused.to_string().contains("do not fit into 0.00 GiB: lower --max-sequences"), "{refused}");
 }
 
+#[cfg(all(feature = "candle", not(feature = "candle-cuda")))]
+#[test]
+#[ignore = "run by kernels_run_under_sanitizers"]
+fn a_gpu_that_was_named_is_refused_for_a_teacher_that_needs_a_feature_on_a_gpu() {
+    let on = |is_named| ComputeDevice { gpu: Some(gpu()), ordinal: 0, is_named, why_not: None };
+    let teacher = directory().join("teachers/phi3");
+    let refused = Source::open(&teacher, &on(true)).err().unwrap();
+    assert!(matches!(&refused, Error::Usage(what) if what.contains("--features candle-cuda")), "{refused}");
+    assert!(Source::open(&teacher, &on(false)).unwrap().teacher.is_some_and(|teacher| !teacher.is_on_gpu()));
+}
+
 #[test]
 fn the_cpu_refuses_types_and_fractions_that_it_cannot_keep() {
     let dir = tempfile::tempdir().unwrap();
