@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use clap::Parser;
+use clap::{CommandFactory, Parser};
 use grpo_pipes::checkpoint::{self, hub};
 use grpo_pipes::command::{self, InputArgs, OutputArgs, Report};
 use grpo_pipes::error::{Error, Result};
@@ -14,7 +14,8 @@ use grpo_pipes::optim::OptimizerConfig;
 use grpo_pipes::process::cancel::Stop;
 use grpo_pipes::process::memory_limit::CountingAllocator;
 use grpo_pipes::process::message::note;
-use grpo_pipes::run::{Retention, Run, fork, recipe};
+use grpo_pipes::run::recipe::{self, options};
+use grpo_pipes::run::{Retention, Run, fork};
 use grpo_pipes::tokenizer::TemplateArgs;
 use grpo_pipes::train::COMMAND;
 use grpo_pipes::train::adapter::AdapterArgs;
@@ -45,11 +46,11 @@ pub struct Args {
           conflicts_with_all = ["policy", "out", "dry_run", "init", "weights_only", "supervised"])]
     follow: Option<PathBuf>,
     /// With --follow, steps between checkpoints. One that is made in between, where an input ends, is removed by a later one [default: 1]
-    #[arg(long, value_name = "N", requires = "follow", value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, value_name = "N", requires = "follow", conflicts_with = "policy", value_parser = clap::value_parser!(u64).range(1..))]
     save_every: Option<u64>,
     /// With --follow, how many checkpoints to keep besides the start: the newest, of which the older ones serve if one is damaged
     /// [default: 3]
-    #[arg(long, value_name = "N", requires = "follow", value_parser = clap::value_parser!(u64).range(2..))]
+    #[arg(long, value_name = "N", requires = "follow", conflicts_with = "policy", value_parser = clap::value_parser!(u64).range(2..))]
     keep: Option<u64>,
     /// With --follow, print a question of each step with its answer, a response and what was extracted from it, to standard error
     #[arg(long, requires = "follow")]
@@ -93,6 +94,9 @@ pub struct Args {
     output: OutputArgs,
     #[command(flatten)]
     manage: ManageArgs,
+    /// Arguments, also from a recipe, that checkpoints record.
+    #[arg(skip)]
+    line: Vec<String>,
 }
 
 /// What to do with a run besides training it.
@@ -102,8 +106,9 @@ struct ManageArgs {
     /// names win. A run that was made with other numbers is refused
     #[arg(long, value_name = "RUN", conflicts_with_all = ["policy", "out", "follow"])]
     begin: Option<PathBuf>,
-    /// Recipe for --begin: lines of NAME=VALUE, and comments after # [default: the run's own]
-    #[arg(long, value_name = "FILE", requires = "begin")]
+    /// Recipe: lines of NAME=VALUE, and comments after #. Options that are not given are taken from it, as far as they go with those that
+    /// are. With --begin, the recipe to keep [default: the run's own]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["supervised", "status", "fork"])]
     recipe: Option<PathBuf>,
     /// Print the step that a run has reached and the prompts it was trained on, as NAME=VALUE
     #[arg(long, value_name = "RUN", conflicts_with_all = ["policy", "out", "follow", "begin"])]
@@ -120,11 +125,6 @@ struct ManageArgs {
 /// The option that only prints more.
 const VERBOSE: &str = "--verbose";
 
-/// This command with its arguments, for checkpoints, which must not depend on where the command was found.
-fn command_line() -> impl Iterator<Item = String> {
-    std::iter::once("grpo-step".to_owned()).chain(std::env::args().skip(1))
-}
-
 // Limits the memory of chat templates and tokenizers. tests/install reads the options of several commands in one program.
 #[cfg_attr(not(test), global_allocator)]
 #[cfg_attr(test, allow(dead_code))]
@@ -138,11 +138,17 @@ fn main() -> ExitCode {
         Err(err) if launched.rank == 0 => return command::report(COMMAND, Err(err)),
         Err(err) => return ExitCode::from(err.exit_code()), // said once
     };
-    let args = match Args::try_parse() {
+    let line = match options::arguments(Args::command(), options::OF_GRPO_STEP) {
+        Ok(line) => line,
+        Err(err) if ranks.rank() == 0 => return command::report(COMMAND, Err(err)),
+        Err(err) => return ExitCode::from(err.exit_code()),
+    };
+    let mut args = match Args::try_parse_from(&line) {
         Ok(args) => args,
         Err(err) if ranks.rank() == 0 => return answer(&err),
         Err(_) => return ExitCode::SUCCESS,
     };
+    args.line = line.iter().skip(1).map(|word| word.to_string_lossy().into_owned()).collect();
     if variable("RAYON_NUM_THREADS").is_none() {
         ranks::share_cores(&*ranks);
     }
@@ -270,10 +276,15 @@ impl Args {
             micro_batch_tokens: self.micro_batch_tokens,
             seed: self.seed,
             verbose: self.verbose,
-            // It changes nothing in the run, whose checkpoints must not depend on it.
-            command_line: command_line().filter(|arg| arg != VERBOSE).collect(),
+            command_line: self.command_line(),
             stop,
         }
+    }
+
+    /// This command with its arguments, for checkpoints, which must depend neither on where the command was found nor on what it prints.
+    fn command_line(&self) -> Vec<String> {
+        let line = self.line.iter().filter(|arg| *arg != VERBOSE);
+        [COMMAND.to_owned()].iter().chain(line).cloned().collect()
     }
 
     fn once(&self) -> Result<OnceJob> {
@@ -287,7 +298,7 @@ impl Args {
             seed: self.seed,
             objective: self.objective(),
             optimizer: self.optimizer.clone(),
-            command_line: command_line().collect(),
+            command_line: self.command_line(),
         })
     }
 }

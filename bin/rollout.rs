@@ -5,7 +5,7 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::{CommandFactory, Parser};
 use grpo_pipes::Result;
 use grpo_pipes::command::{InputArgs, OutputArgs, report, run_filter};
 use grpo_pipes::gpu::device::DeviceArgs;
@@ -18,6 +18,7 @@ use grpo_pipes::rollout::{
     ServeOptions, ServerOptions, Shard, converse, run, serve,
 };
 use grpo_pipes::run::MAX_STEPS_AHEAD;
+use grpo_pipes::run::recipe::options;
 use grpo_pipes::tokenizer::TemplateArgs;
 
 /// Sample completions of prompts from a model
@@ -36,6 +37,10 @@ pub struct Args {
     /// Model directory, checkpoint or GGUF file, or a Hub id like Qwen/Qwen2.5-0.5B-Instruct; with --server, the server's name for it
     #[arg(long, value_name = "DIR|GGUF|HUB_ID", required_unless_present_any = ["follow", "server"])]
     model: Option<String>,
+    /// Recipe to take options from that are not given, as far as they go with those that are: one of pipelines/recipes, or the recipe.env
+    /// of a run
+    #[arg(long, value_name = "FILE")]
+    recipe: Option<PathBuf>,
     /// The GGUF file to take from the directory or Hub repository of --model
     #[arg(long = "file", id = "file_of_model", value_name = "NAME", requires = "model")]
     file: Option<String>,
@@ -44,16 +49,16 @@ pub struct Args {
     #[arg(long, value_name = "RUN", requires = "groups_per_step", conflicts_with_all = ["model", "text", "output"])]
     follow: Option<PathBuf>,
     /// Prompts per step of --follow
-    #[arg(long, value_name = "N", requires = "follow", conflicts_with = "model")]
+    #[arg(long, value_name = "N", requires = "follow", conflicts_with_all = ["model", "server"])]
     groups_per_step: Option<NonZeroUsize>,
     /// Let --follow sample up to N steps ahead of training, which must allow the same N: each step uses the weights from exactly N
     /// steps before those that it would otherwise wait for
-    #[arg(long, value_name = "N", requires = "follow", conflicts_with = "model", default_value_t = 0,
+    #[arg(long, value_name = "N", requires = "follow", conflicts_with_all = ["model", "server"], default_value_t = 0,
           value_parser = clap::value_parser!(u64).range(..=MAX_STEPS_AHEAD))]
     max_staleness: u64,
     /// Let the trainer of --follow, which must have the same BUDGET, ask for more groups of a step, up to BUDGET times --groups-per-step
     /// in all
-    #[arg(long, value_name = "BUDGET", requires = "follow", conflicts_with_all = ["model", "max_staleness"],
+    #[arg(long, value_name = "BUDGET", requires = "follow", conflicts_with_all = ["model", "server", "max_staleness"],
           value_parser = clap::value_parser!(u64).range(2..))]
     dynamic_sampling: Option<u64>,
     /// Sample at most N steps for --follow. A single step needs no trainer at the end of the pipe, unless --max-staleness or
@@ -69,7 +74,7 @@ pub struct Args {
     /// records are those of rollout. The server has the chat template, the limits and the device. A server that returns token ids and
     /// log-probabilities gives records to train on, with --max-staleness any
     #[arg(long, value_name = "URL", conflicts_with_all = ["follow", "serve", "jsonl", "file_of_model", "chat_template",
-          "chat_template_arg", "batch_invariant"])]
+          "chat_template_arg", "batch_invariant", "max_prompt_tokens"])]
     server: Option<String>,
     /// What clients of --serve must send as their API key, and what --server is sent; an address that other machines can reach needs one
     #[arg(long, value_name = "KEY", env = "GRPO_PIPES_API_KEY", hide_env_values = true)]
@@ -146,7 +151,10 @@ pub struct Args {
 static ALLOCATOR: CountingAllocator = CountingAllocator;
 
 fn main() -> ExitCode {
-    let args = Args::parse();
+    let args = match options::arguments(Args::command(), options::OF_ROLLOUT) {
+        Ok(line) => Args::parse_from(line),
+        Err(err) => return report("rollout", Err(err)),
+    };
     let log = || args.log.as_deref().map_or(Ok(()), log_to);
     let file = args.file.as_deref();
     match (&args.model, &args.serve) {

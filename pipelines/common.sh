@@ -54,28 +54,13 @@ set_all() {
     done <<<"$1"
 }
 
-# The prompts of a step, of which dynamic sampling may pass over some.
-prompts_per_step() { echo $((PROMPTS_PER_STEP * ${DYNAMIC_SAMPLING:-1})); }
-
-reached_step() {
-    local STEP=0
-    [ ! -L "$RUN/policy" ] || set_all "$(grpo-step --status "$RUN")"
-    echo "$STEP"
-}
-
-# options NAME...: sets OPTIONS to `--name VALUE` for these numbers of the recipe, but for empty ones.
-options() {
-    local name
-    OPTIONS=()
-    for name; do [ -z "${!name}" ] || OPTIONS+=("--$(tr A-Z_ a-z- <<<"$name")" "${!name}"); done
-}
+reached_step() { grpo-step --status "$RUN" | sed -n 's/^STEP=//p'; }
 
 # prepare SPLIT COUNT: gsm8k-prep on at most so many problems of this recipe's data.
 prepare() {
     local data=("$DATA" --limit "$2")
     [ "$DATA" != generate ] || data=(--generate "$2" --max-number "$MAX_NUMBER")
-    options SYSTEM_PROMPT SEED
-    gsm8k-prep "${data[@]}" --split "$1" "${OPTIONS[@]}" "${@:3}"
+    gsm8k-prep "${data[@]}" --split "$1" --seed "$SEED" ${SYSTEM_PROMPT:+--system-prompt "$SYSTEM_PROMPT"} "${@:3}"
 }
 
 # Runs a function of this script as a process group of its own, and ends with its code. What ends the script ends the group: a signal
@@ -131,12 +116,11 @@ name_the_cause() {
     die "$RUN stopped at step $(reached_step): ${ended#, }; the same command goes on from there"
 }
 
-# rollout with this recipe's lengths, on the machines that SAMPLER_RUN brings it to ('srun -n 1'). It takes the place of the shell, as the
+# rollout with this recipe's numbers, on the machines that SAMPLER_RUN brings it to ('srun -n 1'). It takes the place of the shell, as the
 # other stages of a pipe do, so that no shell stands between a stage and what becomes of it.
 sample() {
-    options MAX_PROMPT_TOKENS MAX_COMPLETION_TOKENS CHAT_TEMPLATE_ARG DTYPE SEED
     # shellcheck disable=SC2086 # a command and its arguments
-    exec ${SAMPLER_RUN:-} rollout --on-long-prompt truncate-left "${OPTIONS[@]}" "$@"
+    exec ${SAMPLER_RUN:-} rollout --recipe "$RUN/recipe.env" --on-long-prompt truncate-left "$@"
 }
 
 # evaluate_as NAME MODEL: greedy and sampled accuracy on held-out problems, and the scored records, in $RUN/eval.
@@ -145,7 +129,7 @@ evaluate_as() {
     [ ! -f "$out.sampled.json" ] || return 0
     say "evaluation $1: $TEST_PROMPTS held-out problems"
     prepare test "$TEST_PROMPTS" >"$out.prompts.jsonl"
-    measure "$2" "$out.prompts.jsonl" "$out.greedy" --temperature 0
+    measure "$2" "$out.prompts.jsonl" "$out.greedy" --temperature 0 -n 1
     measure "$2" "$out.prompts.jsonl" "$out.sampled" --temperature 1 -n "$TEST_SAMPLES"
 }
 
@@ -155,11 +139,7 @@ measure() {
     evaluate "$3.jsonl.zst" --json -o "$3.json"
 }
 
-sample_steps() {
-    [ "$MAX_STALENESS" = 0 ] || set -- --max-staleness "$MAX_STALENESS" "$@"
-    sample "$RUN/prompts.jsonl" --follow "$RUN" -n "$NUM_GENERATIONS" --groups-per-step "$PROMPTS_PER_STEP" \
-        ${DYNAMIC_SAMPLING:+--dynamic-sampling "$DYNAMIC_SAMPLING"} --temperature "$TEMPERATURE" --log "$RUN/rollout.log" "$@"
-}
+sample_steps() { sample "$RUN/prompts.jsonl" --follow "$RUN" --log "$RUN/rollout.log" "$@"; }
 
 # A stage of the user's takes the place of score: SCORER='./my_reward.py'.
 reward() {
@@ -168,22 +148,17 @@ reward() {
 }
 
 # The same arguments whether the steps come one by one or all in a row: checkpoints remember them.
-learn() { train_on --follow "$RUN" --save-every "$SAVE_EVERY" --keep "$KEEP" ${VERBOSE:+--verbose}; }
+learn() { train_on --follow "$RUN" ${VERBOSE:+--verbose}; }
 
 # grpo-step with this recipe's numbers, on the machines that TRAINER_RUN brings it to.
 train_on() {
-    local option
-    options LOSS EPSILON EPSILON_HIGH BETA KL_ESTIMATOR SCALE_REWARDS IMPORTANCE_SAMPLING_CLIP_MAX MAX_COMPLETION_TOKENS \
-        DYNAMIC_SAMPLING MAX_STALENESS LEARNING_RATE SCHEDULE WARMUP_RATIO MAX_GRAD_NORM ADAM_BETA1 ADAM_BETA2 WEIGHT_DECAY \
-        OPTIMIZER_STATE LORA_RANK LORA_ALPHA LORA_TARGETS DTYPE SEED
-    for option in $GRPO_OPTIONS; do OPTIONS+=("--$option"); done
-    [ "$BETA" = 0 ] || OPTIONS+=(--reference "$RUN/checkpoints/step_000000")
+    [ "$BETA" = 0 ] || set -- --reference "$RUN/checkpoints/step_000000" "$@"
     # mpirun's own words about an end come after those of the rank that knows why.
     local launch=(env OMPI_MCA_orte_execute_quiet=1 mpirun -n "${RANKS:-1}" --bind-to none)
     [ "${RANKS:-1}" -gt 1 ] || launch=()
     # shellcheck disable=SC2206 # a command and its arguments
     [ -z "${TRAINER_RUN:-}" ] || launch=($TRAINER_RUN)
-    exec ${launch[@]+"${launch[@]}"} grpo-step --groups-per-step "$PROMPTS_PER_STEP" --total-steps "$STEPS" "${OPTIONS[@]}" "$@"
+    exec ${launch[@]+"${launch[@]}"} grpo-step --recipe "$RUN/recipe.env" "$@"
 }
 
 # A stage of the user's may be far from reading or writing, and so from noticing that the trainer is gone.

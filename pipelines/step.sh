@@ -4,5 +4,6 @@
 . "$(dirname "$0")/common.sh"
 begin_run
 [ -L "$RUN/policy" ] || die "$RUN has no policy yet; 'make train' makes one" 2
-[ "$(reached_step)" -lt "$STEPS" ] || die "$RUN has done all of its $STEPS steps" 2
+step=$(reached_step)
+[ "$step" -lt "$STEPS" ] || die "$RUN has done all of its $STEPS steps" 2
 run_as_group train_steps --steps 1

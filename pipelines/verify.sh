@@ -16,9 +16,9 @@ records_of() { printf "$RUN/rollouts/step_%06d.jsonl.zst" "$1"; }
 if [ "$MAX_STALENESS" = 0 ] && [ -z "$SCORER" ]; then
     say "sampling step $first again"
     score --reward "$REWARDS" "$(records_of "$first")" >"$work/recorded"
-    begun=$(((first - 1) * $(prompts_per_step))) groups=$(($(wc -l <"$work/recorded") / NUM_GENERATIONS))
+    begun=$(((first - 1) * PROMPTS_PER_STEP * ${DYNAMIC_SAMPLING:-1})) groups=$(($(wc -l <"$work/recorded") / NUM_GENERATIONS))
     sed -n "$((begun + 1)),$((begun + groups))p" "$RUN/prompts.jsonl" >"$work/prompts.jsonl"
-    (sample "$work/prompts.jsonl" --model "$from" -n "$NUM_GENERATIONS" --temperature "$TEMPERATURE") | score --reward "$REWARDS" >"$work/again"
+    (sample "$work/prompts.jsonl" --model "$from") | score --reward "$REWARDS" >"$work/again"
     cmp "$work/again" "$work/recorded" >&2 || die "$(records_of "$first") is not what the weights of $from sample" 4
 fi
 

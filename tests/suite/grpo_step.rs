@@ -185,7 +185,7 @@ fn what_is_not_there_or_in_the_way_or_contradictory_is_told() {
         (&model, "--init --seed 1", 2, "--init is for a directory without"),
         (&model, "--init", 2, "--seed"),
         (&model, "--dry-run", 2, "--out"),
-        (&model, "--save-every 2", 2, "--follow"),
+        (&model, "--save-every 2", 2, "--save-every"),
         (&model, "--follow x --groups-per-step 2", 2, "--policy"),
         (&model, "--memory-limit 8GB", 2, "unknown unit \"GB\""),
         (&model, "--memory-limit 8GiB", 2, "--memory-limit needs a GPU"),

@@ -102,7 +102,6 @@ fn check(job: &RolloutJob) -> Result<()> {
     let refused = [
         (job.prompts.raw, "--raw", "the server applies its chat template"),
         (job.prompts.on_long != LongPrompt::Refuse, "--on-long-prompt", "the server refuses prompts that are too long"),
-        (job.sizes.prompt_tokens.is_some(), "--max-prompt-tokens", "the server has a limit of its own"),
         (
             job.sampling.repetition_penalty != Sampling::default().repetition_penalty,
             "--repetition-penalty",

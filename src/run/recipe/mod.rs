@@ -4,6 +4,7 @@
 //! wherever it comes from: every line must hold a known name and a value of its kind.
 
 mod names;
+pub mod options;
 
 use std::fs;
 use std::path::{Path, PathBuf};
