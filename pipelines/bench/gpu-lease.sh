@@ -164,7 +164,7 @@ every_test() {
     part failed 40 sanitized "$WORK/failed" 1
 }
 
-names() { "$SUITE" on_a_gpu --ignored --list --format=terse | sed -n 's/: test$//p'; }
+names() { "$SUITE" gpu:: --ignored --list --format=terse | sed -n 's/: test$//p'; }
 
 # tests FILE AT_ONCE: each a process of its own, because after a bad access nothing works in that process.
 tests() { xargs -r -a "$1" -I{} -P "$2" bash "$0" part one_test {}; }

@@ -1,7 +1,7 @@
 # shellcheck shell=bash
 # Sourced by gpu.sh: a whole GRPO step of the 0.5B shape against TRL's without vLLM, and the memory of grpo-step.
 
-LEARN_ONCE=${LEARN_ONCE-plain lean leanest} # ways to hold a reference model that the memory of one step is measured of, each for about 15 s
+LEARN_ONCE=${LEARN_ONCE-plain lean leanest lora} # ways to train beside a reference model, of which the memory of a step is measured, each for about 15 s
 TRL_TIMES=${TRL_TIMES:-8}                   # steps of TRL's that count
 TRL_SECONDS=${TRL_SECONDS:-300}             # that they may take
 
@@ -97,7 +97,8 @@ learn_rows() {
         plain) learn_once plain ;;
         lean) learn_once lean --memory-limit 11GiB ;;
         leanest) learn_once leanest --memory-limit 7GiB --optimizer-state bf16 ;;
-        *) echo "| $way: not plain, lean or leanest | | |" ;;
+        lora) learn_once lora --lora-rank 16 ;;
+        *) echo "| $way: not plain, lean, leanest or lora | | |" ;;
         esac
     done
 }

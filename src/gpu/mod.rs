@@ -6,6 +6,7 @@
 //! sequences; [`adamw`] updates the weights.
 
 pub mod adamw;
+pub mod adapter;
 mod buffer;
 #[cfg(any(feature = "cuda", test))]
 mod columns;

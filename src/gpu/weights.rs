@@ -2,6 +2,7 @@
 //!
 //! What one kernel reads is adjacent: matrices of queries, keys and values, those of gate and up, and the norms of heads.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use crate::error::{Error, Result};
@@ -91,9 +92,21 @@ impl ParameterLayout {
         Ok(Self { matrices, all, at, list })
     }
 
+    /// The numbers of each parameter, in the order of the list.
+    #[must_use]
+    pub fn ranges(&self) -> Vec<Range<usize>> {
+        let of = |((_, shape), &at): ((_, &[usize]), &usize)| at..at + shape.iter().product::<usize>();
+        self.list.iter().zip(&self.at).map(of).collect()
+    }
+
     /// First number of a parameter outside the layers.
     pub(super) fn of_model(&self, parameter: Parameter) -> usize {
         self.at[self.list.of_model(parameter).expect(LISTED)]
+    }
+
+    /// First number of a parameter of a layer, which must be in the list.
+    pub(super) fn at_of_layer(&self, layer: usize, parameter: Parameter) -> usize {
+        self.at[self.list.of_layer(layer, parameter).expect(LISTED)]
     }
 
     /// First number of the LM head.

@@ -45,7 +45,7 @@ use head_norms::HeadNorms;
 use matmul::{Bf16Weight, Weight};
 use weights::ParameterValues;
 
-pub use adapter::{AdapterConfig, TARGETS, target_name};
+pub use adapter::{AdaptedMatrix, AdapterConfig, TARGETS, target_name};
 pub use batch::{Packed, Slope, Target, TokenSlope, TokenStats};
 pub use cache::KvCache;
 pub use config::{Config, Family, complete};

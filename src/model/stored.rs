@@ -104,9 +104,17 @@ impl Model {
             .collect()
     }
 
-    /// The parameters in training, mutable, in the order of [`Config::trainable`].
-    pub fn trainable_mut(&mut self) -> Vec<&mut [f32]> {
-        debug_assert_eq!(self.trainable, self.stored, "all that is stored is trained");
-        self.parameters_mut()
+    /// What is trained, in the order of [`Model::trained`].
+    #[must_use]
+    pub fn trained_values(&self) -> Vec<&[f32]> {
+        self.adapter.as_ref().map_or_else(|| self.parameters(), |adapter| adapter.values().collect())
+    }
+
+    /// The same, mutable. After a change of an adapter, [`Model::merge_adapter`] brings the weights up to date.
+    pub fn trained_values_mut(&mut self) -> Vec<&mut [f32]> {
+        if self.adapter.is_none() {
+            return self.parameters_mut();
+        }
+        self.adapter.iter_mut().flat_map(Adapter::values_mut).collect()
     }
 }

@@ -106,15 +106,11 @@ impl OpenDevice {
                 "several processes train together on CPUs: --device cpu, or one process on the GPU".into(),
             ));
         }
-        if model.adapter().is_some() {
-            return Err(Error::Usage(
-                "adapters (LoRA) are trained on the CPU: --device cpu, or train all weights".into(),
-            ));
-        }
         let free = driver.memory()?.free;
         let limit = self.limit.map_or(free, |limit| limit.min(free));
         let MemoryNeeds { reference, tokens, optimizer_state: moments } = needs;
-        let request = PlanRequest { config: model.config(), dtype, moments, reference, tokens, limit };
+        let request =
+            PlanRequest { config: model.config(), adapter: model.adapter(), dtype, moments, reference, tokens, limit };
         let plan = TrainingPlan::choose(request)?;
         say(&format!("{}, {}", ComputeDevice::on_gpu(&**driver, dtype), plan.describe()));
         Ok(Box::new(Gpu::new(Arc::clone(driver), model, dtype, &plan)?))

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use crate::error::{Error, Result};
 use crate::gpu::DeviceWeights;
 use crate::gpu::adamw::AdamW;
+use crate::gpu::adapter::DeviceAdapter;
 use crate::gpu::driver::Driver;
 use crate::gpu::packed::{DeviceGradients, PackedModel, TrainingPlan};
 use crate::model::{AdapterConfig, Config, Model, Slope, TokenSlope, TokenStats};
@@ -23,6 +24,7 @@ pub struct Gpu {
     /// Whether that copy is up to date.
     is_current: bool,
     weights: DeviceWeights,
+    adapter: Option<Arc<DeviceAdapter>>,
     reference: Option<DeviceWeights>,
     learner: PackedModel,
     gradients: DeviceGradients,
@@ -41,14 +43,20 @@ impl Gpu {
     pub fn new(driver: Arc<dyn Driver>, model: Model, dtype: Dtype, plan: &TrainingPlan) -> Result<Self> {
         let positions = model.config().positions();
         let weights = DeviceWeights::new(&driver, &model, dtype, positions)?;
+        let adapter = DeviceAdapter::new(&driver, &model, &weights)?.map(Arc::new);
+        let gradients = match &adapter {
+            Some(adapter) => DeviceGradients::of_adapter(&driver, adapter, model.config())?,
+            None => DeviceGradients::zeros(&driver, model.config())?,
+        };
         Ok(Self {
             learner: PackedModel::new(&driver, &weights, plan.keep, plan.logits_bytes)?,
-            gradients: DeviceGradients::zeros(&driver, model.config())?,
-            optimizer: AdamW::new(&driver, &model)?,
+            optimizer: AdamW::new(&driver, &model, &gradients)?,
+            gradients,
             driver,
             model,
             is_current: true,
             weights,
+            adapter,
             reference: None,
             tokens: plan.tokens,
             loss_scale: (dtype == Dtype::F16).then(LossScale::default),
@@ -60,6 +68,11 @@ impl Gpu {
     fn scale(&self) -> f32 {
         self.loss_scale.map_or(1.0, |scale| scale.factor as f32) // exact: a power of two
     }
+
+    /// What the collected gradients are to be multiplied by.
+    fn gradient_scale(&self) -> f32 {
+        self.adapter.as_ref().map_or(1.0, |adapter| adapter.factor()) / self.scale()
+    }
 }
 
 impl Backend for Gpu {
@@ -68,11 +81,11 @@ impl Backend for Gpu {
     }
 
     fn trained(&self) -> Vec<(String, Vec<usize>)> {
-        self.config().trainable().named()
+        self.model.trained()
     }
 
     fn adapter(&self) -> Option<&AdapterConfig> {
-        None // `OpenDevice::backend` refuses it
+        self.model.adapter()
     }
 
     fn compute_dtype(&self) -> Option<&'static str> {
@@ -90,6 +103,7 @@ impl Backend for Gpu {
     fn weights(&mut self) -> Result<&Model> {
         if !self.is_current {
             self.optimizer.weights_to(&mut self.model)?;
+            self.model.merge_adapter();
             self.is_current = true;
         }
         Ok(&self.model)
@@ -146,8 +160,8 @@ impl Backend for Gpu {
     }
 
     fn gradient_norms(&mut self) -> Result<Vec<f64>> {
-        let scale = f64::from(self.scale());
-        Ok(self.optimizer.norms(&self.gradients)?.into_iter().map(|norm| norm / scale).collect())
+        let scale = f64::from(self.gradient_scale());
+        Ok(self.optimizer.norms(&self.gradients)?.into_iter().map(|norm| norm * scale).collect())
     }
 
     fn loss_scale(&mut self) -> Option<&mut LossScale> {
@@ -167,12 +181,19 @@ impl Backend for Gpu {
     }
 
     fn moments(&mut self) -> Result<Option<Cow<'_, Moments>>> {
-        Ok(self.optimizer.moments(self.model.config())?.map(Cow::Owned))
+        Ok(self.optimizer.moments()?.map(Cow::Owned))
     }
 
     fn update(&mut self, mut rule: Rule) -> Result<()> {
         self.is_current = false;
-        rule.gradient_scale /= self.scale();
-        self.optimizer.update(&rule, &self.gradients, &self.weights)
+        rule.gradient_scale *= self.gradient_scale();
+        let (optimizer, gradients, weights) = (&mut self.optimizer, &self.gradients, &self.weights);
+        match &self.adapter {
+            None => optimizer.update(&rule, gradients, (&weights.matrices, Some(&weights.vectors))),
+            Some(adapter) => {
+                optimizer.update(&rule, gradients, (adapter.copy(), None))?;
+                adapter.merge(&*self.driver, optimizer.weights(), weights)
+            }
+        }
     }
 }

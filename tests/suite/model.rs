@@ -421,7 +421,7 @@ fn training_in_bf16_has_the_bits_of_sampling_and_nearly_the_gradients_of_f32() {
             parts.into_iter().zip(values.chunks(numbers_of_a_part)).for_each(|(part, rows)| part.pack(rows));
         }
         let mut changed = model.clone();
-        changed.trainable_mut().into_iter().for_each(|values| values.iter_mut().for_each(|x| *x *= 1.25));
+        changed.trained_values_mut().into_iter().for_each(|values| values.iter_mut().for_each(|x| *x *= 1.25));
         assert_eq!(learned(&half).0, sampled(&changed));
     }
 }

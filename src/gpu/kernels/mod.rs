@@ -28,7 +28,7 @@ pub use head::{LogitChunk, head_backward, head_stats, stride};
 pub use head_norms::{norm_heads_backward, norm_rope};
 pub use linear_rows::{head_rows, linear_rows, splits, swiglu_rows};
 pub use norm::add_norm;
-pub use optimizer::{AdamWState, adamw, square_sums};
+pub use optimizer::{AdamWState, adamw, merge_adapter, square_sums};
 pub use packed::{NormInput, bias_rope, embed, norm_rows, swiglu};
 pub use packed_backward::{
     BLOCKS, ColumnSum, NormBackward, NormGradient, RowSegments, add_rows, column_sums, norm_backward, scatter_rows,

@@ -74,3 +74,41 @@ ADAMW(f16, f32)
 ADAMW(f32, bf16)
 ADAMW(bf16, bf16)
 ADAMW(f16, bf16)
+
+// sum[o, i] = base[o, i] + the sum over r of (factor b[o, r]) a[r, i], in f32, rounded to T. The sum over r is added in parts of DEPTH, as
+// src/model/matmul/outer.rs does for src/model/adapter, so that the bits are the same. A block has 8 rows, each thread 4 columns of them.
+template <class T>
+__device__ void merge_adapter(const float *base, const float *a, const float *b, T *sum, u32 width, u32 rank, float factor) {
+  constexpr u32 ROWS = 8, DEPTH = 128;
+  u32 column = 4 * (blockIdx.y * 256 + threadIdx.x);
+  if (column >= width) return;
+  u64 first = u64(blockIdx.x) * ROWS;
+  Four<float> rows[ROWS];
+  for (u32 o = 0; o < ROWS; o++) rows[o] = *reinterpret_cast<const Four<float> *>(base + (first + o) * width + column);
+  for (u32 from = 0; from < rank; from += DEPTH) {
+    Four<float> part[ROWS] = {};
+    for (u32 r = from; r < rank && r < from + DEPTH; r++) {
+      Four<float> along = *reinterpret_cast<const Four<float> *>(a + u64(r) * width + column);
+      for (u32 o = 0; o < ROWS; o++) {
+        float scaled = __fmul_rn(factor, b[(first + o) * rank + r]);
+        for (u32 k = 0; k < 4; k++) part[o].of[k] = fmaf(scaled, along.of[k], part[o].of[k]);
+      }
+    }
+    for (u32 o = 0; o < ROWS; o++)
+      for (u32 k = 0; k < 4; k++) rows[o].of[k] = __fadd_rn(rows[o].of[k], part[o].of[k]);
+  }
+  for (u32 o = 0; o < ROWS; o++) {
+    Four<T> rounded;
+    for (u32 k = 0; k < 4; k++) rounded.of[k] = from_float<T>(rows[o].of[k]);
+    *reinterpret_cast<Four<T> *>(sum + (first + o) * width + column) = rounded;
+  }
+}
+
+#define MERGE_ADAPTER(T)                                                                                                       \
+  KERNEL(256, merge_adapter_##T, const float *base, const float *a, const float *b, T *sum, u32 width, u32 rank,               \
+         float factor) {                                                                                                       \
+    merge_adapter<T>(base, a, b, sum, width, rank, factor);                                                                    \
+  }
+MERGE_ADAPTER(f32)
+MERGE_ADAPTER(bf16)
+MERGE_ADAPTER(f16)

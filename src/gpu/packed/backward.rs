@@ -12,10 +12,10 @@ use crate::error::Result;
 use crate::gpu::driver::{Address, Driver};
 use crate::gpu::kernels::{
     self, AttentionGradients, BLOCKS, ColumnSum, NormBackward, NormGradient, NormInput, RopeTable, RowSegments,
-    SavedAttention, input_gradient, weight_gradient,
+    SavedAttention, input_gradient,
 };
 use crate::gpu::{Buffer, DeviceWeights, DynBuffer};
-use crate::model::Packed;
+use crate::model::{Packed, Parameter};
 
 /// Buffers of a backward pass.
 pub struct BackwardPass {
@@ -35,14 +35,17 @@ pub struct BackwardPass {
     keys: Buffer<f32>,
     /// Partial sums over rows.
     pub(super) partial: Buffer<f32>,
+    /// Of an adapter of rank r, `(T, r)`.
+    narrow: DynBuffer,
+    rank: usize,
 }
 
 impl BackwardPass {
-    /// Allocates buffers for the rows and entries of `batch`.
+    /// Allocates buffers for the rows and entries of `batch`, and an adapter of this rank; 0 without one.
     ///
     /// # Errors
     /// [`crate::Error::Device`] when there is not enough memory.
-    pub fn new(forward: &ForwardPass, batch: &PackedBatch) -> Result<Self> {
+    pub fn new(forward: &ForwardPass, batch: &PackedBatch, rank: usize) -> Result<Self> {
         let (driver, shape, dtype) = (&forward.driver, &forward.shape, forward.dtype);
         let (rows, entries) = (batch.rows, batch.entries);
         Ok(Self {
@@ -55,16 +58,18 @@ impl BackwardPass {
             along: Buffer::new(driver, rows * shape.heads)?,
             keys: Buffer::new(driver, entries * 2 * shape.kv_heads * shape.dim)?,
             partial: Buffer::new(driver, BLOCKS * shape.width.max(shape.qkv()).max(2 * shape.dim))?,
+            narrow: DynBuffer::new(driver, dtype, rows * rank)?,
+            rank,
         })
     }
 
-    /// Whether `batch` fits into the buffers.
+    /// Whether `batch` and an adapter of this rank fit into the buffers.
     #[must_use]
-    pub fn holds(&self, batch: &PackedBatch) -> bool {
-        self.rows >= batch.rows && self.entries >= batch.entries
+    pub fn holds(&self, batch: &PackedBatch, rank: usize) -> bool {
+        self.rows >= batch.rows && self.entries >= batch.entries && self.rank >= rank
     }
 
-    /// From the gradient of the residual stream after the last block, in `dx` and `d`, to the gradients of all parameters.
+    /// From the gradient of the residual stream after the last block, in `dx` and `d`, to the gradients of all that is trained.
     ///
     /// # Errors
     /// [`crate::Error::Device`] when the device fails.
@@ -73,18 +78,19 @@ impl BackwardPass {
             self.mlp(forward, pass, layer)?;
             self.self_attention(forward, pass, layer)?;
         }
+        let Some(embedding) = pass.gradients.embedding() else { return Ok(()) };
         let segments = by_token(&forward.driver, packed, pass.weights.config.pad_token_id)?;
         if segments.to.is_empty() {
             return Ok(());
         }
-        kernels::add_rows(&*forward.driver, &self.dx, &segments, pass.gradients.embedding(), &forward.shape)
+        kernels::add_rows(&*forward.driver, &self.dx, &segments, embedding, &forward.shape)
     }
 
     /// From the gradient with respect to the MLP's output, in `d`, to that with respect to its input, added to `dx`.
     fn mlp(&self, forward: &ForwardPass, pass: &Pass<'_>, layer: usize) -> Result<()> {
         let Pass { weights, batch, gradients } = pass;
         let (driver, shape, buffers, rows) = (&*forward.driver, &forward.shape, forward.buffers(), batch.rows);
-        let (w, to, kept) = (weights.layer(layer), gradients.layer(layer), &buffers.layers[layer]);
+        let (w, to, kept) = (weights.layer(layer), gradients.vectors(layer), &buffers.layers[layer]);
         let (d, f) = (shape.width, shape.mlp);
         let (dy, gate_up) = (self.d.matrix(0, d), kept.gate_up.matrix(0, 2 * f));
         let (act, normed) = (buffers.act.matrix(0, f), buffers.normed.matrix(0, d));
@@ -95,8 +101,9 @@ impl BackwardPass {
         input_gradient(driver, dy, forward.weight(w.down, f), act, [rows, d, f])?;
         // `act`: the activation; `gate_up`: the gradient of gate and up.
         kernels::swiglu_backward(driver, rows, &kept.gate_up, &buffers.act, shape)?;
-        weight_gradient(driver, dy, act, to.down, [rows, d, f])?;
-        weight_gradient(driver, gate_up, normed, to.gate_up, [rows, 2 * f, d])?;
+        let narrow = &self.narrow;
+        gradients.add(driver, (layer, Parameter::DownProj), [dy, act], narrow, [rows, d, f])?;
+        gradients.add(driver, (layer, Parameter::GateProj), [gate_up, normed], narrow, [rows, 2 * f, d])?;
         // `wide`: the gradient of `normed`.
         input_gradient(driver, gate_up, forward.weight(w.gate_up, d), wide(buffers, d), [rows, 2 * f, d])?;
         self.norm(forward, (&kept.x_mid, rows), w.post_norm, to.post_norm)
@@ -106,13 +113,13 @@ impl BackwardPass {
     fn self_attention(&self, forward: &ForwardPass, pass: &Pass<'_>, layer: usize) -> Result<()> {
         let Pass { weights, batch, gradients } = pass;
         let (driver, shape, buffers, rows) = (&*forward.driver, &forward.shape, forward.buffers(), batch.rows);
-        let (w, to, kept) = (weights.layer(layer), gradients.layer(layer), &buffers.layers[layer]);
+        let (w, to, kept) = (weights.layer(layer), gradients.vectors(layer), &buffers.layers[layer]);
         let (d, width, qkv) = (shape.width, shape.attention_width(), shape.qkv());
 
         let dy = self.d.matrix(0, d);
         let (attended, d_attended) = (kept.attended.matrix(0, width), self.d_attended.matrix(0, width));
         input_gradient(driver, dy, forward.weight(w.o, width), d_attended, [rows, d, width])?;
-        weight_gradient(driver, dy, attended, to.o, [rows, d, width])?;
+        gradients.add(driver, (layer, Parameter::OProj), [dy, attended], &self.narrow, [rows, d, width])?;
         let rope = RopeTable { table: weights.rope.at(0), positions: weights.positions };
         let (log_sum, d_out) = (&*kept.log_sum, &self.d_attended);
         let saved = SavedAttention { qkv: &kept.qkv, out: &kept.attended, log_sum, d_out };
@@ -128,7 +135,8 @@ impl BackwardPass {
         // `normed`: the input of the product with the weight of queries, keys and values.
         forward.norm(NormInput::Rows(&kept.x_in), w.input_norm, rows)?;
         let dy = self.d_qkv.matrix(0, qkv);
-        weight_gradient(driver, dy, buffers.normed.matrix(0, d), to.qkv, [rows, qkv, d])?;
+        let normed = buffers.normed.matrix(0, d);
+        gradients.add(driver, (layer, Parameter::QProj), [dy, normed], &self.narrow, [rows, qkv, d])?;
         // `wide`: the gradient of `normed`.
         input_gradient(driver, dy, forward.weight(w.qkv, d), wide(buffers, d), [rows, qkv, d])?;
         self.norm(forward, (&kept.x_in, rows), w.input_norm, to.input_norm)

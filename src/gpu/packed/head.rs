@@ -140,7 +140,8 @@ impl LmHead {
         let size = [chunk.rows, shape.vocabulary, d];
         let to = Matrix { at: d_hidden.at(from * d), stride: d, dtype: Dtype::F32 };
         input_gradient(driver, d_logits, forward.weight(weights.head(), d), to, size)?;
-        weight_gradient(driver, d_logits, hidden.matrix(from * d, d), gradients.head(), size)
+        let Some(to) = gradients.head() else { return Ok(()) };
+        weight_gradient(driver, d_logits, hidden.matrix(from * d, d), to, size)
     }
 
     /// Runs the final norm backward, and adds the result up per row of the residual stream.

@@ -61,13 +61,13 @@ impl PackedModel {
         (gradients, slope): (&DeviceGradients, Slope<'_>),
     ) -> Result<Vec<TokenStats>> {
         let batch = self.forward.batch(packed)?;
-        if self.backward.as_ref().is_some_and(|backward| !backward.holds(&batch)) {
+        if self.backward.as_ref().is_some_and(|backward| !backward.holds(&batch, gradients.rank())) {
             self.backward = None; // release first, then allocate
         }
         self.forward.run(weights, &batch, &mut |_, _| Ok(()))?;
         let backward = match &mut self.backward {
             Some(backward) => backward,
-            empty => empty.insert(BackwardPass::new(&self.forward, &batch)?),
+            empty => empty.insert(BackwardPass::new(&self.forward, &batch, gradients.rank())?),
         };
         let learning = LmHeadGradients { slope, gradients, backward, rows: batch.rows };
         let (stats, learned) = self.head.run(&self.forward, weights, (targets, temperature), Some(&learning))?;

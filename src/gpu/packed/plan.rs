@@ -4,7 +4,7 @@ use super::forward::KeptActivations;
 use crate::error::{Error, Result};
 use crate::gpu::ParameterLayout;
 use crate::gpu::kernels::{self, ModelShape};
-use crate::model::Config;
+use crate::model::{AdapterConfig, Config};
 use crate::numbers::dtype::Dtype;
 
 /// Most logits held at once (bytes). Larger chunks are faster, because each chunk reads and writes the head's gradient once.
@@ -44,6 +44,8 @@ const COMFORTABLE: usize = 48 << 30;
 pub struct PlanRequest<'a> {
     /// The shape of the policy.
     pub config: &'a Config,
+    /// The adapter that is trained in the place of the weights.
+    pub adapter: Option<&'a AdapterConfig>,
     /// The type that products read.
     pub dtype: Dtype,
     /// The type of the optimizer's moments.
@@ -82,7 +84,13 @@ impl TrainingPlan {
         let copy = layout.matrices * request.dtype.size() + 4 * (layout.all - layout.matrices);
         let models = if request.reference { 2 } else { 1 };
         let rope = 4 * request.config.positions() * shape.dim;
-        let fixed = models * (copy + rope) + (4 + 4 + 2 * request.moments.size()) * layout.all + ASIDE;
+        // An adapter has a copy of its own, and the matrices of the base model in f32.
+        let (trained, more) = request.adapter.map_or((layout.all, 0), |adapter| {
+            let [own, adapted] = adapter.numbers(request.config);
+            (own, own * request.dtype.size() + 4 * adapted)
+        });
+        let fixed = models * (copy + rope) + (4 + 4 + 2 * request.moments.size()) * trained + more + ASIDE;
+        let narrow = request.adapter.map_or(0, |adapter| adapter.rank * request.dtype.size());
         let row = 4 * kernels::stride(&shape);
         let choices = match request.tokens {
             Some(tokens) => [KeptActivations::All, KeptActivations::NoMlp, KeptActivations::Inputs]
@@ -97,8 +105,8 @@ impl TrainingPlan {
         let mut smallest = usize::MAX;
         for (keep, tokens) in choices {
             let logits_bytes = logits.min(row * tokens);
-            let moving =
-                tokens * row_bytes(&shape, (request.dtype, keep), request.config.num_hidden_layers) + logits_bytes;
+            let of_row = row_bytes(&shape, (request.dtype, keep), request.config.num_hidden_layers) + narrow;
+            let moving = tokens * of_row + logits_bytes;
             let plan = Self { keep, tokens, logits_bytes, fixed, moving };
             if plan.bytes() <= request.limit {
                 return Ok(plan);
@@ -106,7 +114,7 @@ impl TrainingPlan {
             smallest = smallest.min(plan.bytes());
         }
         let remedy = match request.moments {
-            Dtype::F32 => format!("; --optimizer-state bf16 takes {} less", gib(4 * layout.all)),
+            Dtype::F32 => format!("; --optimizer-state bf16 takes {} less", gib(4 * trained)),
             _ => String::new(),
         };
         Err(Error::Device(format!(
@@ -167,6 +175,7 @@ fn gib(bytes: usize) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::Parameter;
 
     fn half_a_billion() -> Config {
         serde_json::from_value(serde_json::json!({
@@ -185,6 +194,7 @@ mod tests {
         let (config, limit) = (half_a_billion(), limit << 30);
         TrainingPlan::choose(PlanRequest {
             config: &config,
+            adapter: None,
             dtype: Dtype::Bf16,
             moments,
             reference: true,
@@ -222,6 +232,29 @@ mod tests {
             with_moments(Dtype::Bf16, 8, None).map(|plan| (plan.keep, plan.tokens)).unwrap(),
             (KeptActivations::Inputs, 512)
         );
+    }
+
+    #[test]
+    fn an_adapter_takes_its_own_moments_and_the_base_of_its_matrices() {
+        let config = half_a_billion();
+        let targets = vec![Parameter::QProj, Parameter::DownProj];
+        let adapter = AdapterConfig { rank: 16, alpha: 32.0, is_rank_stabilized: false, targets };
+        let plan = |adapter| {
+            let request = PlanRequest {
+                config: &config,
+                adapter,
+                dtype: Dtype::Bf16,
+                moments: Dtype::F32,
+                reference: false,
+                tokens: Some(512),
+                limit: 139 << 30,
+            };
+            TrainingPlan::choose(request).unwrap()
+        };
+        let (own, adapted) = (24 * 16 * (896 + 896 + 896 + 4864), 24 * (896 * 896 + 896 * 4864));
+        let [whole, low_rank] = [plan(None), plan(Some(&adapter))];
+        assert_eq!(whole.fixed - low_rank.fixed, 16 * 494_032_768 - (18 * own + 4 * adapted));
+        assert_eq!(low_rank.moving - whole.moving, 512 * 16 * 2);
     }
 
     #[test]

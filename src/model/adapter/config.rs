@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use crate::directory::{ADAPTER, adapter_entries};
 use crate::error::{Error, Result};
-use crate::model::Parameter;
+use crate::model::{Config, Parameter};
 
 /// The matrices that may have an adapter, in the order of a layer.
 pub const TARGETS: [Parameter; 7] = [
@@ -104,6 +104,16 @@ impl AdapterConfig {
         });
         let path = dir.join(ADAPTER);
         std::fs::write(&path, format!("{config:#}\n")).map_err(Error::io(&path))
+    }
+
+    /// How many numbers A and B have in all layers of a model of this shape, and how many the matrices have that they belong to.
+    #[must_use]
+    pub fn numbers(&self, shape: &Config) -> [usize; 2] {
+        let stored = shape.stored();
+        let adapted = stored.iter().filter(|(parameter, _)| self.targets.contains(parameter)).map(|(_, shape)| shape);
+        adapted.fold([0, 0], |[own, all], shape| {
+            [own + self.rank * shape.iter().sum::<usize>(), all + shape.iter().product::<usize>()]
+        })
     }
 
     /// What B A is multiplied by.

@@ -126,9 +126,8 @@ impl Adapter {
 
     /// Writes the adapter of the model in `base` as PEFT does. A base beside `dir` is named relative to it, so that both can be moved.
     pub fn save(&self, dir: &Path, base: &Path) -> Result<()> {
-        let values = self.pairs.iter().flat_map(|pair| [&pair.a, &pair.b]);
         let tensors =
-            self.named().into_iter().zip(values).map(|((name, shape), values)| Tensor { name, shape, values });
+            self.named().into_iter().zip(self.values()).map(|((name, shape), values)| Tensor { name, shape, values });
         tensors::write(&dir.join(ADAPTER_WEIGHTS), FORMAT, Dtype::F32, &tensors.collect::<Vec<_>>())?;
         let dir = dir.canonicalize().map_err(Error::io(dir))?;
         let beside = base.file_name().filter(|_| base.parent() == dir.parent());
@@ -136,10 +135,28 @@ impl Adapter {
         self.config.save(&dir, &name.to_string_lossy())
     }
 
+    /// A and B of each matrix.
+    pub fn values(&self) -> impl Iterator<Item = &[f32]> {
+        self.pairs.iter().flat_map(|pair| [&*pair.a, &*pair.b])
+    }
+
     /// A and B of each matrix, to change.
     pub fn values_mut(&mut self) -> impl Iterator<Item = &mut [f32]> {
         self.pairs.iter_mut().flat_map(|pair| [&mut *pair.a, &mut *pair.b])
     }
+}
+
+/// The adapter of one matrix of a layer.
+#[derive(Debug, Clone, Copy)]
+pub struct AdaptedMatrix<'a> {
+    /// The layer.
+    pub layer: usize,
+    /// The matrix.
+    pub target: Parameter,
+    /// `(out, in)`.
+    pub shape: (usize, usize),
+    /// The matrix of the base model, `(out, in)`.
+    pub base: &'a [f32],
 }
 
 /// Where the gradient of a matrix goes.
@@ -217,6 +234,18 @@ impl Model {
     #[must_use]
     pub fn adapter(&self) -> Option<&AdapterConfig> {
         self.adapter.as_ref().map(|adapter| &adapter.config)
+    }
+
+    /// The matrices that have an adapter, in the order of [`Model::trained`], which has A and B of each.
+    #[must_use]
+    pub fn adapted_matrices(&self) -> Vec<AdaptedMatrix<'_>> {
+        let of = |pair| {
+            let &Pair { layer, target, shape, ref base, .. } = pair;
+            let place = self.stored.of_layer(layer, target).expect("`pairs` found it there");
+            let base = base.as_deref().unwrap_or_else(|| self.weights[place].values());
+            AdaptedMatrix { layer, target, shape, base }
+        };
+        self.adapter.iter().flat_map(|adapter| &adapter.pairs).map(of).collect()
     }
 
     /// Sets the matrices to the sums of those of the base model and what the adapter adds.

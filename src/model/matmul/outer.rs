@@ -77,7 +77,7 @@ impl Kernel for Transpose<'_> {
 }
 
 /// Depth of a packed block: 128 x 64 numbers of the right operand are 32 KiB, a first-level cache.
-pub const DEPTH: usize = 128;
+pub const DEPTH: usize = 128; // also in src/gpu/kernels/optimizer.cu
 /// Rows and vectors of the register block: 24 accumulators of the 32 vector registers, and 10 loads for 24 multiply-adds.
 const BLOCK_ROWS: usize = 6;
 const BLOCK_VECTORS: usize = 4;

@@ -49,7 +49,7 @@ fn weights_are_copied_from_another_process_on_a_gpu() {
 }
 
 #[test]
-#[ignore = "run by the test above"]
+#[ignore = "run by the test above, and does nothing without it"]
 fn another_process_takes_an_offer() {
     if let Ok(offer) = std::env::var(OFFER) {
         take(&gpu(), &offer);

@@ -21,7 +21,7 @@ use grpo_pipes::numbers::dtype::Dtype;
 
 use crate::fixtures::directory;
 
-/// All tests named `on_a_gpu` on the shim, in a process that loads AddressSanitizer first.
+/// All ignored tests of this module on the shim, in a process that loads AddressSanitizer first.
 #[test]
 fn kernels_run_under_sanitizers() {
     let library = match shim::library() {
@@ -32,7 +32,7 @@ fn kernels_run_under_sanitizers() {
         return skipped("the C++ compiler has no AddressSanitizer");
     };
     let mut tests = Command::new(std::env::current_exe().unwrap());
-    tests.args(["on_a_gpu", "--ignored", "--test-threads=2"]).env("GRPO_PIPES_SHIM", &library);
+    tests.args(["gpu::", "--ignored", "--test-threads=2"]).env("GRPO_PIPES_SHIM", &library);
     tests.env("LD_PRELOAD", sanitizer).env("ASAN_OPTIONS", "detect_leaks=0:detect_stack_use_after_return=0");
     let done = tests.output().unwrap();
     std::fs::remove_file(library).unwrap();
@@ -54,7 +54,7 @@ fn kernels_run_on_a_real_gpu() {
         Err(why) => return skipped(&why.to_string()),
     }
     let tests = || Command::new(std::env::current_exe().unwrap());
-    let list = tests().args(["on_a_gpu", "--ignored", "--list", "--format=terse"]).output().unwrap();
+    let list = tests().args(["gpu::", "--ignored", "--list", "--format=terse"]).output().unwrap();
     let list = String::from_utf8(list.stdout).unwrap();
     let names: Vec<&str> = list.lines().filter_map(|line| line.strip_suffix(": test")).collect();
     assert!(!names.is_empty(), "{list}");

@@ -1,5 +1,6 @@
 use std::sync::Arc;
 
+use grpo_pipes::gpu::adapter::DeviceAdapter;
 use grpo_pipes::gpu::driver::Driver;
 use grpo_pipes::gpu::kernels::{
     AttentionGradients, LogitChunk, ModelShape, RopeTable, SavedAttention, attend, attend_backward, head_backward,
@@ -146,21 +147,27 @@ fn slope(i: usize, logprob: f32) -> TokenSlope {
 }
 
 /// Gradients and stats of one batch on the device.
-fn on_gpu(
+pub fn gradients_on_gpu(
     gpu: &Arc<dyn Driver>,
     model: &Model,
     packed: &Packed,
     (dtype, keep): (Dtype, KeptActivations),
 ) -> (Vec<Vec<f32>>, Vec<TokenStats>) {
     let weights = DeviceWeights::new(gpu, model, dtype, 100).unwrap();
-    let gradients = DeviceGradients::zeros(gpu, model.config()).unwrap();
+    let adapter = DeviceAdapter::new(gpu, model, &weights).unwrap().map(Arc::new);
+    let gradients = match &adapter {
+        Some(adapter) => DeviceGradients::of_adapter(gpu, adapter, model.config()).unwrap(),
+        None => DeviceGradients::zeros(gpu, model.config()).unwrap(),
+    };
     let mut learner = PackedModel::new(gpu, &weights, keep, 4 * 48 * 9).unwrap();
     let with = (&targets(packed)[..], 0.9);
     let stats = learner.accumulate(&weights, packed, with, (&gradients, &slope)).unwrap();
-    (gradients.to_vecs().unwrap(), stats)
+    let factor = adapter.map_or(1.0, |adapter| adapter.factor());
+    let scaled = |of: Vec<f32>| of.into_iter().map(|gradient| factor * gradient).collect();
+    (gradients.to_vecs().unwrap().into_iter().map(scaled).collect(), stats)
 }
 
-fn on_cpu(model: &Model, packed: &Packed) -> (Vec<Vec<f32>>, Vec<TokenStats>) {
+pub fn gradients_on_cpu(model: &Model, packed: &Packed) -> (Vec<Vec<f32>>, Vec<TokenStats>) {
     let mut gradients = model::Gradients::zeros(model);
     let stats = model.accumulate_gradients(packed, &targets(packed), 0.9, &mut gradients, &slope);
     (gradients.0.iter().map(|gradient| gradient.to_vec()).collect(), stats)
@@ -176,9 +183,9 @@ fn gradients_of_each_tensor_equal_the_cpus_on_a_gpu() {
     let gpu = gpu();
     for model in [model([7, 1, 16], false), model([2, 2, 32], true)].into_iter().chain(other_families()) {
         let packed = bundle();
-        let (want, want_stats) = on_cpu(&model, &packed);
+        let (want, want_stats) = gradients_on_cpu(&model, &packed);
         for dtype in DTYPES {
-            let (got, stats) = on_gpu(&gpu, &model, &packed, (dtype, KeptActivations::All));
+            let (got, stats) = gradients_on_gpu(&gpu, &model, &packed, (dtype, KeptActivations::All));
             let logprobs = |stats: &[TokenStats]| stats.iter().map(|one| one.logprob).collect::<Vec<_>>();
             let entropies = |stats: &[TokenStats]| stats.iter().map(|one| one.entropy).collect::<Vec<_>>();
             let near = if dtype == Dtype::F32 { 1e-5 } else { 0.1 };
@@ -202,9 +209,9 @@ fn gradients_of_each_tensor_equal_the_cpus_on_a_gpu() {
 #[ignore = "run by kernels_run_under_sanitizers"]
 fn gradients_have_the_same_bits_again_and_whatever_is_kept_on_a_gpu() {
     let (gpu, model, packed) = (gpu(), model([2, 2, 16], true), bundle());
-    let (want, _) = on_gpu(&gpu, &model, &packed, (Dtype::Bf16, KeptActivations::All));
+    let (want, _) = gradients_on_gpu(&gpu, &model, &packed, (Dtype::Bf16, KeptActivations::All));
     for keep in [KeptActivations::NoMlp, KeptActivations::Inputs] {
-        assert!(on_gpu(&gpu, &model, &packed, (Dtype::Bf16, keep)).0 == want, "{keep:?}");
+        assert!(gradients_on_gpu(&gpu, &model, &packed, (Dtype::Bf16, keep)).0 == want, "{keep:?}");
     }
 }
 

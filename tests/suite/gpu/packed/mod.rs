@@ -1,5 +1,6 @@
 //! Packed sequences on the shim against the CPU's model and plain twins.
 
+mod adapter;
 mod attention;
 mod backward;
 mod forward;

@@ -86,6 +86,7 @@ pub fn on_gpu(gpu: &Arc<dyn Driver>, dtype: Dtype) -> impl Fn(Model) -> grpo_pip
     move |model| {
         let request = PlanRequest {
             config: model.config(),
+            adapter: model.adapter(),
             dtype,
             moments: Dtype::F32,
             reference: true,
@@ -112,7 +113,7 @@ fn assert_near(got: &Outcome, want: &Outcome, start: &[f32]) {
 
 #[test]
 #[ignore = "run by kernels_run_under_sanitizers"]
-fn a_grpo_step_equals_the_cpus_whatever_the_cut_and_has_the_same_bytes_again_on_the_gpu() {
+fn a_grpo_step_equals_the_cpus_whatever_the_cut_and_has_the_same_bytes_again_on_a_gpu() {
     let gpu = gpu();
     let options = "--learning-rate 1e-3 --num-iterations 2 --weight-decay 0.1";
     let start = Model::load(&tiny()).unwrap().parameters().concat();
@@ -125,7 +126,7 @@ fn a_grpo_step_equals_the_cpus_whatever_the_cut_and_has_the_same_bytes_again_on_
 
 #[test]
 #[ignore = "run by kernels_run_under_sanitizers"]
-fn adamw_has_the_bits_of_the_cpus_on_the_gpu() {
+fn adamw_has_the_bits_of_the_cpus_on_a_gpu() {
     let gpu = gpu();
     for (dtype, state) in DTYPES.into_iter().flat_map(|dtype| [(dtype, Dtype::F32), (dtype, Dtype::Bf16)]) {
         adamw_has_the_bits_of_the_cpus(&gpu, dtype, state);
@@ -141,26 +142,26 @@ fn adamw_has_the_bits_of_the_cpus(gpu: &Arc<dyn Driver>, dtype: Dtype, state: Dt
     let decays: Vec<bool> = parameters.iter().map(|(_, shape)| shape.len() == 2).collect();
     let gradients = DeviceGradients::zeros(gpu, model.config()).unwrap();
     let new = |model: &Model, moments: &Moments| {
-        let mut optimizer = AdamW::new(gpu, model).unwrap();
+        let mut optimizer = AdamW::new(gpu, model, &gradients).unwrap();
         optimizer.take_moments(moments).unwrap();
         optimizer
     };
     let mut optimizer = new(&model, &moments);
     for step in 1..=4 {
         if step == 3 {
-            optimizer = new(&model, &optimizer.moments(model.config()).unwrap().unwrap()); // as from a checkpoint
+            optimizer = new(&model, &optimizer.moments().unwrap().unwrap()); // as from a checkpoint
         }
         let lengths = parameters.iter().map(|(_, shape)| shape.iter().product::<usize>());
         let mut on_cpu: Vec<Vec<f32>> =
             lengths.enumerate().map(|(i, len)| numbers(step * 100 + i as u64, len)).collect();
-        for (numbers, at) in on_cpu.iter().zip(&gradients.layout.at) {
-            gradients.numbers.upload(*at, numbers).unwrap();
+        for (numbers, range) in on_cpu.iter().zip(&gradients.ranges) {
+            gradients.numbers.upload(range.start, numbers).unwrap();
         }
         let (norms, want) = (optimizer.norms(&gradients).unwrap(), optim::norms(&on_cpu));
         assert!(norms.iter().zip(&want).all(|(got, want)| (got / want - 1.0).abs() < 1e-12));
         let rule = Rule::new(&config, optim::global_norm(&want), step, 5);
-        optimizer.update(&rule, &gradients, &weights).unwrap();
-        let trained = model.trainable_mut().into_iter().zip(&decays);
+        optimizer.update(&rule, &gradients, (&weights.matrices, Some(&weights.vectors))).unwrap();
+        let trained = model.trained_values_mut().into_iter().zip(&decays);
         let trained = trained.map(|(weights, decays)| Trained::new(weights, *decays)).collect();
         optim::update(&rule, trained, &mut on_cpu, &mut moments);
         assert!(gradients.numbers.to_vec().unwrap().iter().all(|gradient| *gradient == 0.0));
@@ -168,7 +169,7 @@ fn adamw_has_the_bits_of_the_cpus(gpu: &Arc<dyn Driver>, dtype: Dtype, state: Dt
     let mut trained = super::model([2, 1, 16], false);
     optimizer.weights_to(&mut trained).unwrap();
     assert_eq!(trained.parameters().concat(), model.parameters().concat());
-    assert!(optimizer.moments(model.config()).unwrap().unwrap() == moments, "{dtype:?} {state:?}");
+    assert!(optimizer.moments().unwrap().unwrap() == moments, "{dtype:?} {state:?}");
     let again = DeviceWeights::new(gpu, &model, dtype, 10).unwrap();
     assert_eq!(weights.matrices.to_vec().unwrap(), again.matrices.to_vec().unwrap());
     assert_eq!(weights.vectors.to_vec().unwrap(), again.vectors.to_vec().unwrap());
@@ -176,13 +177,13 @@ fn adamw_has_the_bits_of_the_cpus(gpu: &Arc<dyn Driver>, dtype: Dtype, state: Dt
 
 #[test]
 #[ignore = "run by kernels_run_under_sanitizers"]
-fn the_norm_of_large_gradients_is_finite_and_of_broken_ones_not_on_the_gpu() {
+fn the_norm_of_large_gradients_is_finite_and_of_broken_ones_not_on_a_gpu() {
     let (gpu, model) = (gpu(), model([2, 1, 16], false));
-    let optimizer = AdamW::new(&gpu, &model).unwrap();
     let gradients = DeviceGradients::zeros(&gpu, model.config()).unwrap();
+    let optimizer = AdamW::new(&gpu, &model, &gradients).unwrap();
     let first: &Buffer<f32> = &gradients.numbers;
     first.upload(0, &[f32::MAX; 8]).unwrap();
-    first.upload(gradients.layout.at[3], &[f32::NAN]).unwrap();
+    first.upload(gradients.ranges[3].start, &[f32::NAN]).unwrap();
     let norms = optimizer.norms(&gradients).unwrap();
     assert!(norms[0].is_finite() && norms[0] > 1e38 && norms[3].is_nan() && norms[1] == 0.0);
 }
