@@ -44,10 +44,10 @@ pub fn run(bench: &Bench, names: &[&str]) {
 /// An update and the norm before it.
 pub fn adamw(bench: &Bench) {
     let gradients = DeviceGradients::zeros(&bench.gpu, &shape()).unwrap();
-    let mut optimizer = AdamW::new(&bench.gpu, bench.model()).unwrap();
+    let mut optimizer = AdamW::new(&bench.gpu, bench.model(), &gradients).unwrap();
     for (name, state, bytes) in [("adamw", Dtype::F32, UPDATE), ("adamw_bf16", Dtype::Bf16, UPDATE - 8.0)] {
         let seconds = update(bench, &mut optimizer, &gradients, state);
-        let limit = bytes * gradients.layout.all as f64 / bench.limits.bandwidth;
+        let limit = bytes * gradients.numbers.len() as f64 / bench.limits.bandwidth;
         println!("{name}_limit_ms {:.3}\n{name}_ms {:.3}", limit * 1e3, seconds * 1e3);
     }
 }
@@ -55,17 +55,25 @@ pub fn adamw(bench: &Bench) {
 /// What grpo-step would hold of logits on this card.
 pub fn logits_bytes(gpu: &Arc<dyn Driver>) -> usize {
     let (config, limit) = (shape(), gpu.memory().unwrap().all);
-    let request =
-        PlanRequest { config: &config, dtype: Dtype::Bf16, moments: Dtype::F32, reference: false, tokens: None, limit };
+    let request = PlanRequest {
+        config: &config,
+        adapter: None,
+        dtype: Dtype::Bf16,
+        moments: Dtype::F32,
+        reference: false,
+        tokens: None,
+        limit,
+    };
     TrainingPlan::choose(request).unwrap().logits_bytes
 }
 
 fn update(bench: &Bench, optimizer: &mut AdamW, gradients: &DeviceGradients, optimizer_state: Dtype) -> f64 {
     let config = OptimizerConfig { optimizer_state, ..OptimizerConfig::default() };
     optimizer.take_moments(&Moments::zeros(&shape().trainable().named(), optimizer_state)).unwrap();
+    let copies = (&bench.weights().matrices, Some(&bench.weights().vectors));
     timed(&bench.gpu, 11, || {
         let norm = optim::global_norm(&optimizer.norms(gradients).unwrap());
-        optimizer.update(&Rule::new(&config, norm, 1, 1), gradients, bench.weights()).unwrap();
+        optimizer.update(&Rule::new(&config, norm, 1, 1), gradients, copies).unwrap();
     })
 }
 
