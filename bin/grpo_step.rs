@@ -74,7 +74,7 @@ pub struct Args {
     #[arg(long)]
     weights_only: bool,
     /// Train with cross-entropy on demonstrations, which are records with `prompt` and `completion`
-    #[arg(long, conflicts_with_all = ["LossConfig", "AdvantageConfig", "num_iterations", "reference", "max_staleness", "dynamic_sampling",
+    #[arg(long, conflicts_with_all = ["LossConfig", "AdvantageConfig", "num_iterations", "reference", "teacher", "max_staleness", "dynamic_sampling",
           "logprob_band"])]
     supervised: bool,
     /// Train on the tokens of the prompt too
@@ -237,7 +237,7 @@ impl Args {
         say: &dyn Fn(&str),
     ) -> Result<Box<dyn Backend>> {
         let needs = MemoryNeeds {
-            reference: self.grpo.reference.is_some(),
+            frozen: [&self.grpo.reference, &self.grpo.teacher].into_iter().flatten().count(),
             tokens: self.micro_batch_tokens,
             optimizer_state: self.optimizer.optimizer_state,
         };

@@ -18,6 +18,7 @@ pub struct PassStats {
     /// Over the tokens that count (nats).
     entropy: Mean,
     kl: Mean,
+    teacher_kl: Mean,
     /// Fractions clipped on each side: of all tokens, and of each completion's.
     clipped: Sides,
     clipped_of: Vec<Sides>,
@@ -65,6 +66,7 @@ impl PassStats {
         self.learned |= part.slope != 0.0 || part.entropy_slope != 0.0;
         self.entropy.add(f64::from(now.entropy));
         self.kl.add(part.kl);
+        part.teacher_kl.into_iter().for_each(|kl| self.teacher_kl.add(kl));
         if let Some(clipped) = part.clipped {
             self.clipped.add(clipped);
             self.clipped_of[completion].add(clipped);
@@ -104,6 +106,9 @@ impl PassStats {
     pub fn report(&self, line: &mut Metrics, has_reference: bool) {
         if has_reference {
             line.real("kl", mean(&self.kl));
+        }
+        if self.teacher_kl.count > 0 {
+            line.real("teacher_kl", mean(&self.teacher_kl));
         }
         line.real("entropy", mean(&self.entropy));
         let [low, high] = [&self.clipped.low, &self.clipped.high].map(mean);

@@ -31,7 +31,7 @@ pub const SECTIONS: [Section; 6] = [
 ];
 
 /// Metrics by name; `*` stands for a reward's name. They come in this order within their section.
-const MEANINGS: [(&str, usize, &str, &str); 40] = [
+const MEANINGS: [(&str, usize, &str, &str); 41] = [
     (
         HELD_OUT,
         0,
@@ -80,6 +80,12 @@ const MEANINGS: [(&str, usize, &str, &str); 40] = [
         1,
         "Estimate of the KL divergence from the reference (nats per token).",
         "It grows fast: the policy forgets what it could do.",
+    ),
+    (
+        "teacher_kl",
+        1,
+        "Estimate (k2) of the KL divergence from the teacher (nats per token).",
+        "It does not fall: --distill or the learning rate is too small.",
     ),
     (
         "loss",

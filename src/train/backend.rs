@@ -14,13 +14,55 @@ use crate::process::cancel::Stop;
 use crate::train::microbatch::MicroBatch;
 use crate::train::ranks::{self, One, Order, Ranks, Shards};
 
-/// Selects one of the two models that a step uses.
+/// Selects one of the models that a step uses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Which {
     /// The model in training.
     Policy,
     /// The frozen model that the KL divergence is measured from.
     Reference,
+    /// The frozen model that is distilled.
+    Teacher,
+}
+
+/// The frozen models of a step.
+#[derive(Debug)]
+pub struct Frozen<M> {
+    reference: Option<M>,
+    teacher: Option<M>,
+}
+
+impl<M> Default for Frozen<M> {
+    fn default() -> Self {
+        Self { reference: None, teacher: None }
+    }
+}
+
+impl<M> Frozen<M> {
+    /// The place of a model.
+    ///
+    /// # Panics
+    /// For the policy, which is not frozen.
+    pub fn place(&mut self, which: Which) -> &mut Option<M> {
+        match which {
+            Which::Reference => &mut self.reference,
+            Which::Teacher => &mut self.teacher,
+            Which::Policy => panic!("the policy is in training"),
+        }
+    }
+
+    /// The model that is asked for, where `policy` is in training.
+    ///
+    /// # Panics
+    /// If it was not held before.
+    pub fn or<'a>(&'a self, policy: &'a M, which: Which) -> &'a M {
+        let frozen = match which {
+            Which::Policy => return policy,
+            Which::Reference => &self.reference,
+            Which::Teacher => &self.teacher,
+        };
+        frozen.as_ref().expect("a model was held before it is asked for")
+    }
 }
 
 /// Holds weights, gradients and moments, and runs forward, backward and update on them.
@@ -55,8 +97,8 @@ pub trait Backend {
     /// Blocks until the shared weights are those of the last update.
     fn wait_for_update(&mut self) -> Result<()>;
 
-    /// Takes the reference model.
-    fn hold_reference(&mut self, model: Model) -> Result<()>;
+    /// Takes the reference model or the teacher.
+    fn hold(&mut self, which: Which, model: Model) -> Result<()>;
 
     /// Lets `stop` end passes early, with its error.
     fn stop_with(&mut self, stop: &Stop);
@@ -104,7 +146,7 @@ pub trait Backend {
 pub struct Cpu {
     model: Model,
     dtype: Dtype,
-    reference: Option<Model>,
+    frozen: Frozen<Model>,
     gradients: Gradients,
     moments: Option<Moments>,
     ranks: Arc<dyn Ranks>,
@@ -117,7 +159,7 @@ impl Cpu {
     pub fn new(model: Model, dtype: Dtype) -> Self {
         let model = if dtype == Dtype::Bf16 { model.with_bf16_products() } else { model };
         let (gradients, shards) = (Gradients::zeros(&model), Shards::new(&model.trained(), 1));
-        Self { gradients, model, dtype, reference: None, moments: None, ranks: Arc::new(One), shards }
+        Self { gradients, model, dtype, frozen: Frozen::default(), moments: None, ranks: Arc::new(One), shards }
     }
 
     /// Trains together with others, each of which has the same model.
@@ -179,12 +221,12 @@ impl Backend for Cpu {
         Ok(())
     }
 
-    fn hold_reference(&mut self, mut model: Model) -> Result<()> {
+    fn hold(&mut self, which: Which, mut model: Model) -> Result<()> {
         if self.dtype == Dtype::Bf16 {
             model = model.to_bf16();
         }
         model.stop_with(self.model.stop());
-        self.reference = Some(model);
+        *self.frozen.place(which) = Some(model);
         Ok(())
     }
 
@@ -193,10 +235,7 @@ impl Backend for Cpu {
     }
 
     fn logprobs(&mut self, which: Which, batch: &MicroBatch, temperature: f32) -> Result<Vec<TokenStats>> {
-        let model = match which {
-            Which::Policy => &self.model,
-            Which::Reference => self.reference.as_ref().expect("a reference was held before it is asked for"),
-        };
+        let model = self.frozen.or(&self.model, which);
         let stats = model.logprobs(&batch.packed, &batch.targets, temperature);
         model.stop().check().map(|()| stats)
     }

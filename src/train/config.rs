@@ -24,6 +24,9 @@ pub struct GrpoConfig {
     /// Model directory of the reference policy, from which --beta penalises the KL divergence
     #[arg(long, value_name = "DIR")]
     pub reference: Option<PathBuf>,
+    /// Model directory of a teacher with the policy's vocabulary: on-policy distillation, with --distill, alone or beside rewards
+    #[arg(long, value_name = "DIR")]
+    pub teacher: Option<PathBuf>,
     /// Mix the policy into the reference after every N updates (TR-DPO). Checkpoints then hold the reference, and training goes on with it
     #[arg(long, value_name = "N", requires = "reference", value_parser = clap::value_parser!(u64).range(1..))]
     pub reference_sync_steps: Option<u64>,

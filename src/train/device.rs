@@ -50,8 +50,8 @@ impl FromStr for Bytes {
 /// What training holds in memory besides the policy's weights and gradients.
 #[derive(Debug, Clone, Copy)]
 pub struct MemoryNeeds {
-    /// Whether a reference model is loaded too.
-    pub reference: bool,
+    /// How many models are loaded besides: a reference, a teacher.
+    pub frozen: usize,
     /// Tokens per micro-batch; `None` lets the memory plan choose.
     pub tokens: Option<usize>,
     /// The type of the optimizer's moments.
@@ -108,9 +108,9 @@ impl OpenDevice {
         }
         let free = driver.memory()?.free;
         let limit = self.limit.map_or(free, |limit| limit.min(free));
-        let MemoryNeeds { reference, tokens, optimizer_state: moments } = needs;
+        let MemoryNeeds { frozen, tokens, optimizer_state: moments } = needs;
         let request =
-            PlanRequest { config: model.config(), adapter: model.adapter(), dtype, moments, reference, tokens, limit };
+            PlanRequest { config: model.config(), adapter: model.adapter(), dtype, moments, frozen, tokens, limit };
         let plan = TrainingPlan::choose(request)?;
         say(&format!("{}, {}", ComputeDevice::on_gpu(&**driver, dtype), plan.describe()));
         Ok(Box::new(Gpu::new(Arc::clone(driver), model, dtype, &plan)?))

@@ -13,7 +13,7 @@ use crate::model::{AdapterConfig, Config, Model, Slope, TokenSlope, TokenStats};
 use crate::numbers::dtype::Dtype;
 use crate::optim::{LossScale, Moments, Rule};
 use crate::process::cancel::Stop;
-use crate::train::backend::{Backend, Which};
+use crate::train::backend::{Backend, Frozen, Which};
 use crate::train::microbatch::MicroBatch;
 
 /// Trains on a GPU.
@@ -25,7 +25,7 @@ pub struct Gpu {
     is_current: bool,
     weights: DeviceWeights,
     adapter: Option<Arc<DeviceAdapter>>,
-    reference: Option<DeviceWeights>,
+    frozen: Frozen<DeviceWeights>,
     learner: PackedModel,
     gradients: DeviceGradients,
     optimizer: AdamW,
@@ -57,7 +57,7 @@ impl Gpu {
             is_current: true,
             weights,
             adapter,
-            reference: None,
+            frozen: Frozen::default(),
             tokens: plan.tokens,
             loss_scale: (dtype == Dtype::F16).then(LossScale::default),
             stop: Stop::default(),
@@ -117,7 +117,7 @@ impl Backend for Gpu {
         self.driver.wait(&self.driver.mark()?)
     }
 
-    fn hold_reference(&mut self, model: Model) -> Result<()> {
+    fn hold(&mut self, which: Which, model: Model) -> Result<()> {
         // Buffers have the policy's shape.
         let shape = |config: &Config| Config {
             initializer_range: 0.0,
@@ -126,13 +126,15 @@ impl Backend for Gpu {
             ..config.clone()
         };
         if shape(model.config()) != shape(self.model.config()) {
-            let what =
-                "--reference has another shape than --policy: a GPU computes both in the same; --device cpu takes any";
-            return Err(Error::Usage(what.into()));
+            let option = if which == Which::Teacher { "--teacher" } else { "--reference" };
+            return Err(Error::Usage(format!(
+                "{option} has another shape than --policy: a GPU computes both in the same; --device cpu takes any"
+            )));
         }
         let dtype = self.weights.matrices.dtype();
-        self.reference = None; // it may be replaced, and there is no room for two
-        self.reference = Some(DeviceWeights::new(&self.driver, &model, dtype, model.config().positions())?);
+        *self.frozen.place(which) = None; // it may be replaced, and there is no room for two
+        let weights = DeviceWeights::new(&self.driver, &model, dtype, model.config().positions())?;
+        *self.frozen.place(which) = Some(weights);
         Ok(())
     }
 
@@ -142,10 +144,7 @@ impl Backend for Gpu {
 
     fn logprobs(&mut self, which: Which, batch: &MicroBatch, temperature: f32) -> Result<Vec<TokenStats>> {
         self.stop.check()?;
-        let weights = match which {
-            Which::Policy => &self.weights,
-            Which::Reference => self.reference.as_ref().expect("a reference was held before it is asked for"),
-        };
+        let weights = self.frozen.or(&self.weights, which);
         self.learner.logprobs(weights, &batch.packed, (&batch.targets, temperature))
     }
 

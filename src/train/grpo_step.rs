@@ -29,6 +29,11 @@ impl GrpoConfig {
         if (self.loss.beta > 0.0) != self.reference.is_some() {
             return Err(Error::Usage("--beta above 0 needs --reference, and --reference needs --beta above 0".into()));
         }
+        if (self.loss.distill > 0.0) != self.teacher.is_some() {
+            return Err(Error::Usage(
+                "--distill above 0 needs --teacher, and --teacher needs --distill above 0".into(),
+            ));
+        }
         if !(self.reference_mixup_alpha > 0.0 && self.reference_mixup_alpha <= 1.0) {
             return Err(Error::Usage("--reference-mixup-alpha must be above 0 and at most 1".into()));
         }
@@ -54,6 +59,8 @@ pub struct GrpoTrainer<'a> {
     config: GrpoConfig,
     /// Policy id of the reference model.
     reference: Option<String>,
+    /// Policy id of the teacher.
+    teacher: Option<String>,
     micro_batch_tokens: usize,
     dry_run: bool,
     /// How the groups of a step are chosen, if not all are trained on.
@@ -91,13 +98,15 @@ struct Member<'a> {
     is_fresh: bool,
     /// Log-probabilities under the reference model (nats); empty without one.
     reference: Vec<f32>,
+    /// The same under the teacher.
+    teacher: Vec<f32>,
 }
 
 impl<'t> GrpoTrainer<'t> {
-    /// Loads the reference model, if there is one.
+    /// Loads the reference model and the teacher, as far as there are any.
     ///
     /// # Errors
-    /// [`Error::Usage`] when options contradict each other or the reference has another vocabulary, else as [`Model::load`].
+    /// [`Error::Usage`] when options contradict each other or one of these has another vocabulary, else as [`Model::load`].
     pub fn new(trainer: &'t mut Trainer, config: GrpoConfig, micro_batch_tokens: usize, dry_run: bool) -> Result<Self> {
         ranks::send(trainer.ranks(), || Order::Begin);
         config.check()?;
@@ -106,7 +115,12 @@ impl<'t> GrpoTrainer<'t> {
             let opened = hold_reference(trainer, dir, config.reference_sync_steps.is_some());
             reference = Some(agree(trainer.ranks(), opened)?);
         }
-        Ok(Self { trainer, config, reference, micro_batch_tokens, dry_run, dynamic: None })
+        let mut teacher = None;
+        if let Some(dir) = &config.teacher {
+            let opened = hold_teacher(trainer, dir);
+            teacher = Some(agree(trainer.ranks(), opened)?);
+        }
+        Ok(Self { trainer, config, reference, teacher, micro_batch_tokens, dry_run, dynamic: None })
     }
 
     /// Trains on those groups of a step that `dynamic` chooses; without it on all.
@@ -159,6 +173,7 @@ impl<'t> GrpoTrainer<'t> {
             let numbers = StepNumbers::Grpo {
                 config: &self.config,
                 reference: self.reference.as_deref(),
+                teacher: self.teacher.as_deref(),
                 micro_batch_tokens: self.micro_batch_tokens,
             };
             self.trainer.advance(groups::digest(&learned).as_bytes(), numbers, trained);
@@ -182,6 +197,7 @@ impl<'t> GrpoTrainer<'t> {
                 weight: None,
                 is_fresh: completion.is_fresh(&held.policy_id),
                 reference: Vec::new(),
+                teacher: Vec::new(),
             });
         }
         let temperature = groups::temperature(groups)?;
@@ -190,28 +206,32 @@ impl<'t> GrpoTrainer<'t> {
         let (mut teaching, mut silent) = (Vec::new(), Vec::new());
         for (index, member) in members.iter_mut().enumerate() {
             member.weight = counting[index].map(|_| weights[index]);
-            let always = self.config.loss.beta > 0.0 || self.config.loss.entropy_coef != 0.0;
+            let LossConfig { beta, distill, entropy_coef, .. } = self.config.loss;
+            let always = beta > 0.0 || distill > 0.0 || entropy_coef != 0.0;
             let has_slope = member.weight.is_some() && (member.advantage != 0.0 || always);
             if has_slope { teaching.push(index) } else { silent.push(index) }
         }
         let mut plan = Plan { members, sequences, temperature, teaching, silent, owners: Vec::new() };
         plan.deal(groups, self.trainer.ranks().count());
         if self.reference.is_some() {
-            self.add_reference_logprobs(&mut plan)?;
+            let logprobs = self.all_logprobs(&plan, Which::Reference)?;
+            plan.members.iter_mut().zip(logprobs).for_each(|(member, logprobs)| member.reference = logprobs);
+        }
+        if self.teacher.is_some() {
+            let logprobs = self.all_logprobs(&plan, Which::Teacher)?;
+            plan.members.iter_mut().zip(logprobs).for_each(|(member, logprobs)| member.teacher = logprobs);
         }
         Ok(plan)
     }
 
-    fn add_reference_logprobs(&mut self, plan: &mut Plan<'_>) -> Result<()> {
+    /// Log-probabilities of each member's tokens under a frozen model (nats).
+    fn all_logprobs(&mut self, plan: &Plan<'_>, which: Which) -> Result<Vec<Vec<f32>>> {
         let all: Vec<usize> = (0..plan.sequences.len()).collect();
         let work = plan.work(self.micro_batch_tokens);
-        let stats = work.run(self.trainer, &[&all], &mut |trainer, _, batch| {
-            trainer.logprobs(Which::Reference, batch, plan.temperature)
-        })?;
-        for (member, stats) in plan.members.iter_mut().zip(stats) {
-            member.reference = stats.iter().map(|token| token.logprob).collect();
-        }
-        Ok(())
+        let measure =
+            &mut |trainer: &mut Trainer, _, batch: &MicroBatch| trainer.logprobs(which, batch, plan.temperature);
+        let stats = work.run(self.trainer, &[&all], measure)?;
+        Ok(stats.iter().map(|stats| stats.iter().map(|token| token.logprob).collect()).collect())
     }
 
     /// Adds up the gradients of the step's loss at the current weights, and statistics of its tokens. `first` are the
@@ -346,6 +366,7 @@ impl Plan<'_> {
                 old: member.old(config, first.map(|first| &first[index][..])),
                 sampled: &member.completion.logprobs,
                 reference: (!member.reference.is_empty()).then_some(&member.reference[..]),
+                teacher: (!member.teacher.is_empty()).then_some(&member.teacher[..]),
             };
             let survey = survey.map(|survey| Survey { tokens: &survey[index], least_entropy });
             Some(SequenceLoss::new(config, known, survey))
@@ -361,12 +382,25 @@ impl Plan<'_> {
 
 /// Loads the reference model, as far as training has changed it, and returns the policy id that it began with.
 fn hold_reference(trainer: &mut Trainer, dir: &Path, changes: bool) -> Result<String> {
-    let model = Model::load(trainer.own_reference().as_deref().unwrap_or(dir))?;
-    if model.config().vocab_size != trainer.model_config().vocab_size {
-        return Err(Error::Usage("--reference has another vocabulary than --policy".into()));
-    }
+    let model = frozen("--reference", trainer.own_reference().as_deref().unwrap_or(dir), trainer)?;
     trainer.hold_reference(model, changes)?;
     Ok(checkpoint::identity(dir)?.policy_id)
+}
+
+/// Loads the teacher, and returns its policy id.
+fn hold_teacher(trainer: &mut Trainer, dir: &Path) -> Result<String> {
+    let model = frozen("--teacher", dir, trainer)?;
+    trainer.hold_teacher(model)?;
+    Ok(checkpoint::identity(dir)?.policy_id)
+}
+
+/// Loads a model whose tokens are to be the policy's.
+fn frozen(option: &str, dir: &Path, trainer: &Trainer) -> Result<Model> {
+    let model = Model::load(dir)?;
+    if model.config().vocab_size != trainer.model_config().vocab_size {
+        return Err(Error::Usage(format!("{option} has another vocabulary than --policy")));
+    }
+    Ok(model)
 }
 
 fn rewards_of(line: &mut Metrics, groups: &[Group], advantages: &Advantages) {

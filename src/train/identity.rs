@@ -25,6 +25,8 @@ pub enum StepNumbers<'a> {
         config: &'a GrpoConfig,
         /// The policy id of the reference model.
         reference: Option<&'a str>,
+        /// The policy id of the teacher.
+        teacher: Option<&'a str>,
         /// Tokens per micro-batch: sums are taken in its order.
         micro_batch_tokens: usize,
     },
@@ -56,8 +58,11 @@ impl StepIdentity<'_> {
     #[must_use]
     pub fn policy_id(&self) -> String {
         let step = match self.numbers {
-            StepNumbers::Grpo { config, reference, micro_batch_tokens } => {
+            StepNumbers::Grpo { config, reference, teacher: None, micro_batch_tokens } => {
                 json!([grpo(config), reference, micro_batch_tokens])
+            }
+            StepNumbers::Grpo { config, reference, teacher, micro_batch_tokens } => {
+                json!([grpo(config), reference, micro_batch_tokens, teacher, config.loss.distill])
             }
             StepNumbers::Supervised(config) => supervised(config),
         };
@@ -74,7 +79,7 @@ impl StepIdentity<'_> {
     }
 }
 
-/// `reference` enters by its policy id, and `dynamic_sampling` by the records that it chooses; `max_staleness` and `logprob_band` refuse
+/// `reference` and `teacher` enter by their policy ids, and `dynamic_sampling` by the records that it chooses; `max_staleness` and `logprob_band` refuse
 /// steps and do not change any.
 fn grpo(config: &GrpoConfig) -> Value {
     let GrpoConfig {
@@ -82,6 +87,7 @@ fn grpo(config: &GrpoConfig) -> Value {
         advantage,
         num_iterations,
         reference: _,
+        teacher: _,
         reference_sync_steps,
         reference_mixup_alpha,
         max_staleness: _,
@@ -115,6 +121,7 @@ fn loss_numbers(config: &LossConfig) -> Value {
         epsilon,
         epsilon_high,
         beta,
+        distill: _, // with the teacher
         mask_truncated,
         max_completion_tokens,
         importance_sampling_clip_max,
@@ -266,6 +273,7 @@ mod tests {
             advantage: advantage(ScaleRewards::Group),
             num_iterations: 1,
             reference: None,
+            teacher: None,
             reference_sync_steps: None,
             reference_mixup_alpha: 0.6,
             max_staleness: Staleness::Any,
@@ -280,6 +288,7 @@ mod tests {
             epsilon: 0.2,
             epsilon_high: Some(0.28),
             beta: 0.0,
+            distill: 0.0,
             mask_truncated: false,
             max_completion_tokens: None,
             importance_sampling_clip_max: None,
@@ -341,7 +350,7 @@ mod tests {
     fn the_id_of_a_grpo_step_stays() {
         let defaults = OptimizerConfig::default();
         let config = grpo_config(dapo());
-        let numbers = StepNumbers::Grpo { config: &config, reference: None, micro_batch_tokens: 512 };
+        let numbers = StepNumbers::Grpo { config: &config, reference: None, teacher: None, micro_batch_tokens: 512 };
         let id = step(numbers, rollouts().as_bytes(), &defaults, None);
         assert_eq!(id, "71f702106743dd1c2873e6957076e7d4");
 
@@ -356,7 +365,8 @@ mod tests {
         };
         let advantage = advantage(ScaleRewards::None);
         let config = GrpoConfig { advantage, num_iterations: 2, ..grpo_config(loss) };
-        let numbers = StepNumbers::Grpo { config: &config, reference: Some(PARENT), micro_batch_tokens: 512 };
+        let numbers =
+            StepNumbers::Grpo { config: &config, reference: Some(PARENT), teacher: None, micro_batch_tokens: 512 };
         let optimizer = OptimizerConfig {
             optimizer_state: Dtype::Bf16,
             adam_beta2: 0.99,

@@ -60,7 +60,7 @@ pub fn logits_bytes(gpu: &Arc<dyn Driver>) -> usize {
         adapter: None,
         dtype: Dtype::Bf16,
         moments: Dtype::F32,
-        reference: false,
+        frozen: 0,
         tokens: None,
         limit,
     };

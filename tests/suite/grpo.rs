@@ -238,8 +238,15 @@ pub fn by_hand(config: &LossConfig, groups: &[Group], known: [&[f32]; 2], temper
     let of = |member: usize| {
         let [sampled, reference] = [&known[0][member], &known[1][member]];
         let (old, advantage) = (Some(&completions[member].logprobs[..]), completions[member].reward.unwrap());
-        let known =
-            Known { advantage, weight: weights[member], entropy_weight, old, sampled, reference: Some(reference) };
+        let known = Known {
+            advantage,
+            weight: weights[member],
+            entropy_weight,
+            old,
+            sampled,
+            reference: Some(reference),
+            teacher: None,
+        };
         SequenceLoss::new(config, known, Some(Survey { tokens: &survey[member], least_entropy }))
     };
     let losses: Vec<_> = (0..16).map(|member| counts(member).then(|| of(member))).collect();

@@ -179,6 +179,8 @@ fn what_is_not_there_or_in_the_way_or_contradictory_is_told() {
         (model.as_str(), "no/such/file.jsonl", 1, "no/such/file.jsonl: "),
         ("no/such/policy", "-", 1, "no/such/policy"),
         (&model, "--beta 0.1", 2, "--beta above 0 needs --reference, and --reference needs --beta above 0"),
+        (&model, "--distill 0.1", 2, "--distill above 0 needs --teacher, and --teacher needs --distill above 0"),
+        (&model, "--distill=-1 --teacher x", 2, "--distill"),
         (&model, "--loss dr_grpo", 2, "--max-completion-tokens"),
         (&model, "--importance-sampling-clip-max 0", 2, "--importance-sampling-clip-max must be above 0"),
         (&model, "--schedule cosine", 2, "--total-steps"),
@@ -423,6 +425,34 @@ fn what_was_sampled_in_bf16_is_trained_on_within_the_band_and_in_bf16_exactly() 
     assert_eq!(done.code, Some(4), "{}", done.stderr);
     assert!(done.stderr.contains("sampler and trainer disagree"), "{}", done.stderr);
     assert!(!fs::exists(folder.path("strict")).unwrap());
+}
+
+/// Reverse KL is the penalty k2, whose reference is the teacher; and the parts of a loss add up.
+#[test]
+fn a_teacher_is_distilled_alone_beside_rewards_and_beside_a_reference() {
+    let folder = Folder::new();
+    folder.step("other", "", &SCORED);
+    let other = folder.path("other");
+    let step = |out: &str, options: &str| {
+        let done = folder.step(out, options, &SCORED);
+        serde_json::from_str::<Value>(&done.stdout).unwrap()
+    };
+    let line = step("taught", &format!("--teacher {other} --distill 0.3"));
+    let want = step("penalised", &format!("--reference {other} --beta 0.3 --kl-estimator k2"));
+    folder.assert_same_weights("taught", "penalised");
+    assert!(line["teacher_kl"].as_f64().unwrap() > 1e-6 && line.get("kl").is_none());
+    assert_eq!((&line["teacher_kl"], &line["loss"]), (&want["kl"], &want["loss"]));
+
+    let both =
+        step("both", &format!("--teacher {other} --distill 0.2 --reference {other} --beta 0.1 --kl-estimator k2"));
+    for name in ["loss", "grad_norm"] {
+        let (got, want) = (both[name].as_f64().unwrap(), want[name].as_f64().unwrap());
+        assert!((got - want).abs() < 1e-6 * want.abs().max(1.0), "{name}: {got} for {want}");
+    }
+    let id = |of: &str| folder.read(&format!("{of}/state.json"));
+    let policy = |of: &str| serde_json::from_slice::<Value>(&id(of)).unwrap()["policy_id"].clone();
+    step("as_before", &format!("--teacher {other} --distill 0.4"));
+    assert!(policy("as_before") != policy("taught") && policy("taught") != policy("penalised"));
 }
 
 #[test]

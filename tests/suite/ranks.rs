@@ -218,7 +218,10 @@ fn adapters_and_products_in_bf16_are_trained_as_by_one() {
 #[test]
 fn a_reference_that_changes_and_groups_that_are_chosen_are_those_of_one() {
     let groups = steps_of(&Reference::load());
-    let reference = format!("--beta 0.2 --reference {} --reference-sync-steps 2 --num-iterations 3", tiny().display());
+    let model = tiny().display().to_string();
+    let reference = format!(
+        "--beta 0.2 --reference {model} --reference-sync-steps 2 --teacher {model} --distill 0.1 --num-iterations 3"
+    );
     let trained = |of: &Trained| of.lines[0]["dynamic_sampling/groups_trained"].as_u64();
     assert!(groups.len() > DYNAMIC_GROUPS);
     for (options, chosen) in [(&reference[..], None), ("--dynamic-sampling 2", Some(DYNAMIC_GROUPS as u64))] {

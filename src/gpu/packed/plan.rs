@@ -50,8 +50,8 @@ pub struct PlanRequest<'a> {
     pub dtype: Dtype,
     /// The type of the optimizer's moments.
     pub moments: Dtype,
-    /// Whether there is a reference model, too.
-    pub reference: bool,
+    /// How many models of the same shape there are besides: a reference, a teacher.
+    pub frozen: usize,
     /// Most tokens in the model at once, if the user has chosen.
     pub tokens: Option<usize>,
     /// The memory to stay within (bytes).
@@ -82,14 +82,14 @@ impl TrainingPlan {
         let (shape, layout) =
             (ModelShape::new(request.config)?, ParameterLayout::new(request.config, request.config.stored())?);
         let copy = layout.matrices * request.dtype.size() + 4 * (layout.all - layout.matrices);
-        let models = if request.reference { 2 } else { 1 };
         let rope = 4 * request.config.positions() * shape.dim;
         // An adapter has a copy of its own, and the matrices of the base model in f32.
         let (trained, more) = request.adapter.map_or((layout.all, 0), |adapter| {
             let [own, adapted] = adapter.numbers(request.config);
             (own, own * request.dtype.size() + 4 * adapted)
         });
-        let fixed = models * (copy + rope) + (4 + 4 + 2 * request.moments.size()) * trained + more + ASIDE;
+        let fixed =
+            (1 + request.frozen) * (copy + rope) + (4 + 4 + 2 * request.moments.size()) * trained + more + ASIDE;
         let narrow = request.adapter.map_or(0, |adapter| adapter.rank * request.dtype.size());
         let row = 4 * kernels::stride(&shape);
         let choices = match request.tokens {
@@ -197,7 +197,7 @@ mod tests {
             adapter: None,
             dtype: Dtype::Bf16,
             moments,
-            reference: true,
+            frozen: 1,
             tokens,
             limit,
         })
@@ -245,7 +245,7 @@ mod tests {
                 adapter,
                 dtype: Dtype::Bf16,
                 moments: Dtype::F32,
-                reference: false,
+                frozen: 0,
                 tokens: Some(512),
                 limit: 139 << 30,
             };

@@ -35,6 +35,9 @@ pub struct LossConfig {
     /// Estimate of that divergence, for d = log policy - log reference of a sampled token
     #[arg(long, value_enum, value_name = "ESTIMATOR", default_value = "k3-weighted")]
     pub kl_estimator: KlEstimator,
+    /// Weight of the divergence from --teacher, whose gradient is that of reverse KL: k2 of the difference in log-probability
+    #[arg(long, value_name = "WEIGHT", default_value_t = 0.0)]
+    pub distill: f64,
     /// Weight of the mean entropy of the step's tokens, which the loss falls by: a positive one keeps the policy exploring
     #[arg(long, value_name = "WEIGHT", default_value_t = 0.0, allow_hyphen_values = true)]
     pub entropy_coef: f64,
@@ -76,8 +79,8 @@ impl LossConfig {
         if !(0.0..1.0).contains(&self.epsilon) || !(0.0..).contains(&high) || !high.is_finite() {
             return refuse("--epsilon must be at least 0 and less than 1, and --epsilon-high at least 0");
         }
-        if !(0.0..).contains(&self.beta) || !self.beta.is_finite() {
-            return refuse("--beta must be at least 0");
+        if [self.beta, self.distill].iter().any(|weight| !(0.0..).contains(weight) || !weight.is_finite()) {
+            return refuse("--beta and --distill must be at least 0");
         }
         let most = self.importance_sampling_clip_max;
         let least = self.importance_sampling_clip_min;

@@ -1,7 +1,7 @@
 //! The losses of a completion's tokens, from what is known of them.
 
 use super::surrogate::{Ratio, Surrogate};
-use super::{Clipped, Importance, LossConfig, MAX_LOG_RATIO, Objective, RatioLevel};
+use super::{Clipped, Importance, KlEstimator, LossConfig, MAX_LOG_RATIO, Objective, RatioLevel};
 use crate::model::TokenStats;
 
 /// What is known of a completion before the policy in training is asked. Log-probabilities are of each of its tokens (nats).
@@ -19,6 +19,8 @@ pub struct Known<'a> {
     pub sampled: &'a [f32],
     /// Under the reference; required where `beta` is not 0.
     pub reference: Option<&'a [f32]>,
+    /// Under the teacher; required where `distill` is not 0.
+    pub teacher: Option<&'a [f32]>,
 }
 
 /// What the policy in training makes of a completion, for [`LossConfig::needs_survey`].
@@ -33,7 +35,7 @@ pub struct Survey<'a> {
 /// The loss of one token, times its weight, without the entropy's part.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct TokenLoss {
-    /// `beta` times `kl`, minus the surrogate.
+    /// `beta` times `kl`, plus `distill` times `teacher_kl`, minus the surrogate.
     pub loss: f64,
     /// dloss / dlogprob: of the losses of all of the completion's tokens, if they share a ratio.
     pub slope: f64,
@@ -41,13 +43,15 @@ pub struct TokenLoss {
     pub entropy_slope: f64,
     /// Estimate of the KL divergence from the reference (nats), without the token's weight; 0 without a reference.
     pub kl: f64,
+    /// The same from the teacher, if there is one.
+    pub teacher_kl: Option<f64>,
     /// Whether the clip range stops the gradient. If the ratio is the completion's, its first token alone tells.
     pub clipped: Option<Clipped>,
     /// The weight of the surrogate; `None` without importance sampling. If it is the completion's, its first token alone tells.
     pub importance: Option<Importance>,
 }
 
-/// The losses of a completion's tokens: the surrogate, with the KL penalty.
+/// The losses of a completion's tokens: the surrogate, with the KL penalty and that of distillation.
 ///
 /// [`KlEstimator::K3Weighted`] is weighted by the ratio, whose slope counts even where the ratio is 1: otherwise the gradient of the
 /// penalty would not be that of the divergence.
@@ -60,7 +64,8 @@ pub struct TokenLoss {
 /// denominator but that of the entropy bonus, whose mean is over the tokens that it acts on.
 ///
 /// # Source
-/// TRL `GRPOTrainer._compute_loss`; entropy: Wang et al. 2025, <https://arxiv.org/abs/2506.01939>; distance: DeepSeek-V3.2,
+/// TRL `GRPOTrainer._compute_loss`; distillation: Agarwal et al. 2023, <https://arxiv.org/abs/2306.13649> (GKD), reverse KL on the student's own
+/// samples; entropy: Wang et al. 2025, <https://arxiv.org/abs/2506.01939>; distance: DeepSeek-V3.2,
 /// <https://arxiv.org/abs/2512.02556>, eq. 9.
 ///
 /// [`KlEstimator::K3Weighted`]: super::KlEstimator::K3Weighted
@@ -120,12 +125,15 @@ impl<'a> SequenceLoss<'a> {
             true => (ratio.value * estimate, ratio.slope * of_ratio + ratio.value * estimate_slope),
             false => (estimate, estimate_slope),
         };
+        let of_teacher = difference(known.teacher, at, now).map(|far| KlEstimator::K2.of(far));
+        let (teacher_kl, teacher_slope) = of_teacher.unwrap_or_default();
         let tells = |is_shared: bool| !is_shared || at == 0;
         TokenLoss {
-            loss: known.weight * (config.beta * kl - surrogate.value),
-            slope: known.weight * (config.beta * kl_slope - surrogate_slope),
+            loss: known.weight * (config.beta * kl + config.distill * teacher_kl - surrogate.value),
+            slope: known.weight * (config.beta * kl_slope + config.distill * teacher_slope - surrogate_slope),
             entropy_slope: if self.has_entropy(at) { known.entropy_weight } else { 0.0 },
             kl,
+            teacher_kl: of_teacher.map(|(kl, _)| kl),
             clipped: tells(self.ratio.is_some()).then_some(surrogate.clipped),
             importance: importance.filter(|_| tells(self.importance.is_some())),
         }
@@ -161,8 +169,7 @@ impl<'a> SequenceLoss<'a> {
 
     /// The estimate of the KL divergence before it is weighted, and its slope.
     fn kl(&self, at: usize, now: f32) -> (f64, f64) {
-        let difference = |reference: &[f32]| f64::from(now) - f64::from(reference[at]);
-        self.known.reference.map_or((0.0, 0.0), |reference| self.config.kl_estimator.of(difference(reference)))
+        difference(self.known.reference, at, now).map_or((0.0, 0.0), |far| self.config.kl_estimator.of(far))
     }
 
     fn each(&self, survey: Survey<'a>, of: impl Fn(usize, f32) -> f64) -> impl Iterator<Item = f64> {
@@ -172,4 +179,9 @@ impl<'a> SequenceLoss<'a> {
     fn mean(&self, survey: Survey<'a>, of: impl Fn(usize, f32) -> f64) -> f64 {
         self.each(survey, of).sum::<f64>() / survey.tokens.len().max(1) as f64
     }
+}
+
+/// log policy - log of another model, if there is one, of token `at`.
+fn difference(other: Option<&[f32]>, at: usize, now: f32) -> Option<f64> {
+    other.map(|other| f64::from(now) - f64::from(other[at]))
 }

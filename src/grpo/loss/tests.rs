@@ -32,7 +32,15 @@ struct Logprobs {
 /// The loss of a completion of one token.
 fn token_loss(config: &LossConfig, advantage: f64, Logprobs { now, old, sampled, reference }: Logprobs) -> TokenLoss {
     let [old, reference] = [&old, &reference].map(|one| one.as_ref().map(from_ref));
-    let known = Known { advantage, weight: 1.0, entropy_weight: 0.0, old, sampled: from_ref(&sampled), reference };
+    let known = Known {
+        advantage,
+        weight: 1.0,
+        entropy_weight: 0.0,
+        old,
+        sampled: from_ref(&sampled),
+        reference,
+        teacher: None,
+    };
     SequenceLoss::new(config, known, None).token(0, now)
 }
 
@@ -63,17 +71,17 @@ proptest! {
     #[test]
     fn slopes_of_a_shared_ratio_are_the_derivatives_of_the_sum(
         advantage in -3.0f64..3.0, now in prop::collection::vec(-6.0f32..-0.1, 4), moved in 0usize..4,
-        off in prop::collection::vec(-0.3f32..0.3, 12),
+        off in prop::collection::vec(-0.3f32..0.3, 16),
         options in prop::sample::select(vec![
             "--loss gspo", "--loss luspo --kl-estimator k1", "--loss sapo --ratio-level sequence",
             "--loss gspo --kl-estimator k2 --importance-sampling-clip-max 1.1", "--loss gspo --delta 1.3 --kl-estimator k3",
         ]),
     ) {
-        let config = parse(&format!("{options} --beta 0.2"));
+        let config = parse(&format!("{options} --beta 0.2 --distill 0.3"));
         let near = |from: usize| now.iter().zip(&off[from..]).map(|(now, off)| now + off).collect::<Vec<f32>>();
-        let [old, sampled, reference] = [near(0), near(4), near(8)];
+        let [old, sampled, reference, teacher] = [near(0), near(4), near(8), near(12)];
         let known =
-            Known { advantage, weight: 0.5, entropy_weight: 0.0, old: Some(&old), sampled: &sampled, reference: Some(&reference) };
+            Known { advantage, weight: 0.5, entropy_weight: 0.0, old: Some(&old), sampled: &sampled, reference: Some(&reference), teacher: Some(&teacher) };
         let losses = |now: &[f32]| {
             let survey: Vec<_> = now.iter().map(|logprob| TokenStats { logprob: *logprob, entropy: 1.0 }).collect();
             let loss = SequenceLoss::new(&config, known, Some(Survey { tokens: &survey, least_entropy: 0.0 }));
@@ -230,8 +238,15 @@ fn the_gradient_of_each_token_for_itself_is_the_shared_one_where_nothing_tells_t
     let slopes = |options: &str| -> Vec<f64> {
         let config = parse(&format!("--loss gspo {options}"));
         let survey = now.map(|logprob| TokenStats { logprob, entropy: 1.0 });
-        let known =
-            Known { advantage: 1.5, weight: 1.0, entropy_weight: 0.0, old: Some(&old), sampled: &old, reference: None };
+        let known = Known {
+            advantage: 1.5,
+            weight: 1.0,
+            entropy_weight: 0.0,
+            old: Some(&old),
+            sampled: &old,
+            reference: None,
+            teacher: None,
+        };
         let loss = SequenceLoss::new(&config, known, Some(Survey { tokens: &survey, least_entropy: 0.0 }));
         (0..3).map(|at| loss.token(at, now[at]).slope).collect()
     };

@@ -9,6 +9,7 @@ use crate::checkpoint::WEIGHTS;
 use crate::error::{Error, Result};
 use crate::model::Model;
 use crate::numbers::dtype::Dtype;
+use crate::train::backend::Which;
 
 /// The directory of a changed reference in a checkpoint.
 const REFERENCE: &str = "reference";
@@ -37,7 +38,15 @@ impl Trainer {
             }
             self.reference = Some(model.clone());
         }
-        self.backend.hold_reference(model)
+        self.backend.hold(Which::Reference, model)
+    }
+
+    /// Takes the teacher.
+    ///
+    /// # Errors
+    /// Those of the backend.
+    pub fn hold_teacher(&mut self, model: Model) -> Result<()> {
+        self.backend.hold(Which::Teacher, model)
     }
 
     /// Makes the reference `(1 - alpha) reference + alpha policy`, each number in f32.
@@ -53,7 +62,7 @@ impl Trainer {
         for (to, from) in reference.parameters_mut().into_iter().zip(self.backend.weights()?.parameters()) {
             to.par_iter_mut().zip(from).for_each(|(to, from)| *to = own * *to + new * from);
         }
-        self.backend.hold_reference(reference.clone())
+        self.backend.hold(Which::Reference, reference.clone())
     }
 }
 

@@ -89,7 +89,7 @@ pub fn on_gpu(gpu: &Arc<dyn Driver>, dtype: Dtype) -> impl Fn(Model) -> grpo_pip
             adapter: model.adapter(),
             dtype,
             moments: Dtype::F32,
-            reference: true,
+            frozen: 1,
             tokens: None,
             limit: 1 << 30,
         };
